@@ -1,0 +1,1 @@
+# Install rules: the program, the library, its headers and the CMake package.

@@ -1,0 +1,70 @@
+// The interface between the forward pass and the machine it runs on.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "backend/batch.h"
+#include "backend/hyperparameters.h"
+#include "backend/weights.h"
+#include "core/buffer.h"
+
+namespace tidal {
+
+/// About ten coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
+/// Selection, Weight and Layer is the backend's own memory. One forward pass at a time: begin(), the operations in the
+/// order of model/forward.cpp, logits() last. Rows of different chunks never influence each other.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;
+
+  // --- memory -------------------------------------------------------------------------------------------------------
+  /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).
+  virtual Buffer allocate(size_t bytes, std::string_view what) = 0;
+  /// Makes a weight in host memory usable by this backend; the host memory must outlive the backend's use of it.
+  virtual Weight upload(const Weight& host) = 0;
+  /// Copies between two runs of the backend's memory that do not overlap.
+  virtual void copy(std::byte* to, const std::byte* from, size_t bytes) = 0;
+  /// Host memory to the backend's, and back.
+  virtual void write(std::byte* to, const std::byte* from_host, size_t bytes) = 0;
+  virtual void read(std::byte* to_host, const std::byte* from, size_t bytes) = 0;
+  /// Makes room for passes of up to `max_rows` rows over up to `max_context` positions, so that later passes allocate
+  /// nothing.
+  virtual void reserve(const Hyperparameters& hp, int max_rows, int max_context) = 0;
+
+  // --- one forward pass ---------------------------------------------------------------------------------------------
+  /// Starts a pass; `batch` must live until logits() returned.
+  virtual void begin(const Hyperparameters& hp, const Batch& batch) = 0;
+  /// x [rows, width] = rows of the embedding matrix.
+  virtual void embed(const Weight& embedding, const Batch& batch, Rows x) = 0;
+  /// q [rows, q_width] and the appended K, V: RMS norm of x, projections, bias, q/k norm, RoPE; K and V go to the cache
+  /// at the rows' positions.
+  virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
+  /// out [rows, q_width]: dense causal attention of every chunk. Scores are q.k / sqrt(head_dim).
+  virtual void attend(const Batch& batch, Rows q, KvLayer kv, Rows out) = 0;
+  /// attend(), and for sparse chunks also chooses selection's positions from the same scores (TidalDecode, section 3):
+  /// sinks and recent first, the rest by pooled score, ties to the lower position, NaN below everything.
+  virtual void attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
+  /// Sparse chunks attend to their selected positions only; other chunks as in attend().
+  virtual void attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
+  /// x += out * Wo (+ bias).
+  virtual void project(const Layer& layer, Rows out, Rows x) = 0;
+  /// x += down(silu(gate(norm x)) * up(norm x)).
+  virtual void mlp(const Layer& layer, Rows x) = 0;
+  /// logits [logit_rows, vocab], host memory: final RMS norm and output projection of the rows that asked.
+  virtual void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
+                      std::span<float> logits) = 0;
+};
+
+/// The scalar float32 backend that the others are tested against.
+std::unique_ptr<Backend> make_reference_backend();
+/// The fast CPU backend. `threads` >= 1.
+std::unique_ptr<Backend> make_cpu_backend(int threads);
+/// By name: "cpu" or "reference". Throws Error for any other.
+std::unique_ptr<Backend> make_backend(std::string_view name, int threads);
+
+}  // namespace tidal

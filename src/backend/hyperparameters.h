@@ -1,0 +1,43 @@
+// The shape of a Llama-family model: everything a backend needs to know besides the weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tidal {
+
+using Token = int32_t;
+
+/// Rotary position embedding, with every kind of scaling already folded into per-pair frequencies.
+struct Rope {
+  /// Which two elements of a head are rotated together: (2i, 2i+1) or (i, i + dims/2).
+  enum class Pairing { Adjacent, Halves };
+  Pairing pairing = Pairing::Adjacent;
+  int dims = 0;                     ///< leading elements of each head that are rotated; even, at most head_dim
+  std::vector<double> frequencies;  ///< [dims / 2], radians per position
+  float magnitude = 1.0f;           ///< factor on cosine and sine (YaRN's attention factor)
+};
+
+struct Hyperparameters {
+  std::string architecture;  ///< llama, qwen2 or qwen3
+  std::string name;          ///< general.name, may be empty
+  int layers = 0;
+  int width = 0;     ///< elements of the residual stream
+  int heads = 0;     ///< query heads
+  int kv_heads = 0;  ///< key/value heads; divides `heads`
+  int head_dim = 0;  ///< elements of one head of q, k and v
+  int ffn = 0;       ///< elements of the MLP's hidden layer
+  int vocab = 0;
+  int context = 0;  ///< positions the model was trained for
+  float rms_epsilon = 1e-5f;
+  Rope rope;
+
+  int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
+  int q_width() const { return heads * head_dim; }
+  int kv_width() const { return kv_heads * head_dim; }
+  /// Bytes of K and V that one token adds to the cache, all layers, bf16.
+  int64_t kv_bytes_per_token() const { return int64_t{2} * 2 * kv_width() * layers; }
+};
+
+}  // namespace tidal

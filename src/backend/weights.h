@@ -1,0 +1,38 @@
+// Weights as a backend sees them.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tidal {
+
+/// A matrix [rows, cols] in a backend's memory: row-major, `cols` elements of `type` contiguous. y = W x has `rows`
+/// elements. A vector (norm, bias) is one row of float32. `data` is null for an optional weight that a model lacks.
+struct Weight {
+  ggml_type type = GGML_TYPE_F32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  const std::byte* data = nullptr;
+
+  explicit operator bool() const { return data != nullptr; }
+  size_t row_bytes() const { return ggml_row_size(type, cols); }
+  size_t bytes() const { return data ? row_bytes() * static_cast<size_t>(rows) : 0; }
+  const std::byte* row(int64_t index) const { return data + static_cast<size_t>(index) * row_bytes(); }
+  const float* floats() const { return reinterpret_cast<const float*>(data); }  ///< of a float32 vector
+};
+
+/// One transformer layer. Biases and the q/k norms are present in some families only.
+struct Layer {
+  Weight attn_norm;               // [width]
+  Weight wq, wk, wv;              // [q_width, width], [kv_width, width] twice
+  Weight bq, bk, bv;              // [q_width], [kv_width] twice; optional
+  Weight q_norm, k_norm;          // [head_dim]; optional (qwen3)
+  Weight wo, bo;                  // [width, q_width], [width] optional
+  Weight ffn_norm;                // [width]
+  Weight gate, up, down;          // [ffn, width] twice, [width, ffn]
+  Weight b_gate, b_up, b_down;    // [ffn] twice, [width]; optional
+};
+
+}  // namespace tidal

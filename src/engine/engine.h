@@ -1,0 +1,82 @@
+// The engine: sequences in, logits out.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/kv_pool.h"
+#include "engine/sequence.h"
+#include "model/forward.h"
+#include "model/model.h"
+#include "model/plan.h"
+
+namespace tidal {
+
+struct EngineOptions {
+  int context = 4096;   ///< most positions of one sequence
+  int64_t tokens = 0;   ///< positions of all sequences together; 0: one sequence's context
+  int chunk = 512;      ///< most tokens of one prefill chunk
+  int sequences = 1;    ///< most sequences in one step
+};
+
+/// Decodes token sequences on one backend. Not thread-safe. The backend and the model must outlive it.
+class Engine {
+ public:
+  /// Throws Error for a plan that does not fit the model and when memory is short.
+  Engine(Backend& backend, const Model& model, const Plan& plan, const EngineOptions& options);
+
+  const Model& model() const { return model_; }
+  const EngineOptions& options() const { return options_; }
+  const Plan& plan() const { return plan_; }
+  /// Another plan of the same policy shape limits (any roles, budget at most that of the constructor's, same scope or
+  /// one with fewer sets). Throws Error otherwise.
+  void set_plan(const Plan& plan);
+  KvPool& pool() { return *pool_; }
+
+  Sequence create() { return Sequence(*pool_); }
+
+  /// What one sequence does in a step.
+  struct Request {
+    Sequence* sequence = nullptr;
+    std::span<const Token> tokens;  ///< appended; at most options().chunk
+    bool decode = false;            ///< one token, decoded by the plan; otherwise a dense chunk
+    bool all_logits = false;        ///< logits of every token instead of the last one's
+  };
+  /// One forward pass over all requests (each of another sequence). Returns the logits [rows that asked, vocab] in the
+  /// order of the requests, valid until the next step. On an Error no sequence has changed its tokens.
+  std::span<const float> step(std::span<const Request> requests);
+
+  /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. `progress(done)` after every chunk;
+  /// returning false stops early (the sequence then holds `done` tokens more).
+  std::span<const float> prefill(Sequence& sequence, std::span<const Token> tokens,
+                                 const std::function<bool(int done)>& progress = {});
+  /// Appends one token by the plan; returns its logits.
+  std::span<const float> decode(Sequence& sequence, Token token);
+
+  /// Bytes that a decode step of one sequence with `context` positions must read: weights, and K/V by the plan.
+  int64_t decode_bytes(int context) const;
+
+  /// Appends `count` positions with random K/V, for benchmarks that need a long context but not its content.
+  void fill_random(Sequence& sequence, int count, uint64_t seed);
+
+ private:
+  Backend& backend_;
+  const Model& model_;
+  Plan plan_;
+  EngineOptions options_;
+  std::unique_ptr<KvPool> pool_;
+  std::unique_ptr<Forward> forward_;
+  std::vector<float> logits_;
+
+  // Of the step in progress; members so that a decode step allocates nothing.
+  std::vector<const Request*> order_;
+  std::vector<Token> tokens_;
+  std::vector<int32_t> positions_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<Chunk> chunks_;
+  std::vector<float> reordered_;
+};
+
+}  // namespace tidal

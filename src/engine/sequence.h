@@ -1,0 +1,46 @@
+// One conversation: its tokens and where its K/V are.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "engine/kv_pool.h"
+
+namespace tidal {
+
+/// Tokens with their cached K/V. Move-only; gives its blocks back when destroyed. The pool must outlive it.
+class Sequence {
+ public:
+  explicit Sequence(KvPool& pool) : pool_(&pool) {}
+  Sequence(Sequence&& other) noexcept;
+  Sequence& operator=(Sequence&& other) noexcept;
+  ~Sequence();
+
+  /// Tokens in the cache.
+  std::span<const Token> tokens() const { return tokens_; }
+  int length() const { return static_cast<int>(tokens_.size()); }
+  std::span<const BlockId> blocks() const { return blocks_; }
+  /// Positions [0, clean()) hold what dense attention computes; later ones came from sparse attention (are polluted).
+  int clean() const { return clean_; }
+
+  /// A second sequence with the same content, sharing all blocks until either writes to one (copy on write).
+  Sequence fork() const;
+  /// Forgets all positions from `length` on. 0 <= length <= length().
+  void truncate(int length);
+
+  /// Makes positions [length(), length() + more) writable. Throws Error when the pool is exhausted; then nothing has
+  /// changed but blocks that may already be reserved, which the next call uses.
+  void reserve(int more);
+  /// Records tokens whose K/V a forward pass has just written at the end. `dense`: by dense attention over clean cache.
+  void append(std::span<const Token> tokens, bool dense);
+
+ private:
+  void release_from(size_t first);
+
+  KvPool* pool_;
+  std::vector<Token> tokens_;
+  std::vector<BlockId> blocks_;
+  int clean_ = 0;
+};
+
+}  // namespace tidal

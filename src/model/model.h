@@ -1,0 +1,37 @@
+// A model: hyperparameters and weights on a backend.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace tidal {
+
+struct Model {
+  Hyperparameters hp;
+  Weight embedding;    // [vocab, width]
+  Weight output_norm;  // [width]
+  Weight output;       // [vocab, width]; the embedding where the file has no own output matrix
+  std::vector<Layer> layers;
+  std::string quantisation;  ///< as llama.cpp names it, e.g. "Q4_K - Medium"; "" if the file does not say
+  int64_t file_bytes = 0;    ///< size of the file, 0 for random weights
+  std::shared_ptr<const void> storage;  ///< keeps the weights' memory alive
+
+  /// Bytes of weights that one decode step reads (a row of the embedding, everything else whole).
+  int64_t decode_weight_bytes() const;
+};
+
+/// Maps a GGUF file, checks it, and gives its weights to `backend`, which must outlive the model. Throws Error with the
+/// path and what is wrong: damaged file, unsupported architecture, every missing key and tensor.
+Model load_model(const std::string& path, Backend& backend);
+
+/// Random weights of a given shape, every matrix in `type`, for benchmarks without a file.
+Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Backend& backend);
+
+/// Shapes that benchmarks know by name: llama-2-7b, llama-3-8b, ... Throws Error listing the names for any other.
+Hyperparameters known_shape(const std::string& name);
+
+}  // namespace tidal

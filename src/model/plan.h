@@ -1,0 +1,61 @@
+// A plan: the role of every layer at a decode step, and the selection policy.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "backend/hyperparameters.h"
+#include "backend/policy.h"
+
+namespace tidal {
+
+/// What a layer does at a decode step (TidalDecode, section 3). Prefill is dense in every layer.
+enum class Role {
+  Dense,   ///< full attention
+  Select,  ///< full attention that also selects positions
+  Sparse,  ///< attention over the last selected positions
+};
+
+struct Plan {
+  std::vector<Role> roles;  ///< one per layer
+  Policy policy;
+
+  /// Full attention in every layer.
+  static Plan full(int layers);
+  /// The paper's: Dense 0 and 1, Select 2 and `reselect`, Sparse elsewhere. Throws Error unless 2 < reselect < layers.
+  static Plan tidal(int layers, int reselect, const Policy& policy);
+
+  bool has_sparse() const;
+  int count(Role role) const;
+  /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select, a budget
+  /// below 1, sinks and recent that do not fit in the budget.
+  void check(const Hyperparameters& hp) const;
+
+  bool operator==(const Plan&) const = default;
+};
+
+/// The project's default policy for a budget: shared, sum, 4 sinks and a quarter of the budget recent.
+Policy default_policy(int budget);
+/// The paper's policy: one set per query head by raw score, no sinks, no recent.
+Policy paper_policy(int budget);
+
+/// The middle Select layer: from the table of measured models, else by the rule in plan.cpp.
+int default_reselect(const Hyperparameters& hp);
+/// True when default_reselect() comes from a measurement of this very shape.
+bool reselect_is_measured(const Hyperparameters& hp);
+
+/// The JSON form; see docs/plans.md.
+std::string to_json(const Plan& plan, const Hyperparameters& hp);
+/// Throws Error `name: ...` for malformed JSON, unknown fields, roles or scopes, or a plan made for another model.
+Plan plan_from_json(const std::string& text, const std::string& name, const Hyperparameters& hp);
+Plan load_plan(const std::string& path, const Hyperparameters& hp);
+void save_plan(const std::string& path, const Plan& plan, const Hyperparameters& hp);
+
+const char* to_string(Role role);
+const char* to_string(Scope scope);
+const char* to_string(Pooling pooling);
+/// Throw Error listing the known words for any other.
+Scope scope_from(const std::string& word);
+Pooling pooling_from(const std::string& word);
+
+}  // namespace tidal
