@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
+#include <utility>
 
 namespace tidal {
 
@@ -12,24 +12,33 @@ class Buffer {
   using Free = void (*)(std::byte* data, size_t bytes);
 
   Buffer() = default;
-  Buffer(std::byte* data, size_t bytes, Free free) : data_(data, Deleter{free, bytes}) {}
+  Buffer(std::byte* data, size_t bytes, Free free) : data_(data), bytes_(bytes), free_(free) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    Buffer(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_) free_(data_, bytes_);
+  }
 
   /// Start of the memory: an address of the backend, not always one that the host may read.
   template <typename T>
   T* as() const {
-    return reinterpret_cast<T*>(data_.get());
+    return reinterpret_cast<T*>(data_);
   }
-  size_t bytes() const { return data_ ? data_.get_deleter().bytes : 0; }
+  size_t bytes() const { return bytes_; }
 
  private:
-  struct Deleter {
-    Free free = nullptr;
-    size_t bytes = 0;
-    void operator()(std::byte* data) const {
-      if (free) free(data, bytes);
-    }
-  };
-  std::unique_ptr<std::byte, Deleter> data_;
+  void swap(Buffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(free_, other.free_);
+  }
+
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+  Free free_ = nullptr;
 };
 
 }  // namespace tidal

@@ -30,8 +30,7 @@ class Engine {
   const Model& model() const { return model_; }
   const EngineOptions& options() const { return options_; }
   const Plan& plan() const { return plan_; }
-  /// Another plan of the same policy shape limits (any roles, budget at most that of the constructor's, same scope or
-  /// one with fewer sets). Throws Error otherwise.
+  /// Decodes by another plan from the next step on. Throws Error when it does not fit the model.
   void set_plan(const Plan& plan);
   KvPool& pool() { return *pool_; }
 
@@ -58,10 +57,13 @@ class Engine {
   /// Bytes that a decode step of one sequence with `context` positions must read: weights, and K/V by the plan.
   int64_t decode_bytes(int context) const;
 
-  /// Appends `count` positions with random K/V, for benchmarks that need a long context but not its content.
+  /// Appends `count` positions with random K/V (a partly filled block is overwritten whole), for benchmarks that need a long context but not its content.
   void fill_random(Sequence& sequence, int count, uint64_t seed);
 
  private:
+  /// The step's logits, sorted back from the batch's order to the requests'.
+  std::span<const float> in_request_order(std::span<const Request> requests);
+
   Backend& backend_;
   const Model& model_;
   Plan plan_;

@@ -1,0 +1,178 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace tidal {
+namespace {
+
+int pool_blocks(const EngineOptions& options) {
+  // Every sequence may leave one block partly filled.
+  const int64_t tokens = std::max<int64_t>(options.tokens, options.context);
+  return blocks_for(tokens) + options.sequences - 1;
+}
+
+}  // namespace
+
+Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const EngineOptions& options)
+    : backend_(backend), model_(model), plan_(plan), options_(options) {
+  if (options.context < 1 || options.chunk < 1 || options.sequences < 1) {
+    fail("engine: context, chunk and sequences must be at least 1, got {}, {} and {}", options.context, options.chunk,
+         options.sequences);
+  }
+  plan.check(model.hp);
+  options_.chunk = std::min(options.chunk, options.context);
+  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options));
+  const int max_rows = std::max(options_.chunk, options_.sequences);
+  forward_ = std::make_unique<Forward>(backend, model, max_rows, options.context, plan.policy);
+  for (auto* rows : {&positions_, &logit_rows_}) rows->reserve(max_rows);
+  tokens_.reserve(max_rows);
+  order_.reserve(options_.sequences);
+  chunks_.reserve(options_.sequences);
+  logits_.reserve(static_cast<size_t>(options_.sequences) * model.hp.vocab);
+}
+
+void Engine::set_plan(const Plan& plan) {
+  plan.check(model_.hp);
+  if (plan.policy != plan_.policy) {
+    const int max_rows = std::max(options_.chunk, options_.sequences);
+    forward_ = std::make_unique<Forward>(backend_, model_, max_rows, options_.context, plan.policy);
+  }
+  plan_ = plan;
+}
+
+std::span<const float> Engine::step(std::span<const Request> requests) {
+  if (requests.empty() || static_cast<int>(requests.size()) > options_.sequences) {
+    fail("engine: a step takes 1 to {} sequences, got {}", options_.sequences, requests.size());
+  }
+  size_t rows = 0;
+  for (const Request& request : requests) {
+    const int64_t length = request.sequence->length() + static_cast<int64_t>(request.tokens.size());
+    if (request.tokens.empty()) fail("engine: a step needs at least one token for every sequence");
+    if (request.decode && request.tokens.size() != 1) fail("engine: decoding takes one token a step");
+    if (length > options_.context) fail("engine: {} tokens do not fit in a context of {}", length, options_.context);
+    for (const Token token : request.tokens) {
+      if (token < 0 || token >= model_.hp.vocab) {
+        fail("engine: token {} is outside the vocabulary of {}", token, model_.hp.vocab);
+      }
+    }
+    rows += request.tokens.size();
+  }
+  if (rows > static_cast<size_t>(std::max(options_.chunk, options_.sequences))) {
+    fail("engine: {} tokens in one step, at most {}", rows, std::max(options_.chunk, options_.sequences));
+  }
+  for (const Request& request : requests) request.sequence->reserve(static_cast<int>(request.tokens.size()));
+
+  // Short chunks first, as Batch promises; the sort must be stable so that a batch is the same every time.
+  order_.clear();
+  for (const Request& request : requests) order_.push_back(&request);
+  for (size_t i = 1; i < order_.size(); ++i) {
+    for (size_t j = i; j > 0 && order_[j]->tokens.size() < order_[j - 1]->tokens.size(); --j) {
+      std::swap(order_[j], order_[j - 1]);
+    }
+  }
+  tokens_.clear();
+  positions_.clear();
+  logit_rows_.clear();
+  chunks_.clear();
+  for (const Request* request : order_) {
+    Chunk chunk;
+    chunk.first_row = static_cast<int>(tokens_.size());
+    chunk.rows = static_cast<int>(request->tokens.size());
+    chunk.position = request->sequence->length();
+    chunk.blocks = request->sequence->blocks().first(blocks_for(chunk.context()));
+    chunk.sparse = request->decode && plan_.has_sparse() && chunk.context() > plan_.policy.budget;
+    for (int i = 0; i < chunk.rows; ++i) {
+      tokens_.push_back(request->tokens[i]);
+      positions_.push_back(chunk.position + i);
+      if (request->all_logits || i + 1 == chunk.rows) logit_rows_.push_back(chunk.first_row + i);
+    }
+    chunks_.push_back(chunk);
+  }
+
+  const size_t vocab = model_.hp.vocab;
+  logits_.resize(logit_rows_.size() * vocab);
+  const Batch batch{tokens_, positions_, chunks_, logit_rows_};
+  forward_->run(plan_, batch, pool_->layers(), logits_);
+  for (size_t c = 0; c < chunks_.size(); ++c) order_[c]->sequence->append(order_[c]->tokens, !chunks_[c].sparse);
+  return in_request_order(requests);
+}
+
+std::span<const float> Engine::in_request_order(std::span<const Request> requests) {
+  bool same = true;
+  for (size_t i = 0; i < requests.size(); ++i) same = same && order_[i] == &requests[i];
+  if (same) return logits_;
+  const size_t vocab = model_.hp.vocab;
+  const auto rows_of = [](const Request& request) { return request.all_logits ? request.tokens.size() : size_t{1}; };
+  reordered_.clear();
+  for (const Request& request : requests) {
+    size_t first = 0;
+    for (size_t i = 0; order_[i] != &request; ++i) first += rows_of(*order_[i]);
+    const auto begin = logits_.begin() + static_cast<ptrdiff_t>(first * vocab);
+    reordered_.insert(reordered_.end(), begin, begin + static_cast<ptrdiff_t>(rows_of(request) * vocab));
+  }
+  return reordered_;
+}
+
+std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token> tokens,
+                                       const std::function<bool(int done)>& progress) {
+  if (tokens.empty()) fail("prompt: it is empty, at least one token is needed");
+  if (sequence.length() + static_cast<int64_t>(tokens.size()) > options_.context) {
+    fail("prompt: {} tokens do not fit in a context of {} that already holds {}", tokens.size(), options_.context,
+         sequence.length());
+  }
+  std::span<const float> logits;
+  for (size_t done = 0; done < tokens.size();) {
+    const size_t count = std::min<size_t>(options_.chunk, tokens.size() - done);
+    const Request request{.sequence = &sequence, .tokens = tokens.subspan(done, count)};
+    logits = step({&request, 1});
+    done += count;
+    if (progress && !progress(static_cast<int>(done))) break;
+  }
+  return logits;
+}
+
+std::span<const float> Engine::decode(Sequence& sequence, Token token) {
+  const Request request{.sequence = &sequence, .tokens = {&token, 1}, .decode = true};
+  return step({&request, 1});
+}
+
+int64_t Engine::decode_bytes(int context) const {
+  const Hyperparameters& hp = model_.hp;
+  const int64_t row = int64_t{2} * 2 * hp.head_dim;  // K and V of one position and KV head
+  int64_t rows = 0;
+  for (const Role role : plan_.roles) {
+    const bool sparse = role == Role::Sparse && context > plan_.policy.budget;
+    // With one set per query head, the heads of a group read their own rows.
+    const int readers = sparse && plan_.policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
+    rows += int64_t{sparse ? plan_.policy.budget : context} * readers;
+  }
+  return model_.decode_weight_bytes() + rows * row;
+}
+
+void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
+  if (count < 0 || sequence.length() + int64_t{count} > options_.context) {
+    fail("engine: cannot fill {} positions in a context of {} that holds {}", count, options_.context,
+         sequence.length());
+  }
+  sequence.reserve(count);
+  const KvLayer& shape = pool_->layers()[0];
+  std::vector<Bf16> block(static_cast<size_t>(shape.tile_elements()) * shape.kv_heads);
+  uint64_t state = seed * 2 + 1;
+  const int first = sequence.length() / kBlockTokens;
+  for (const KvLayer& layer : pool_->layers()) {
+    for (int b = first; b < blocks_for(sequence.length() + int64_t{count}); ++b) {
+      for (Bf16& value : block) {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        value = to_bf16(static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f);  // uniform in [-1, 1)
+      }
+      backend_.write(reinterpret_cast<std::byte*>(layer.tile(sequence.blocks()[b], 0)),
+                     reinterpret_cast<const std::byte*>(block.data()), block.size() * sizeof(Bf16));
+    }
+  }
+  const std::vector<Token> tokens(count, 0);
+  sequence.append(tokens, true);
+}
+
+}  // namespace tidal

@@ -1,0 +1,70 @@
+#include "engine/sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+
+namespace tidal {
+
+Sequence::Sequence(Sequence&& other) noexcept
+    : pool_(other.pool_),
+      tokens_(std::exchange(other.tokens_, {})),
+      blocks_(std::exchange(other.blocks_, {})),
+      clean_(std::exchange(other.clean_, 0)) {}
+
+Sequence& Sequence::operator=(Sequence&& other) noexcept {
+  if (this != &other) {
+    release_from(0);
+    pool_ = other.pool_;
+    tokens_ = std::exchange(other.tokens_, {});
+    blocks_ = std::exchange(other.blocks_, {});
+    clean_ = std::exchange(other.clean_, 0);
+  }
+  return *this;
+}
+
+Sequence::~Sequence() { release_from(0); }
+
+Sequence Sequence::fork() const {
+  Sequence copy(*pool_);
+  copy.tokens_ = tokens_;
+  copy.clean_ = clean_;
+  copy.blocks_.assign(blocks_.begin(), blocks_.begin() + blocks_for(length()));
+  for (const BlockId block : copy.blocks_) pool_->add_reference(block);
+  return copy;
+}
+
+void Sequence::truncate(int length) {
+  if (length < 0 || length > this->length()) {
+    fail("sequence: cannot truncate to {} tokens, it has {}", length, this->length());
+  }
+  tokens_.resize(length);
+  clean_ = std::min(clean_, length);
+  release_from(blocks_for(length));
+}
+
+void Sequence::reserve(int more) {
+  const int needed = blocks_for(int64_t{length()} + more);
+  // Only the block that the next token falls into can be both partly filled and shared.
+  const size_t next = static_cast<size_t>(length() / kBlockTokens);
+  if (more > 0 && next < blocks_.size() && pool_->references(blocks_[next]) > 1) {
+    const BlockId own = pool_->take();
+    pool_->copy(own, blocks_[next]);
+    pool_->release(std::exchange(blocks_[next], own));
+  }
+  blocks_.reserve(needed);
+  while (static_cast<int>(blocks_.size()) < needed) blocks_.push_back(pool_->take());
+}
+
+void Sequence::append(std::span<const Token> tokens, bool dense) {
+  if (dense && clean_ == length()) clean_ += static_cast<int>(tokens.size());
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+}
+
+void Sequence::release_from(size_t first) {
+  for (size_t i = first; i < blocks_.size(); ++i) pool_->release(blocks_[i]);
+  blocks_.resize(std::min(first, blocks_.size()));
+}
+
+}  // namespace tidal
