@@ -1,0 +1,164 @@
+#include "backend/cpu/attention.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cpu/dot_matmul.h"
+#include "backend/cpu/memory.h"
+
+namespace tidal {
+namespace {
+
+constexpr int kDensePiece = 1024;  // positions of one piece of dense attention
+constexpr int kSparsePieces = 16;  // most pieces of sparse attention, while they are shorter than a dense one
+constexpr int kWave = 16;          // rows whose pieces are in flight together; bounds the memory for parts
+
+int pieces(int count, int piece) { return (count + piece - 1) / piece; }
+
+// Selected positions of one piece: enough pieces to share among threads, none too small to be worth it.
+int sparse_piece(int budget) { return std::clamp((budget / kSparsePieces + 63) / 64 * 64, 128, kDensePiece); }
+
+}  // namespace
+
+void Attention::reserve(const Hyperparameters& hp, int max_context) {
+  heads_ = hp.heads;
+  group_ = hp.group();
+  head_dim_ = hp.head_dim;
+  padded_dim_ = attend_rows_padded_dim(hp.head_dim);
+  max_context_ = max_context;
+  scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
+  // Scope head is the most divided: every query head has pieces of its own.
+  const size_t parts = static_cast<size_t>(kWave) * hp.heads * std::max(kSparsePieces, pieces(max_context, kDensePiece));
+  items_.reserve(parts);
+  part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
+  done_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(kWave) * hp.heads);
+  sorted_q_ = allocate_memory(sizeof(float) * threads_ * group_ * static_cast<size_t>(padded_dim_), "queries");
+  const size_t score_bytes = sizeof(float) * heads_ * static_cast<size_t>(max_context);
+  scores_ = allocate_memory(score_bytes, "attention scores");
+  selector_.reserve(hp, max_context);
+  maximum_.resize(heads_);
+  sum_.resize(heads_);
+}
+
+// Rounded up so that every part starts on a cache line of its own.
+size_t Attention::part_floats() const { return (static_cast<size_t>(group_) * (padded_dim_ + 2) + 15) / 16 * 16; }
+
+AttentionPart Attention::part(int index) const {
+  float* base = part_memory_.as<float>() + part_floats() * index;
+  const size_t output = static_cast<size_t>(group_) * padded_dim_;
+  return {base, base + output, base + output + group_};
+}
+
+void Attention::add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count,
+                        int piece) {
+  const int parts = pieces(count, piece);
+  for (int p = 0; p < parts; ++p) {
+    items_.push_back({&chunk, row, first_head, heads, selected, p * piece, std::min(count, (p + 1) * piece), parts,
+                      parts_, parts_ + p, counters_});
+  }
+  done_[counters_++].store(0, std::memory_order_relaxed);
+  parts_ += parts;
+}
+
+void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads_)
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const Item& item = items_[i];
+    const int kv_head = item.first_head / group_;
+    float* sorted = sorted_q_.as<float>() + static_cast<int64_t>(group_) * padded_dim_ * omp_get_thread_num();
+    const float* query = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
+    for (int h = 0; h < item.heads; ++h) {
+      attend_rows_load_query(query + h * head_dim_, head_dim_, sorted + h * padded_dim_);
+    }
+    const Bf16* rows[kDensePiece];
+    const int count = item.end - item.begin;
+    for (int r = 0; r < count; ++r) {
+      const int position = item.selected ? item.selected[item.begin + r] : item.begin + r;
+      rows[r] = kv.tile(item.chunk->blocks[position / kBlockTokens], kv_head) +
+                static_cast<int64_t>(position % kBlockTokens) * 2 * head_dim_;
+    }
+    AttendRowsArgs args;
+    args.q = sorted;
+    args.heads = item.heads;
+    args.head_dim = head_dim_;
+    args.rows = rows;
+    args.count = count;
+    args.scale = scale_;
+    if (scores) {
+      args.scores = scores + static_cast<int64_t>(item.first_head) * max_context_ + item.begin;
+      args.scores_stride = max_context_;
+    }
+    args.part = part(item.part);
+    attend_rows(args);
+    // Whoever finishes last merges; always in the order of the pieces, so the sum is the same every time.
+    if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
+      merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
+                  out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
+                  scores ? maximum_.data() + item.first_head : nullptr, scores ? sum_.data() + item.first_head : nullptr);
+    }
+  }
+  items_.clear();
+  parts_ = 0;
+  counters_ = 0;
+}
+
+void Attention::run_dense_rows(const Batch& batch, Rows q, KvLayer kv, Rows out, bool skip_sparse) {
+  int wave = 0;
+  for (const Chunk& chunk : batch.chunks) {
+    if (skip_sparse && chunk.sparse) continue;
+    if (chunk.rows > kShortChunk) continue;
+    for (int r = 0; r < chunk.rows; ++r) {
+      for (int h = 0; h < heads_; h += group_) {
+        add_row(chunk, chunk.first_row + r, h, group_, nullptr, chunk.position + r + 1, kDensePiece);
+      }
+      if (++wave == kWave) {
+        run_items(q, kv, out, nullptr);
+        wave = 0;
+      }
+    }
+  }
+  if (wave > 0) run_items(q, kv, out, nullptr);
+  for (const Chunk& chunk : batch.chunks) {
+    if (chunk.rows > kShortChunk) prefill_attention(chunk, q, kv, group_, out, gemm_, threads_);
+  }
+}
+
+void Attention::dense(const Batch& batch, Rows q, KvLayer kv, Rows out) {
+  run_dense_rows(batch, q, kv, out, false);
+}
+
+void Attention::select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+  run_dense_rows(batch, q, kv, out, true);
+  for (const Chunk& chunk : batch.chunks) {
+    if (!chunk.sparse) continue;
+    for (int h = 0; h < heads_; h += group_) {
+      add_row(chunk, chunk.first_row, h, group_, nullptr, chunk.context(), kDensePiece);
+    }
+    run_items(q, kv, out, scores_.as<float>());
+    selector_.select({scores_.as<float>(), max_context_, maximum_.data(), sum_.data(), scale_}, chunk.context(),
+                     chunk.first_row, selection);
+  }
+}
+
+void Attention::sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+  run_dense_rows(batch, q, kv, out, true);
+  const bool per_head = selection.policy.scope == Scope::Head;
+  int wave = 0;
+  for (const Chunk& chunk : batch.chunks) {
+    if (!chunk.sparse) continue;
+    for (int h = 0; h < heads_; h += per_head ? 1 : group_) {
+      const int unit = selection.policy.scope == Scope::Shared ? 0 : per_head ? h : h / group_;
+      add_row(chunk, chunk.first_row, h, per_head ? 1 : group_, selection.unit(chunk.first_row, unit),
+              selection.policy.budget, sparse_piece(selection.policy.budget));
+    }
+    if (++wave == kWave) {
+      run_items(q, kv, out, nullptr);
+      wave = 0;
+    }
+  }
+  if (wave > 0) run_items(q, kv, out, nullptr);
+}
+
+}  // namespace tidal

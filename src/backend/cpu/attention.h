@@ -1,0 +1,66 @@
+// Attention of a batch: Dense, Select and Sparse decoding, and causal prefill.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/batch.h"
+#include "backend/cpu/attend_rows.h"
+#include "backend/cpu/gemm.h"
+#include "backend/cpu/selector.h"
+
+namespace tidal {
+
+/// Short chunks (up to kShortChunk rows) go row by row through attend_rows(), split over KV heads and ranges of the
+/// context; the split depends on the context alone, so results do not depend on threads or on the batch. Long chunks go
+/// through prefill_attention.
+class Attention {
+ public:
+  Attention(int threads, Gemm& gemm) : threads_(threads), gemm_(gemm), selector_(threads) {}
+
+  void reserve(const Hyperparameters& hp, int max_context);
+
+  void dense(const Batch& batch, Rows q, KvLayer kv, Rows out);
+  void select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out);
+  void sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out);
+
+ private:
+  /// One thread's piece of work: some heads of one row over some positions.
+  struct Item {
+    const Chunk* chunk;
+    int row;                  // of the batch
+    int first_head, heads;    // query heads, all of one KV head
+    const int32_t* selected;  // positions to read, or null: [begin, end) of the context
+    int begin, end;
+    int parts;                // pieces of this row and these heads, this one included
+    int first_part;           // index of the first of them
+    int part;                 // index of this one
+    int counter;              // index of their common counter
+  };
+
+  void run_dense_rows(const Batch& batch, Rows q, KvLayer kv, Rows out, bool skip_sparse);
+  void add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count, int piece);
+  void run_items(Rows q, KvLayer kv, Rows out, float* scores);
+  size_t part_floats() const;
+  AttentionPart part(int index) const;
+
+  int threads_;
+  Gemm& gemm_;
+  int heads_ = 0, group_ = 0, head_dim_ = 0, padded_dim_ = 0, max_context_ = 0;
+  float scale_ = 1;
+  std::vector<Item> items_;
+  int parts_ = 0, counters_ = 0;
+  std::unique_ptr<std::atomic<int>[]> done_;  // finished pieces per counter
+  Buffer part_memory_;                        // [parts][part_floats()]
+  Buffer sorted_q_;                           // [threads][group, padded_dim]
+  Buffer scores_;                             // [heads, max_context], raw q.k of the row being selected for
+  std::vector<float> maximum_, sum_;          // [heads], softmax statistics of that row
+  Selector selector_;
+};
+
+/// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context.
+void prefill_attention(const Chunk& chunk, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm, int threads);
+
+}  // namespace tidal

@@ -1,0 +1,55 @@
+// Matrix products of a few rows: ggml's quantised dot products, the way to decode.
+#pragma once
+
+#include <array>
+#include <span>
+#include <vector>
+
+#include "backend/batch.h"
+#include "backend/weights.h"
+
+namespace tidal {
+
+/// Most rows of a chunk that take the quantised dots; a longer chunk takes the bf16 product (gemm.h). What a row gets
+/// depends on its own chunk's length only, never on its company in the batch.
+inline constexpr int kShortChunk = 8;
+
+/// Rows of activations, quantised once for every type of dot product that asks.
+class QuantisedRows {
+ public:
+  /// Makes room for `rows` rows of `width` elements.
+  void reserve(int rows, int width);
+  /// From now on stands for `x`, which must stay as it is until the next assign().
+  void assign(Rows x);
+  int rows() const { return x_.rows; }
+  /// Quantises for dot products with weights of `type`, unless that has been done since assign().
+  void prepare(ggml_type type);
+  /// Row `index` in the type that goes with weights of `type`; prepare(type) must have been called.
+  const std::byte* row(ggml_type type, int index) const;
+
+ private:
+  struct Form {
+    ggml_type type;
+    bool ready;
+    std::vector<std::byte> data;
+  };
+  Form& form(ggml_type type);
+
+  Rows x_;
+  int max_rows_ = 0;
+  int max_width_ = 0;
+  std::vector<Form> forms_;
+};
+
+/// y = W x + bias, or y += W x + bias.
+struct DotJob {
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;  ///< null or an absent weight: none
+  Rows y;                        ///< [rows, weight->rows]
+  bool add = false;
+};
+
+/// Runs the jobs on the same activations with all threads.
+void dot_matmul(std::span<const DotJob> jobs, QuantisedRows& x, int threads);
+
+}  // namespace tidal

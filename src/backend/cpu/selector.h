@@ -1,0 +1,36 @@
+// From the scores of a Select layer to selected positions.
+#pragma once
+
+#include "backend/batch.h"
+#include "core/buffer.h"
+
+namespace tidal {
+
+/// What dense attention leaves behind of one row.
+struct RowScores {
+  const float* scores = nullptr;   ///< raw q.k, head h at scores + h * stride, one per position
+  int64_t stride = 0;
+  const float* maximum = nullptr;  ///< [heads], of score * scale
+  const float* sum = nullptr;      ///< [heads], of exp(score * scale - maximum)
+  float scale = 1;
+};
+
+/// Pools scores by the policy's scope and takes the top positions. Follows the rules in backend/policy.h.
+class Selector {
+ public:
+  explicit Selector(int threads) : threads_(threads) {}
+
+  void reserve(const Hyperparameters& hp, int max_context);
+  /// Fills the units of `row` in `selection`. context > selection.policy.budget.
+  void select(const RowScores& scores, int context, int row, const Selection& selection);
+
+ private:
+  void pool(const RowScores& scores, int first_head, int heads, int begin, int end, Pooling pooling, float* pooled);
+
+  int threads_;
+  int heads_ = 0, max_context_ = 0;
+  int context_ = 0;  // of the row in work
+  Buffer pooled_;  // [kv_heads, max_context]
+};
+
+}  // namespace tidal

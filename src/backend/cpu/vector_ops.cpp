@@ -1,0 +1,168 @@
+#include "backend/cpu/vector_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backend/cpu/vector_ops.cpp"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
+
+#include <hwy/contrib/math/math-inl.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace tidal {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using F32 = hn::ScalableTag<float>;
+using Vec = hn::Vec<F32>;
+
+// Calls body(offset, tag) over [0, count): whole vectors, then single elements.
+template <typename Body>
+HWY_INLINE void ForEach(int count, const Body& body) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) body(i, d);
+  for (; i < count; ++i) body(i, hn::CappedTag<float, 1>());
+}
+
+void RmsNorm(const float* x, const float* weight, int count, float epsilon, float* out) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  Vec squares = hn::Zero(d);
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const Vec v = hn::LoadU(d, x + i);
+    squares = hn::MulAdd(v, v, squares);
+  }
+  float sum = hn::GetLane(hn::SumOfLanes(d, squares));
+  for (; i < count; ++i) sum += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(count) + epsilon);
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto scaled = hn::Mul(hn::LoadU(tag, x + at), hn::Set(tag, factor));
+    hn::StoreU(hn::Mul(scaled, hn::LoadU(tag, weight + at)), tag, out + at);
+  });
+}
+
+void FloatsToBf16(const float* from, int count, Bf16* to) {
+  const hn::ScalableTag<uint32_t> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const auto* bits = reinterpret_cast<const uint32_t*>(from);
+  auto* half = reinterpret_cast<uint16_t*>(to);
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto v = hn::LoadU(d, bits + i);
+    const auto odd = hn::And(hn::ShiftRight<16>(v), hn::Set(d, 1u));
+    const auto rounded = hn::ShiftRight<16>(hn::Add(v, hn::Add(odd, hn::Set(d, 0x7fffu))));
+    hn::StoreU(hn::TruncateTo(d16, rounded), d16, half + i);
+  }
+  for (; i < count; ++i) to[i] = to_bf16(from[i]);
+}
+
+void SiluMultiply(const float* gate, const float* up, int count, float* out) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto g = hn::LoadU(tag, gate + at);
+    const auto one = hn::Set(tag, 1.0f);
+    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Neg(g))));
+    // hn::Exp maps NaN to 0; the product with g restores it.
+    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), hn::LoadU(tag, up + at)), tag, out + at);
+  });
+}
+
+void AddTo(const float* from, int count, float* to) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    hn::StoreU(hn::Add(hn::LoadU(tag, to + at), hn::LoadU(tag, from + at)), tag, to + at);
+  });
+}
+
+void ScaleBy(float factor, int count, float* to) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    hn::StoreU(hn::Mul(hn::LoadU(tag, to + at), hn::Set(tag, factor)), tag, to + at);
+  });
+}
+
+void PoolMax(const float* scores, int count, float* pooled) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto s = hn::LoadU(tag, scores + at);
+    const auto p = hn::LoadU(tag, pooled + at);
+    // Comparisons with NaN are false: keep p unless s is greater or p is no number.
+    hn::StoreU(hn::IfThenElse(hn::Or(hn::Gt(s, p), hn::IsNaN(p)), s, p), tag, pooled + at);
+  });
+}
+
+void PoolProbabilities(const float* scores, int count, float maximum, float scale, float factor, float* pooled) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto x = hn::MulSub(hn::LoadU(tag, scores + at), hn::Set(tag, scale), hn::Set(tag, maximum));
+    const auto p = hn::Exp(tag, x);
+    hn::StoreU(hn::MulAdd(p, hn::Set(tag, factor), hn::LoadU(tag, pooled + at)), tag, pooled + at);
+  });
+}
+
+float SoftmaxStep(float* scores, int count, float scale, float& maximum, float& sum) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const float lowest = -std::numeric_limits<float>::infinity();
+  const float before = maximum;
+  Vec tops = hn::Set(d, before);
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) tops = hn::Max(tops, hn::Mul(hn::LoadU(d, scores + i), hn::Set(d, scale)));
+  float top = hn::GetLane(hn::MaxOfLanes(d, tops));
+  for (; i < count; ++i) top = std::max(top, scores[i] * scale);
+  maximum = top;
+  const float base = top == lowest ? 0.0f : top;
+  Vec totals = hn::Zero(d);
+  float total = 0;
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto x = hn::MulSub(hn::LoadU(tag, scores + at), hn::Set(tag, scale), hn::Set(tag, base));
+    const auto w = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(tag, x));
+    hn::StoreU(w, tag, scores + at);
+  });
+  for (i = 0; i + lanes <= count; i += lanes) totals = hn::Add(totals, hn::LoadU(d, scores + i));
+  for (; i < count; ++i) total += scores[i];
+  const float shrink = before == lowest ? 0.0f : std::exp(before - base);
+  sum = sum * shrink + total + hn::GetLane(hn::SumOfLanes(d, totals));
+  return shrink;
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace tidal
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tidal {
+
+HWY_EXPORT(RmsNorm);
+HWY_EXPORT(FloatsToBf16);
+HWY_EXPORT(SiluMultiply);
+HWY_EXPORT(AddTo);
+HWY_EXPORT(ScaleBy);
+HWY_EXPORT(PoolMax);
+HWY_EXPORT(PoolProbabilities);
+HWY_EXPORT(SoftmaxStep);
+
+void rms_norm(const float* x, const float* weight, int count, float epsilon, float* out) {
+  HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, count, epsilon, out);
+}
+void floats_to_bf16(const float* from, int count, Bf16* to) { HWY_DYNAMIC_DISPATCH(FloatsToBf16)(from, count, to); }
+void silu_multiply(const float* gate, const float* up, int count, float* out) {
+  HWY_DYNAMIC_DISPATCH(SiluMultiply)(gate, up, count, out);
+}
+void add_to(const float* from, int count, float* to) { HWY_DYNAMIC_DISPATCH(AddTo)(from, count, to); }
+void scale_by(float factor, int count, float* to) { HWY_DYNAMIC_DISPATCH(ScaleBy)(factor, count, to); }
+void pool_max(const float* scores, int count, float* pooled) { HWY_DYNAMIC_DISPATCH(PoolMax)(scores, count, pooled); }
+void pool_probabilities(const float* scores, int count, float maximum, float scale, float factor, float* pooled) {
+  HWY_DYNAMIC_DISPATCH(PoolProbabilities)(scores, count, maximum, scale, factor, pooled);
+}
+float softmax_step(float* scores, int count, float scale, float& maximum, float& sum) {
+  return HWY_DYNAMIC_DISPATCH(SoftmaxStep)(scores, count, scale, maximum, sum);
+}
+
+}  // namespace tidal
+#endif  // HWY_ONCE

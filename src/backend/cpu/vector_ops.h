@@ -1,0 +1,26 @@
+// Element-wise vector operations of the CPU backend, float32, dispatched at run time to the best instruction set.
+#pragma once
+
+#include "core/bf16.h"
+
+namespace tidal {
+
+/// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i].
+void rms_norm(const float* x, const float* weight, int count, float epsilon, float* out);
+/// Rounds to nearest even, as to_bf16(); no special care for NaN payloads.
+void floats_to_bf16(const float* from, int count, Bf16* to);
+/// out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
+void silu_multiply(const float* gate, const float* up, int count, float* out);
+/// to[i] += from[i].
+void add_to(const float* from, int count, float* to);
+/// pooled[i] = max(pooled[i], scores[i]); a NaN on one side loses.
+void pool_max(const float* scores, int count, float* pooled);
+/// pooled[i] += exp(scores[i] * scale - maximum) * factor; a NaN score adds nothing.
+void pool_probabilities(const float* scores, int count, float maximum, float scale, float factor, float* pooled);
+/// Softmax weights of one row of raw scores for online softmax: weights[i] = exp(scores[i] * scale - new maximum), their
+/// sum added to `sum` after shrinking it. Returns the factor by which earlier output must shrink.
+float softmax_step(float* scores, int count, float scale, float& maximum, float& sum);
+/// to[i] *= factor.
+void scale_by(float factor, int count, float* to);
+
+}  // namespace tidal
