@@ -1,0 +1,43 @@
+// The cache of one sequence as libllama saves it, taken apart so that a long cache can be made from a short one.
+#pragma once
+
+#include <llama.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace tidal {
+
+/// The saved K and V rows of one sequence: for every layer first all rows of K, then all rows of V.
+class LlamaState {
+ public:
+  /// Saves sequence `seq` of a context that keeps V row by row (flash attention on). Throws Error when libllama writes
+  /// anything else than this class knows.
+  LlamaState(llama_context* context, llama_seq_id seq);
+
+  int cells() const { return cells_; }
+  /// Converts the rows to another type of element (f16, bf16, f32).
+  void convert(ggml_type type);
+  /// Makes sequence `seq` hold positions [0, cells), the saved rows over and over: every position has cells of its own,
+  /// so that attention reads as much memory as after a real prefill. `streams`: sequences of `context` when they do not
+  /// share a cache, else 1. Throws Error when libllama refuses.
+  void restore(llama_context* context, llama_seq_id seq, int cells, int streams) const;
+
+ private:
+  struct Part {
+    int32_t type = 0;
+    uint64_t row_bytes = 0;
+    size_t offset = 0;  // of the first row in bytes_
+  };
+
+  void write_cells(std::vector<std::byte>& out, int cells) const;
+
+  int cells_ = 0;
+  uint32_t layers_ = 0;
+  uint32_t magic_ = 0;
+  std::vector<Part> parts_;  // K of every layer, then V of every layer
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace tidal
