@@ -1,0 +1,49 @@
+#include "backend/reference/math.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tidal::reference {
+
+void dequantise(const Weight& weight, int64_t row, float* to) {
+  if (weight.type == GGML_TYPE_F32) {
+    std::copy_n(reinterpret_cast<const float*>(weight.row(row)), weight.cols, to);
+  } else {
+    ggml_get_type_traits(weight.type)->to_float(weight.row(row), to, weight.cols);
+  }
+}
+
+void multiply(const Weight& weight, const Weight& bias, Rows x, Rows y) {
+  std::vector<float> w(weight.cols);
+  for (int64_t o = 0; o < weight.rows; ++o) {
+    dequantise(weight, o, w.data());
+    for (int r = 0; r < x.rows; ++r) {
+      double sum = bias ? bias.floats()[o] : 0.0;
+      for (int64_t i = 0; i < weight.cols; ++i) sum += static_cast<double>(w[i]) * x.row(r)[i];
+      y.row(r)[o] = static_cast<float>(sum);
+    }
+  }
+}
+
+void rms_norm(const float* x, const Weight& weight, int count, float epsilon, float* out) {
+  double squares = 0;
+  for (int i = 0; i < count; ++i) squares += static_cast<double>(x[i]) * x[i];
+  const double factor = 1.0 / std::sqrt(squares / count + epsilon);
+  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * weight.floats()[i]);
+}
+
+void rotate(float* head, int position, const Rope& rope) {
+  const int pairs = rope.dims / 2;
+  for (int i = 0; i < pairs; ++i) {
+    const double angle = position * rope.frequencies[i];
+    const double c = std::cos(angle) * rope.magnitude;
+    const double s = std::sin(angle) * rope.magnitude;
+    float& a = rope.pairing == Rope::Pairing::Halves ? head[i] : head[2 * i];
+    float& b = rope.pairing == Rope::Pairing::Halves ? head[i + pairs] : head[2 * i + 1];
+    const double x = a, y = b;
+    a = static_cast<float>(x * c - y * s);
+    b = static_cast<float>(x * s + y * c);
+  }
+}
+
+}  // namespace tidal::reference

@@ -1,0 +1,213 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/reference/math.h"
+#include "backend/reference/select.h"
+#include "core/error.h"
+
+namespace tidal {
+namespace {
+
+using reference::Matrix;
+using reference::Scores;
+
+constexpr std::align_val_t kAlignment{64};
+
+void free_memory(std::byte* data, size_t) { ::operator delete(data, kAlignment); }
+
+/// The row [K | V] of one position and KV head.
+Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
+  return kv.tile(chunk.blocks[position / kBlockTokens], kv_head) +
+         static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
+}
+
+/// One query head over `positions`: out [head_dim]. Returns the raw scores q.k.
+Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
+                   float* out) {
+  const int dim = kv.head_dim;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
+  Scores scores(positions.size());
+  float top = -std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const Bf16* key = kv_row(chunk, kv, kv_head, positions[i]);
+    double sum = 0;
+    for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
+    scores[i] = static_cast<float>(sum);
+    top = std::fmax(top, scores[i]);
+  }
+  double total = 0;
+  std::vector<double> result(dim, 0.0);
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const Bf16* value = kv_row(chunk, kv, kv_head, positions[i]) + dim;
+    const double weight = std::exp((static_cast<double>(scores[i]) - top) * scale);
+    total += weight;
+    for (int d = 0; d < dim; ++d) result[d] += weight * to_float(value[d]);
+  }
+  for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(result[d] / total);
+  return scores;
+}
+
+/// Scalar, one thread, nothing clever: what the other backends are held against. Its memory is the host's.
+class ReferenceBackend final : public Backend {
+ public:
+  std::string_view name() const override { return "reference"; }
+
+  Buffer allocate(size_t bytes, std::string_view what) override {
+    void* data = ::operator new(bytes, kAlignment, std::nothrow);
+    if (!data) fail("out of memory: cannot get {:.1f} MiB for the {}", bytes / 1048576.0, what);
+    return {static_cast<std::byte*>(std::memset(data, 0, bytes)), bytes, free_memory};
+  }
+  Weight upload(const Weight& host) override { return host; }
+  void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void reserve(const Hyperparameters&, int, int) override {}
+
+  void begin(const Hyperparameters& hp, const Batch&) override { hp_ = hp; }
+  void embed(const Weight& embedding, const Batch& batch, Rows x) override;
+  void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
+  void attend(const Batch& batch, Rows q, KvLayer kv, Rows out) override;
+  void attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void project(const Layer& layer, Rows out, Rows x) override { add_product(layer.wo, layer.bo, out, x); }
+  void mlp(const Layer& layer, Rows x) override;
+  void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
+
+ private:
+  void add_product(const Weight& weight, const Weight& bias, Rows from, Rows x) const;
+  /// All heads of one row over the whole context; returns every head's scores.
+  std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
+  void attend_chunk(const Chunk& chunk, Rows q, KvLayer kv, Rows out) const {
+    for (int i = 0; i < chunk.rows; ++i) attend_row(chunk, i, q, kv, out);
+  }
+
+  Hyperparameters hp_;
+};
+
+void ReferenceBackend::embed(const Weight& embedding, const Batch& batch, Rows x) {
+  for (int r = 0; r < x.rows; ++r) reference::dequantise(embedding, batch.tokens[r], x.row(r));
+}
+
+void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) {
+  const int dim = hp_.head_dim;
+  const Matrix normed(x.rows, hp_.width), k(x.rows, hp_.kv_width()), v(x.rows, hp_.kv_width());
+  for (int r = 0; r < x.rows; ++r) {
+    reference::rms_norm(x.row(r), layer.attn_norm, hp_.width, hp_.rms_epsilon, normed->row(r));
+  }
+  reference::multiply(layer.wq, layer.bq, normed, q);
+  reference::multiply(layer.wk, layer.bk, normed, k);
+  reference::multiply(layer.wv, layer.bv, normed, v);
+  const auto finish = [&](float* head, const Weight& norm, int position) {
+    if (norm) reference::rms_norm(head, norm, dim, hp_.rms_epsilon, head);
+    reference::rotate(head, position, hp_.rope);
+  };
+  for (const Chunk& chunk : batch.chunks) {
+    for (int i = 0; i < chunk.rows; ++i) {
+      const int row = chunk.first_row + i, position = chunk.position + i;
+      for (int h = 0; h < hp_.heads; ++h) finish(q.row(row) + h * dim, layer.q_norm, position);
+      for (int h = 0; h < hp_.kv_heads; ++h) {
+        finish(k->row(row) + h * dim, layer.k_norm, position);
+        Bf16* to = kv_row(chunk, kv, h, position);
+        for (int d = 0; d < dim; ++d) {
+          to[d] = to_bf16(k->row(row)[h * dim + d]);
+          to[dim + d] = to_bf16(v->row(row)[h * dim + d]);
+        }
+      }
+    }
+  }
+}
+
+std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const {
+  const int row = chunk.first_row + index;
+  std::vector<int32_t> positions(chunk.position + index + 1);
+  std::iota(positions.begin(), positions.end(), 0);
+  std::vector<Scores> scores;
+  for (int h = 0; h < hp_.heads; ++h) {
+    const int64_t offset = int64_t{h} * hp_.head_dim;
+    scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h / hp_.group(), positions, out.row(row) + offset));
+  }
+  return scores;
+}
+
+void ReferenceBackend::attend(const Batch& batch, Rows q, KvLayer kv, Rows out) {
+  for (const Chunk& chunk : batch.chunks) attend_chunk(chunk, q, kv, out);
+}
+
+void ReferenceBackend::attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+  for (const Chunk& chunk : batch.chunks) {
+    if (!chunk.sparse) {
+      attend_chunk(chunk, q, kv, out);
+      continue;
+    }
+    const std::vector<Scores> scores = attend_row(chunk, 0, q, kv, out);
+    const int heads = hp_.heads / selection.units;  // that share one set
+    const double scale = 1.0 / std::sqrt(static_cast<double>(hp_.head_dim));
+    for (int unit = 0; unit < selection.units; ++unit) {
+      const std::span<const Scores> own(scores.data() + static_cast<size_t>(unit) * heads, heads);
+      const auto pooled = reference::pooled_scores(own, selection.policy, scale);
+      const auto chosen = reference::select_positions(pooled, selection.policy);
+      std::copy(chosen.begin(), chosen.end(), selection.unit(chunk.first_row, unit));
+    }
+  }
+}
+
+void ReferenceBackend::attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+  for (const Chunk& chunk : batch.chunks) {
+    if (!chunk.sparse) {
+      attend_chunk(chunk, q, kv, out);
+      continue;
+    }
+    for (int h = 0; h < hp_.heads; ++h) {
+      const int unit = h * selection.units / hp_.heads;
+      const std::span<const int32_t> chosen(selection.unit(chunk.first_row, unit), selection.policy.budget);
+      const int64_t offset = int64_t{h} * hp_.head_dim;
+      attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen,
+                  out.row(chunk.first_row) + offset);
+    }
+  }
+}
+
+void ReferenceBackend::add_product(const Weight& weight, const Weight& bias, Rows from, Rows x) const {
+  const Matrix product(x.rows, x.width);
+  reference::multiply(weight, bias, from, product);
+  for (int r = 0; r < x.rows; ++r) {
+    for (int i = 0; i < x.width; ++i) x.row(r)[i] += product->row(r)[i];
+  }
+}
+
+void ReferenceBackend::mlp(const Layer& layer, Rows x) {
+  const Matrix normed(x.rows, hp_.width), gate(x.rows, hp_.ffn), up(x.rows, hp_.ffn);
+  for (int r = 0; r < x.rows; ++r) {
+    reference::rms_norm(x.row(r), layer.ffn_norm, hp_.width, hp_.rms_epsilon, normed->row(r));
+  }
+  reference::multiply(layer.gate, layer.b_gate, normed, gate);
+  reference::multiply(layer.up, layer.b_up, normed, up);
+  for (int r = 0; r < x.rows; ++r) {
+    for (int i = 0; i < hp_.ffn; ++i) {
+      float& g = gate->row(r)[i];
+      g = g / (1.0f + std::exp(-g)) * up->row(r)[i];
+    }
+  }
+  add_product(layer.down, layer.b_down, gate, x);
+}
+
+void ReferenceBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
+                              std::span<float> logits) {
+  const Matrix normed(static_cast<int>(batch.logit_rows.size()), x.width);
+  for (int i = 0; i < normed->rows; ++i) {
+    reference::rms_norm(x.row(batch.logit_rows[i]), norm, x.width, hp_.rms_epsilon, normed->row(i));
+  }
+  reference::multiply(output, {}, normed, {logits.data(), normed->rows, static_cast<int>(output.rows)});
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_reference_backend() { return std::make_unique<ReferenceBackend>(); }
+
+}  // namespace tidal

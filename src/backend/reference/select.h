@@ -1,0 +1,22 @@
+// How a Select layer chooses positions: the rules of backend/policy.h, written for reading.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/policy.h"
+
+namespace tidal::reference {
+
+/// Raw scores q.k of one query head, one per position.
+using Scores = std::vector<float>;
+
+/// What the positions of one set are ranked by: the scores of its query heads pooled; a single head's raw scores with
+/// Scope::Head. `scale` is the factor on q.k before the softmax.
+std::vector<float> pooled_scores(std::span<const Scores> heads, const Policy& policy, double scale);
+
+/// The policy.budget positions of one set, ascending. The context, pooled.size(), must be larger than the budget.
+std::vector<int32_t> select_positions(std::span<const float> pooled, const Policy& policy);
+
+}  // namespace tidal::reference
