@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kBatchTokens = 512;  // llama-bench's n_ubatch
 constexpr int kProbeDepth = 2048;
+constexpr int kProbePrompt = 128;
 constexpr int kProbeSteps = 8;
 
 // One token of each of several sequences, or a run of one.
@@ -75,12 +76,8 @@ LlamaBaseline::LlamaBaseline(const BaselineOptions& options) : options_(options)
   params.n_gpu_layers = 0;
   model_.reset(llama_model_load_from_file(options.path.c_str(), params), llama_model_free);
   if (!model_) fail("{}: llama.cpp cannot load this model", options.path);
-  double prefill_time[2], decode_time[2];
-  const ggml_type types[2] = {GGML_TYPE_BF16, GGML_TYPE_F16};
-  for (int i = 0; i < 2; ++i) probe(types[i], prefill_time[i], decode_time[i]);
-  prefill_type_ = types[prefill_time[1] < prefill_time[0]];
-  decode_type_ = types[decode_time[1] < decode_time[0]];
-  source_ = make_context(prefill_type_, options.context, 1);
+  choose_types();
+  source_ = make_context(prefill_type_, options.random ? kBatchTokens : options.context, 1);
 }
 
 LlamaBaseline::Context LlamaBaseline::make_context(ggml_type kv_type, int positions, int sequences) const {
@@ -101,17 +98,24 @@ LlamaBaseline::Context LlamaBaseline::make_context(ggml_type kv_type, int positi
   return context;
 }
 
-void LlamaBaseline::probe(ggml_type kv_type, double& prefill_time, double& decode_time) {
-  context_ = make_context(kv_type, kProbeDepth + kBatchTokens, 1);
-  const std::vector<Token> tokens = random_tokens(model_.get(), kBatchTokens, 1);
-  run(context_.get(), tokens, 0);
-  LlamaState(context_.get(), 0).restore(context_.get(), 0, kProbeDepth, 1);
-  batch_ = 1;
-  depth_ = kProbeDepth;
-  prefill_time = prefill(tokens);
-  const std::vector<double> times = decode(kProbeSteps, 1);
-  decode_time = *std::min_element(times.begin(), times.end());
-  context_.reset();
+void LlamaBaseline::choose_types() {
+  const ggml_type types[2] = {GGML_TYPE_BF16, GGML_TYPE_F16};
+  double prefill_time[2], decode_time[2];
+  const std::vector<Token> tokens = random_tokens(model_.get(), kProbePrompt, 1);
+  for (int i = 0; i < 2; ++i) {
+    context_ = make_context(types[i], kProbeDepth + kProbePrompt, 1);
+    run(context_.get(), tokens, 0);
+    LlamaState(context_.get(), 0).restore(context_.get(), 0, kProbeDepth, 1);
+    batch_ = 1;
+    depth_ = kProbeDepth;
+    // The best of several, as another program may be busy in between.
+    prefill_time[i] = std::min({prefill(tokens), prefill(tokens), prefill(tokens)});
+    const std::vector<double> steps = decode(kProbeSteps, 1);
+    decode_time[i] = *std::min_element(steps.begin(), steps.end());
+    context_.reset();
+  }
+  prefill_type_ = types[prefill_time[1] < prefill_time[0]];
+  decode_type_ = types[decode_time[1] < decode_time[0]];
 }
 
 void LlamaBaseline::extend_source(std::span<const Token> tokens) {
@@ -123,11 +127,11 @@ void LlamaBaseline::extend_source(std::span<const Token> tokens) {
   cached_.assign(tokens.begin(), tokens.end());
 }
 
-void LlamaBaseline::prepare(Test test, std::span<const Token> tokens, int batch, bool random) {
+void LlamaBaseline::prepare(Test test, std::span<const Token> tokens, int batch) {
   context_.reset();  // before another one is made: two long caches need not be held at once
   batch_ = batch;
   depth_ = static_cast<int>(tokens.size());
-  extend_source(tokens.first(random ? std::min(depth_, kBatchTokens) : depth_));
+  extend_source(tokens.first(options_.random ? std::min(depth_, kBatchTokens) : depth_));
   context_ = make_context(type(test), options_.context, batch);
   if (depth_ == 0) return;
   LlamaState state(source_.get(), 0);

@@ -16,7 +16,8 @@ namespace tidal {
 struct BaselineOptions {
   std::string path;  ///< GGUF file
   int threads = 1;
-  int context = 0;  ///< most positions of one sequence
+  int context = 0;      ///< most positions of one sequence
+  bool random = false;  ///< fill caches by repeating the cells of a prefill of 512, which makes long ones in no time
 };
 
 /// libllama with flash attention on, 512 tokens a batch, weights repacked as llama.cpp does by default. Times are
@@ -34,9 +35,9 @@ class LlamaBaseline {
   /// Element type of the cache in a test: "bf16" or "f16".
   std::string kv_type(Test test) const { return ggml_type_name(type(test)); }
 
-  /// Makes `batch` sequences hold tokens.size() positions each, in memory of their own: by a prefill of `tokens`, or
-  /// for `random` by repeating the cells of a prefill of 512.
-  void prepare(Test test, std::span<const Token> tokens, int batch, bool random);
+  /// Makes `batch` sequences hold tokens.size() positions each, in memory of their own. Cheaper when the tokens begin
+  /// with those of the last call.
+  void prepare(Test test, std::span<const Token> tokens, int batch);
   /// Seconds to prefill `tokens` into sequence 0 behind the prepared positions; forgets them again.
   double prefill(std::span<const Token> tokens);
   /// Seconds of each of `steps` decode steps of all sequences with random tokens; forgets them again.
@@ -48,7 +49,7 @@ class LlamaBaseline {
   ggml_type type(Test test) const { return test == Test::Prefill ? prefill_type_ : decode_type_; }
   Context make_context(ggml_type kv_type, int positions, int sequences) const;
   void extend_source(std::span<const Token> tokens);
-  void probe(ggml_type kv_type, double& prefill_time, double& decode_time);
+  void choose_types();
 
   BaselineOptions options_;
   std::shared_ptr<llama_model> model_;

@@ -1,0 +1,208 @@
+#include "cli/bench_run.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "cli/llama_baseline.h"
+#include "core/timer.h"
+
+namespace tidal {
+namespace {
+
+constexpr int kWarmUpSteps = 3;
+
+double median(std::vector<double>& values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+// `tokens` came out of every time in `seconds`.
+BenchRow timed_row(const BenchRun& run, const BenchCase& which, std::string test, double tokens,
+                   std::vector<double>& seconds) {
+  BenchRow row = run.common;
+  row.engine = which.engine;
+  row.attention = which.attention;
+  row.test = std::move(test);
+  row.depth = which.depth;
+  row.batch = which.batch;
+  row.budget = which.budget;
+  row.kv_type = which.kv_type;
+  const double middle = median(seconds);
+  row.tokens_per_second = tokens / middle;
+  row.ms_per_token = 1e3 * middle / tokens;
+  row.ms_min = 1e3 * seconds.front() / tokens;
+  return row;
+}
+
+void say(const BenchRun& run, const BenchCase& which, const std::string& what) {
+  run.progress(
+      fmt::format("{} {}, depth {}, batch {}: {}", which.engine, which.attention, which.depth, which.batch, what));
+}
+
+// Another sequence with the same content in blocks of its own: a fork would make a batch read the same memory again.
+Sequence copy_of(Engine& engine, const Sequence& from) {
+  Sequence copy = engine.create();
+  copy.reserve(from.length());
+  for (int b = 0; b < blocks_for(from.length()); ++b) engine.pool().copy(copy.blocks()[b], from.blocks()[b]);
+  copy.append(from.tokens(), true);
+  return copy;
+}
+
+void extend(const BenchRun& run, Engine& engine, Sequence& sequence, int depth) {
+  const int from = sequence.length();
+  if (from == depth) return;
+  if (run.random) {
+    engine.fill_random(sequence, depth - from, 1);
+    return;
+  }
+  engine.prefill(sequence, run.filled(depth).subspan(from), [&](int done) {
+    run.progress(fmt::format("tidal: prefilling {} of {} tokens", from + done, depth));
+    return true;
+  });
+}
+
+double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {
+  const int depth = sequence.length();
+  const Timer timer;
+  engine.prefill(sequence, run.prompt_at(depth));
+  const double seconds = timer.seconds();
+  sequence.truncate(depth);
+  return seconds;
+}
+
+// Appends the seconds of `steps` steps of all sequences with tokens from the vocabulary's start to its end.
+void time_decode(Engine& engine, std::span<Sequence* const> sequences, int steps, std::vector<double>& seconds) {
+  const int depth = sequences[0]->length();
+  std::vector<Token> tokens(sequences.size());
+  std::vector<Engine::Request> requests(sequences.size());
+  uint32_t random = 1;
+  for (int step = 0; step < steps; ++step) {
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      random = random * 1664525u + 1013904223u;
+      tokens[s] = static_cast<Token>((random >> 8) % static_cast<uint32_t>(engine.model().hp.vocab));
+      requests[s] = {.sequence = sequences[s], .tokens = {&tokens[s], 1}, .decode = true};
+    }
+    const Timer timer;
+    engine.step(requests);
+    seconds.push_back(timer.seconds());
+  }
+  for (Sequence* sequence : sequences) sequence->truncate(depth);
+}
+
+void test_tidal(const BenchRun& run, Engine& engine, const BenchPlan& plan, std::span<Sequence* const> sequences,
+                bool prefill) {
+  const int depth = sequences[0]->length();
+  BenchCase which{"tidal", plan.attention, depth, static_cast<int>(sequences.size()), {}, "bf16"};
+  if (prefill) {
+    say(run, which, "prefill");
+    std::vector<double> seconds;
+    time_prefill(run, engine, *sequences[0]);
+    for (int r = 0; r < run.repetitions; ++r) seconds.push_back(time_prefill(run, engine, *sequences[0]));
+    // Prefill is dense under every plan.
+    which.attention = "full";
+    run.report(prefill_row(run, which, std::move(seconds)));
+  }
+  if (run.generate == 0) return;
+  which.attention = plan.attention;
+  if (plan.plan.has_sparse()) which.budget = plan.plan.policy.budget;
+  say(run, which, "decode");
+  engine.set_plan(plan.plan);
+  std::vector<double> seconds;
+  time_decode(engine, sequences, std::min(kWarmUpSteps, run.generate), seconds);
+  seconds.clear();
+  for (int r = 0; r < run.repetitions; ++r) time_decode(engine, sequences, run.generate, seconds);
+  double bytes = 0;
+  for (int step = 1; step <= run.generate; ++step) bytes += static_cast<double>(engine.decode_bytes(depth + step));
+  run.report(decode_row(run, which, std::move(seconds), bytes / run.generate));
+}
+
+}  // namespace
+
+int BenchRun::context() const {
+  int longest = depths.back() + generate;
+  for (const int depth : depths) {
+    if (prefills(depth, 1)) longest = std::max(longest, depth + prompt);
+  }
+  return longest;
+}
+
+bool BenchRun::prefills(int depth, int batch) const {
+  return prompt > 0 && batch == batches.front() && (trained_context == 0 || depth + prompt <= trained_context);
+}
+
+BenchRow prefill_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds) {
+  BenchCase alone = which;
+  alone.batch = 1;
+  return timed_row(run, alone, fmt::format("pp{}", run.prompt), run.prompt, seconds);
+}
+
+BenchRow decode_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds, double bytes) {
+  BenchRow row = timed_row(run, which, fmt::format("tg{}", run.generate), which.batch, seconds);
+  const auto weights = static_cast<double>(run.weight_bytes);
+  const double step_bytes = weights + which.batch * (bytes - weights);
+  row.gb_per_s = step_bytes * row.tokens_per_second / which.batch * 1e-9;
+  if (run.limit > 0) row.limit_share = *row.gb_per_s / run.limit;
+  return row;
+}
+
+void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
+  const int largest = run.batches.back();
+  EngineOptions options;
+  options.context = run.context();
+  options.tokens = int64_t{options.context} * largest;
+  options.sequences = largest;
+  Engine engine(backend, model, plans[0].plan, options);
+  Sequence first = engine.create();
+  for (const int depth : run.depths) {
+    extend(run, engine, first, depth);
+    std::vector<Sequence> copies;
+    std::vector<Sequence*> sequences = {&first};
+    copies.reserve(largest);
+    for (const int batch : run.batches) {
+      while (static_cast<int>(sequences.size()) < batch) {
+        copies.push_back(copy_of(engine, first));
+        sequences.push_back(&copies.back());
+      }
+      for (const BenchPlan& plan : plans) {
+        test_tidal(run, engine, plan, sequences, &plan == &plans[0] && run.prefills(depth, batch));
+      }
+    }
+  }
+}
+
+void bench_llama(const BenchRun& run, const std::string& path) {
+  run.progress("llama.cpp: loading, choosing the faster type of cache");
+  LlamaBaseline baseline({path, run.common.threads, run.context(), run.random});
+  using Test = LlamaBaseline::Test;
+  for (const int depth : run.depths) {
+    for (const int batch : run.batches) {
+      BenchCase which{"llama.cpp", "full", depth, batch, {}, baseline.kv_type(Test::Prefill)};
+      if (run.prefills(depth, batch)) {
+        say(run, which, "prefill");
+        baseline.prepare(Test::Prefill, run.filled(depth), 1);
+        std::vector<double> seconds;
+        baseline.prefill(run.prompt_at(depth));
+        for (int r = 0; r < run.repetitions; ++r) seconds.push_back(baseline.prefill(run.prompt_at(depth)));
+        run.report(prefill_row(run, which, std::move(seconds)));
+      }
+      if (run.generate == 0) continue;
+      say(run, which, "decode");
+      which.kv_type = baseline.kv_type(Test::Decode);
+      baseline.prepare(Test::Decode, run.filled(depth), batch);
+      std::vector<double> seconds;
+      baseline.decode(std::min(kWarmUpSteps, run.generate), 1);
+      for (int r = 0; r < run.repetitions; ++r) {
+        const std::vector<double> steps = baseline.decode(run.generate, 1);
+        seconds.insert(seconds.end(), steps.begin(), steps.end());
+      }
+      const double context = depth + (run.generate + 1) / 2.0;
+      const double bytes =
+          static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
+      run.report(decode_row(run, which, std::move(seconds), bytes));
+    }
+  }
+}
+
+}  // namespace tidal

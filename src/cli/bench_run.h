@@ -1,0 +1,65 @@
+// What `tidal bench` measures, and how the times of one test become a row.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cli/bench_row.h"
+#include "engine/engine.h"
+
+namespace tidal {
+
+/// The tests of one command, for all engines the same.
+struct BenchRun {
+  std::vector<int> depths;         ///< ascending
+  std::vector<int> batches;        ///< ascending
+  int prompt = 512;                ///< tokens of the prefill test; 0: none
+  int generate = 64;               ///< steps of the decode test; 0: none
+  int repetitions = 5;             ///< of every test
+  bool random = false;             ///< fill the cache with random numbers instead of a prefill
+  int trained_context = 0;         ///< a prefill test must end within it; 0: no matter
+  std::vector<Token> tokens;       ///< [last depth + prompt]: fill the cache, then are the prompt
+  double limit = 0;                ///< read stream, GB/s
+  int64_t weight_bytes = 0;        ///< read by a decode step, whatever the batch
+  int64_t kv_bytes_per_token = 0;  ///< read by full attention for every position of every sequence
+  BenchRow common;                 ///< what all rows share: model, threads, fill, repetitions
+  std::function<void(const BenchRow&)> report;
+  std::function<void(const std::string&)> progress;
+
+  int context() const;  ///< positions that the longest test reaches
+  /// Whether the prefill test runs at this depth and batch: alone, and within the model's context.
+  bool prefills(int depth, int batch) const;
+  std::span<const Token> filled(int depth) const { return std::span(tokens).first(depth); }
+  std::span<const Token> prompt_at(int depth) const { return std::span(tokens).subspan(depth, prompt); }
+};
+
+/// Which engine, attention, depth and batch a row is about.
+struct BenchCase {
+  std::string engine;
+  std::string attention;
+  int depth = 0;
+  int batch = 1;
+  std::optional<int> budget;
+  std::string kv_type;
+};
+
+/// Rows from the seconds of every prefill, and of every decode step of all repetitions. `bytes`: read by one sequence's
+/// step, weights included, on average.
+BenchRow prefill_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds);
+BenchRow decode_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds, double bytes);
+
+/// One kind of attention of our engine.
+struct BenchPlan {
+  std::string attention;
+  Plan plan;
+};
+
+/// Our engine, each plan in turn. The engine is made for run.context() and the largest batch.
+void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans);
+/// llama.cpp with the model at `path`.
+void bench_llama(const BenchRun& run, const std::string& path);
+
+}  // namespace tidal
