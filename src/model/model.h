@@ -16,8 +16,8 @@ struct Model {
   Weight output_norm;  // [width]
   Weight output;       // [vocab, width]; the embedding where the file has no own output matrix
   std::vector<Layer> layers;
-  std::string quantisation;  ///< as llama.cpp names it, e.g. "Q4_K - Medium"; "" if the file does not say
-  int64_t file_bytes = 0;    ///< size of the file, 0 for random weights
+  std::string quantisation;             ///< as llama.cpp names it, e.g. "Q4_K - Medium"; "" if the file does not say
+  int64_t file_bytes = 0;               ///< size of the file, 0 for random weights
   std::shared_ptr<const void> storage;  ///< keeps the weights' memory alive
 
   /// Bytes of weights that one decode step reads (a row of the embedding, everything else whole).

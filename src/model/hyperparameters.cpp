@@ -1,0 +1,189 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+#include "model/load.h"
+#include "model/rope.h"
+
+namespace tidal {
+namespace {
+
+constexpr const char* kArchitectures[] = {"llama", "qwen2", "qwen3"};
+
+/// Reads the keys `architecture.*` and remembers which were missing.
+class Keys {
+ public:
+  Keys(const GgufFile& file, std::string architecture) : file_(file), prefix_(std::move(architecture) + ".") {}
+
+  /// A required size; 0 when missing or, with an error, unless it is in [1, 2^24].
+  int size(const std::string& key) {
+    const auto value = file_.integer(prefix_ + key);
+    if (!value) {
+      missing_.push_back(prefix_ + key);
+      return 0;
+    }
+    return checked(key, *value);
+  }
+  int size_or(const std::string& key, int otherwise) {
+    const auto value = file_.integer(prefix_ + key);
+    return value ? checked(key, *value) : otherwise;
+  }
+  double number_or(const std::string& key, double otherwise) {
+    const double value = file_.number(prefix_ + key).value_or(otherwise);
+    if (!std::isfinite(value)) fail("{}: key '{}{}' is not a finite number", file_.path(), prefix_, key);
+    return value;
+  }
+  double number(const std::string& key) {
+    if (!file_.number(prefix_ + key)) missing_.push_back(prefix_ + key);
+    return number_or(key, 0);
+  }
+  std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
+  /// A size that some architectures give per layer; all layers must agree.
+  int uniform(const std::string& key, int otherwise) {
+    const auto values = file_.integers(prefix_ + key);
+    if (!values || values->empty()) return otherwise;
+    for (const int64_t value : *values) {
+      if (value != values->front()) {
+        fail("{}: key '{}{}' differs between layers, which is not supported", file_.path(), prefix_, key);
+      }
+    }
+    return checked(key, values->front());
+  }
+
+  void require(const std::string& key) { missing_.push_back(key); }
+  void report_missing() const {
+    if (missing_.empty()) return;
+    std::string list;
+    for (const std::string& key : missing_) list += (list.empty() ? "" : ", ") + key;
+    fail("{}: these keys are missing: {}", file_.path(), list);
+  }
+
+ private:
+  int checked(const std::string& key, int64_t value) const {
+    if (value < 1 || value > (1 << 24)) {
+      fail("{}: key '{}{}' is {}, expected 1 to 2^24", file_.path(), prefix_, key, value);
+    }
+    return static_cast<int>(value);
+  }
+
+  const GgufFile& file_;
+  std::string prefix_;
+  std::vector<std::string> missing_;
+};
+
+RopeScaling read_scaling(const GgufFile& file, Keys& keys, int context) {
+  RopeScaling scaling;
+  // As llama.cpp: a factor without a type means linear, and the old key stands in for the new one.
+  const std::string type = keys.text("rope.scaling.type").value_or("linear");
+  const double old_factor = keys.number_or("rope.scale_linear", 0);
+  const double factor = keys.number_or("rope.scaling.factor", old_factor);
+  if (type == "linear") {
+    scaling.kind = factor == 0 || factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
+  } else if (type == "yarn") {
+    scaling.kind = RopeScaling::Kind::Yarn;
+  } else if (type != "none") {
+    fail("{}: rope scaling '{}' is not supported, expected none, linear or yarn", file.path(), type);
+  }
+  scaling.factor = factor == 0 ? 1.0 : factor;
+  if (scaling.factor < 0) fail("{}: the rope scaling factor is {}, expected a positive number", file.path(), factor);
+  scaling.original_context = keys.size_or("rope.scaling.original_context_length", context);
+  scaling.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", 32);
+  scaling.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", 1);
+  scaling.extrapolation = std::max(0.0, keys.number_or("rope.scaling.yarn_ext_factor", 1));
+  scaling.log_multiplier = keys.number_or("rope.scaling.yarn_log_multiplier", 0);
+  scaling.attention = keys.number_or("rope.scaling.attn_factor", 1);
+  if (scaling.beta_fast <= 0 || scaling.beta_slow <= 0) {
+    fail("{}: YaRN's beta_fast and beta_slow are {} and {}, expected positive numbers", file.path(), scaling.beta_fast,
+         scaling.beta_slow);
+  }
+  return scaling;
+}
+
+/// Llama 3's factors per pair; empty when the file has none.
+std::span<const float> read_divisors(const GgufFile& file, int dims) {
+  const auto found = file.tensors().find("rope_freqs.weight");
+  if (found == file.tensors().end()) return {};
+  const Weight& weight = found->second;
+  if (weight.type != GGML_TYPE_F32 || weight.rows != 1 || weight.cols != dims / 2) {
+    fail("{}: tensor 'rope_freqs.weight' is {} [{}, {}], expected f32 [{}]", file.path(), ggml_type_name(weight.type),
+         weight.rows, weight.cols, dims / 2);
+  }
+  const std::span<const float> divisors(weight.floats(), static_cast<size_t>(dims / 2));
+  for (const float divisor : divisors) {
+    if (!(divisor > 0) || !std::isfinite(divisor)) {
+      fail("{}: tensor 'rope_freqs.weight' holds {}, expected positive numbers", file.path(), divisor);
+    }
+  }
+  return divisors;
+}
+
+void check_heads(const GgufFile& file, const Hyperparameters& hp) {
+  if (hp.heads % hp.kv_heads != 0) {
+    fail("{}: {} attention heads cannot share {} KV heads evenly", file.path(), hp.heads, hp.kv_heads);
+  }
+  if (hp.head_dim % 16 != 0 || hp.head_dim > 256) {
+    fail("{}: the head size is {}, expected a multiple of 16 up to 256", file.path(), hp.head_dim);
+  }
+  // Everything the engine multiplies these with stays inside 32 bits.
+  if (hp.q_width() > (1 << 20) || hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > (1 << 12)) {
+    fail("{}: {} layers, width {} and {} heads are beyond any known model", file.path(), hp.layers, hp.width, hp.heads);
+  }
+}
+
+}  // namespace
+
+Hyperparameters read_hyperparameters(const GgufFile& file) {
+  const auto architecture = file.text("general.architecture");
+  if (!architecture) fail("{}: key 'general.architecture' is missing", file.path());
+  if (std::find(std::begin(kArchitectures), std::end(kArchitectures), *architecture) == std::end(kArchitectures)) {
+    fail("{}: architecture '{}' is not supported, expected llama, qwen2 or qwen3", file.path(), *architecture);
+  }
+  Keys keys(file, *architecture);
+  Hyperparameters hp;
+  hp.architecture = *architecture;
+  hp.name = file.text("general.name").value_or("");
+  hp.layers = keys.size("block_count");
+  hp.width = keys.size("embedding_length");
+  hp.ffn = keys.uniform("feed_forward_length", 0);
+  if (hp.ffn == 0) keys.require(*architecture + ".feed_forward_length");
+  hp.heads = keys.uniform("attention.head_count", 0);
+  if (hp.heads == 0) keys.require(*architecture + ".attention.head_count");
+  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads);
+  hp.context = keys.size("context_length");
+  hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
+  const auto vocab = file.array_size("tokenizer.ggml.tokens");
+  if (!vocab) keys.require("tokenizer.ggml.tokens");
+  keys.report_missing();
+
+  if (file.integer(*architecture + ".expert_count").value_or(0) > 0) {
+    fail("{}: it is a mixture of experts, which is not supported", file.path());
+  }
+  if (*vocab < 1 || *vocab > (1 << 24)) fail("{}: the vocabulary has {} tokens", file.path(), *vocab);
+  hp.vocab = static_cast<int>(*vocab);
+  if (hp.width % hp.heads != 0 && !file.integer(*architecture + ".attention.key_length")) {
+    fail("{}: the width {} cannot be divided by {} heads", file.path(), hp.width, hp.heads);
+  }
+  hp.head_dim = keys.size_or("attention.key_length", std::max(1, hp.width / hp.heads));
+  if (keys.size_or("attention.value_length", hp.head_dim) != hp.head_dim) {
+    fail("{}: keys and values of different head sizes are not supported", file.path());
+  }
+  check_heads(file, hp);
+  if (!(hp.rms_epsilon >= 0) || hp.rms_epsilon > 1) {
+    fail("{}: the RMS epsilon is {}, expected 0 to 1", file.path(), hp.rms_epsilon);
+  }
+
+  const int dims = keys.size_or("rope.dimension_count", hp.head_dim);
+  if (dims % 2 != 0 || dims > hp.head_dim) {
+    fail("{}: rope rotates {} elements, expected an even number up to the head size {}", file.path(), dims,
+         hp.head_dim);
+  }
+  const double base = keys.number_or("rope.freq_base", 10000.0);
+  if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
+  // llama files have their q and k permuted for adjacent pairs; the qwen families keep the halves of the original.
+  const auto pairing = hp.architecture == "llama" ? Rope::Pairing::Adjacent : Rope::Pairing::Halves;
+  hp.rope = make_rope(pairing, dims, base, read_divisors(file, dims), read_scaling(file, keys, hp.context));
+  return hp;
+}
+
+}  // namespace tidal

@@ -1,0 +1,103 @@
+#include "model/plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+
+namespace tidal {
+namespace {
+
+struct MeasuredReselect {
+  const char* architecture;
+  int layers, width, kv_heads;
+  int reselect;
+};
+
+// Models are told apart by shape, since names in files differ. Sources: LLaMA-2-7B and Llama-3-8B from TidalDecode
+// (arXiv 2410.05076, section 4.4); the others from docs/plans.md.
+constexpr MeasuredReselect kMeasured[] = {
+    {"llama", 32, 4096, 32, 7},  // LLaMA-2-7B
+    {"llama", 32, 4096, 8, 13},  // Llama-3-8B
+    {"qwen2", 28, 1536, 2, 19},  // Qwen2.5-1.5B
+    {"qwen2", 24, 896, 2, 11},   // Qwen2.5-0.5B
+};
+
+const MeasuredReselect* measured(const Hyperparameters& hp) {
+  for (const MeasuredReselect& entry : kMeasured) {
+    if (hp.architecture == entry.architecture && hp.layers == entry.layers && hp.width == entry.width &&
+        hp.kv_heads == entry.kv_heads) {
+      return &entry;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Plan Plan::full(int layers) {
+  Plan plan;
+  plan.roles.assign(layers, Role::Dense);
+  plan.policy = default_policy(plan.policy.budget);
+  return plan;
+}
+
+Plan Plan::tidal(int layers, int reselect, const Policy& policy) {
+  constexpr int kFirstSelect = 2;
+  if (reselect <= kFirstSelect || reselect >= layers) {
+    fail("reselect: layer {} is out of range, expected {} to {} for a model of {} layers", reselect, kFirstSelect + 1,
+         layers - 1, layers);
+  }
+  Plan plan;
+  plan.roles.assign(layers, Role::Sparse);
+  plan.roles[0] = plan.roles[1] = Role::Dense;
+  plan.roles[kFirstSelect] = plan.roles[reselect] = Role::Select;
+  plan.policy = policy;
+  return plan;
+}
+
+bool Plan::has_sparse() const { return count(Role::Sparse) > 0; }
+
+int Plan::count(Role role) const { return static_cast<int>(std::count(roles.begin(), roles.end(), role)); }
+
+void Plan::check(const Hyperparameters& hp) const {
+  if (static_cast<int>(roles.size()) != hp.layers) {
+    fail("plan: it has {} layers, but the model has {}", roles.size(), hp.layers);
+  }
+  const auto first_select = std::find(roles.begin(), roles.end(), Role::Select);
+  const auto first_sparse = std::find(roles.begin(), roles.end(), Role::Sparse);
+  if (first_sparse < first_select) {
+    fail("plan: layer {} is Sparse, but no layer before it is Select", first_sparse - roles.begin());
+  }
+  if (policy.budget < 1) fail("plan: the budget is {}, expected at least 1", policy.budget);
+  if (policy.sinks < 0 || policy.recent < 0) {
+    fail("plan: {} sinks and {} recent positions, expected none or more", policy.sinks, policy.recent);
+  }
+  if (int64_t{policy.sinks} + std::max(policy.recent, 1) > policy.budget) {
+    fail("plan: {} sinks and {} recent positions do not fit in a budget of {}", policy.sinks,
+         std::max(policy.recent, 1), policy.budget);
+  }
+}
+
+Policy default_policy(int budget) {
+  Policy policy;
+  policy.budget = budget;
+  policy.recent = std::max(1, budget / 4);
+  policy.sinks = std::clamp(budget - policy.recent, 0, 4);
+  return policy;
+}
+
+Policy paper_policy(int budget) {
+  return {.scope = Scope::Head, .pooling = Pooling::Max, .budget = budget, .sinks = 0, .recent = 0};
+}
+
+int default_reselect(const Hyperparameters& hp) {
+  if (const MeasuredReselect* entry = measured(hp)) return entry->reselect;
+  // Between the paper's 0.4 of the depth and the 0.46 and 0.68 of the measured Qwen models; docs/plans.md tells how to
+  // find a model's own.
+  return std::max(3, static_cast<int>(std::lround(0.45 * hp.layers)));
+}
+
+bool reselect_is_measured(const Hyperparameters& hp) { return measured(hp) != nullptr; }
+
+}  // namespace tidal

@@ -1,0 +1,60 @@
+#include <iterator>
+
+#include "core/error.h"
+#include "model/model.h"
+#include "model/rope.h"
+
+namespace tidal {
+namespace {
+
+struct Shape {
+  const char* name;
+  const char* architecture;
+  int layers, width, heads, kv_heads, head_dim, ffn, vocab, context;
+  double rope_base;
+};
+
+// From the models' config.json.
+constexpr Shape kShapes[] = {
+    {"smollm2-135m", "llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, 100000},
+    {"smollm2-360m", "llama", 32, 960, 15, 5, 64, 2560, 49152, 8192, 100000},
+    {"smollm2-1.7b", "llama", 24, 2048, 32, 32, 64, 8192, 49152, 8192, 130000},
+    {"llama-2-7b", "llama", 32, 4096, 32, 32, 128, 11008, 32000, 4096, 10000},
+    {"llama-3-8b", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 131072, 500000},
+    {"llama-3.2-1b", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000},
+    {"llama-3.2-3b", "llama", 28, 3072, 24, 8, 128, 8192, 128256, 131072, 500000},
+    {"mistral-7b", "llama", 32, 4096, 32, 8, 128, 14336, 32768, 32768, 1000000},
+    {"qwen2.5-0.5b", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1000000},
+    {"qwen2.5-1.5b", "qwen2", 28, 1536, 12, 2, 128, 8960, 151936, 32768, 1000000},
+    {"qwen2.5-7b", "qwen2", 28, 3584, 28, 4, 128, 18944, 152064, 131072, 1000000},
+    {"qwen3-0.6b", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1000000},
+    {"qwen3-4b", "qwen3", 36, 2560, 32, 8, 128, 9728, 151936, 40960, 1000000},
+    {"qwen3-8b", "qwen3", 36, 4096, 32, 8, 128, 12288, 151936, 40960, 1000000},
+};
+
+}  // namespace
+
+Hyperparameters known_shape(const std::string& name) {
+  std::string names;
+  for (const Shape& shape : kShapes) {
+    names += (names.empty() ? "" : ", ") + std::string(shape.name);
+    if (name != shape.name) continue;
+    Hyperparameters hp;
+    hp.architecture = shape.architecture;
+    hp.name = shape.name;
+    hp.layers = shape.layers;
+    hp.width = shape.width;
+    hp.heads = shape.heads;
+    hp.kv_heads = shape.kv_heads;
+    hp.head_dim = shape.head_dim;
+    hp.ffn = shape.ffn;
+    hp.vocab = shape.vocab;
+    hp.context = shape.context;
+    const auto pairing = hp.architecture == "llama" ? Rope::Pairing::Adjacent : Rope::Pairing::Halves;
+    hp.rope = make_rope(pairing, hp.head_dim, shape.rope_base, {}, {});
+    return hp;
+  }
+  fail("shape: '{}' is not known, expected one of {}", name, names);
+}
+
+}  // namespace tidal
