@@ -37,4 +37,5 @@ if [[ ! -e $stamp ]]; then
   touch "$stamp"
 fi
 
+tools/kjv.sh
 for model in "$@"; do tools/get_model.sh "$model"; done

@@ -1,0 +1,37 @@
+// llama.cpp as the judge of our logits.
+#pragma once
+
+#include <llama.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/hyperparameters.h"
+
+namespace tidal::golden {
+
+/// One model in libllama: f32 KV cache, so that what differs is ours.
+class LlamaReference {
+ public:
+  LlamaReference(const std::string& path, int context, int threads);
+
+  std::vector<Token> tokens(const std::string& text) const;
+  int vocab() const;
+  /// Logits [tokens, vocab], teacher-forced from an empty cache.
+  std::vector<float> logits(std::span<const Token> tokens);
+  /// The tokens that follow greedily.
+  std::vector<Token> greedy(std::span<const Token> prompt, int count);
+
+ private:
+  std::shared_ptr<llama_model> model_;
+  std::shared_ptr<llama_context> context_;
+};
+
+/// Where tools/setup.sh puts the models; TIDAL_MODELS overrides.
+std::string models_folder();
+/// The whole KJV; "" when it is not there.
+std::string kjv_text();
+
+}  // namespace tidal::golden
