@@ -1,0 +1,142 @@
+// Attention: Dense, Select and Sparse rows of decoding over a cold cache, and causal prefill.
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "common.h"
+#include "engine/kv_pool.h"
+#include "model/model.h"
+#include "model/plan.h"
+
+namespace tidal::bench {
+namespace {
+
+// 9/3 heads of 64, 14/2 of 64, 32/8 of 128.
+constexpr const char* kShapes[] = {"smollm2-135m", "qwen2.5-0.5b", "llama-3-8b"};
+
+/// The K/V of one sequence in as many layers as it takes to fill cold_bytes(), each read in turn, and a batch of its
+/// last `rows` tokens.
+class Cache {
+ public:
+  Cache(const char* shape, int context, int rows = 1) : hp_(known_shape(shape)), context_(context) {
+    const int64_t layer = hp_.kv_bytes_per_token() / hp_.layers * blocks_for(context) * kBlockTokens;
+    hp_.layers = static_cast<int>((static_cast<int64_t>(cold_bytes()) + layer - 1) / layer);
+    pool_ = std::make_unique<KvPool>(backend(), hp_, blocks_for(context));
+    for (const KvLayer& kv : pool_->layers()) {
+      fill_noise(kv.data, static_cast<size_t>(kv.tile_elements()) * kv.kv_heads * pool_->blocks());
+    }
+    blocks_.resize(pool_->blocks());
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+    tokens_.resize(rows);
+    positions_.resize(rows);
+    std::iota(positions_.begin(), positions_.end(), context - rows);
+    chunk_ = {0, rows, context - rows, false, blocks_};
+    q_ = noise(static_cast<size_t>(rows) * hp_.q_width());
+    out_.resize(q_.size());
+    backend().reserve(hp_, rows, context);
+    backend().begin(hp_, batch());
+  }
+
+  const Hyperparameters& hp() const { return hp_; }
+  int context() const { return context_; }
+  int layers() const { return hp_.layers; }
+  void set_sparse(bool sparse) { chunk_.sparse = sparse; }
+  Batch batch() const { return {tokens_, positions_, {&chunk_, 1}, {}}; }
+  Rows q() { return {q_.data(), chunk_.rows, hp_.q_width()}; }
+  Rows out() { return {out_.data(), chunk_.rows, hp_.q_width()}; }
+  const KvLayer& layer(size_t index) const { return pool_->layers()[index % pool_->layers().size()]; }
+  /// Bytes of K and V of one position in one layer.
+  int64_t row_bytes() const { return int64_t{2} * 2 * hp_.kv_width(); }
+
+ private:
+  Hyperparameters hp_;
+  int context_;
+  std::unique_ptr<KvPool> pool_;
+  std::vector<BlockId> blocks_;
+  std::vector<Token> tokens_;
+  std::vector<int32_t> positions_;
+  Chunk chunk_;
+  std::vector<float> q_, out_;
+};
+
+void dense(benchmark::State& state, const char* shape) {
+  Cache cache(shape, static_cast<int>(state.range(0)));
+  size_t i = 0;
+  const double seconds =
+      time_loop(state, [&] { backend().attend(cache.batch(), cache.q(), cache.layer(i++), cache.out()); });
+  count_bytes(state, static_cast<double>(cache.row_bytes() * cache.context()), seconds);
+}
+
+void select(benchmark::State& state, const char* shape, const Policy& policy) {
+  Cache cache(shape, static_cast<int>(state.range(0)));
+  cache.set_sparse(true);
+  Selection selection{policy, scope_units(policy.scope, cache.hp().heads, cache.hp().kv_heads), nullptr};
+  std::vector<int32_t> positions(static_cast<size_t>(selection.units) * policy.budget);
+  selection.positions = positions.data();
+  size_t i = 0;
+  const double seconds = time_loop(
+      state, [&] { backend().attend_select(cache.batch(), cache.q(), cache.layer(i++), selection, cache.out()); });
+  count_bytes(state, static_cast<double>(cache.row_bytes() * cache.context()), seconds);
+}
+
+/// Random sets of `budget` positions. Those of one layer share no position, and each layer has had its turn before the
+/// next set of a layer is used: a row is in no processor cache when it is read.
+std::vector<int32_t> random_sets(const Cache& cache, int budget, int& sets) {
+  std::vector<int32_t> order(cache.context());
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(1));
+  const int per_layer = cache.context() / budget;
+  for (int s = 0; s < per_layer; ++s) std::sort(order.begin() + s * budget, order.begin() + (s + 1) * budget);
+  sets = per_layer * cache.layers();
+  std::vector<int32_t> all;
+  for (int s = 0; s < sets; ++s) {
+    const auto first = order.begin() + s / cache.layers() * budget;
+    all.insert(all.end(), first, first + budget);
+  }
+  return all;
+}
+
+void sparse(benchmark::State& state, const char* shape) {
+  const int budget = static_cast<int>(state.range(1));
+  Cache cache(shape, static_cast<int>(state.range(0)));
+  cache.set_sparse(true);
+  int sets = 0;
+  std::vector<int32_t> positions = random_sets(cache, budget, sets);
+  Selection selection{default_policy(budget), 1, nullptr};
+  size_t i = 0;
+  const double seconds = time_loop(state, [&] {
+    selection.positions = positions.data() + i % sets * budget;
+    backend().attend_sparse(cache.batch(), cache.q(), cache.layer(i++), selection, cache.out());
+  });
+  count_bytes(state, static_cast<double>(cache.row_bytes() * budget), seconds);
+}
+
+void prefill(benchmark::State& state, const char* shape) {
+  constexpr int kRows = 512;
+  const int depth = static_cast<int>(state.range(0));
+  Cache cache(shape, depth + kRows, kRows);
+  size_t i = 0;
+  const double seconds =
+      time_loop(state, [&] { backend().attend(cache.batch(), cache.q(), cache.layer(i++), cache.out()); });
+  // q.k and weights.v of the causal half alone, two operations a product.
+  const double positions = kRows * (depth + (kRows + 1) / 2.0);
+  count_operations(state, 4.0 * positions * cache.hp().q_width(), seconds);
+}
+
+const bool registered = [] {
+  for (const char* shape : kShapes) {
+    const auto add = [&](const char* kind, auto function, auto... arguments) {
+      const std::string name = std::string(kind) + "/" + shape;
+      return benchmark::RegisterBenchmark(name.c_str(), function, shape, arguments...)->UseRealTime();
+    };
+    add("dense", dense)->ArgName("context")->Arg(16384);
+    add("select", select, default_policy(256))->ArgName("context")->Arg(16384);
+    add("select_paper", select, paper_policy(256))->ArgName("context")->Arg(16384);
+    add("sparse", sparse)->ArgNames({"context", "K"})->ArgsProduct({{2048, 4096, 8192, 16384, 32768}, {64, 256, 1024}});
+    add("prefill_attention", prefill)->ArgName("depth")->Arg(0)->Arg(4096)->Arg(16384);
+  }
+  return true;
+}();
+
+}  // namespace
+}  // namespace tidal::bench
