@@ -1,4 +1,9 @@
 // Our logits against llama.cpp's on the same tokens of real text.
+//
+// llama.cpp rounds activations to 8 bits before it multiplies them with quantised weights, and so does our decode step:
+// on SmolLM2 that alone changes the most likely token at 2-3 % of the positions, even between two runs of llama.cpp
+// with other batch sizes. What the weights really say is therefore taken from llama.cpp on a float16 copy of the file.
+// Prefill, which keeps bf16 activations, has to agree with that; decode has to be as near to it as llama.cpp itself is.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -6,6 +11,7 @@
 #include <filesystem>
 
 #include "engine/engine.h"
+#include "golden/float_copy.h"
 #include "golden/llama_reference.h"
 #include "model/model.h"
 
@@ -13,6 +19,7 @@ namespace tidal::golden {
 namespace {
 
 constexpr int kThreads = 2;
+constexpr int kTokens = 512;
 
 Token argmax(std::span<const float> logits) {
   return static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
@@ -26,87 +33,130 @@ double surprise(std::span<const float> logits, Token token) {
   return std::log(sum) + top - logits[token];
 }
 
+/// How alike two runs over the same tokens are.
+struct Agreement {
+  double argmax_share = 0;      ///< positions with the same most likely token
+  double perplexity_ratio = 0;  ///< ours over theirs
+  double deviation = 0;         ///< root mean square difference of the logits
+};
+
+Agreement compare(const char* what, std::span<const Token> tokens, std::span<const float> ours,
+                  std::span<const float> theirs) {
+  const size_t count = tokens.size() - 1, vocab = ours.size() / tokens.size();
+  double our_sum = 0, their_sum = 0, squares = 0;
+  size_t same = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const auto a = ours.subspan(i * vocab, vocab), b = theirs.subspan(i * vocab, vocab);
+    same += argmax(a) == argmax(b);
+    our_sum += surprise(a, tokens[i + 1]);
+    their_sum += surprise(b, tokens[i + 1]);
+    for (size_t j = 0; j < vocab; ++j) squares += (a[j] - b[j]) * (a[j] - b[j]);
+  }
+  const auto n = static_cast<double>(count);
+  const Agreement result{same / n, std::exp((our_sum - their_sum) / n), std::sqrt(squares / n / vocab)};
+  std::printf("  %-46s argmax equal %.2f %%, perplexity %.4f against %.4f (%+.3f %%), deviation %.3f\n", what,
+              100 * result.argmax_share, std::exp(our_sum / n), std::exp(their_sum / n),
+              100 * (result.perplexity_ratio - 1), result.deviation);
+  return result;
+}
+
 class Logits : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     path_ = models_folder() + "/" + GetParam() + ".gguf";
     if (!std::filesystem::exists(path_)) GTEST_SKIP() << path_ << " is missing; run tools/setup.sh " << GetParam();
     if (kjv_text().empty()) GTEST_SKIP() << "the KJV is missing; run tools/kjv.sh";
+    exact_path_ = testing::TempDir() + "tidal_float_copy_" + GetParam() + ".gguf";
+    write_float_copy(path_, exact_path_);
+  }
+  void TearDown() override {
+    if (!exact_path_.empty()) std::filesystem::remove(exact_path_);
   }
 
-  std::string path_;
+  std::string path_, exact_path_;
 };
-
-struct Agreement {
-  double argmax_share;
-  double perplexity, expected_perplexity;
-};
-
-Agreement compare(std::span<const Token> tokens, std::span<const float> ours, std::span<const float> theirs,
-                  int vocab) {
-  size_t same = 0;
-  double our_sum = 0, their_sum = 0;
-  for (size_t i = 0; i + 1 < tokens.size(); ++i) {
-    const auto a = ours.subspan(i * vocab, vocab), b = theirs.subspan(i * vocab, vocab);
-    same += argmax(a) == argmax(b);
-    our_sum += surprise(a, tokens[i + 1]);
-    their_sum += surprise(b, tokens[i + 1]);
-  }
-  const auto count = static_cast<double>(tokens.size() - 1);
-  return {static_cast<double>(same) / count, std::exp(our_sum / count), std::exp(their_sum / count)};
-}
 
 TEST_P(Logits, TeacherForcedAgreesWithLlama) {
-  constexpr int kTokens = 512;
   LlamaReference llama(path_, kTokens, kThreads);
   std::vector<Token> tokens = llama.tokens(kjv_text().substr(0, 8000));
   ASSERT_GE(tokens.size(), kTokens);
   tokens.resize(kTokens);
-  const std::vector<float> expected = llama.logits(tokens);
+  const std::vector<float> theirs = llama.logits(tokens);
+  const std::vector<float> exact = LlamaReference(exact_path_, kTokens, kThreads).logits(tokens);
 
   const auto backend = make_backend("cpu", kThreads);
   const Model model = load_model(path_, *backend);
   ASSERT_EQ(model.hp.vocab, llama.vocab());
   Engine engine(*backend, model, Plan::full(model.hp.layers), {.context = kTokens});
-
-  // As one prefill chunk (bf16 products), and one token a step (quantised dots).
-  Sequence prefilled = engine.create();
-  const Engine::Request request{.sequence = &prefilled, .tokens = tokens, .all_logits = true};
+  Sequence sequence = engine.create();
+  const Engine::Request request{.sequence = &sequence, .tokens = tokens, .all_logits = true};
   const auto chunk = engine.step({&request, 1});
-  const Agreement prefill = compare(tokens, chunk, expected, model.hp.vocab);
-  prefilled = engine.create();
-  std::vector<float> logits;
+  const std::vector<float> prefill(chunk.begin(), chunk.end());
+  sequence = engine.create();
+  std::vector<float> decode;
   for (const Token token : tokens) {
-    const auto one = engine.decode(prefilled, token);
-    logits.insert(logits.end(), one.begin(), one.end());
+    const auto one = engine.decode(sequence, token);
+    decode.insert(decode.end(), one.begin(), one.end());
   }
-  const Agreement decode = compare(tokens, logits, expected, model.hp.vocab);
-  for (const auto& [name, result] : {std::pair{"prefill", prefill}, std::pair{"decode", decode}}) {
-    std::printf("%s %s: argmax equal %.2f %%, perplexity %.4f, llama.cpp %.4f (%+.3f %%)\n", GetParam(), name,
-                100 * result.argmax_share, result.perplexity, result.expected_perplexity,
-                100 * (result.perplexity / result.expected_perplexity - 1));
-    EXPECT_GE(result.argmax_share, 0.98) << name;
-    EXPECT_NEAR(result.perplexity / result.expected_perplexity, 1.0, 0.005) << name;
-  }
+
+  std::printf("%s, %d tokens of the KJV, teacher-forced:\n", GetParam(), kTokens);
+  const Agreement own = compare("llama.cpp against llama.cpp on float16", tokens, theirs, exact);
+  const Agreement exact_prefill = compare("tidal's prefill against llama.cpp on float16", tokens, prefill, exact);
+  const Agreement exact_decode = compare("tidal's decode against llama.cpp on float16", tokens, decode, exact);
+  const Agreement prefill_theirs = compare("tidal's prefill against llama.cpp", tokens, prefill, theirs);
+  const Agreement decode_theirs = compare("tidal's decode against llama.cpp", tokens, decode, theirs);
+
+  EXPECT_GE(exact_prefill.argmax_share, 0.98);
+  EXPECT_NEAR(exact_prefill.perplexity_ratio, 1.0, 0.005);
+  // Two independent roundings of the same size differ by sqrt(2) of one of them.
+  EXPECT_LT(exact_decode.deviation, own.deviation * std::sqrt(2.0));
+  EXPECT_LT(prefill_theirs.deviation, own.deviation * std::sqrt(2.0));
+  EXPECT_LT(decode_theirs.deviation, own.deviation * 2.0);
+  // At positions where rounding decides, each engine goes its own way: twice llama.cpp's own share, plus three standard
+  // deviations of such a count.
+  const double changed = 1 - own.argmax_share;
+  const double slack = 3 * std::sqrt(2 * std::max(changed, 0.01) / kTokens);
+  EXPECT_GE(decode_theirs.argmax_share, 1 - 2 * changed - slack);
+  EXPECT_GE(exact_decode.argmax_share, 1 - changed - slack);
+  EXPECT_NEAR(exact_decode.perplexity_ratio, 1.0, std::max(0.005, 2 * std::abs(own.perplexity_ratio - 1)));
 }
 
 TEST_P(Logits, GreedyTextIsLlamas) {
   constexpr int kCount = 24;
   LlamaReference llama(path_, 256, kThreads);
+  LlamaReference exact(exact_path_, 256, kThreads);
   const auto backend = make_backend("cpu", kThreads);
   const Model model = load_model(path_, *backend);
   Engine engine(*backend, model, Plan::full(model.hp.layers), {.context = 256});
-  for (const char* prompt : {"The capital of France is", "def fibonacci(n):\n", "Once upon a time, there was"}) {
+  int equal = 0, prompts = 0;
+  for (const char* prompt : {"The capital of France is", "def fibonacci(n):\n", "Once upon a time, there was",
+                             "1, 2, 3, 4, 5, 6,", "In the beginning God created", "The three primary colours are"}) {
     const std::vector<Token> tokens = llama.tokens(prompt);
     Sequence sequence = engine.create();
-    std::vector<Token> text;
+    std::vector<Token> text = tokens;
     auto logits = engine.prefill(sequence, tokens);
-    while (static_cast<int>(text.size()) < kCount) {
+    for (int i = 0; i < kCount; ++i) {
       text.push_back(argmax(logits));
       logits = engine.decode(sequence, text.back());
     }
-    EXPECT_EQ(text, llama.greedy(tokens, kCount)) << prompt;
+    std::vector<Token> expected = tokens;
+    for (const Token token : llama.greedy(tokens, kCount)) expected.push_back(token);
+    ++prompts;
+    const auto [ours, theirs] = std::mismatch(text.begin(), text.end(), expected.begin());
+    if (ours == text.end()) {
+      ++equal;
+      continue;
+    }
+    // They may part only where rounding decides: where the float16 copy's logits of the two tokens are closer than four
+    // times the rounding that 8-bit activations bring (0.3 on SmolLM2, from the test above), once for each engine.
+    const auto at = static_cast<size_t>(ours - text.begin());
+    const std::vector<float> all = exact.logits(std::span(text).first(at));
+    const auto last = std::span(all).last(static_cast<size_t>(model.hp.vocab));
+    EXPECT_LT(std::abs(last[*ours] - last[*theirs]), 4 * std::sqrt(2.0) * 0.3) << prompt << ", token " << at;
   }
+  std::printf("%s: greedy text equal to llama.cpp's on %d of %d prompts, %d tokens each\n", GetParam(), equal, prompts,
+              kCount);
+  EXPECT_GE(equal, prompts / 2);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Logits, testing::Values("smollm2-135m", "qwen2.5-coder-0.5b"), [](const auto& info) {
