@@ -16,29 +16,28 @@ using Json = nlohmann::ordered_json;
 // Four significant digits and more are noise, but a reader may divide the columns by each other.
 double rounded(double value) { return std::round(value * 1e4) / 1e4; }
 
-template <typename T>
-Json optional(const std::optional<T>& value) {
-  return value ? Json(*value) : Json(nullptr);
-}
-
-Json to_json(const BenchRow& row) {
+Json to_json(const BenchRow& row, bool details) {
   const auto number = [](std::optional<double> value) { return value ? Json(rounded(*value)) : Json(nullptr); };
-  return {{"engine", row.engine},
-          {"attention", row.attention},
-          {"test", row.test},
-          {"depth", row.depth},
-          {"batch", row.batch},
-          {"tokens_per_second", rounded(row.tokens_per_second)},
-          {"ms_per_token", rounded(row.ms_per_token)},
-          {"ms_min", rounded(row.ms_min)},
-          {"gb_per_s", number(row.gb_per_s)},
-          {"limit_share", number(row.limit_share)},
-          {"model", row.model},
-          {"threads", row.threads},
-          {"budget", optional(row.budget)},
-          {"kv_type", row.kv_type},
-          {"fill", row.fill},
-          {"repetitions", row.repetitions}};
+  Json json = {{"engine", row.engine},
+               {"attention", row.attention},
+               {"test", row.test},
+               {"depth", row.depth},
+               {"batch", row.batch},
+               {"tokens_per_second", rounded(row.tokens_per_second)},
+               {"ms_per_token", rounded(row.ms_per_token)},
+               {"ms_min", rounded(row.ms_min)},
+               {"gb_per_s", number(row.gb_per_s)},
+               {"limit_share", number(row.limit_share)}};
+  if (details) {
+    json.update(Json{{"machine", row.machine},
+                     {"threads", row.threads},
+                     {"model", row.model},
+                     {"budget", row.budget ? Json(*row.budget) : Json(nullptr)},
+                     {"kv_type", row.kv_type},
+                     {"fill", row.fill},
+                     {"repetitions", row.repetitions}});
+  }
+  return json;
 }
 
 std::string csv_field(const Json& value) {
@@ -129,7 +128,7 @@ std::string markdown_table(const std::vector<BenchRow>& rows) {
 }
 
 void BenchWriter::add(const BenchRow& row) {
-  const Json json = to_json(row);
+  const Json json = to_json(row, details_);
   switch (format_) {
     case BenchFormat::Markdown: break;
     case BenchFormat::Json: write((rows_.empty() ? "[\n  " : ",\n  ") + json.dump()); break;

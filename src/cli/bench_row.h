@@ -20,6 +20,7 @@ struct BenchRow {
   double ms_min = 0;                  ///< the same of the fastest step or run
   std::optional<double> gb_per_s;     ///< decoding: bytes that a step must read over its median time, 1e9 bytes
   std::optional<double> limit_share;  ///< gb_per_s over the machine's read stream
+  std::string machine;                ///< processor, "" where unknown
   std::string model;
   int threads = 1;
   std::optional<int> budget;  ///< of tidal attention
@@ -36,7 +37,8 @@ BenchFormat bench_format_from(const std::string& word);
 /// Prints rows to a file as they come; Markdown aligns its columns and is printed by finish().
 class BenchWriter {
  public:
-  BenchWriter(std::FILE* out, BenchFormat format) : out_(out), format_(format) {}
+  /// Rows of JSON and CSV end with limit_share, or for `details` go on with model, threads, budget, ...
+  BenchWriter(std::FILE* out, BenchFormat format, bool details) : out_(out), format_(format), details_(details) {}
 
   /// Both throw Error when the output cannot be written (disk full).
   void add(const BenchRow& row);
@@ -48,6 +50,7 @@ class BenchWriter {
 
   std::FILE* out_;
   BenchFormat format_;
+  bool details_;
   std::vector<BenchRow> rows_;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cli/llama_baseline.h"
+#include "core/error.h"
 #include "core/timer.h"
 
 namespace tidal {
@@ -36,6 +37,10 @@ BenchRow timed_row(const BenchRun& run, const BenchCase& which, std::string test
   return row;
 }
 
+void check(const BenchRun& run) {
+  if (run.stopped()) throw BenchStopped();
+}
+
 void say(const BenchRun& run, const BenchCase& which, const std::string& what) {
   run.progress(
       fmt::format("{} {}, depth {}, batch {}: {}", which.engine, which.attention, which.depth, which.batch, what));
@@ -58,12 +63,14 @@ void extend(const BenchRun& run, Engine& engine, Sequence& sequence, int depth) 
     return;
   }
   engine.prefill(sequence, run.filled(depth).subspan(from), [&](int done) {
+    check(run);
     run.progress(fmt::format("tidal: prefilling {} of {} tokens", from + done, depth));
     return true;
   });
 }
 
 double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {
+  check(run);
   const int depth = sequence.length();
   const Timer timer;
   engine.prefill(sequence, run.prompt_at(depth));
@@ -73,12 +80,14 @@ double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {
 }
 
 // Appends the seconds of `steps` steps of all sequences with tokens from the vocabulary's start to its end.
-void time_decode(Engine& engine, std::span<Sequence* const> sequences, int steps, std::vector<double>& seconds) {
+void time_decode(const BenchRun& run, Engine& engine, std::span<Sequence* const> sequences, int steps,
+                 std::vector<double>& seconds) {
   const int depth = sequences[0]->length();
   std::vector<Token> tokens(sequences.size());
   std::vector<Engine::Request> requests(sequences.size());
   uint32_t random = 1;
   for (int step = 0; step < steps; ++step) {
+    check(run);
     for (size_t s = 0; s < sequences.size(); ++s) {
       random = random * 1664525u + 1013904223u;
       tokens[s] = static_cast<Token>((random >> 8) % static_cast<uint32_t>(engine.model().hp.vocab));
@@ -110,27 +119,43 @@ void test_tidal(const BenchRun& run, Engine& engine, const BenchPlan& plan, std:
   say(run, which, "decode");
   engine.set_plan(plan.plan);
   std::vector<double> seconds;
-  time_decode(engine, sequences, std::min(kWarmUpSteps, run.generate), seconds);
+  time_decode(run, engine, sequences, std::min(kWarmUpSteps, run.generate), seconds);
   seconds.clear();
-  for (int r = 0; r < run.repetitions; ++r) time_decode(engine, sequences, run.generate, seconds);
+  for (int r = 0; r < run.repetitions; ++r) time_decode(run, engine, sequences, run.generate, seconds);
   double bytes = 0;
   for (int step = 1; step <= run.generate; ++step) bytes += static_cast<double>(engine.decode_bytes(depth + step));
   run.report(decode_row(run, which, std::move(seconds), bytes / run.generate));
 }
 
+void test_llama(const BenchRun& run, LlamaBaseline& baseline, int depth, int batch) {
+  using Test = LlamaBaseline::Test;
+  BenchCase which{"llama.cpp", "full", depth, batch, {}, baseline.kv_type(Test::Prefill)};
+  if (run.prefills(batch)) {
+    say(run, which, "prefill");
+    baseline.prepare(Test::Prefill, run.filled(depth), 1);
+    std::vector<double> seconds;
+    baseline.prefill(run.prompt_at(depth));
+    for (int r = 0; r < run.repetitions; ++r) seconds.push_back(baseline.prefill(run.prompt_at(depth)));
+    run.report(prefill_row(run, which, std::move(seconds)));
+  }
+  if (run.generate == 0) return;
+  say(run, which, "decode");
+  which.kv_type = baseline.kv_type(Test::Decode);
+  baseline.prepare(Test::Decode, run.filled(depth), batch);
+  std::vector<double> seconds;
+  baseline.decode(std::min(kWarmUpSteps, run.generate), 1);
+  for (int r = 0; r < run.repetitions; ++r) {
+    const std::vector<double> steps = baseline.decode(run.generate, 1);
+    seconds.insert(seconds.end(), steps.begin(), steps.end());
+  }
+  const double context = depth + (run.generate + 1) / 2.0;
+  const double bytes = static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
+  run.report(decode_row(run, which, std::move(seconds), bytes));
+}
+
 }  // namespace
 
-int BenchRun::context() const {
-  int longest = depths.back() + generate;
-  for (const int depth : depths) {
-    if (prefills(depth, 1)) longest = std::max(longest, depth + prompt);
-  }
-  return longest;
-}
-
-bool BenchRun::prefills(int depth, int batch) const {
-  return prompt > 0 && batch == batches.front() && (trained_context == 0 || depth + prompt <= trained_context);
-}
+int BenchRun::context() const { return depths.back() + std::max(generate, prompt); }
 
 BenchRow prefill_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds) {
   BenchCase alone = which;
@@ -166,7 +191,7 @@ void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std:
         sequences.push_back(&copies.back());
       }
       for (const BenchPlan& plan : plans) {
-        test_tidal(run, engine, plan, sequences, &plan == &plans[0] && run.prefills(depth, batch));
+        test_tidal(run, engine, plan, sequences, &plan == &plans[0] && run.prefills(batch));
       }
     }
   }
@@ -174,34 +199,15 @@ void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std:
 
 void bench_llama(const BenchRun& run, const std::string& path) {
   run.progress("llama.cpp: loading, choosing the faster type of cache");
-  LlamaBaseline baseline({path, run.common.threads, run.context(), run.random});
-  using Test = LlamaBaseline::Test;
-  for (const int depth : run.depths) {
-    for (const int batch : run.batches) {
-      BenchCase which{"llama.cpp", "full", depth, batch, {}, baseline.kv_type(Test::Prefill)};
-      if (run.prefills(depth, batch)) {
-        say(run, which, "prefill");
-        baseline.prepare(Test::Prefill, run.filled(depth), 1);
-        std::vector<double> seconds;
-        baseline.prefill(run.prompt_at(depth));
-        for (int r = 0; r < run.repetitions; ++r) seconds.push_back(baseline.prefill(run.prompt_at(depth)));
-        run.report(prefill_row(run, which, std::move(seconds)));
-      }
-      if (run.generate == 0) continue;
-      say(run, which, "decode");
-      which.kv_type = baseline.kv_type(Test::Decode);
-      baseline.prepare(Test::Decode, run.filled(depth), batch);
-      std::vector<double> seconds;
-      baseline.decode(std::min(kWarmUpSteps, run.generate), 1);
-      for (int r = 0; r < run.repetitions; ++r) {
-        const std::vector<double> steps = baseline.decode(run.generate, 1);
-        seconds.insert(seconds.end(), steps.begin(), steps.end());
-      }
-      const double context = depth + (run.generate + 1) / 2.0;
-      const double bytes =
-          static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
-      run.report(decode_row(run, which, std::move(seconds), bytes));
+  LlamaBaseline baseline({path, run.common.threads, run.context(), run.random, run.stopped});
+  try {
+    for (const int depth : run.depths) {
+      for (const int batch : run.batches) test_llama(run, baseline, depth, batch);
     }
+  } catch (const Error&) {
+    // libllama reports that it was told to stop as a failure.
+    check(run);
+    throw;
   }
 }
 

@@ -12,6 +12,9 @@
 
 namespace tidal {
 
+/// Thrown out of the tests when BenchRun::stopped says so; the rows reported before stand.
+struct BenchStopped {};
+
 /// The tests of one command, for all engines the same.
 struct BenchRun {
   std::vector<int> depths;         ///< ascending
@@ -20,7 +23,6 @@ struct BenchRun {
   int generate = 64;               ///< steps of the decode test; 0: none
   int repetitions = 5;             ///< of every test
   bool random = false;             ///< fill the cache with random numbers instead of a prefill
-  int trained_context = 0;         ///< a prefill test must end within it; 0: no matter
   std::vector<Token> tokens;       ///< [last depth + prompt]: fill the cache, then are the prompt
   double limit = 0;                ///< read stream, GB/s
   int64_t weight_bytes = 0;        ///< read by a decode step, whatever the batch
@@ -28,10 +30,11 @@ struct BenchRun {
   BenchRow common;                 ///< what all rows share: model, threads, fill, repetitions
   std::function<void(const BenchRow&)> report;
   std::function<void(const std::string&)> progress;
+  std::function<bool()> stopped;  ///< asked often; true ends the tests with BenchStopped
 
   int context() const;  ///< positions that the longest test reaches
-  /// Whether the prefill test runs at this depth and batch: alone, and within the model's context.
-  bool prefills(int depth, int batch) const;
+  /// Whether the prefill test runs beside this batch's decode test: it takes one sequence, once for every depth.
+  bool prefills(int batch) const { return prompt > 0 && batch == batches.front(); }
   std::span<const Token> filled(int depth) const { return std::span(tokens).first(depth); }
   std::span<const Token> prompt_at(int depth) const { return std::span(tokens).subspan(depth, prompt); }
 };

@@ -90,6 +90,10 @@ LlamaBaseline::Context LlamaBaseline::make_context(ggml_type kv_type, int positi
   params.n_threads = params.n_threads_batch = options_.threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = kv_type;
+  if (options_.stopped) {
+    params.abort_callback = [](void* stopped) { return (*static_cast<std::function<bool()>*>(stopped))(); };
+    params.abort_callback_data = const_cast<std::function<bool()>*>(&options_.stopped);
+  }
   params.kv_unified = sequences == 1;  // sequences of their own are faster apart
   Context context(llama_init_from_model(model_.get(), params), llama_free);
   if (!context) {

@@ -4,6 +4,7 @@
 #include <ggml.h>
 #include <llama.h>
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -18,6 +19,7 @@ struct BaselineOptions {
   int threads = 1;
   int context = 0;      ///< most positions of one sequence
   bool random = false;  ///< fill caches by repeating the cells of a prefill of 512, which makes long ones in no time
+  std::function<bool()> stopped;  ///< asked often; true makes the call in progress throw Error
 };
 
 /// libllama with flash attention on, 512 tokens a batch, weights repacked as llama.cpp does by default. Times are
