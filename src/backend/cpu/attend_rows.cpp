@@ -27,29 +27,45 @@ using Vec = hn::Vec<F32>;
 
 constexpr int kRound = 64;      // rows per softmax round
 constexpr int kStripe = 16;     // rows converted to float32 at a time; the scratch stays in L1
-constexpr int kMaxPadded = 256 + 64;
-constexpr int kMaxHeads = 64;
+constexpr int kMaxPadded = 256 + 2 * static_cast<int>(hn::MaxLanes(F32()));
 
 int PaddedDim(int head_dim) {
   const int unit = 2 * static_cast<int>(hn::Lanes(F32()));
   return (head_dim + unit - 1) / unit * unit;
 }
 
-void LoadQuery(const float* q, int head_dim, float* sorted) {
-  const int lanes = static_cast<int>(hn::Lanes(F32()));
+// Heads [head_dim] in natural order to the kernel's, each padded with zeros, and back.
+void Sort(const float* natural, int heads, int head_dim, float* sorted) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
   const int padded = PaddedDim(head_dim);
-  for (int i = 0; i < padded; ++i) {
-    const int source = i / (2 * lanes) * 2 * lanes + 2 * (i % lanes) + (i / lanes) % 2;
-    sorted[i] = source < head_dim ? q[source] : 0.0f;
+  HWY_ALIGN float last[2 * hn::MaxLanes(d)];
+  for (int h = 0; h < heads; ++h, natural += head_dim) {
+    for (int i = 0; i < padded; i += 2 * lanes, sorted += 2 * lanes) {
+      const float* from = natural + i;
+      if (i + 2 * lanes > head_dim) {
+        std::fill(std::copy(from, natural + head_dim, last), last + 2 * lanes, 0.0f);
+        from = last;
+      }
+      Vec even, odd;
+      hn::LoadInterleaved2(d, from, even, odd);
+      hn::Store(even, d, sorted);
+      hn::Store(odd, d, sorted + lanes);
+    }
   }
 }
 
-void StoreOutput(const float* sorted, int head_dim, float factor, float* out) {
-  const int lanes = static_cast<int>(hn::Lanes(F32()));
+void Unsort(const float* sorted, int heads, int head_dim, float* natural) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
   const int padded = PaddedDim(head_dim);
-  for (int i = 0; i < padded; ++i) {
-    const int target = i / (2 * lanes) * 2 * lanes + 2 * (i % lanes) + (i / lanes) % 2;
-    if (target < head_dim) out[target] = sorted[i] * factor;
+  HWY_ALIGN float last[2 * hn::MaxLanes(d)];
+  for (int h = 0; h < heads; ++h, natural += head_dim) {
+    for (int i = 0; i < padded; i += 2 * lanes, sorted += 2 * lanes) {
+      const bool whole = i + 2 * lanes <= head_dim;
+      hn::StoreInterleaved2(hn::Load(d, sorted), hn::Load(d, sorted + lanes), d, whole ? natural + i : last);
+      if (!whole) std::copy(last, last + head_dim - i, natural + i);
+    }
   }
 }
 
@@ -202,8 +218,11 @@ template <int kVec>
 void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
   const int padded = vectors * static_cast<int>(hn::Lanes(F32()));
   HWY_ALIGN float scratch[kStripe * kMaxPadded];
-  HWY_ALIGN float weights[kMaxHeads * kRound];
-  std::fill(a.part.output, a.part.output + a.heads * padded, 0.0f);
+  HWY_ALIGN float weights[kMaxAttendHeads * kRound];
+  HWY_ALIGN float q[kMaxAttendHeads * kMaxPadded];
+  HWY_ALIGN float output[kMaxAttendHeads * kMaxPadded];
+  Sort(a.q, a.heads, a.head_dim, q);
+  std::fill(output, output + a.heads * padded, 0.0f);
   std::fill(a.part.maximum, a.part.maximum + a.heads, -std::numeric_limits<float>::infinity());
   std::fill(a.part.sum, a.part.sum + a.heads, 0.0f);
 
@@ -217,14 +236,14 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
       if (ahead > 0) PrefetchRows(rows + s + kStripe, ahead, a.head_dim);
       for (int r = 0; r < stripe; ++r) Convert(rows[s + r], a.head_dim, scratch + r * padded);
       for (int h = 0; h < a.heads; ++h) {
-        ScoreStripe<kVec>(a.q + h * padded, scratch, vectors, weights + h * kRound + s);
+        ScoreStripe<kVec>(q + h * padded, scratch, vectors, weights + h * kRound + s);
       }
     }
     for (int h = 0; h < a.heads; ++h) {
       float* scores = weights + h * kRound;
       if (a.scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
       const float shrink = SoftmaxRound(scores, count, a.scale, a.part.maximum[h], a.part.sum[h]);
-      if (shrink != 1.0f) ScaleOutput(a.part.output + h * padded, padded, shrink);
+      if (shrink != 1.0f) ScaleOutput(output + h * padded, padded, shrink);
     }
     for (int s = 0; s < count; s += kStripe) {
       const int stripe = std::min(kStripe, count - s);
@@ -234,19 +253,19 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
       int h = 0;
       if constexpr (kVec > 0 && kVec <= 4) {
         for (; h + 2 <= a.heads; h += 2) {
-          ValueStripe<kVec, 2>(weights + h * kRound + s, scratch, a.part.output + h * padded);
+          ValueStripe<kVec, 2>(weights + h * kRound + s, scratch, output + h * padded);
         }
       }
       for (; h < a.heads; ++h) {
-        float* output = a.part.output + h * padded;
         if constexpr (kVec > 0) {
-          ValueStripe<kVec, 1>(weights + h * kRound + s, scratch, output);
+          ValueStripe<kVec, 1>(weights + h * kRound + s, scratch, output + h * padded);
         } else {
-          ValueStripeAny(weights + h * kRound + s, scratch, vectors, output);
+          ValueStripeAny(weights + h * kRound + s, scratch, vectors, output + h * padded);
         }
       }
     }
   }
+  Unsort(output, a.heads, a.head_dim, a.part.output);
 }
 
 void AttendRows(const AttendRowsArgs& a) {
@@ -267,36 +286,28 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace tidal {
 
-HWY_EXPORT(PaddedDim);
-HWY_EXPORT(LoadQuery);
-HWY_EXPORT(StoreOutput);
 HWY_EXPORT(AttendRows);
 
-int attend_rows_padded_dim(int head_dim) { return HWY_DYNAMIC_DISPATCH(PaddedDim)(head_dim); }
-
-void attend_rows_load_query(const float* q, int head_dim, float* sorted) {
-  HWY_DYNAMIC_DISPATCH(LoadQuery)(q, head_dim, sorted);
+void attend_rows(const AttendRowsArgs& args) {
+  HWY_DYNAMIC_DISPATCH(AttendRows)(args);
 }
-
-void attend_rows(const AttendRowsArgs& args) { HWY_DYNAMIC_DISPATCH(AttendRows)(args); }
 
 void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim, float* out,
                  float* maximum, float* sum) {
-  const int padded = attend_rows_padded_dim(head_dim);
   const float lowest = -std::numeric_limits<float>::infinity();
-  for (int h = 0; h < heads; ++h) {
+  for (int h = 0; h < heads; ++h, out += head_dim) {
     float top = lowest;
     for (int p = 0; p < count; ++p) top = std::max(top, first.maximum[h + p * stride]);
     float total = 0;
-    float* merged = first.output + h * padded;
+    std::fill(out, out + head_dim, 0.0f);
     for (int p = 0; p < count; ++p) {
       const float own = first.maximum[h + p * stride];
       const float factor = own == lowest ? 0.0f : std::exp(own - top);
       total += first.sum[h + p * stride] * factor;
-      const float* part = merged + p * stride;
-      for (int i = 0; i < padded; ++i) merged[i] = part[i] * factor + (p == 0 ? 0.0f : merged[i]);
+      const float* part = first.output + h * head_dim + p * stride;
+      for (int i = 0; i < head_dim; ++i) out[i] += part[i] * factor;
     }
-    HWY_DYNAMIC_DISPATCH(StoreOutput)(merged, head_dim, 1.0f / total, out + h * head_dim);
+    for (int i = 0; i < head_dim; ++i) out[i] /= total;
     if (maximum) maximum[h] = top;
     if (sum) sum[h] = total;
   }

@@ -1,7 +1,5 @@
 #include "backend/cpu/attention.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -26,7 +24,6 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   heads_ = hp.heads;
   group_ = hp.group();
   head_dim_ = hp.head_dim;
-  padded_dim_ = attend_rows_padded_dim(hp.head_dim);
   max_context_ = max_context;
   scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
   // Scope head is the most divided: every query head has pieces of its own.
@@ -34,7 +31,6 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   items_.reserve(parts);
   part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
   done_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(kWave) * hp.heads);
-  sorted_q_ = allocate_memory(sizeof(float) * threads_ * group_ * static_cast<size_t>(padded_dim_), "queries");
   const size_t score_bytes = sizeof(float) * heads_ * static_cast<size_t>(max_context);
   scores_ = allocate_memory(score_bytes, "attention scores");
   selector_.reserve(hp, max_context);
@@ -43,16 +39,20 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
 }
 
 // Rounded up so that every part starts on a cache line of its own.
-size_t Attention::part_floats() const { return (static_cast<size_t>(group_) * (padded_dim_ + 2) + 15) / 16 * 16; }
+size_t Attention::part_floats() const { return (static_cast<size_t>(group_) * (head_dim_ + 2) + 15) / 16 * 16; }
 
 AttentionPart Attention::part(int index) const {
   float* base = part_memory_.as<float>() + part_floats() * index;
-  const size_t output = static_cast<size_t>(group_) * padded_dim_;
+  const size_t output = static_cast<size_t>(group_) * head_dim_;
   return {base, base + output, base + output + group_};
 }
 
 void Attention::add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count,
                         int piece) {
+  if (heads > kMaxAttendHeads) {
+    add_row(chunk, row, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, selected, count, piece);
+    heads = kMaxAttendHeads;
+  }
   const int parts = pieces(count, piece);
   for (int p = 0; p < parts; ++p) {
     items_.push_back({&chunk, row, first_head, heads, selected, p * piece, std::min(count, (p + 1) * piece), parts,
@@ -67,11 +67,6 @@ void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
   for (size_t i = 0; i < items_.size(); ++i) {
     const Item& item = items_[i];
     const int kv_head = item.first_head / group_;
-    float* sorted = sorted_q_.as<float>() + static_cast<int64_t>(group_) * padded_dim_ * omp_get_thread_num();
-    const float* query = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
-    for (int h = 0; h < item.heads; ++h) {
-      attend_rows_load_query(query + h * head_dim_, head_dim_, sorted + h * padded_dim_);
-    }
     const Bf16* rows[kDensePiece];
     const int count = item.end - item.begin;
     for (int r = 0; r < count; ++r) {
@@ -80,7 +75,7 @@ void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
                 static_cast<int64_t>(position % kBlockTokens) * 2 * head_dim_;
     }
     AttendRowsArgs args;
-    args.q = sorted;
+    args.q = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
     args.heads = item.heads;
     args.head_dim = head_dim_;
     args.rows = rows;
@@ -144,13 +139,12 @@ void Attention::select(const Batch& batch, Rows q, KvLayer kv, const Selection& 
 
 void Attention::sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   run_dense_rows(batch, q, kv, out, true);
-  const bool per_head = selection.policy.scope == Scope::Head;
   int wave = 0;
   for (const Chunk& chunk : batch.chunks) {
     if (!chunk.sparse) continue;
-    for (int h = 0; h < heads_; h += per_head ? 1 : group_) {
-      const int unit = selection.policy.scope == Scope::Shared ? 0 : per_head ? h : h / group_;
-      add_row(chunk, chunk.first_row, h, per_head ? 1 : group_, selection.unit(chunk.first_row, unit),
+    const int set = heads_ / selection.units;  // query heads that share one set
+    for (int h = 0; h < heads_; h += std::min(set, group_)) {
+      add_row(chunk, chunk.first_row, h, std::min(set, group_), selection.unit(chunk.first_row, h / set),
               selection.policy.budget, sparse_piece(selection.policy.budget));
     }
     if (++wave == kWave) {

@@ -48,13 +48,12 @@ class Attention {
 
   int threads_;
   Gemm& gemm_;
-  int heads_ = 0, group_ = 0, head_dim_ = 0, padded_dim_ = 0, max_context_ = 0;
+  int heads_ = 0, group_ = 0, head_dim_ = 0, max_context_ = 0;
   float scale_ = 1;
   std::vector<Item> items_;
   int parts_ = 0, counters_ = 0;
   std::unique_ptr<std::atomic<int>[]> done_;  // finished pieces per counter
   Buffer part_memory_;                        // [parts][part_floats()]
-  Buffer sorted_q_;                           // [threads][group, padded_dim]
   Buffer scores_;                             // [heads, max_context], raw q.k of the row being selected for
   std::vector<float> maximum_, sum_;          // [heads], softmax statistics of that row
   Selector selector_;
