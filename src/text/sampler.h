@@ -8,36 +8,41 @@
 
 #include "text/tokenizer.h"
 
-struct llama_sampler;
-
 namespace tidal {
 
 /// llama.cpp's names and defaults.
 struct SamplerOptions {
-  uint32_t seed = 0xFFFFFFFF;  ///< 0xFFFFFFFF: random
-  float temperature = 0.8f;    ///< <= 0: greedy
-  int top_k = 40;              ///< <= 0: off
-  float top_p = 0.95f;         ///< 1: off
-  float min_p = 0.05f;         ///< 0: off
-  float repeat_penalty = 1.0f; ///< 1: off
-  int repeat_last_n = 64;
-  std::string grammar;         ///< GBNF text, "" for none
+  uint32_t seed = 0xFFFFFFFF;   ///< 0xFFFFFFFF: random
+  float temperature = 0.8f;     ///< <= 0: greedy
+  int top_k = 40;               ///< <= 0: off
+  float top_p = 0.95f;          ///< 0 to 1; 1: off
+  float min_p = 0.05f;          ///< 0 to 1; 0: off
+  float repeat_penalty = 1.0f;  ///< > 0; 1: off
+  int repeat_last_n = 64;       ///< tokens that the penalty looks back; 0: off
+  std::string grammar;          ///< GBNF text with a rule `root`, "" for none
 };
 
+/// Samples in llama.cpp's default order: penalties, top-k, top-p, min-p, temperature. A grammar is asked about the
+/// token that was sampled and restricts all candidates only when it refuses that one, as in llama.cpp.
 class Sampler {
  public:
-  /// Throws Error for options out of range and for a grammar that does not parse.
+  /// `tokenizer` must outlive the sampler. Throws Error for options out of range and for a grammar that does not parse.
   Sampler(const Tokenizer& tokenizer, const SamplerOptions& options);
+  Sampler(Sampler&&) noexcept;
+  Sampler& operator=(Sampler&&) noexcept;
+  ~Sampler();
 
-  /// Chooses a token from logits [vocab] and remembers it for penalties and grammar.
+  /// Chooses a token by logits [vocab] and remembers it for penalties and grammar. Throws Error for NaN among the
+  /// logits and when the grammar allows no token.
   Token sample(std::span<const float> logits);
-  /// Remembers a token that was not sampled (of the prompt), for penalties.
-  void accept(Token token);
-  void reset();
+  /// Remembers tokens that were not sampled (of the prompt), for penalties.
+  void accept(std::span<const Token> tokens);
+  /// Starts the grammar anew; penalties and randomness go on.
+  void restart_grammar();
 
  private:
-  std::shared_ptr<llama_sampler> chain_, grammar_;
-  std::vector<char> candidates_;
+  struct State;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace tidal

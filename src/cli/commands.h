@@ -1,0 +1,15 @@
+// The commands of the program. Each adds itself to the program's flags and runs when it is chosen.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace tidal {
+
+/// Thrown by a command that Ctrl-C ended before its work was done; what it has written so far stands.
+struct Stopped {};
+
+void add_bench_command(CLI::App& app);
+void add_info_command(CLI::App& app);
+void add_run_command(CLI::App& app);
+
+}  // namespace tidal

@@ -1,0 +1,137 @@
+#include "text/sampler.h"
+
+#include <llama.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/error.h"
+#include "text/llama_log.h"
+
+namespace tidal {
+namespace {
+
+using LlamaSampler = std::unique_ptr<llama_sampler, void (*)(llama_sampler*)>;
+
+void check(const SamplerOptions& options) {
+  // Written so that NaN fails too.
+  const auto need = [](bool holds, const char* what, float value, const char* expected) {
+    if (!holds) fail("{}: {} given, expected {}", what, value, expected);
+  };
+  need(std::isfinite(options.temperature), "temperature", options.temperature, "a number");
+  need(options.top_p >= 0 && options.top_p <= 1, "top-p", options.top_p, "0 to 1");
+  need(options.min_p >= 0 && options.min_p <= 1, "min-p", options.min_p, "0 to 1");
+  need(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "repeat penalty", options.repeat_penalty,
+       "a number above 0");
+  if (options.repeat_last_n < 0) fail("repeat-last-n: {} given, expected 0 or more", options.repeat_last_n);
+}
+
+LlamaSampler make_chain(const Tokenizer& tokenizer, const SamplerOptions& options) {
+  LlamaSampler chain(llama_sampler_chain_init(llama_sampler_chain_default_params()), llama_sampler_free);
+  const auto add = [&](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
+  if (options.repeat_penalty != 1.0f && options.repeat_last_n > 0) {
+    add(llama_sampler_init_penalties(tokenizer.vocab_size(), options.repeat_last_n, options.repeat_penalty, 0.0f,
+                                     0.0f));
+  }
+  if (options.temperature <= 0) {
+    add(llama_sampler_init_greedy());
+    return chain;
+  }
+  constexpr size_t kLeast = 1;  // candidates that top-p and min-p leave
+  if (options.top_k > 0) add(llama_sampler_init_top_k(options.top_k));
+  if (options.top_p < 1) add(llama_sampler_init_top_p(options.top_p, kLeast));
+  if (options.min_p > 0) add(llama_sampler_init_min_p(options.min_p, kLeast));
+  add(llama_sampler_init_temp(options.temperature));
+  add(llama_sampler_init_dist(options.seed));
+  return chain;
+}
+
+LlamaSampler make_grammar(const Tokenizer& tokenizer, const std::string& text) {
+  LlamaSampler grammar(nullptr, llama_sampler_free);
+  if (text.empty()) return grammar;
+  std::string reason;
+  {
+    const LlamaErrors logged;
+    const CapturedStderr printed;
+    try {
+      grammar.reset(llama_sampler_init_grammar(tokenizer.vocab(), text.c_str(), "root"));
+      reason = printed.text().empty() ? logged.first() : printed.text();
+    } catch (const std::exception& error) {
+      reason = error.what();
+    }
+  }
+  if (!grammar) fail("grammar: {}", reason.empty() ? "it is not valid GBNF with a rule 'root'" : reason);
+  return grammar;
+}
+
+}  // namespace
+
+struct Sampler::State {
+  LlamaSampler chain, grammar;
+  std::vector<llama_token_data> candidates;
+
+  llama_token_data_array fill(std::span<const float> logits) {
+    candidates.resize(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (std::isnan(logits[i])) fail("logits: that of token {} is not a number; the model may be damaged", i);
+      candidates[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
+    }
+    return {candidates.data(), candidates.size(), -1, false};
+  }
+
+  Token choose(llama_token_data_array& array) const {
+    llama_sampler_apply(chain.get(), &array);
+    if (array.selected < 0 || static_cast<size_t>(array.selected) >= array.size) fail("sampler: it chose no token");
+    return array.data[array.selected].id;
+  }
+
+  bool allows(Token token) const {
+    llama_token_data one{token, 1.0f, 0.0f};
+    llama_token_data_array array{&one, 1, -1, false};
+    llama_sampler_apply(grammar.get(), &array);
+    return array.data[0].logit != -std::numeric_limits<float>::infinity();
+  }
+};
+
+Sampler::Sampler(const Tokenizer& tokenizer, const SamplerOptions& options) {
+  check(options);
+  state_.reset(new State{make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), {}});
+}
+
+Sampler::Sampler(Sampler&&) noexcept = default;
+Sampler& Sampler::operator=(Sampler&&) noexcept = default;
+Sampler::~Sampler() = default;
+
+Token Sampler::sample(std::span<const float> logits) {
+  State& state = *state_;
+  llama_token_data_array array = state.fill(logits);
+  Token token = state.choose(array);
+  if (state.grammar && !state.allows(token)) {
+    array = state.fill(logits);
+    llama_sampler_apply(state.grammar.get(), &array);
+    bool any = false;
+    for (size_t i = 0; i < array.size; ++i) any = any || array.data[i].logit > -std::numeric_limits<float>::infinity();
+    if (!any) fail("grammar: no token of the vocabulary can continue the text");
+    token = state.choose(array);
+  }
+  llama_sampler_accept(state.chain.get(), token);
+  if (state.grammar) {
+    try {
+      llama_sampler_accept(state.grammar.get(), token);
+    } catch (const std::exception& error) {
+      fail("grammar: {}", error.what());
+    }
+  }
+  return token;
+}
+
+void Sampler::accept(std::span<const Token> tokens) {
+  for (const Token token : tokens) llama_sampler_accept(state_->chain.get(), token);
+}
+
+void Sampler::restart_grammar() {
+  if (state_->grammar) llama_sampler_reset(state_->grammar.get());
+}
+
+}  // namespace tidal
