@@ -38,6 +38,12 @@ class Keys {
     if (!file_.number(prefix_ + key)) missing_.push_back(prefix_ + key);
     return number_or(key, 0);
   }
+  /// A factor that divides or multiplies: above 0.
+  double positive_or(const std::string& key, double otherwise) {
+    const double value = number_or(key, otherwise);
+    if (value <= 0) fail("{}: key '{}{}' is {}, expected a number above 0", file_.path(), prefix_, key, value);
+    return value;
+  }
   std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
   /// A size that some architectures give per layer; all layers must agree.
   int uniform(const std::string& key, int otherwise) {
@@ -76,27 +82,21 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, int context) {
   RopeScaling scaling;
   // As llama.cpp: a factor without a type means linear, and the old key stands in for the new one.
   const std::string type = keys.text("rope.scaling.type").value_or("linear");
-  const double old_factor = keys.number_or("rope.scale_linear", 0);
-  const double factor = keys.number_or("rope.scaling.factor", old_factor);
+  const double old_factor = keys.positive_or("rope.scale_linear", 1);
+  scaling.factor = keys.positive_or("rope.scaling.factor", old_factor);
   if (type == "linear") {
-    scaling.kind = factor == 0 || factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
+    scaling.kind = scaling.factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
   } else if (type == "yarn") {
     scaling.kind = RopeScaling::Kind::Yarn;
   } else if (type != "none") {
     fail("{}: rope scaling '{}' is not supported, expected none, linear or yarn", file.path(), type);
   }
-  scaling.factor = factor == 0 ? 1.0 : factor;
-  if (scaling.factor < 0) fail("{}: the rope scaling factor is {}, expected a positive number", file.path(), factor);
   scaling.original_context = keys.size_or("rope.scaling.original_context_length", context);
-  scaling.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", 32);
-  scaling.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", 1);
+  scaling.beta_fast = keys.positive_or("rope.scaling.yarn_beta_fast", 32);
+  scaling.beta_slow = keys.positive_or("rope.scaling.yarn_beta_slow", 1);
   scaling.extrapolation = std::max(0.0, keys.number_or("rope.scaling.yarn_ext_factor", 1));
   scaling.log_multiplier = keys.number_or("rope.scaling.yarn_log_multiplier", 0);
-  scaling.attention = keys.number_or("rope.scaling.attn_factor", 1);
-  if (scaling.beta_fast <= 0 || scaling.beta_slow <= 0) {
-    fail("{}: YaRN's beta_fast and beta_slow are {} and {}, expected positive numbers", file.path(), scaling.beta_fast,
-         scaling.beta_slow);
-  }
+  scaling.attention = keys.positive_or("rope.scaling.attn_factor", 1);
   return scaling;
 }
 
@@ -119,15 +119,15 @@ std::span<const float> read_divisors(const GgufFile& file, int dims) {
 }
 
 void check_heads(const GgufFile& file, const Hyperparameters& hp) {
+  // Everything the engine multiplies these with stays inside 32 bits.
+  if (hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > (1 << 12)) {
+    fail("{}: {} layers, width {} and {} heads are beyond any known model", file.path(), hp.layers, hp.width, hp.heads);
+  }
   if (hp.heads % hp.kv_heads != 0) {
     fail("{}: {} attention heads cannot share {} KV heads evenly", file.path(), hp.heads, hp.kv_heads);
   }
   if (hp.head_dim % 16 != 0 || hp.head_dim > 256) {
     fail("{}: the head size is {}, expected a multiple of 16 up to 256", file.path(), hp.head_dim);
-  }
-  // Everything the engine multiplies these with stays inside 32 bits.
-  if (hp.q_width() > (1 << 20) || hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > (1 << 12)) {
-    fail("{}: {} layers, width {} and {} heads are beyond any known model", file.path(), hp.layers, hp.width, hp.heads);
   }
 }
 
@@ -169,8 +169,8 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     fail("{}: keys and values of different head sizes are not supported", file.path());
   }
   check_heads(file, hp);
-  if (!(hp.rms_epsilon >= 0) || hp.rms_epsilon > 1) {
-    fail("{}: the RMS epsilon is {}, expected 0 to 1", file.path(), hp.rms_epsilon);
+  if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {
+    fail("{}: the RMS epsilon is {}, expected a number above 0 and at most 1", file.path(), hp.rms_epsilon);
   }
 
   const int dims = keys.size_or("rope.dimension_count", hp.head_dim);
@@ -183,6 +183,11 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   // llama files have their q and k permuted for adjacent pairs; the qwen families keep the halves of the original.
   const auto pairing = hp.architecture == "llama" ? Rope::Pairing::Adjacent : Rope::Pairing::Halves;
   hp.rope = make_rope(pairing, dims, base, read_divisors(file, dims), read_scaling(file, keys, hp.context));
+  const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
+                                  [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
+  if (!finite || !std::isfinite(hp.rope.magnitude)) {
+    fail("{}: the rope base, scaling and factors give frequencies that are not finite numbers", file.path());
+  }
   return hp;
 }
 

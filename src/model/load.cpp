@@ -19,6 +19,14 @@ class Tensors {
   Weight vector(const std::string& name, int64_t cols) { return find(name, 1, cols, true, true); }
   Weight optional_vector(const std::string& name, int64_t cols) { return find(name, 1, cols, false, true); }
 
+  /// True when any tensor's name begins with `prefix`; otherwise `prefix*` counts as missing, in one word.
+  bool has_any(const std::string& prefix) {
+    const auto next = file_.tensors().lower_bound(prefix);
+    const bool found = next != file_.tensors().end() && next->first.starts_with(prefix);
+    if (!found) missing_.push_back(prefix + "*");
+    return found;
+  }
+
   void report() const {
     if (missing_.empty() && wrong_.empty()) return;
     std::string text;
@@ -29,7 +37,7 @@ class Tensors {
 
  private:
   static std::string joined(const std::vector<std::string>& items) {
-    constexpr size_t kShown = 40;  // a file without any layer would fill the screen
+    constexpr size_t kShown = 60;  // more would fill the screen
     std::string list;
     for (size_t i = 0; i < std::min(items.size(), kShown); ++i) list += (i == 0 ? "" : ", ") + items[i];
     if (items.size() > kShown) list += fmt::format(" and {} more", items.size() - kShown);
@@ -127,8 +135,9 @@ Model read_weights(const GgufFile& file, const Hyperparameters& hp) {
   model.output_norm = tensors.vector("output_norm.weight", hp.width);
   model.output = tensors.optional_matrix("output.weight", hp.vocab, hp.width);
   if (!model.output) model.output = model.embedding;
-  // A layer that is absent altogether should not be listed tensor by tensor thousands of times.
-  for (int l = 0; l < hp.layers; ++l) model.layers.push_back(read_layer(tensors, hp, l));
+  for (int l = 0; l < hp.layers; ++l) {
+    if (tensors.has_any(fmt::format("blk.{}.", l))) model.layers.push_back(read_layer(tensors, hp, l));
+  }
   tensors.report();
   model.quantisation = quantisation_name(file.integer("general.file_type").value_or(-1));
   model.file_bytes = file.file_bytes();

@@ -1,0 +1,240 @@
+#include "support/gguf_writer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <stdexcept>
+
+namespace tidal::test {
+namespace {
+
+void append_text(Bytes& bytes, std::string_view text) {
+  append(bytes, static_cast<uint64_t>(text.size()));
+  append_bytes(bytes, text.data(), text.size());
+}
+
+template <typename T>
+Bytes value_bytes(const T& value) {
+  Bytes bytes;
+  append(bytes, value);
+  return bytes;
+}
+
+size_t padded(size_t size, size_t alignment) { return (size + alignment - 1) / alignment * alignment; }
+
+}  // namespace
+
+void append_bytes(Bytes& bytes, const void* start, size_t count) {
+  const size_t size = bytes.size();
+  bytes.resize(size + count);
+  if (count > 0) std::memcpy(bytes.data() + size, start, count);
+}
+
+GgufWriter& GgufWriter::set_raw(const std::string& key, uint32_t type, const Bytes& value) {
+  const auto found = std::find_if(keys_.begin(), keys_.end(), [&](const Key& other) { return other.name == key; });
+  if (found != keys_.end()) {
+    *found = {key, type, value};
+  } else {
+    keys_.push_back({key, type, value});
+  }
+  return *this;
+}
+
+GgufWriter& GgufWriter::set(const std::string& key, bool value) {
+  return set_raw(key, GGUF_TYPE_BOOL, value_bytes(static_cast<uint8_t>(value)));
+}
+GgufWriter& GgufWriter::set(const std::string& key, uint32_t value) {
+  return set_raw(key, GGUF_TYPE_UINT32, value_bytes(value));
+}
+GgufWriter& GgufWriter::set(const std::string& key, int32_t value) {
+  return set_raw(key, GGUF_TYPE_INT32, value_bytes(value));
+}
+GgufWriter& GgufWriter::set(const std::string& key, uint64_t value) {
+  return set_raw(key, GGUF_TYPE_UINT64, value_bytes(value));
+}
+GgufWriter& GgufWriter::set(const std::string& key, float value) {
+  return set_raw(key, GGUF_TYPE_FLOAT32, value_bytes(value));
+}
+GgufWriter& GgufWriter::set(const std::string& key, double value) {
+  return set_raw(key, GGUF_TYPE_FLOAT64, value_bytes(value));
+}
+GgufWriter& GgufWriter::set(const std::string& key, const char* value) {
+  Bytes bytes;
+  append_text(bytes, value);
+  return set_raw(key, GGUF_TYPE_STRING, bytes);
+}
+GgufWriter& GgufWriter::set(const std::string& key, const std::vector<uint32_t>& values) {
+  Bytes bytes = value_bytes(static_cast<uint32_t>(GGUF_TYPE_UINT32));
+  append(bytes, static_cast<uint64_t>(values.size()));
+  for (const uint32_t value : values) append(bytes, value);
+  return set_raw(key, GGUF_TYPE_ARRAY, bytes);
+}
+GgufWriter& GgufWriter::set(const std::string& key, const std::vector<std::string>& values) {
+  Bytes bytes = value_bytes(static_cast<uint32_t>(GGUF_TYPE_STRING));
+  append(bytes, static_cast<uint64_t>(values.size()));
+  for (const std::string& value : values) append_text(bytes, value);
+  return set_raw(key, GGUF_TYPE_ARRAY, bytes);
+}
+
+GgufWriter& GgufWriter::repeat(const std::string& key) {
+  const auto found = std::find_if(keys_.begin(), keys_.end(), [&](const Key& other) { return other.name == key; });
+  if (found == keys_.end()) throw std::logic_error("no key " + key);
+  keys_.push_back(Key(*found));
+  return *this;
+}
+
+GgufWriter& GgufWriter::erase(const std::string& key) {
+  if (std::erase_if(keys_, [&](const Key& other) { return other.name == key; }) == 0) {
+    throw std::logic_error("no key " + key);
+  }
+  return *this;
+}
+
+GgufWriter::Tensor& GgufWriter::add(const std::string& name, ggml_type type, const std::vector<uint64_t>& sizes) {
+  size_t bytes = ggml_row_size(type, static_cast<int64_t>(sizes.at(0)));
+  for (size_t d = 1; d < sizes.size(); ++d) bytes *= sizes[d];
+  Tensor tensor{name, type, sizes, Bytes(bytes), std::nullopt};
+  for (Tensor& other : tensors_) {
+    if (other.name == name) return other = tensor;
+  }
+  return tensors_.emplace_back(tensor);
+}
+
+GgufWriter::Tensor& GgufWriter::add(const std::string& name, const std::vector<float>& values,
+                                    const std::vector<uint64_t>& sizes) {
+  Tensor& tensor = add(name, GGML_TYPE_F32, sizes);
+  if (tensor.data.size() != values.size() * sizeof(float)) throw std::logic_error(name + ": sizes and values differ");
+  std::memcpy(tensor.data.data(), values.data(), tensor.data.size());
+  return tensor;
+}
+
+GgufWriter::Tensor& GgufWriter::tensor(std::string_view name) {
+  for (Tensor& tensor : tensors_) {
+    if (tensor.name == name) return tensor;
+  }
+  throw std::logic_error("no tensor " + std::string(name));
+}
+
+void GgufWriter::erase_tensor(std::string_view name) {
+  if (std::erase_if(tensors_, [&](const Tensor& tensor) { return tensor.name == name; }) == 0) {
+    throw std::logic_error("no tensor " + std::string(name));
+  }
+}
+
+size_t GgufWriter::alignment() const {
+  for (const Key& key : keys_) {
+    if (key.name != GGUF_KEY_GENERAL_ALIGNMENT || key.type != GGUF_TYPE_UINT32) continue;
+    uint32_t value = 0;
+    std::memcpy(&value, key.value.data(), sizeof(value));
+    if (value > 0 && value <= 4096) return value;  // a lie that no file could be padded to is only written down
+  }
+  return GGUF_DEFAULT_ALIGNMENT;
+}
+
+Bytes GgufWriter::header() const {
+  Bytes bytes;
+  for (const char letter : magic) bytes.push_back(static_cast<std::byte>(letter));
+  append(bytes, version);
+  append(bytes, tensor_count.value_or(tensors_.size()));
+  append(bytes, key_count.value_or(keys_.size()));
+  for (const Key& key : keys_) {
+    append_text(bytes, key.name);
+    append(bytes, key.type);
+    append_bytes(bytes, key.value.data(), key.value.size());
+  }
+  uint64_t offset = 0;
+  for (const Tensor& tensor : tensors_) {
+    append_text(bytes, tensor.name);
+    append(bytes, static_cast<uint32_t>(tensor.sizes.size()));
+    for (const uint64_t size : tensor.sizes) append(bytes, size);
+    append(bytes, static_cast<uint32_t>(tensor.type));
+    append(bytes, tensor.offset.value_or(offset));
+    offset += padded(tensor.data.size(), alignment());
+  }
+  return bytes;
+}
+
+size_t GgufWriter::header_bytes() const { return padded(header().size(), alignment()); }
+
+Bytes GgufWriter::bytes() const {
+  Bytes bytes = header();
+  const size_t align = alignment();
+  bytes.resize(padded(bytes.size(), align));
+  for (const Tensor& tensor : tensors_) {
+    append_bytes(bytes, tensor.data.data(), tensor.data.size());
+    bytes.resize(padded(bytes.size(), align));
+  }
+  return bytes;
+}
+
+void GgufWriter::save(const std::string& path) const {
+  const Bytes content = bytes();
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(content.data()), static_cast<std::streamsize>(content.size()));
+  file.close();
+  if (!file) throw std::runtime_error(path + ": cannot be written");
+}
+
+GgufWriter small_model(const std::string& architecture) {
+  constexpr uint64_t kWidth = 64, kHeads = 4, kKvHeads = 2, kHead = 16, kFfn = 96, kVocab = 32;
+  GgufWriter writer;
+  std::mt19937 random(7);
+  const auto weights = [&](const std::string& name, const std::vector<uint64_t>& sizes, float mean, float spread) {
+    uint64_t count = 1;
+    for (const uint64_t size : sizes) count *= size;
+    std::normal_distribution<float> normal(mean, spread);
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random);
+    writer.add(name, values, sizes);
+  };
+  const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t cols) {
+    weights(name, {cols, rows}, 0.0f, 0.2f);
+  };
+  const auto vector = [&](const std::string& name, uint64_t size, float mean) { weights(name, {size}, mean, 0.1f); };
+
+  std::vector<std::string> tokens;
+  for (uint64_t i = 0; i < kVocab; ++i) tokens.push_back("token" + std::to_string(i));
+  const std::string prefix = architecture + ".";
+  writer.set("general.architecture", architecture.c_str())
+      .set("general.name", "small")
+      .set("general.file_type", 0u)
+      .set(prefix + "block_count", 2u)
+      .set(prefix + "context_length", 128u)
+      .set(prefix + "embedding_length", static_cast<uint32_t>(kWidth))
+      .set(prefix + "feed_forward_length", static_cast<uint32_t>(kFfn))
+      .set(prefix + "attention.head_count", static_cast<uint32_t>(kHeads))
+      .set(prefix + "attention.head_count_kv", static_cast<uint32_t>(kKvHeads))
+      .set(prefix + "attention.layer_norm_rms_epsilon", 1e-5f)
+      .set(prefix + "rope.freq_base", 10000.0f)
+      .set(prefix + "vocab_size", static_cast<uint32_t>(kVocab))
+      .set("tokenizer.ggml.model", "none")
+      .set("tokenizer.ggml.tokens", tokens);
+
+  matrix("token_embd.weight", kVocab, kWidth);
+  vector("output_norm.weight", kWidth, 1.0f);
+  for (int l = 0; l < 2; ++l) {
+    const std::string block = "blk." + std::to_string(l) + ".";
+    vector(block + "attn_norm.weight", kWidth, 1.0f);
+    matrix(block + "attn_q.weight", kHeads * kHead, kWidth);
+    matrix(block + "attn_k.weight", kKvHeads * kHead, kWidth);
+    matrix(block + "attn_v.weight", kKvHeads * kHead, kWidth);
+    if (architecture == "qwen2") {
+      vector(block + "attn_q.bias", kHeads * kHead, 0.0f);
+      vector(block + "attn_k.bias", kKvHeads * kHead, 0.0f);
+      vector(block + "attn_v.bias", kKvHeads * kHead, 0.0f);
+    }
+    if (architecture == "qwen3") {
+      vector(block + "attn_q_norm.weight", kHead, 1.0f);
+      vector(block + "attn_k_norm.weight", kHead, 1.0f);
+    }
+    matrix(block + "attn_output.weight", kWidth, kHeads * kHead);
+    vector(block + "ffn_norm.weight", kWidth, 1.0f);
+    matrix(block + "ffn_gate.weight", kFfn, kWidth);
+    matrix(block + "ffn_up.weight", kFfn, kWidth);
+    matrix(block + "ffn_down.weight", kWidth, kFfn);
+  }
+  return writer;
+}
+
+}  // namespace tidal::test

@@ -1,0 +1,86 @@
+// Writes GGUF files byte by byte, sound ones and ones that lie, for the tests of the loader.
+#pragma once
+
+#include <ggml.h>
+#include <gguf.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tidal::test {
+
+using Bytes = std::vector<std::byte>;
+
+void append_bytes(Bytes& bytes, const void* start, size_t count);
+
+template <typename T>
+void append(Bytes& bytes, const T& value) {
+  append_bytes(bytes, &value, sizeof(value));
+}
+
+/// A GGUF file in the making. Nothing is checked: what a test asks for is what is written.
+class GgufWriter {
+ public:
+  struct Tensor {
+    std::string name;
+    ggml_type type;
+    std::vector<uint64_t> sizes;     ///< fastest first, as in the file
+    Bytes data;                      ///< as long as type and sizes ask, or what a test puts there
+    std::optional<uint64_t> offset;  ///< in the place of the true one
+  };
+
+  std::string magic = "GGUF";
+  uint32_t version = 3;
+  std::optional<uint64_t> tensor_count, key_count;  ///< in the place of the true ones
+
+  /// Sets a key, or sets it anew.
+  GgufWriter& set(const std::string& key, bool value);
+  GgufWriter& set(const std::string& key, uint32_t value);
+  GgufWriter& set(const std::string& key, int32_t value);
+  GgufWriter& set(const std::string& key, uint64_t value);
+  GgufWriter& set(const std::string& key, float value);
+  GgufWriter& set(const std::string& key, double value);
+  GgufWriter& set(const std::string& key, const char* value);
+  GgufWriter& set(const std::string& key, const std::vector<uint32_t>& values);
+  GgufWriter& set(const std::string& key, const std::vector<std::string>& values);
+  /// A value of any type in the file's own bytes.
+  GgufWriter& set_raw(const std::string& key, uint32_t type, const Bytes& value);
+  /// Adds the key even if it is there already.
+  GgufWriter& repeat(const std::string& key);
+  GgufWriter& erase(const std::string& key);
+
+  /// Adds a tensor of zeros behind the others, or replaces the one of that name. `sizes`: fastest first.
+  Tensor& add(const std::string& name, ggml_type type, const std::vector<uint64_t>& sizes);
+  /// The same with these floats.
+  Tensor& add(const std::string& name, const std::vector<float>& values, const std::vector<uint64_t>& sizes);
+  Tensor& tensor(std::string_view name);
+  void erase_tensor(std::string_view name);
+
+  Bytes bytes() const;
+  /// Bytes in front of the tensors' data, padding included.
+  size_t header_bytes() const;
+  /// Writes bytes() to a file.
+  void save(const std::string& path) const;
+
+ private:
+  struct Key {
+    std::string name;
+    uint32_t type;
+    Bytes value;
+  };
+  Bytes header() const;
+  size_t alignment() const;
+
+  std::vector<Key> keys_;
+  std::vector<Tensor> tensors_;
+};
+
+/// A complete model of two layers with small random weights: width 64, 4 heads over 2 KV heads of 16, a hidden layer of
+/// 96, 32 tokens, a context of 128. `architecture`: llama, qwen2 or qwen3.
+GgufWriter small_model(const std::string& architecture);
+
+}  // namespace tidal::test
