@@ -42,12 +42,20 @@ void Engine::set_plan(const Plan& plan) {
   plan_ = plan;
 }
 
-std::span<const float> Engine::step(std::span<const Request> requests) {
+void Engine::check(std::span<const Request> requests) const {
   if (requests.empty() || static_cast<int>(requests.size()) > options_.sequences) {
     fail("engine: a step takes 1 to {} sequences, got {}", options_.sequences, requests.size());
   }
   size_t rows = 0;
-  for (const Request& request : requests) {
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Request& request = requests[i];
+    if (!request.sequence) fail("engine: request {} of the step names no sequence", i);
+    if (&request.sequence->pool() != pool_.get()) fail("engine: the sequence of request {} is another engine's", i);
+    for (size_t j = 0; j < i; ++j) {
+      if (requests[j].sequence == request.sequence) {
+        fail("engine: requests {} and {} are of the same sequence, a step takes each once", j, i);
+      }
+    }
     const int64_t length = request.sequence->length() + static_cast<int64_t>(request.tokens.size());
     if (request.tokens.empty()) fail("engine: a step needs at least one token for every sequence");
     if (request.decode && request.tokens.size() != 1) fail("engine: decoding takes one token a step");
@@ -62,7 +70,17 @@ std::span<const float> Engine::step(std::span<const Request> requests) {
   if (rows > static_cast<size_t>(std::max(options_.chunk, options_.sequences))) {
     fail("engine: {} tokens in one step, at most {}", rows, std::max(options_.chunk, options_.sequences));
   }
-  for (const Request& request : requests) request.sequence->reserve(static_cast<int>(request.tokens.size()));
+}
+
+std::span<const float> Engine::step(std::span<const Request> requests) {
+  check(requests);
+  try {
+    for (const Request& request : requests) request.sequence->reserve(static_cast<int>(request.tokens.size()));
+  } catch (...) {
+    // What some sequences have reserved must not starve the others.
+    for (const Request& request : requests) request.sequence->release_reserved();
+    throw;
+  }
 
   // Short chunks first, as Batch promises; the sort must be stable so that a batch is the same every time.
   order_.clear();

@@ -34,7 +34,8 @@ class Engine {
   void set_plan(const Plan& plan);
   KvPool& pool() { return *pool_; }
 
-  Sequence create() { return Sequence(*pool_); }
+  /// An empty sequence with room for options().context tokens, so that decoding it allocates nothing.
+  Sequence create() { return Sequence(*pool_, options_.context); }
 
   /// What one sequence does in a step.
   struct Request {
@@ -44,7 +45,8 @@ class Engine {
     bool all_logits = false;        ///< logits of every token instead of the last one's
   };
   /// One forward pass over all requests (each of another sequence). Returns the logits [rows that asked, vocab] in the
-  /// order of the requests, valid until the next step. On an Error no sequence has changed its tokens.
+  /// order of the requests, valid until the next step. Throws Error for requests that cannot be run and when the pool is
+  /// exhausted; then no sequence has changed.
   std::span<const float> step(std::span<const Request> requests);
 
   /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. `progress(done)` after every chunk;
@@ -61,6 +63,7 @@ class Engine {
   void fill_random(Sequence& sequence, int count, uint64_t seed);
 
  private:
+  void check(std::span<const Request> requests) const;
   /// The step's logits, sorted back from the batch's order to the requests'.
   std::span<const float> in_request_order(std::span<const Request> requests);
 

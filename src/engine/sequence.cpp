@@ -7,6 +7,11 @@
 
 namespace tidal {
 
+Sequence::Sequence(KvPool& pool, int capacity) : pool_(&pool) {
+  tokens_.reserve(capacity);
+  blocks_.reserve(blocks_for(capacity));
+}
+
 Sequence::Sequence(Sequence&& other) noexcept
     : pool_(other.pool_),
       tokens_(std::exchange(other.tokens_, {})),
@@ -27,7 +32,7 @@ Sequence& Sequence::operator=(Sequence&& other) noexcept {
 Sequence::~Sequence() { release_from(0); }
 
 Sequence Sequence::fork() const {
-  Sequence copy(*pool_);
+  Sequence copy(*pool_, static_cast<int>(tokens_.capacity()));
   copy.tokens_ = tokens_;
   copy.clean_ = clean_;
   copy.blocks_.assign(blocks_.begin(), blocks_.begin() + blocks_for(length()));
@@ -48,12 +53,17 @@ void Sequence::reserve(int more) {
   const int needed = blocks_for(int64_t{length()} + more);
   // Only the block that the next token falls into can be both partly filled and shared.
   const size_t next = static_cast<size_t>(length() / kBlockTokens);
-  if (more > 0 && next < blocks_.size() && pool_->references(blocks_[next]) > 1) {
+  const bool shared = more > 0 && next < blocks_.size() && pool_->references(blocks_[next]) > 1;
+  const int missing = std::max(0, needed - static_cast<int>(blocks_.size())) + (shared ? 1 : 0);
+  if (missing > pool_->free_blocks()) {
+    fail("KV cache: {} more tokens need {} blocks of {} tokens, but only {} of {} are free", more, missing,
+         kBlockTokens, pool_->free_blocks(), pool_->blocks());
+  }
+  if (shared) {
     const BlockId own = pool_->take();
     pool_->copy(own, blocks_[next]);
     pool_->release(std::exchange(blocks_[next], own));
   }
-  blocks_.reserve(needed);
   while (static_cast<int>(blocks_.size()) < needed) blocks_.push_back(pool_->take());
 }
 

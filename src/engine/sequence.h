@@ -11,7 +11,8 @@ namespace tidal {
 /// Tokens with their cached K/V. Move-only; gives its blocks back when destroyed. The pool must outlive it.
 class Sequence {
  public:
-  explicit Sequence(KvPool& pool) : pool_(&pool) {}
+  /// `capacity` tokens can be appended (by this sequence or its forks) before anything is allocated.
+  explicit Sequence(KvPool& pool, int capacity = 0);
   Sequence(Sequence&& other) noexcept;
   Sequence& operator=(Sequence&& other) noexcept;
   ~Sequence();
@@ -19,6 +20,7 @@ class Sequence {
   /// Tokens in the cache.
   std::span<const Token> tokens() const { return tokens_; }
   int length() const { return static_cast<int>(tokens_.size()); }
+  const KvPool& pool() const { return *pool_; }
   std::span<const BlockId> blocks() const { return blocks_; }
   /// Positions [0, clean()) hold what dense attention computes; later ones came from sparse attention (are polluted).
   int clean() const { return clean_; }
@@ -29,8 +31,10 @@ class Sequence {
   void truncate(int length);
 
   /// Makes positions [length(), length() + more) writable. Throws Error when the pool is exhausted; then nothing has
-  /// changed but blocks that may already be reserved, which the next call uses.
+  /// changed.
   void reserve(int more);
+  /// Gives back the blocks that reserve() took and no token has come to use.
+  void release_reserved() { release_from(blocks_for(length())); }
   /// Records tokens whose K/V a forward pass has just written at the end. `dense`: by dense attention over clean cache.
   void append(std::span<const Token> tokens, bool dense);
 
