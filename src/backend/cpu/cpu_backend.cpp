@@ -253,19 +253,31 @@ void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& b
   for (int i = 0; i < wanted.rows; ++i) {
     rms_norm(x.row(batch.logit_rows[i]), norm.floats(), x.width, hp_.rms_epsilon, wanted.row(i));
   }
-  // Rows of short chunks take the dots; so do few rows of long ones, whose weights would be dequantised for nothing.
-  int dots = 0;
-  while (dots < wanted.rows && batch.logit_rows[dots] < short_) ++dots;
-  if (wanted.rows - dots <= kShortChunk) dots = wanted.rows;
-  if (dots > 0) {
-    quantised_.assign({wanted.data, dots, wanted.width});
-    const DotJob job{&output, nullptr, {logits.data(), dots, vocab}, false};
+  const auto multiply = [&](int begin, int end, bool dots) {
+    const Rows from{wanted.row(begin), end - begin, wanted.width};
+    const Rows to{logits.data() + static_cast<int64_t>(begin) * vocab, from.rows, vocab};
+    if (from.rows == 0) return;
+    if (!dots) return gemm(output, {}, to_elements(from), to, false);
+    quantised_.assign(from);
+    const DotJob job{&output, nullptr, to, false};
     dot_matmul({&job, 1}, quantised_, threads_);
+  };
+  // Chunks that want few rows take the dots, even long ones, whose weights would be dequantised for nothing. Every chunk
+  // decides for itself, so that its logits do not depend on its company; neighbours that agree go together.
+  int begin = 0, end = 0;
+  bool dots = true;
+  for (const Chunk& chunk : batch.chunks) {
+    int next = end;
+    while (next < wanted.rows && batch.logit_rows[next] < chunk.first_row + chunk.rows) ++next;
+    const bool few = next - end <= kShortChunk;
+    if (next > end && few != dots) {
+      multiply(begin, end, dots);
+      begin = end;
+      dots = few;
+    }
+    end = next;
   }
-  if (dots < wanted.rows) {
-    const Rows rest{wanted.row(dots), wanted.rows - dots, wanted.width};
-    gemm(output, {}, to_elements(rest), {logits.data() + static_cast<int64_t>(dots) * vocab, rest.rows, vocab}, false);
-  }
+  multiply(begin, end, dots);
 }
 
 }  // namespace
