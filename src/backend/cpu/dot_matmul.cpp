@@ -17,7 +17,7 @@ constexpr int kPanel = 32;
 void QuantisedRows::reserve(int rows, int width) {
   max_rows_ = std::max(max_rows_, rows);
   max_width_ = std::max(max_width_, width);
-  for (Form& form : forms_) form.data.resize(ggml_row_size(form.type, max_width_) * max_rows_);
+  for (Form& form : forms_) form.data.resize(row_capacity(form.type) * max_rows_);
 }
 
 void QuantisedRows::assign(Rows x) {
@@ -29,10 +29,13 @@ QuantisedRows::Form& QuantisedRows::form(ggml_type type) {
   for (Form& form : forms_) {
     if (form.type == type) return form;
   }
-  // A type's first use ever: later steps find its memory ready. Rounded up to any type's block of elements.
-  const size_t width = (static_cast<size_t>(max_width_) + 255) / 256 * 256;
-  return forms_.emplace_back(
-      Form{type, false, std::vector<std::byte>(ggml_row_size(type, static_cast<int64_t>(width)) * max_rows_)});
+  // A type's first use ever: later steps find its memory ready.
+  return forms_.emplace_back(Form{type, false, std::vector<std::byte>(row_capacity(type) * max_rows_)});
+}
+
+// Rounded up to any type's block of elements: only the rows that use a type need have a fitting width.
+size_t QuantisedRows::row_capacity(ggml_type type) const {
+  return ggml_row_size(type, (int64_t{max_width_} + 255) / 256 * 256);
 }
 
 void QuantisedRows::prepare(ggml_type type) {

@@ -34,6 +34,7 @@ class QuantisedRows {
     std::vector<std::byte> data;
   };
   Form& form(ggml_type type);
+  size_t row_capacity(ggml_type type) const;
 
   Rows x_;
   int max_rows_ = 0;

@@ -59,7 +59,10 @@ void FloatsToBf16(const float* from, int count, Bf16* to) {
   for (; i + lanes <= count; i += lanes) {
     const auto v = hn::LoadU(d, bits + i);
     const auto odd = hn::And(hn::ShiftRight<16>(v), hn::Set(d, 1u));
-    const auto rounded = hn::ShiftRight<16>(hn::Add(v, hn::Add(odd, hn::Set(d, 0x7fffu))));
+    const auto sum = hn::Add(v, hn::Add(odd, hn::Set(d, 0x7fffu)));
+    // The carry of a NaN's payload would run into the exponent and the sign.
+    const auto nan = hn::Gt(hn::And(v, hn::Set(d, 0x7fffffffu)), hn::Set(d, 0x7f800000u));
+    const auto rounded = hn::ShiftRight<16>(hn::IfThenElse(nan, hn::Or(v, hn::Set(d, 0x400000u)), sum));
     hn::StoreU(hn::TruncateTo(d16, rounded), d16, half + i);
   }
   for (; i < count; ++i) to[i] = to_bf16(from[i]);

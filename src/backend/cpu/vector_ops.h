@@ -7,7 +7,7 @@ namespace tidal {
 
 /// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i].
 void rms_norm(const float* x, const float* weight, int count, float epsilon, float* out);
-/// Rounds to nearest even, as to_bf16(); no special care for NaN payloads.
+/// Rounds to nearest even, exactly as to_bf16().
 void floats_to_bf16(const float* from, int count, Bf16* to);
 /// out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
 void silu_multiply(const float* gate, const float* up, int count, float* out);
