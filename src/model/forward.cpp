@@ -15,8 +15,9 @@ Forward::Forward(Backend& backend, const Model& model, int max_rows, int max_con
   out_ = floats(hp.q_width());
   selection_.policy = policy;
   selection_.units = scope_units(policy.scope, hp.heads, hp.kv_heads);
-  positions_ = backend.allocate(sizeof(int32_t) * max_rows * selection_.units * static_cast<size_t>(policy.budget),
-                                "selected positions");
+  // A budget that no context exceeds selects nothing.
+  const size_t budget = policy.budget < max_context ? policy.budget : 0;
+  positions_ = backend.allocate(sizeof(int32_t) * max_rows * selection_.units * budget, "selected positions");
   selection_.positions = positions_.as<int32_t>();
   backend.reserve(hp, max_rows, max_context);
 }

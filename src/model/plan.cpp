@@ -44,6 +44,10 @@ Plan Plan::full(int layers) {
 
 Plan Plan::tidal(int layers, int reselect, const Policy& policy) {
   constexpr int kFirstSelect = 2;
+  if (layers < kFirstSelect + 2) {
+    fail("plan: a model of {} layers is too shallow for Dense 0 and 1, Select {} and a reselect layer, at least {} are "
+         "needed", layers, kFirstSelect, kFirstSelect + 2);
+  }
   if (reselect <= kFirstSelect || reselect >= layers) {
     fail("reselect: layer {} is out of range, expected {} to {} for a model of {} layers", reselect, kFirstSelect + 1,
          layers - 1, layers);

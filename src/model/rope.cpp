@@ -30,7 +30,7 @@ Rope make_rope(Rope::Pairing pairing, int dims, double base, std::span<const flo
   if (yarn) {
     low = std::max(0.0, std::floor(pair_of(scaling.beta_fast, dims, base, scaling.original_context)));
     high = std::min(dims - 1.0, std::ceil(pair_of(scaling.beta_slow, dims, base, scaling.original_context)));
-    magnitude *= yarn_magnitude(scaling.factor, 1.0);
+    if (scaling.extrapolation != 0) magnitude *= yarn_magnitude(scaling.factor, 1.0);
     if (scaling.log_multiplier != 0) magnitude /= yarn_magnitude(scaling.factor, scaling.log_multiplier);
   }
   for (int i = 0; i < dims / 2; ++i) {
