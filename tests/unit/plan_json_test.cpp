@@ -1,0 +1,180 @@
+// Plans as JSON: round trips and every way to be wrong.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "model/plan.h"
+#include "support/error.h"
+
+namespace tidal {
+namespace {
+
+using test::error_of;
+using Json = nlohmann::ordered_json;
+
+Hyperparameters model() {
+  Hyperparameters hp;
+  hp.architecture = "qwen2";
+  hp.layers = 6;
+  hp.width = 128;
+  hp.heads = 4;
+  hp.kv_heads = 2;
+  hp.head_dim = 32;
+  return hp;
+}
+
+Plan plan() { return Plan::tidal(6, 4, {Scope::Kv, Pooling::Max, 32, 2, 5}); }
+
+/// The error of a plan that is right but for one change.
+template <typename Change>
+std::string error_after(Change&& change) {
+  Json json = Json::parse(to_json(plan(), model()));
+  change(json);
+  return error_of([&] { plan_from_json(json.dump(), "p.json", model()); });
+}
+
+std::string error_of_text(const std::string& text) {
+  return error_of([&] { plan_from_json(text, "p.json", model()); });
+}
+
+TEST(PlanJson, RoundTrip) {
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    for (const Pooling pooling : {Pooling::Max, Pooling::Sum}) {
+      for (const Policy& policy : {Policy{scope, pooling, 1, 0, 0}, Policy{scope, pooling, 4096, 100, 3996}}) {
+        const Plan original = Plan::tidal(6, 3, policy);
+        EXPECT_EQ(plan_from_json(to_json(original, model()), "p.json", model()), original);
+      }
+    }
+  }
+  EXPECT_EQ(plan_from_json(to_json(Plan::full(6), model()), "p.json", model()), Plan::full(6));
+}
+
+TEST(PlanJson, IsReadable) {
+  const Json json = Json::parse(to_json(plan(), model()));
+  EXPECT_EQ(json, Json::parse(R"({"tidal_plan": 1,
+      "model": {"architecture": "qwen2", "layers": 6, "width": 128},
+      "roles": {"dense": [0, 1], "select": [2, 4]},
+      "policy": {"scope": "kv", "pooling": "max", "budget": 32, "sinks": 2, "recent": 5}})"));
+}
+
+TEST(PlanJson, NotJson) {
+  EXPECT_EQ(error_of_text("{\"tidal_plan\": 1,"), "p.json: is not valid JSON at byte 18");
+  EXPECT_EQ(error_of_text("\xff"), "p.json: is not valid JSON at byte 1");
+  EXPECT_EQ(error_of_text("[]"), "p.json is not a JSON object");
+  EXPECT_EQ(error_of_text(""), "p.json: is not valid JSON at byte 1");
+  EXPECT_THROW(plan_from_json(std::string(100000, '['), "p.json", model()), Error);
+}
+
+TEST(PlanJson, MissingFields) {
+  EXPECT_EQ(error_of_text("{}"), "p.json: field 'tidal_plan' is missing");
+  EXPECT_EQ(error_after([](Json& j) { j.erase("model"); }), "p.json: field 'model' is missing");
+  EXPECT_EQ(error_after([](Json& j) { j.erase("roles"); }), "p.json: field 'roles' is missing");
+  EXPECT_EQ(error_after([](Json& j) { j.erase("policy"); }), "p.json: field 'policy' is missing");
+  for (const char* field : {"architecture", "layers", "width"}) {
+    EXPECT_EQ(error_after([&](Json& j) { j["model"].erase(field); }),
+              fmt::format("p.json: model: field '{}' is missing", field));
+  }
+  for (const char* field : {"dense", "select"}) {
+    EXPECT_EQ(error_after([&](Json& j) { j["roles"].erase(field); }),
+              fmt::format("p.json: roles: field '{}' is missing", field));
+  }
+  for (const char* field : {"scope", "pooling", "budget", "sinks", "recent"}) {
+    EXPECT_EQ(error_after([&](Json& j) { j["policy"].erase(field); }),
+              fmt::format("p.json: policy: field '{}' is missing", field));
+  }
+}
+
+TEST(PlanJson, UnknownFields) {
+  EXPECT_EQ(error_after([](Json& j) { j["extra"] = 1; }), "p.json: field 'extra' is not known");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["scan"] = {3}; }), "p.json: roles: field 'scan' is not known");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["bugdet"] = 3; }), "p.json: policy: field 'bugdet' is not known");
+}
+
+TEST(PlanJson, WrongTypes) {
+  EXPECT_EQ(error_after([](Json& j) { j["tidal_plan"] = "1"; }),
+            "p.json: field 'tidal_plan' holds \"1\", expected an integer");
+  EXPECT_EQ(error_after([](Json& j) { j["model"] = 3; }), "p.json: model is not a JSON object");
+  EXPECT_EQ(error_after([](Json& j) { j["model"]["architecture"] = 3; }),
+            "p.json: model: field 'architecture' is not a string");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["dense"] = 0; }),
+            "p.json: roles: field 'dense' is not a list of layers");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["dense"] = {0.5}; }),
+            "p.json: roles: field 'dense' holds 0.5, expected an integer");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["budget"] = 1e300; }),
+            "p.json: policy: field 'budget' holds 1e+300, expected an integer");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["budget"] = int64_t{1} << 40; }),
+            "p.json: policy: field 'budget' holds 1099511627776, expected an integer");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["budget"] = nullptr; }),
+            "p.json: policy: field 'budget' holds null, expected an integer");
+}
+
+TEST(PlanJson, WrongValues) {
+  EXPECT_EQ(error_after([](Json& j) { j["tidal_plan"] = 2; }), "p.json: is a plan of format 2, expected 1");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["scope"] = "all"; }),
+            "p.json: scope: 'all' is not known, expected head, kv, shared");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["pooling"] = "mean"; }),
+            "p.json: pooling: 'mean' is not known, expected max, sum");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["budget"] = 0; }),
+            "p.json: plan: the budget is 0, expected at least 1");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["sinks"] = 30; }),
+            "p.json: plan: 30 sinks and 5 recent positions do not fit in a budget of 32");
+}
+
+TEST(PlanJson, WrongRoles) {
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {2, 6}; }), "p.json: roles: layer 6 is not one of 6");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {-1}; }), "p.json: roles: layer -1 is not one of 6");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {1, 2}; }), "p.json: roles: layer 1 stands there twice");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {3}; }),
+            "p.json: plan: layer 2 is Sparse, but no layer before it is Select");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = Json::array(); }),
+            "p.json: plan: layer 2 is Sparse, but no layer before it is Select");
+}
+
+TEST(PlanJson, AnotherModel) {
+  EXPECT_EQ(error_after([](Json& j) { j["model"]["layers"] = 24; }),
+            "p.json: is a plan for qwen2 with 24 layers of width 128, but the model is qwen2 with 6 layers of width "
+            "128");
+  EXPECT_EQ(error_after([](Json& j) { j["model"]["architecture"] = "llama"; }),
+            "p.json: is a plan for llama with 6 layers of width 128, but the model is qwen2 with 6 layers of width "
+            "128");
+  // A vast count must be refused before it is used as a size.
+  EXPECT_THROW(plan_from_json(R"({"tidal_plan":1,"model":{"architecture":"qwen2","layers":2147483647,"width":128},
+                              "roles":{"dense":[],"select":[]},"policy":{}})",
+                              "p.json", model()),
+               Error);
+}
+
+TEST(PlanJson, Files) {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / fmt::format("tidal-plan-{}", ::getpid());
+  std::filesystem::create_directories(folder);
+  const std::string path = folder / "plan.json";
+  save_plan(path, plan(), model());
+  EXPECT_EQ(load_plan(path, model()), plan());
+  EXPECT_EQ(error_of([&] { load_plan(folder / "none.json", model()); }),
+            (folder / "none.json").string() + ": cannot be opened: No such file or directory");
+  EXPECT_EQ(error_of([&] { load_plan(folder, model()); }), folder.string() + ": is a directory, expected a plan");
+  EXPECT_EQ(error_of([&] { save_plan(folder / "no" / "plan.json", plan(), model()); }),
+            (folder / "no" / "plan.json").string() + ": cannot be written: No such file or directory");
+  if (std::filesystem::exists("/dev/full")) {
+    EXPECT_EQ(error_of([&] { save_plan("/dev/full", plan(), model()); }),
+              "/dev/full: cannot be written: No space left on device");
+  }
+  std::filesystem::remove_all(folder);
+}
+
+TEST(PlanJson, Words) {
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) EXPECT_EQ(scope_from(to_string(scope)), scope);
+  for (const Pooling pooling : {Pooling::Max, Pooling::Sum}) EXPECT_EQ(pooling_from(to_string(pooling)), pooling);
+  EXPECT_EQ(error_of([] { scope_from(""); }), "scope: '' is not known, expected head, kv, shared");
+  EXPECT_EQ(error_of([] { pooling_from("Max"); }), "pooling: 'Max' is not known, expected max, sum");
+  EXPECT_STREQ(to_string(Role::Dense), "dense");
+  EXPECT_STREQ(to_string(Role::Select), "select");
+  EXPECT_STREQ(to_string(Role::Sparse), "sparse");
+}
+
+}  // namespace
+}  // namespace tidal
