@@ -1,7 +1,6 @@
-# Everything is found in the ordinary way; tools/setup.sh puts llama.cpp into .deps/, which is looked at last, so that a
-# system installation (or CMAKE_PREFIX_PATH) wins.
+# Everything is found in the ordinary way. tools/setup.sh puts llama.cpp into .deps/, which comes after what the user
+# names (CMAKE_PREFIX_PATH, llama_ROOT) and before the system's folders.
 file(GLOB tidal_private_prefix ${PROJECT_SOURCE_DIR}/.deps/lib/python3*/site-packages)
-list(APPEND CMAKE_PREFIX_PATH ${tidal_private_prefix})
 
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Threads REQUIRED)
@@ -9,7 +8,7 @@ find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(hwy REQUIRED)
 find_package(dnnl REQUIRED)
-find_package(llama REQUIRED)  # brings ggml::ggml, ggml::ggml-cpu, ggml::ggml-base
+find_package(llama REQUIRED HINTS ${tidal_private_prefix})  # brings ggml::ggml, ggml::ggml-cpu, ggml::ggml-base
 if(TIDAL_CLI)
   find_package(CLI11 REQUIRED)
 endif()
