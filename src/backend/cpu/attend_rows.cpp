@@ -25,8 +25,8 @@ using F32 = hn::ScalableTag<float>;
 using U32 = hn::RebindToUnsigned<F32>;
 using Vec = hn::Vec<F32>;
 
-constexpr int kRound = 64;      // rows per softmax round
-constexpr int kStripe = 16;     // rows converted to float32 at a time; the scratch stays in L1
+constexpr int kRound = 64;   // rows per softmax round
+constexpr int kStripe = 16;  // rows converted to float32 at a time; the scratch stays in L1
 constexpr int kMaxPadded = 256 + 2 * static_cast<int>(hn::MaxLanes(F32()));
 
 int PaddedDim(int head_dim) {
@@ -204,14 +204,14 @@ HWY_INLINE float SoftmaxRound(float* scores, int count, float scale, float& maxi
 HWY_INLINE void ScaleOutput(float* output, int padded, float factor) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int i = 0; i < padded; i += lanes) hn::Store(hn::Mul(hn::Load(d, output + i), hn::Set(d, factor)), d, output + i);
+  for (int i = 0; i < padded; i += lanes)
+    hn::Store(hn::Mul(hn::Load(d, output + i), hn::Set(d, factor)), d, output + i);
 }
 
-HWY_INLINE void PrefetchRows(const Bf16* const* rows, int count, int head_dim) {
-  for (int r = 0; r < count; ++r) {
-    const auto* bytes = reinterpret_cast<const char*>(rows[r]);
-    for (int b = 0; b < 4 * head_dim; b += 64) __builtin_prefetch(bytes + b);
-  }
+// Asks for one row, into the second-level cache: two rounds would not fit in the first.
+HWY_INLINE void PrefetchRow(const Bf16* row, int head_dim) {
+  const auto* bytes = reinterpret_cast<const char*>(row);
+  for (int b = 0; b < 4 * head_dim; b += 64) __builtin_prefetch(bytes + b, 0, 2);
 }
 
 template <int kVec>
@@ -226,15 +226,18 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
   std::fill(a.part.maximum, a.part.maximum + a.heads, -std::numeric_limits<float>::infinity());
   std::fill(a.part.sum, a.part.sum + a.heads, 0.0f);
 
+  for (int r = 0; r < std::min(kRound, a.count); ++r) PrefetchRow(a.rows[r], a.head_dim);
   for (int first = 0; first < a.count; first += kRound) {
     const int count = std::min(kRound, a.count - first);
     const Bf16* const* rows = a.rows + first;
+    const int ahead = a.count - first - kRound;  // rows of later rounds
     for (int s = 0; s < count; s += kStripe) {
       const int stripe = std::min(kStripe, count - s);
-      // The next stripe's keys and values travel while this one is computed.
-      const int ahead = std::min(kStripe, a.count - first - s - kStripe);
-      if (ahead > 0) PrefetchRows(rows + s + kStripe, ahead, a.head_dim);
-      for (int r = 0; r < stripe; ++r) Convert(rows[s + r], a.head_dim, scratch + r * padded);
+      for (int r = 0; r < stripe; ++r) {
+        // Every row is asked for a round before its turn: memory takes longer than a stripe.
+        if (s + r < ahead) PrefetchRow(rows[s + r + kRound], a.head_dim);
+        Convert(rows[s + r], a.head_dim, scratch + r * padded);
+      }
       for (int h = 0; h < a.heads; ++h) {
         ScoreStripe<kVec>(q + h * padded, scratch, vectors, weights + h * kRound + s);
       }
@@ -288,8 +291,10 @@ namespace tidal {
 
 HWY_EXPORT(AttendRows);
 
+void attend_rows_f32(const AttendRowsArgs& args) { HWY_DYNAMIC_DISPATCH(AttendRows)(args); }
+
 void attend_rows(const AttendRowsArgs& args) {
-  HWY_DYNAMIC_DISPATCH(AttendRows)(args);
+  if (!attend_rows_bf16(args)) attend_rows_f32(args);
 }
 
 void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim, float* out,

@@ -23,14 +23,21 @@ struct AttendRowsArgs {
   int head_dim = 0;                   ///< multiple of 16, at most 256
   const Bf16* const* rows = nullptr;  ///< [count] rows [K head_dim | V head_dim]
   int count = 0;
-  float scale = 1;                    ///< factor on q.k before the softmax
-  float* scores = nullptr;            ///< when set: raw q.k of head h and row i goes to scores[h * scores_stride + i]
+  float scale = 1;          ///< factor on q.k before the softmax
+  float* scores = nullptr;  ///< when set: raw q.k of head h and row i goes to scores[h * scores_stride + i]
   std::ptrdiff_t scores_stride = 0;
   AttentionPart part;
 };
 
-/// Each row's K and V are read once for all heads; softmax is online, by 64 rows; float32 arithmetic.
+/// Each row's K and V are read once for all heads; softmax is online, by 64 rows. Takes the fastest of the kernels
+/// below that this processor has.
 void attend_rows(const AttendRowsArgs& args);
+
+/// By float32 products, on any processor.
+void attend_rows_f32(const AttendRowsArgs& args);
+/// By bf16 products with float32 sums (AVX512-BF16): q and the softmax weights are rounded to bf16, as prefill does.
+/// Returns false, having done nothing, where the processor has no such instructions.
+bool attend_rows_bf16(const AttendRowsArgs& args);
 
 /// Merges `count` parts, `stride` floats apart from `first` on, in this order, and writes the finished output
 /// [heads, head_dim]. When `maximum` and `sum` are set, they receive the merged statistics [heads].

@@ -27,7 +27,8 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   max_context_ = max_context;
   scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
   // Scope head is the most divided: every query head has pieces of its own.
-  const size_t parts = static_cast<size_t>(kWave) * hp.heads * std::max(kSparsePieces, pieces(max_context, kDensePiece));
+  const size_t parts =
+      static_cast<size_t>(kWave) * hp.heads * std::max(kSparsePieces, pieces(max_context, kDensePiece));
   items_.reserve(parts);
   part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
   done_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(kWave) * hp.heads);
@@ -62,18 +63,31 @@ void Attention::add_row(const Chunk& chunk, int row, int first_head, int heads, 
   parts_ += parts;
 }
 
+void Attention::find_rows(const Item& item, KvLayer kv, const Bf16** rows) const {
+  const int kv_head = item.first_head / group_;
+  const int64_t row_elements = int64_t{2} * head_dim_;
+  if (item.selected) {
+    for (int i = item.begin; i < item.end; ++i) {
+      const auto position = static_cast<uint32_t>(item.selected[i]);
+      *rows++ = kv.tile(item.chunk->blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_elements;
+    }
+    return;
+  }
+  for (int begin = item.begin; begin < item.end;) {
+    const int first = begin % kBlockTokens, count = std::min(item.end - begin, kBlockTokens - first);
+    const Bf16* tile = kv.tile(item.chunk->blocks[begin / kBlockTokens], kv_head);
+    for (int i = first; i < first + count; ++i) *rows++ = tile + i * row_elements;
+    begin += count;
+  }
+}
+
 void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
   for (size_t i = 0; i < items_.size(); ++i) {
     const Item& item = items_[i];
-    const int kv_head = item.first_head / group_;
     const Bf16* rows[kDensePiece];
     const int count = item.end - item.begin;
-    for (int r = 0; r < count; ++r) {
-      const int position = item.selected ? item.selected[item.begin + r] : item.begin + r;
-      rows[r] = kv.tile(item.chunk->blocks[position / kBlockTokens], kv_head) +
-                static_cast<int64_t>(position % kBlockTokens) * 2 * head_dim_;
-    }
+    find_rows(item, kv, rows);
     AttendRowsArgs args;
     args.q = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
     args.heads = item.heads;
@@ -91,7 +105,8 @@ void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
     if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
       merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
                   out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
-                  scores ? maximum_.data() + item.first_head : nullptr, scores ? sum_.data() + item.first_head : nullptr);
+                  scores ? maximum_.data() + item.first_head : nullptr,
+                  scores ? sum_.data() + item.first_head : nullptr);
     }
   }
   items_.clear();
@@ -120,9 +135,7 @@ void Attention::run_dense_rows(const Batch& batch, Rows q, KvLayer kv, Rows out,
   }
 }
 
-void Attention::dense(const Batch& batch, Rows q, KvLayer kv, Rows out) {
-  run_dense_rows(batch, q, kv, out, false);
-}
+void Attention::dense(const Batch& batch, Rows q, KvLayer kv, Rows out) { run_dense_rows(batch, q, kv, out, false); }
 
 void Attention::select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   run_dense_rows(batch, q, kv, out, true);

@@ -34,14 +34,16 @@ class Attention {
     int first_head, heads;    // query heads, all of one KV head
     const int32_t* selected;  // positions to read, or null: [begin, end) of the context
     int begin, end;
-    int parts;                // pieces of this row and these heads, this one included
-    int first_part;           // index of the first of them
-    int part;                 // index of this one
-    int counter;              // index of their common counter
+    int parts;       // pieces of this row and these heads, this one included
+    int first_part;  // index of the first of them
+    int part;        // index of this one
+    int counter;     // index of their common counter
   };
 
   void run_dense_rows(const Batch& batch, Rows q, KvLayer kv, Rows out, bool skip_sparse);
   void add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count, int piece);
+  /// rows[i]: K/V of the item's i-th position.
+  void find_rows(const Item& item, KvLayer kv, const Bf16** rows) const;
   void run_items(Rows q, KvLayer kv, Rows out, float* scores);
   size_t part_floats() const;
   AttentionPart part(int index) const;
