@@ -30,6 +30,13 @@ void check(const SamplerOptions& options) {
 LlamaSampler make_chain(const Tokenizer& tokenizer, const SamplerOptions& options) {
   LlamaSampler chain(llama_sampler_chain_init(llama_sampler_chain_default_params()), llama_sampler_free);
   const auto add = [&](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
+  if (options.ignore_end) {
+    std::vector<llama_logit_bias> biases;
+    for (Token token = 0; token < tokenizer.vocab_size(); ++token) {
+      if (tokenizer.is_end(token)) biases.push_back({token, -std::numeric_limits<float>::infinity()});
+    }
+    add(llama_sampler_init_logit_bias(tokenizer.vocab_size(), static_cast<int32_t>(biases.size()), biases.data()));
+  }
   if (options.repeat_penalty != 1.0f && options.repeat_last_n > 0) {
     add(llama_sampler_init_penalties(tokenizer.vocab_size(), options.repeat_last_n, options.repeat_penalty, 0.0f,
                                      0.0f));

@@ -19,6 +19,7 @@ struct SamplerOptions {
   float min_p = 0.05f;          ///< 0 to 1; 0: off
   float repeat_penalty = 1.0f;  ///< > 0; 1: off
   int repeat_last_n = 64;       ///< tokens that the penalty looks back; 0: off
+  bool ignore_end = false;      ///< never choose a token that ends the answer
   std::string grammar;          ///< GBNF text with a rule `root`, "" for none
 };
 

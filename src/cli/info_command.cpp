@@ -1,0 +1,166 @@
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/output.h"
+#include "cli/plan_options.h"
+#include "engine/engine.h"
+#include "model/gguf.h"
+
+namespace tidal {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct InfoFlags {
+  std::string model;
+  bool json = false;
+  PlanOptions plan;
+};
+
+/// Bytes that one decode step reads at a depth.
+struct DepthBytes {
+  int depth = 0;
+  int64_t full = 0, tidal = 0;
+};
+
+struct Info {
+  std::string path;
+  Model model;
+  Plan plan;
+  std::string reselect_source;
+  std::string rope_scaling;  // "none" where the file does not say
+  double rope_base = 0;      // 0 where the file does not say
+  std::map<std::string, int> tensor_types;
+  std::vector<DepthBytes> reads;
+};
+
+std::vector<DepthBytes> decode_reads(Backend& backend, const Model& model, const Plan& plan) {
+  std::vector<DepthBytes> reads;
+  for (int depth = 1024; depth < model.hp.context; depth *= 4) reads.push_back({.depth = depth});
+  reads.push_back({.depth = model.hp.context});
+  // One position is all that the engine has to hold to know what it would read.
+  Engine engine(backend, model, Plan::full(model.hp.layers), {.context = 1});
+  for (DepthBytes& read : reads) read.full = engine.decode_bytes(read.depth);
+  engine.set_plan(plan);
+  for (DepthBytes& read : reads) read.tidal = engine.decode_bytes(read.depth);
+  return reads;
+}
+
+Info collect(const InfoFlags& flags, Backend& backend) {
+  Info info;
+  info.path = flags.model;
+  info.model = load_model(flags.model, backend);
+  const Hyperparameters& hp = info.model.hp;
+  check_budget(flags.plan, hp.context);
+  info.plan = make_plan(flags.plan, hp);
+  info.reselect_source = reselect_source(flags.plan, hp);
+  const GgufFile file = GgufFile::open(flags.model);
+  info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
+  info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");
+  for (const auto& [name, weight] : file.tensors()) ++info.tensor_types[ggml_type_name(weight.type)];
+  info.reads = decode_reads(backend, info.model, info.plan);
+  return info;
+}
+
+const char* pairing_name(Rope::Pairing pairing) { return pairing == Rope::Pairing::Adjacent ? "adjacent" : "halves"; }
+
+std::string as_json(const Info& info) {
+  const Hyperparameters& hp = info.model.hp;
+  Json reads = Json::array();
+  for (const DepthBytes& read : info.reads) {
+    reads.push_back({{"depth", read.depth}, {"full", read.full}, {"tidal", read.tidal}});
+  }
+  Json plan = Json::parse(to_json(info.plan, hp));
+  plan["source"] = info.reselect_source;
+  const Json json = {
+      {"file", info.path},
+      {"file_bytes", info.model.file_bytes},
+      {"architecture", hp.architecture},
+      {"name", hp.name},
+      {"layers", hp.layers},
+      {"width", hp.width},
+      {"heads", hp.heads},
+      {"kv_heads", hp.kv_heads},
+      {"head_size", hp.head_dim},
+      {"ffn", hp.ffn},
+      {"vocab", hp.vocab},
+      {"context", hp.context},
+      {"rope",
+       {{"size", hp.rope.dims},
+        {"pairing", pairing_name(hp.rope.pairing)},
+        {"base", info.rope_base > 0 ? Json(info.rope_base) : Json()},
+        {"scaling", info.rope_scaling}}},
+      {"quantisation", info.model.quantisation},
+      {"tensor_types", info.tensor_types},
+      {"plan", plan},
+      {"weight_bytes_per_token", info.model.decode_weight_bytes()},
+      {"kv_bytes_per_token", hp.kv_bytes_per_token()},
+      {"kv_bytes_at_context", hp.kv_bytes_per_token() * hp.context},
+      {"decode_bytes", reads},
+  };
+  // Names in files need not be UTF-8.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
+
+std::string as_text(const Info& info) {
+  const Hyperparameters& hp = info.model.hp;
+  std::string text;
+  const auto line = [&](const char* what, const std::string& value) { text += fmt::format("{:<22}{}\n", what, value); };
+  std::string types;
+  for (const auto& [type, count] : info.tensor_types) {
+    types += fmt::format("{}{} {}", types.empty() ? "" : ", ", count, type);
+  }
+  line("file", fmt::format("{}, {}", info.path, megabytes(info.model.file_bytes)));
+  line("architecture", hp.architecture);
+  line("name", hp.name.empty() ? "(none)" : hp.name);
+  line("quantisation",
+       fmt::format("{} (tensors: {})", info.model.quantisation.empty() ? "not named" : info.model.quantisation, types));
+  line("layers", std::to_string(hp.layers));
+  line("width", std::to_string(hp.width));
+  line("heads", fmt::format("{} of size {}, {} KV heads", hp.heads, hp.head_dim, hp.kv_heads));
+  line("ffn", std::to_string(hp.ffn));
+  line("vocabulary", fmt::format("{} tokens", hp.vocab));
+  line("trained context", fmt::format("{} tokens", hp.context));
+  line("rope",
+       fmt::format("{} elements of a head, paired {}, base {}, scaling {}", hp.rope.dims, pairing_name(hp.rope.pairing),
+                   info.rope_base > 0 ? fmt::format("{:g}", info.rope_base) : "not given", info.rope_scaling));
+  line("plan", describe(info.plan, info.reselect_source));
+  line("weights", fmt::format("{} read per decoded token", megabytes(info.model.decode_weight_bytes())));
+  line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
+                               megabytes(hp.kv_bytes_per_token() * hp.context)));
+  text += "\nread per decoded token, weights and K/V\n";
+  text += fmt::format("{:>10}{:>14}{:>14}{:>9}\n", "context", "full", "tidal", "ratio");
+  for (const DepthBytes& read : info.reads) {
+    text += fmt::format("{:>10}{:>14}{:>14}{:>8.2f}x\n", read.depth, megabytes(read.full), megabytes(read.tidal),
+                        static_cast<double>(read.full) / static_cast<double>(read.tidal));
+  }
+  return text;
+}
+
+}  // namespace
+
+void add_info_command(CLI::App& app) {
+  const auto flags = std::make_shared<InfoFlags>();
+  CLI::App* command = app.add_subcommand("info", "Say what is in a model file, and what decoding it reads");
+  command->add_option("-m,--model", flags->model, "GGUF model file")
+      ->envname("TIDAL_MODEL")
+      ->type_name("FILE")
+      ->required();
+  command->add_flag("--json", flags->json, "As JSON");
+  add_plan_options(*command, flags->plan);
+  command->callback([flags] {
+    const auto backend = make_reference_backend();
+    const Info info = collect(*flags, *backend);
+    write_out(flags->json ? as_json(info) : as_text(info));
+  });
+}
+
+}  // namespace tidal
