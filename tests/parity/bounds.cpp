@@ -1,0 +1,180 @@
+#include "parity/bounds.h"
+
+#include <ggml-cpu.h>
+
+#include <cmath>
+#include <limits>
+
+namespace tidal::parity {
+namespace {
+
+constexpr double kFloat = 0x1p-24;  // largest relative error of rounding to float32
+constexpr double kHalf = 0x1p-11;   // float16
+constexpr double kBf16 = 0x1p-8;    // bfloat16
+constexpr double kChance = 7;       // see the head of bounds.h
+
+double square(double value) { return value * value; }
+
+/// Bounds of the errors e_i of x rounded to ggml's dot type, without what a block has in common.
+std::vector<double> dot_rounding(ggml_type type, std::span<const float> x) {
+  std::vector<double> errors(x.size(), 0.0);
+  const int64_t block = ggml_blck_size(type);
+  for (size_t i = 0; i < x.size(); ++i) {
+    switch (type) {
+      case GGML_TYPE_F32: break;
+      case GGML_TYPE_F16: errors[i] = std::abs(x[i]) * kHalf + 0x1p-25; break;
+      case GGML_TYPE_BF16: errors[i] = std::abs(x[i]) * kBf16; break;
+      case GGML_TYPE_Q8_0:
+      case GGML_TYPE_Q8_1:
+      case GGML_TYPE_Q8_K: {
+        // 255 steps from -max to max of the block: half a step, with room for the rounding of the step itself.
+        double largest = 0;
+        const size_t begin = i / block * block;
+        for (size_t j = begin; j < begin + block; ++j) largest = std::max(largest, std::abs(static_cast<double>(x[j])));
+        errors[i] = largest / 254 * 1.0001;
+        break;
+      }
+      default: ADD_FAILURE() << "no bound for activations of type " << ggml_type_name(type);
+    }
+  }
+  return errors;
+}
+
+}  // namespace
+
+Rounding rounding_of(const std::string& backend, int rows) {
+  if (backend == "cpu") return rows <= 8 ? Rounding::Dot : Rounding::Bf16;
+  return Rounding::None;
+}
+
+std::vector<double> product_bounds(const HostWeight& weight, std::span<const float> x, Rounding rounding,
+                                   std::span<const double> input) {
+  const int64_t cols = weight.view.cols;
+  const ggml_type dot = ggml_get_type_traits_cpu(weight.view.type)->vec_dot_type;
+  std::vector<double> e(cols, 0.0);
+  if (rounding == Rounding::Dot) e = dot_rounding(dot, x);
+  if (rounding == Rounding::Bf16) {
+    for (int64_t i = 0; i < cols; ++i) e[i] = std::abs(x[i]) * 2 * kBf16;
+  }
+  // Q8_0 and Q8_1 store the step of a block as float16: an error that the whole block has in common. So does Q8_1 with
+  // the sum of the block, which is multiplied with the weights' minimum, itself one of the block's weights.
+  const bool half_steps = rounding == Rounding::Dot && (dot == GGML_TYPE_Q8_0 || dot == GGML_TYPE_Q8_1);
+  std::vector<double> bounds;
+  for (int64_t o = 0; o < weight.view.rows; ++o) {
+    const float* w = weight.values.data() + o * cols;
+    double worst = 0, squares = 0, before = 0, magnitudes = 0;
+    for (int64_t i = 0; i < cols; ++i) {
+      worst += std::abs(w[i]) * e[i];
+      squares += square(w[i] * e[i]);
+      if (!input.empty()) before += square(w[i] * input[i]);
+      magnitudes += std::abs(w[i]) * (std::abs(x[i]) + e[i] + (input.empty() ? 0.0 : input[i]));
+    }
+    for (int64_t begin = 0; half_steps && begin < cols; begin += 32) {
+      double sum = 0, plain = 0, largest = 0;
+      for (int64_t i = begin; i < begin + 32; ++i) {
+        sum += w[i] * x[i];
+        plain += x[i];
+        largest = std::max(largest, std::abs(static_cast<double>(w[i])));
+      }
+      const double common = kHalf * (std::abs(sum) + (dot == GGML_TYPE_Q8_1 ? 2 * largest * std::abs(plain) : 0.0)) +
+                            0x1p-25 * 127 * 32 * largest;
+      worst += common;
+      squares += square(common);
+    }
+    // n roundings of the sum and as many of the products, scales and the norm before.
+    const double sums = (2 * cols + 32) * kFloat * magnitudes;
+    bounds.push_back(std::min(worst, kChance * std::sqrt(squares)) + std::sqrt(before) + sums);
+  }
+  return bounds;
+}
+
+std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
+                                     std::span<const int32_t> positions, bool bf16) {
+  const int dim = cache.head_dim;
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  const size_t count = positions.size();
+  std::vector<double> scores(count), magnitudes(count), squares(count);
+  double top = -std::numeric_limits<double>::infinity();
+  for (size_t i = 0; i < count; ++i) {
+    const Bf16* key = cache.row(chunk, kv_head, positions[i]);
+    for (int d = 0; d < dim; ++d) {
+      const double product = static_cast<double>(q[d]) * to_float(key[d]);
+      scores[i] += product;
+      magnitudes[i] += std::abs(product);
+      squares[i] += product * product;
+    }
+    top = std::max(top, scores[i]);
+  }
+  std::vector<double> weights(count);
+  double total = 0;
+  for (size_t i = 0; i < count; ++i) total += weights[i] = std::exp((scores[i] - top) * scale);
+  std::vector<double> out(dim, 0.0);
+  for (size_t i = 0; i < count; ++i) {
+    weights[i] /= total;
+    const Bf16* value = cache.row(chunk, kv_head, positions[i]) + dim;
+    for (int d = 0; d < dim; ++d) out[d] += weights[i] * to_float(value[d]);
+  }
+  // An error d_i of score i moves the output by sum_i p_i d_i (v_i - out).
+  std::vector<double> chance(dim, 0.0), certain(dim, 0.0);
+  for (size_t i = 0; i < count; ++i) {
+    const Bf16* value = cache.row(chunk, kv_head, positions[i]) + dim;
+    const double rounded_q = bf16 ? kBf16 * scale * std::sqrt(squares[i]) : 0.0;
+    // Float32: the sum of the score, the scaled score and its distance to the maximum, exp, the sums over positions.
+    const double floats = kFloat * (2 * (dim + 8) * scale * magnitudes[i] +
+                                    4 * scale * (std::abs(scores[i]) + std::abs(top)) + 2.0 * count + 64);
+    for (int d = 0; d < dim; ++d) {
+      const double v = to_float(value[d]);
+      // 1.1 leaves room for the second order.
+      chance[d] += square(weights[i] * rounded_q * 1.1 * (v - out[d]));
+      if (bf16) chance[d] += square(weights[i] * kBf16 * v);
+      certain[d] += weights[i] * floats * (std::abs(v) + std::abs(out[d]));
+    }
+  }
+  std::vector<double> bounds(dim);
+  for (int d = 0; d < dim; ++d) bounds[d] = kChance * std::sqrt(chance[d]) + certain[d] + 1e-30;
+  return bounds;
+}
+
+std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
+                                     const std::vector<float>& q, bool bf16, const Policy& policy,
+                                     const std::vector<int32_t>& selected) {
+  std::vector<double> bounds;
+  const int units = scope_units(policy.scope, hp.heads, hp.kv_heads);
+  for (const Chunk& chunk : batch->chunks) {
+    for (int i = 0; i < chunk.rows; ++i) {
+      const int row = chunk.first_row + i;
+      for (int h = 0; h < hp.heads; ++h) {
+        std::vector<int32_t> positions(chunk.position + i + 1);
+        std::iota(positions.begin(), positions.end(), 0);
+        if (chunk.sparse && !selected.empty()) {
+          const size_t unit = static_cast<size_t>(row) * units + h * units / hp.heads;
+          const auto begin = selected.begin() + static_cast<ptrdiff_t>(unit * policy.budget);
+          positions.assign(begin, begin + policy.budget);
+        }
+        const float* head = q.data() + static_cast<size_t>(row) * hp.q_width() + h * hp.head_dim;
+        const auto own = attention_bounds(head, cache, chunk, h / hp.group(), positions, bf16);
+        bounds.insert(bounds.end(), own.begin(), own.end());
+      }
+    }
+  }
+  return bounds;
+}
+
+std::vector<double> norm_bounds(std::span<const float> x, std::span<const double> bounds,
+                                std::span<const float> weight) {
+  double squares = 0, errors = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    squares += square(x[i]);
+    errors += square(bounds[i]);
+  }
+  // |d norm| <= |d x|, so the factor's relative error is at most that of the norm.
+  const double relative = std::sqrt(errors / squares) + (static_cast<double>(x.size()) + 8) * kFloat;
+  const double factor = std::sqrt(static_cast<double>(x.size()) / squares) * (1 + relative);
+  std::vector<double> result;
+  for (size_t i = 0; i < x.size(); ++i) {
+    result.push_back(factor * std::abs(weight[i]) * (bounds[i] + std::abs(x[i]) * relative));
+  }
+  return result;
+}
+
+}  // namespace tidal::parity

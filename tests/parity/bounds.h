@@ -1,0 +1,44 @@
+// How far a backend may be from the reference: bounds derived from the number formats it computes in.
+//
+// Rounding errors are taken as independent and of mean 0, each at most e_i. By Hoeffding's inequality their sum exceeds
+// 7 sqrt(sum e_i^2) with a probability below 2 exp(-49 / 2) = 5e-11. Where the worst case, sum e_i, is smaller, it
+// holds. Float32 sums of n terms get the worst case, n roundings of 2^-24 each, whatever the order of summation.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "parity/setup.h"
+
+namespace tidal::parity {
+
+/// What a backend rounds before it multiplies with weights; products and sums are float32 at least.
+enum class Rounding {
+  None,
+  Dot,   ///< activations to the type that ggml's dot product with this weight type takes
+  Bf16,  ///< weights and activations to bf16
+};
+
+/// That of a row of a chunk of `rows` rows.
+Rounding rounding_of(const std::string& backend, int rows);
+
+/// Bounds of y = W x for one row: [W.rows]. `input` [W.cols], when given, bounds the error of x itself.
+std::vector<double> product_bounds(const HostWeight& weight, std::span<const float> x, Rounding rounding,
+                                   std::span<const double> input = {});
+
+/// The bounds of one query head's attention over some rows of the cache, when q and the softmax weights are rounded to
+/// bf16 (`bf16`) or everything is float32: [head_dim].
+std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
+                                     std::span<const int32_t> positions, bool bf16);
+
+/// The same for all rows and heads of a batch: [rows, q_width]. Sparse chunks read `selected` [rows, units, budget],
+/// unless it is empty.
+std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
+                                     const std::vector<float>& q, bool bf16, const Policy& policy = {},
+                                     const std::vector<int32_t>& selected = {});
+
+/// The root mean square norm's result and bounds, given bounds of x.
+std::vector<double> norm_bounds(std::span<const float> x, std::span<const double> bounds,
+                                std::span<const float> weight);
+
+}  // namespace tidal::parity

@@ -1,0 +1,300 @@
+// The positions that a Select layer chooses: those of the reference, exactly.
+//
+// q and keys are such that the scores are the same numbers on every backend: small integers, whose products and sums
+// are exact in float32 in any order (and in bf16 products). Max pooling and scope head rank these scores themselves, so
+// that nothing but the rules decides, ties above all. Sum pooling ranks softmax probabilities, which are rounded: there
+// the sets must be the same wherever the reference's own values tell the last chosen position from the first rejected
+// one by more than the rounding.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "backend/reference/select.h"
+#include "model/plan.h"
+#include "parity/bounds.h"
+
+namespace tidal::parity {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Shape {
+  int group, kv_heads, head_dim;
+};
+
+/// What the scores look like.
+enum class Kind {
+  Ties,       ///< integers in a small range
+  Equal,      ///< one key everywhere
+  Spread,     ///< integers in a large range, hardly any ties
+  NotFinite,  ///< ties with NaN and infinities
+  AllNan,
+};
+
+const char* to_string(Kind kind) {
+  switch (kind) {
+    case Kind::Ties: return "Ties";
+    case Kind::Equal: return "Equal";
+    case Kind::Spread: return "Spread";
+    case Kind::NotFinite: return "NotFinite";
+    case Kind::AllNan: return "AllNan";
+  }
+  return "";
+}
+
+struct Inputs {
+  Inputs(const Shape& shape, const std::vector<int>& contexts, Kind kind, Random& random)
+      : hp(attention_shape(shape.group, shape.kv_heads, shape.head_dim)),
+        batch(chunks(contexts), hp.vocab, random, false),
+        cache(random_cache(hp, batch.blocks(), random)),
+        q(static_cast<size_t>(batch->rows()) * hp.q_width()) {
+    // At most 256 * 4 * 16 = 2^14: exact, and below the 2^8 of bf16's integers factor by factor.
+    const int range = kind == Kind::Spread ? 16 : 1;
+    for (float& value : q) value = static_cast<float>(random.integer(-range, range));
+    for (size_t h = 0; h < q.size(); h += hp.head_dim) q[h] = random.integer(0, 1) ? 1.0f : -1.0f;
+    for (const Chunk& chunk : batch->chunks) {
+      for (int h = 0; h < hp.kv_heads; ++h) {
+        for (int p = 0; p < chunk.context(); ++p) fill_key(cache.row(chunk, h, p), kind, random);
+      }
+    }
+  }
+
+  static std::vector<ChunkShape> chunks(const std::vector<int>& contexts) {
+    std::vector<ChunkShape> result;
+    for (const int context : contexts) result.push_back({context - 1, 1, true});
+    return result;
+  }
+
+  void fill_key(Bf16* key, Kind kind, Random& random) const {
+    // Few dimensions differ from 0, so that even 256 of them give many equal sums.
+    for (int d = 0; d < hp.head_dim; ++d) {
+      float value = d < 6 || kind == Kind::Spread ? static_cast<float>(random.integer(-4, 4)) : 0.0f;
+      if (kind == Kind::Equal) value = 1;
+      if (value == 0 && random.integer(0, 1)) value = -0.0f;
+      key[d] = to_bf16(value);
+    }
+    // Every q is 1 or -1 at dimension 0: an infinity there is one of the score, of either sign.
+    const int dice = random.integer(0, 19);
+    if (kind == Kind::AllNan || (kind == Kind::NotFinite && dice == 0)) key[0] = to_bf16(std::nanf(""));
+    if (kind == Kind::NotFinite && dice == 1) key[0] = to_bf16(kInfinity);
+    if (kind == Kind::NotFinite && dice == 2) key[0] = to_bf16(-kInfinity);
+  }
+
+  /// Raw scores of one query head.
+  reference::Scores scores(const Chunk& chunk, int head) const {
+    reference::Scores result;
+    for (int p = 0; p < chunk.context(); ++p) {
+      const Bf16* key = cache.row(chunk, head / hp.group(), p);
+      const float* query = q.data() + static_cast<size_t>(chunk.first_row) * hp.q_width() + head * hp.head_dim;
+      double sum = 0;
+      for (int d = 0; d < hp.head_dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
+      result.push_back(static_cast<float>(sum));
+    }
+    return result;
+  }
+
+  Hyperparameters hp;
+  HostBatch batch;
+  HostCache cache;
+  std::vector<float> q;
+};
+
+struct Selected {
+  std::vector<int32_t> positions;  // [rows, units, budget]
+  std::vector<float> out;
+};
+
+Selected select(const std::string& backend, const Inputs& in, const Policy& policy, int threads = 2) {
+  Device device(backend, threads);
+  device.begin(in.hp, in.batch);
+  const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
+  const Selection selection = device.selection(policy, in.hp, in.batch->rows());
+  device->attend_select(*in.batch, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), selection, out);
+  return {device.read(selection, in.batch->rows()), device.read(out)};
+}
+
+/// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads.
+bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,
+                      const std::vector<int32_t>& chosen) {
+  const std::vector<float> pooled = reference::pooled_scores(own, policy, scale);
+  const Reserved reserved = reserved_positions(policy);
+  const int context = static_cast<int>(pooled.size()), last = context - reserved.recent;
+  std::vector<bool> in(context, false);
+  for (const int32_t p : chosen) in[p] = true;
+  // A probability exp(x) / sum: x, a scaled difference, has a few roundings of its terms; exp a few units in the last
+  // place; the sum one rounding a term at worst.
+  double largest = 0;
+  for (const reference::Scores& head : own) {
+    for (const float score : head) {
+      if (std::isfinite(score)) largest = std::max(largest, std::abs(static_cast<double>(score)) * scale);
+    }
+  }
+  const double relative = 0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size()));
+  for (int a = reserved.sinks; a < last; ++a) {
+    if (!in[a]) continue;
+    for (int b = reserved.sinks; b < last; ++b) {
+      if (in[b] || pooled[a] - pooled[b] > relative * (pooled[a] + pooled[b])) continue;
+      // Equal scores in every head are rounded alike: then the lower position wins on every backend.
+      const bool same = std::all_of(own.begin(), own.end(), [&](const reference::Scores& head) {
+        return head[a] == head[b] || (std::isnan(head[a]) && std::isnan(head[b]));
+      });
+      if (!same) return true;
+    }
+  }
+  return false;
+}
+
+/// How many sets were compared exactly, and how many could not be.
+struct Count {
+  int exact = 0, undecided = 0;
+};
+
+void expect_same_sets(const Inputs& in, const Policy& policy, const std::vector<int32_t>& got,
+                      const std::vector<int32_t>& reference, Count& count) {
+  const int units = scope_units(policy.scope, in.hp.heads, in.hp.kv_heads);
+  const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
+  for (const Chunk& chunk : in.batch->chunks) {
+    if (!chunk.sparse) continue;
+    for (int unit = 0; unit < units; ++unit) {
+      const auto at = (static_cast<ptrdiff_t>(chunk.first_row) * units + unit) * policy.budget;
+      const std::vector<int32_t> ours(got.begin() + at, got.begin() + at + policy.budget);
+      const std::vector<int32_t> theirs(reference.begin() + at, reference.begin() + at + policy.budget);
+      // Whatever was chosen: different positions of the context, ascending, the reserved ones among them.
+      ASSERT_TRUE(std::is_sorted(ours.begin(), ours.end(), std::less_equal<>()));
+      ASSERT_GE(ours.front(), 0);
+      ASSERT_EQ(ours.back(), chunk.context() - 1) << "the token being decoded";
+      const Reserved reserved = reserved_positions(policy);
+      for (int i = 0; i < reserved.sinks; ++i) ASSERT_EQ(ours[i], i);
+      for (int i = 1; i <= reserved.recent; ++i) ASSERT_EQ(ours[policy.budget - i], chunk.context() - i);
+
+      std::vector<reference::Scores> own;
+      const int heads = in.hp.heads / units;
+      for (int h = 0; h < heads; ++h) own.push_back(in.scores(chunk, unit * heads + h));
+      const bool rounded = policy.pooling == Pooling::Sum && policy.scope != Scope::Head;
+      if (rounded && ours != theirs && rounding_decides(own, policy, scale, theirs)) {
+        ++count.undecided;
+        continue;
+      }
+      EXPECT_EQ(ours, theirs) << "context " << chunk.context() << ", unit " << unit << ", scope "
+                              << tidal::to_string(policy.scope) << ", budget " << policy.budget << ", sinks "
+                              << policy.sinks << ", recent " << policy.recent;
+      ++count.exact;
+    }
+  }
+}
+
+using Parameters = std::tuple<std::string, Shape, Kind>;
+
+class SelectionParity : public testing::TestWithParam<Parameters> {
+ protected:
+  const std::string& backend() const { return std::get<0>(GetParam()); }
+  const Shape& shape() const { return std::get<1>(GetParam()); }
+  Kind kind() const { return std::get<2>(GetParam()); }
+  Random random_{static_cast<uint64_t>(1000 * shape().head_dim + 10 * shape().group + static_cast<int>(kind()))};
+};
+
+std::vector<Policy> policies() {
+  std::vector<Policy> policies;
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    for (const Pooling pooling : {Pooling::Max, Pooling::Sum}) {
+      if (scope == Scope::Head && pooling == Pooling::Sum) continue;  // pools nothing
+      for (const auto& [budget, sinks, recent] :
+           {std::tuple{1, 0, 0}, {2, 1, 1}, {64, 0, 0}, {64, 4, 0}, {64, 0, 16}, {64, 4, 16}, {64, 30, 34}}) {
+        policies.push_back({scope, pooling, budget, sinks, recent});
+      }
+    }
+  }
+  return policies;
+}
+
+TEST_P(SelectionParity, SameSets) {
+  const Inputs in(shape(), {65, 66, 127, 128, 129, 300, 2049, 4097}, kind(), random_);
+  const bool finite = kind() != Kind::NotFinite && kind() != Kind::AllNan;
+  const std::vector<double> bounds =
+      finite ? attention_bounds(in.hp, in.batch, in.cache, in.q, true) : std::vector<double>();
+  Count count;
+  for (const Policy& policy : policies()) {
+    const Selected ours = select(backend(), in, policy), theirs = select("reference", in, policy);
+    expect_same_sets(in, policy, ours.positions, theirs.positions, count);
+    if (HasFatalFailure()) return;
+    if (finite) expect_close("attend_select", ours.out, theirs.out, bounds);
+  }
+  RecordProperty("exact", count.exact);
+  RecordProperty("undecided", count.undecided);
+  EXPECT_GE(count.exact, 9 * count.undecided) << "too many sets hang on rounding for this to be a test";
+}
+
+TEST_P(SelectionParity, BudgetOneBelowTheContext) {
+  const Inputs in(shape(), {257, 257}, kind(), random_);
+  Count count;
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    for (const auto& [sinks, recent] : {std::pair{0, 0}, {4, 64}, {256, 0}, {0, 256}}) {
+      const Policy policy{scope, Pooling::Max, 256, sinks, recent};
+      expect_same_sets(in, policy, select(backend(), in, policy).positions, select("reference", in, policy).positions,
+                       count);
+    }
+  }
+  EXPECT_GT(count.exact, 0);
+  EXPECT_EQ(count.undecided, 0);
+}
+
+TEST_P(SelectionParity, ThreadsChangeNothing) {
+  const Inputs in(shape(), {70, 2100}, kind(), random_);
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    const Policy policy{scope, Pooling::Sum, 64, 4, 16};
+    const std::vector<int32_t> alone = select(backend(), in, policy, 1).positions;
+    for (const int threads : {2, 3}) EXPECT_EQ(select(backend(), in, policy, threads).positions, alone);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SelectionParity,
+    testing::Combine(testing::ValuesIn(kBackends),
+                     testing::Values(Shape{1, 3, 64}, Shape{3, 3, 64}, Shape{4, 2, 80}, Shape{6, 2, 128},
+                                     Shape{7, 2, 64}, Shape{8, 1, 256}, Shape{20, 1, 96}),
+                     testing::Values(Kind::Ties, Kind::Equal, Kind::Spread, Kind::NotFinite, Kind::AllNan)),
+    [](const auto& info) {
+      const Shape& shape = std::get<1>(info.param);
+      return std::get<0>(info.param) + "_group" + std::to_string(shape.group) + "_dim" +
+             std::to_string(shape.head_dim) + "_" + to_string(std::get<2>(info.param));
+    });
+
+class Selecting : public testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(All, Selecting, testing::ValuesIn(kAllBackends), [](const auto& info) { return info.param; });
+
+// What the rules of policy.h mean, on a case small enough to do by hand.
+TEST_P(Selecting, ByHand) {
+  Random random(9);
+  const Hyperparameters hp = attention_shape(2, 1, 16);
+  HostBatch batch({{9, 1, true}}, hp.vocab, random);
+  HostCache cache(hp, batch.blocks());
+  const Chunk& chunk = batch->chunks[0];
+  // Head 0 reads dimension 0, head 1 dimension 1.
+  std::vector<float> q(hp.q_width(), 0.0f);
+  q[0] = q[16 + 1] = 1;
+  const float nan = std::nanf("");
+  const float first[10] = {0, 5, 1, 5, nan, -kInfinity, 2, 0, 0, -9};
+  const float second[10] = {0, 0, 6, 0, nan, 1, nan, -0.0f, 0, -9};
+  for (int p = 0; p < 10; ++p) {
+    cache.row(chunk, 0, p)[0] = to_bf16(first[p]);
+    cache.row(chunk, 0, p)[1] = to_bf16(second[p]);
+  }
+  const auto chosen = [&](const Policy& policy) {
+    Device device(GetParam());
+    device.begin(hp, batch);
+    const Selection selection = device.selection(policy, hp, 1);
+    device->attend_select(*batch, device.rows(q, hp.q_width()), device.cache(cache), selection,
+                          device.rows(1, hp.q_width()));
+    return device.read(selection, 1);
+  };
+  // 0 * NaN and 0 * infinity are NaN: positions 4 and 6 have no score of either head, position 5 -infinity of head 0.
+  EXPECT_EQ(chosen({Scope::Head, Pooling::Max, 3, 0, 0}), (std::vector<int32_t>{1, 3, 9, 0, 2, 9}));
+  EXPECT_EQ(chosen({Scope::Shared, Pooling::Max, 3, 0, 0}), (std::vector<int32_t>{1, 2, 9}));
+  EXPECT_EQ(chosen({Scope::Kv, Pooling::Max, 5, 1, 2}), (std::vector<int32_t>{0, 1, 2, 8, 9}));
+  EXPECT_EQ(chosen({Scope::Shared, Pooling::Max, 1, 0, 0}), (std::vector<int32_t>{9}));
+  EXPECT_EQ(chosen({Scope::Shared, Pooling::Max, 9, 0, 0}), (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 7, 8, 9}));
+}
+
+}  // namespace
+}  // namespace tidal::parity

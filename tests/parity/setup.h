@@ -1,0 +1,112 @@
+// What the parity tests share: a batch over shuffled, partly shared blocks, weights of any type, and a backend with its
+// memory, so that one test body runs on every backend.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "support/random.h"
+
+namespace tidal::parity {
+
+using test::Random;
+
+/// Backends that are held against the reference. A new one joins here.
+inline const std::vector<std::string> kBackends = {"cpu"};
+/// The same and the reference itself, for what must hold on any.
+inline const std::vector<std::string> kAllBackends = {"reference", "cpu"};
+
+/// Heads and sizes for the attention operations; the rest of the shape follows.
+Hyperparameters attention_shape(int group, int kv_heads, int head_dim);
+
+/// One chunk of a batch, before it has blocks.
+struct ChunkShape {
+  int position = 0;
+  int rows = 1;
+  bool sparse = false;
+};
+
+/// A batch over blocks in random order. Chunks share the blocks that are full before either begins with the one before,
+/// where `share` says so.
+class HostBatch {
+ public:
+  HostBatch(std::vector<ChunkShape> chunks, int vocab, Random& random, bool share = true);
+
+  const Batch& operator*() const { return batch_; }
+  const Batch* operator->() const { return &batch_; }
+  int blocks() const { return blocks_; }
+  int max_context() const;
+
+ private:
+  std::vector<Token> tokens_;
+  std::vector<int32_t> positions_, logit_rows_;
+  std::vector<std::vector<BlockId>> tables_;
+  std::vector<Chunk> chunks_;
+  Batch batch_;
+  int blocks_ = 0;
+};
+
+/// The cache of one layer in host memory, laid out as KvLayer says.
+struct HostCache {
+  HostCache(const Hyperparameters& hp, int blocks);
+  KvLayer view() { return {values.data(), kv_heads, head_dim}; }
+  /// The row [K | V] of a position of a chunk.
+  const Bf16* row(const Chunk& chunk, int kv_head, int position) const;
+  Bf16* row(const Chunk& chunk, int kv_head, int position);
+
+  int kv_heads, head_dim;
+  std::vector<Bf16> values;
+};
+
+/// Random numbers everywhere.
+HostCache random_cache(const Hyperparameters& hp, int blocks, Random& random);
+
+/// A weight in host memory together with the values it stands for.
+struct HostWeight {
+  Weight view;
+  std::vector<std::byte> bytes;
+  std::vector<float> values;  ///< [rows, cols], dequantised
+};
+
+/// Random weights of about unit gain, quantised to `type`.
+HostWeight random_weight(ggml_type type, int rows, int cols, Random& random);
+/// A float32 vector, normal around `centre`.
+HostWeight random_vector(int count, float centre, float deviation, Random& random);
+
+/// A backend with memory of its own; what it hands out lives as long as it does.
+class Device {
+ public:
+  explicit Device(const std::string& name, int threads = 2) : backend_(make_backend(name, threads)) {}
+
+  Backend& operator*() { return *backend_; }
+  Backend* operator->() { return backend_.get(); }
+  /// Makes room for the batch and begins it.
+  void begin(const Hyperparameters& hp, const HostBatch& batch);
+
+  Rows rows(const std::vector<float>& host, int width);
+  Rows rows(int count, int width) { return rows(std::vector<float>(static_cast<size_t>(count) * width), width); }
+  std::vector<float> read(Rows rows);
+  KvLayer cache(const HostCache& host);
+  HostCache read(KvLayer cache, const HostCache& like);
+  Weight weight(const HostWeight& host) { return host.bytes.empty() ? Weight{} : backend_->upload(host.view); }
+  /// `positions` [rows, units, budget].
+  Selection selection(const Policy& policy, const Hyperparameters& hp, int rows,
+                      const std::vector<int32_t>& positions = {});
+  std::vector<int32_t> read(const Selection& selection, int rows);
+
+ private:
+  std::byte* put(const void* host, size_t bytes);
+
+  std::unique_ptr<Backend> backend_;
+  std::vector<Buffer> buffers_;
+};
+
+/// Every value within its bound of the reference's; infinities and NaN where the reference has them.
+void expect_close(const char* what, const std::vector<float>& got, const std::vector<float>& reference,
+                  const std::vector<double>& bounds);
+
+}  // namespace tidal::parity
