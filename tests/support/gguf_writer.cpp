@@ -176,8 +176,8 @@ void GgufWriter::save(const std::string& path) const {
   if (!file) throw std::runtime_error(path + ": cannot be written");
 }
 
-GgufWriter small_model(const std::string& architecture) {
-  constexpr uint64_t kWidth = 64, kHeads = 4, kKvHeads = 2, kHead = 16, kFfn = 96, kVocab = 32;
+GgufWriter small_model(const std::string& architecture, const SmallShape& shape) {
+  const uint64_t q_width = shape.heads * shape.head_dim(), kv_width = shape.kv_heads * shape.head_dim();
   GgufWriter writer;
   std::mt19937 random(7);
   const auto weights = [&](const std::string& name, const std::vector<uint64_t>& sizes, float mean, float spread) {
@@ -194,45 +194,45 @@ GgufWriter small_model(const std::string& architecture) {
   const auto vector = [&](const std::string& name, uint64_t size, float mean) { weights(name, {size}, mean, 0.1f); };
 
   std::vector<std::string> tokens;
-  for (uint64_t i = 0; i < kVocab; ++i) tokens.push_back("token" + std::to_string(i));
+  for (uint64_t i = 0; i < shape.vocab; ++i) tokens.push_back("token" + std::to_string(i));
   const std::string prefix = architecture + ".";
   writer.set("general.architecture", architecture.c_str())
       .set("general.name", "small")
       .set("general.file_type", 0u)
-      .set(prefix + "block_count", 2u)
+      .set(prefix + "block_count", static_cast<uint32_t>(shape.layers))
       .set(prefix + "context_length", 128u)
-      .set(prefix + "embedding_length", static_cast<uint32_t>(kWidth))
-      .set(prefix + "feed_forward_length", static_cast<uint32_t>(kFfn))
-      .set(prefix + "attention.head_count", static_cast<uint32_t>(kHeads))
-      .set(prefix + "attention.head_count_kv", static_cast<uint32_t>(kKvHeads))
+      .set(prefix + "embedding_length", static_cast<uint32_t>(shape.width))
+      .set(prefix + "feed_forward_length", static_cast<uint32_t>(shape.ffn))
+      .set(prefix + "attention.head_count", static_cast<uint32_t>(shape.heads))
+      .set(prefix + "attention.head_count_kv", static_cast<uint32_t>(shape.kv_heads))
       .set(prefix + "attention.layer_norm_rms_epsilon", 1e-5f)
       .set(prefix + "rope.freq_base", 10000.0f)
-      .set(prefix + "vocab_size", static_cast<uint32_t>(kVocab))
+      .set(prefix + "vocab_size", static_cast<uint32_t>(shape.vocab))
       .set("tokenizer.ggml.model", "none")
       .set("tokenizer.ggml.tokens", tokens);
 
-  matrix("token_embd.weight", kVocab, kWidth);
-  vector("output_norm.weight", kWidth, 1.0f);
-  for (int l = 0; l < 2; ++l) {
+  matrix("token_embd.weight", shape.vocab, shape.width);
+  vector("output_norm.weight", shape.width, 1.0f);
+  for (uint64_t l = 0; l < shape.layers; ++l) {
     const std::string block = "blk." + std::to_string(l) + ".";
-    vector(block + "attn_norm.weight", kWidth, 1.0f);
-    matrix(block + "attn_q.weight", kHeads * kHead, kWidth);
-    matrix(block + "attn_k.weight", kKvHeads * kHead, kWidth);
-    matrix(block + "attn_v.weight", kKvHeads * kHead, kWidth);
+    vector(block + "attn_norm.weight", shape.width, 1.0f);
+    matrix(block + "attn_q.weight", q_width, shape.width);
+    matrix(block + "attn_k.weight", kv_width, shape.width);
+    matrix(block + "attn_v.weight", kv_width, shape.width);
     if (architecture == "qwen2") {
-      vector(block + "attn_q.bias", kHeads * kHead, 0.0f);
-      vector(block + "attn_k.bias", kKvHeads * kHead, 0.0f);
-      vector(block + "attn_v.bias", kKvHeads * kHead, 0.0f);
+      vector(block + "attn_q.bias", q_width, 0.0f);
+      vector(block + "attn_k.bias", kv_width, 0.0f);
+      vector(block + "attn_v.bias", kv_width, 0.0f);
     }
     if (architecture == "qwen3") {
-      vector(block + "attn_q_norm.weight", kHead, 1.0f);
-      vector(block + "attn_k_norm.weight", kHead, 1.0f);
+      vector(block + "attn_q_norm.weight", shape.head_dim(), 1.0f);
+      vector(block + "attn_k_norm.weight", shape.head_dim(), 1.0f);
     }
-    matrix(block + "attn_output.weight", kWidth, kHeads * kHead);
-    vector(block + "ffn_norm.weight", kWidth, 1.0f);
-    matrix(block + "ffn_gate.weight", kFfn, kWidth);
-    matrix(block + "ffn_up.weight", kFfn, kWidth);
-    matrix(block + "ffn_down.weight", kWidth, kFfn);
+    matrix(block + "attn_output.weight", shape.width, q_width);
+    vector(block + "ffn_norm.weight", shape.width, 1.0f);
+    matrix(block + "ffn_gate.weight", shape.ffn, shape.width);
+    matrix(block + "ffn_up.weight", shape.ffn, shape.width);
+    matrix(block + "ffn_down.weight", shape.width, shape.ffn);
   }
   return writer;
 }

@@ -79,8 +79,14 @@ class GgufWriter {
   std::vector<Tensor> tensors_;
 };
 
-/// A complete model of two layers with small random weights: width 64, 4 heads over 2 KV heads of 16, a hidden layer of
-/// 96, 32 tokens, a context of 128. `architecture`: llama, qwen2 or qwen3.
-GgufWriter small_model(const std::string& architecture);
+/// The sizes of small_model().
+struct SmallShape {
+  uint64_t layers = 2, width = 64, heads = 4, kv_heads = 2, ffn = 96, vocab = 32;
+
+  uint64_t head_dim() const { return width / heads; }
+};
+
+/// A complete model with small random weights and a context of 128. `architecture`: llama, qwen2 or qwen3.
+GgufWriter small_model(const std::string& architecture, const SmallShape& shape = {});
 
 }  // namespace tidal::test

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Builds tidal and runs every check on it, on a fresh Debian 12 or Ubuntu 24.04 machine too:
+#   ./test.sh           all steps
+#   ./test.sh STEP...   only these, e.g. ./test.sh setup build unit
+# Each step writes build/log/STEP.log. A failed step does not keep the others from running; the last line counts them.
+set -o pipefail
+cd "$(dirname "$0")" || exit 1
+
+models=(smollm2-135m qwen2.5-coder-0.5b)
+fuzz_seconds=60
+export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
+export UBSAN_OPTIONS=print_stacktrace=1
+if command -v ccache >/dev/null; then  # only saves time
+  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+fi
+
+skip() { echo "$1"; return 77; }
+
+setup() { TIDAL_DEV=1 tools/setup.sh "${models[@]}"; }
+
+build() { cmake --preset release && cmake --build --preset release; }
+unit() { ctest --preset release -L '^unit$'; }
+parity() { ctest --preset release -L '^parity$'; }
+golden() { ctest --preset release -L '^golden$'; }
+cli() { ctest --preset release -L '^cli$'; }
+
+# The kernel benchmarks must not rot: one of them, briefly.
+kernels() {
+  build/release/bench/tidal_bench_kernels --benchmark_filter=top_k --benchmark_min_time=0.01
+}
+
+# Another program uses an installed tidal.
+example() {
+  local to=$PWD/build/installed
+  rm -rf "$to" build/example
+  cmake --install build/release --prefix "$to" &&
+    "$to/bin/tidal" info -m models/smollm2-135m.gguf &&
+    cmake -S examples/generate -B build/example -G Ninja -DCMAKE_PREFIX_PATH="$to" -DCMAKE_BUILD_TYPE=Release &&
+    cmake --build build/example &&
+    build/example/generate models/smollm2-135m.gguf "The capital of France is" 8 | tee build/example/said &&
+    grep -q Paris build/example/said
+}
+
+asan() { cmake --preset asan && cmake --build --preset asan && ctest --preset asan; }
+tsan() { cmake --preset tsan && cmake --build --preset tsan && ctest --preset tsan; }
+
+fuzz() {
+  local limits=(-max_total_time=$fuzz_seconds -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=32768)
+  cmake --preset fuzz && cmake --build --preset fuzz --target gguf_fuzz gguf_seeds &&
+    build/fuzz/tests/gguf_seeds build/fuzz/seeds &&
+    mkdir -p build/fuzz/corpus &&
+    build/fuzz/tests/gguf_fuzz "${limits[@]}" -artifact_prefix=build/fuzz/ -dict=tests/fuzz/gguf.dict -print_final_stats=1 \
+      build/fuzz/corpus build/fuzz/seeds
+}
+
+sources() { git ls-files '*.cpp' '*.h'; }
+
+# Other versions format and warn otherwise; 14 is Debian 12's.
+format() {
+  command -v clang-format-14 >/dev/null || skip "needs clang-format-14" || return
+  sources | xargs clang-format-14 --dry-run -Werror
+}
+tidy() {
+  command -v clang-tidy-14 >/dev/null || skip "needs clang-tidy-14" || return
+  sources | grep '^src/.*\.cpp$' |
+    xargs -P "$(nproc)" -n 1 clang-tidy-14 -p build/release --quiet
+}
+
+steps=(setup build unit parity golden cli kernels example asan tsan fuzz format tidy)
+if (($#)); then steps=("$@"); fi
+
+mkdir -p build/log
+passed=0 failed=() skipped=0
+for step in "${steps[@]}"; do
+  [[ $(type -t "$step") == function ]] || { echo "test.sh: there is no step '$step'" >&2; exit 2; }
+  log=build/log/$step.log start=$SECONDS
+  "$step" </dev/null >"$log" 2>&1
+  case $? in
+    0) word=passed passed=$((passed + 1)) ;;
+    77) word="skipped: $(tail -n 1 "$log")" skipped=$((skipped + 1)) ;;
+    *) word=FAILED failed+=("$step") ;;
+  esac
+  printf '%-8s %4d s  %s' "$step" $((SECONDS - start)) "$word"
+  grep -oE '[0-9]+ tests failed out of [0-9]+' "$log" | sed 's/^/  (/; s/$/)/' | tr -d '\n'
+  echo
+  if [[ $word == FAILED ]]; then tail -n 80 "$log" | sed 's/^/    /'; fi
+done
+
+echo "took $SECONDS s"
+echo "$passed passed, ${#failed[@]} failed$( ((skipped)) && echo ", $skipped skipped")"
+((${#failed[@]} == 0))
