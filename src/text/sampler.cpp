@@ -12,6 +12,8 @@
 namespace tidal {
 namespace {
 
+constexpr float kImpossible = -std::numeric_limits<float>::infinity();
+
 using LlamaSampler = std::unique_ptr<llama_sampler, void (*)(llama_sampler*)>;
 
 void check(const SamplerOptions& options) {
@@ -33,7 +35,7 @@ LlamaSampler make_chain(const Tokenizer& tokenizer, const SamplerOptions& option
   if (options.ignore_end) {
     std::vector<llama_logit_bias> biases;
     for (Token token = 0; token < tokenizer.vocab_size(); ++token) {
-      if (tokenizer.is_end(token)) biases.push_back({token, -std::numeric_limits<float>::infinity()});
+      if (tokenizer.is_end(token)) biases.push_back({token, kImpossible});
     }
     add(llama_sampler_init_logit_bias(tokenizer.vocab_size(), static_cast<int32_t>(biases.size()), biases.data()));
   }
@@ -90,14 +92,17 @@ struct Sampler::State {
   Token choose(llama_token_data_array& array) const {
     llama_sampler_apply(chain.get(), &array);
     if (array.selected < 0 || static_cast<size_t>(array.selected) >= array.size) fail("sampler: it chose no token");
-    return array.data[array.selected].id;
+    const llama_token_data& chosen = array.data[array.selected];
+    if (chosen.logit == kImpossible)
+      fail("sampler: no token can continue the text; the grammar or the logits rule out all");
+    return chosen.id;
   }
 
   bool allows(Token token) const {
     llama_token_data one{token, 1.0f, 0.0f};
     llama_token_data_array array{&one, 1, -1, false};
     llama_sampler_apply(grammar.get(), &array);
-    return array.data[0].logit != -std::numeric_limits<float>::infinity();
+    return array.data[0].logit != kImpossible;
   }
 };
 
@@ -117,9 +122,6 @@ Token Sampler::sample(std::span<const float> logits) {
   if (state.grammar && !state.allows(token)) {
     array = state.fill(logits);
     llama_sampler_apply(state.grammar.get(), &array);
-    bool any = false;
-    for (size_t i = 0; i < array.size; ++i) any = any || array.data[i].logit > -std::numeric_limits<float>::infinity();
-    if (!any) fail("grammar: no token of the vocabulary can continue the text");
     token = state.choose(array);
   }
   llama_sampler_accept(state.chain.get(), token);

@@ -34,7 +34,7 @@ class Sampler {
   ~Sampler();
 
   /// Chooses a token by logits [vocab] and remembers it for penalties and grammar. Throws Error for NaN among the
-  /// logits and when the grammar allows no token.
+  /// logits and when every token is ruled out, by the grammar or a logit of -infinity.
   Token sample(std::span<const float> logits);
   /// Remembers tokens that were not sampled (of the prompt), for penalties.
   void accept(std::span<const Token> tokens);

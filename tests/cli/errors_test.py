@@ -1,0 +1,213 @@
+"""Bad input: each is refused with one sentence and status 1, and nothing crashes or hangs."""
+
+import json
+import os
+import resource
+import shutil
+import unittest
+
+from program import MODEL, ModelTest, ProgramTest
+
+
+class Refusal:
+    def refused(self, result, *words):
+        """One line `tidal: ...` on stderr with all `words`, nothing on stdout, status 1."""
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertFalse(result.stdout, result.stdout)
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("tidal: warning: ")]
+        self.assertEqual(len(lines), 1, result.stderr)
+        self.assertTrue(lines[0].startswith("tidal: "), lines[0])
+        for word in words:
+            self.assertIn(word, lines[0])
+
+
+class Flags(Refusal, ProgramTest):
+    def test_unknown_flag_and_command(self):
+        self.refused(self.tidal("run", "-m", "x", "--bogus"), "--bogus", "tidal run --help")
+        self.refused(self.tidal("--bogus"), "--bogus", "tidal --help")
+        self.refused(self.tidal("frobnicate"), "frobnicate")
+
+    def test_values_that_are_missing_or_no_numbers(self):
+        self.refused(self.tidal("run", "-p", "x"), "--model is required")
+        self.refused(self.tidal("run", "-m", "x", "-p"), "--prompt")
+        self.refused(self.tidal("run", "-m", "x", "-p", "x", "-n", "many"), "--n-predict", "many")
+
+    def test_values_out_of_range(self):
+        for arguments, words in (
+            (("-n", "-2"), ("--n-predict", "-2")),
+            (("-c", "-1"), ("--ctx-size", "-1")),
+            (("-c", "99999999999"), ("--ctx-size", "99999999999")),
+            (("--ubatch-size", "0"), ("--ubatch-size", "0")),
+            (("-s", "-2"), ("--seed", "-2")),
+            (("-t", "0"), ("threads", "0 given")),
+            (("-t", "-1"), ("threads", "-1 given")),
+            (("--attention", "half"), ("half", "full or tidal")),
+            (("-f", "y"), ("-p or -f",)),
+            (("--grammar", "x", "--grammar-file", "y"), ("--grammar-file",)),
+            (("--backend", "abacus"), ("abacus", "cpu or reference")),
+        ):
+            with self.subTest(arguments=arguments):
+                self.refused(self.tidal("run", "-m", "x", "-p", "x", *arguments), *words)
+
+    def test_help_on_a_full_disk(self):
+        with open("/dev/full", "wb") as full:
+            result = self.tidal("--help", stdout=full)
+        self.refused(result, "stdout: cannot be written", "No space left")
+
+
+class ModelFile(Refusal, ProgramTest):
+    def run_file(self, path, **options):
+        return self.tidal("run", "-m", path, "-p", "x", **options)
+
+    def test_missing_directory_and_empty(self):
+        self.refused(self.run_file(os.path.join(self.folder, "none")), "none: cannot be opened", "No such file")
+        self.refused(self.run_file(self.folder), self.folder + ": is a directory, expected a GGUF file")
+        self.refused(self.run_file(self.file("empty", "")), "is empty, expected a GGUF file")
+
+    def test_fifo_does_not_hang(self):
+        path = os.path.join(self.folder, "fifo")
+        os.mkfifo(path)
+        self.refused(self.run_file(path, timeout=20), "is not a regular file")
+
+    def test_no_permission(self):
+        if os.geteuid() == 0:
+            self.skipTest("root may read everything")
+        path = self.file("secret", "GGUF")
+        os.chmod(path, 0)
+        self.refused(self.run_file(path), "cannot be opened", "Permission denied")
+
+    def test_other_files(self):
+        self.refused(self.run_file(self.file("text", "a text, no model " * 9)), "text")
+        if os.path.exists(MODEL):
+            with open(MODEL, "rb") as file:
+                self.refused(self.run_file(self.file("cut.gguf", file.read(1 << 20))), "cut.gguf")
+
+
+class Prompt(Refusal, ModelTest):
+    def test_empty(self):
+        self.refused(self.run_model("-p", ""), "prompt: it is empty")
+        self.refused(self.run_model("-f", self.file("empty", "")), "prompt: it is empty")
+        self.refused(self.run_model("-f", self.file("line", "\n")), "prompt: it is empty")
+        self.refused(self.run_model(), "prompt: it is empty")
+
+    def test_longer_than_the_context_says_both_numbers(self):
+        self.refused(self.run_model("-p", "a b c d e f g h i j", "-c", "4"), "10 tokens", "context of 4")
+        # Never cut silently: not to the trained context either.
+        words = self.run_model("-p", "a " * 8999 + "a")
+        self.refused(words, "9000 tokens", "context of 8192")
+
+    def test_not_utf8(self):
+        self.refused(self.run_model("-p", b"ab\xff"), "byte 2 (0xff) is not valid UTF-8")
+        self.refused(self.run_model(stdin=b"\xc3"), "byte 0 (0xc3) is not valid UTF-8")
+        self.refused(self.run_model("-f", self.file("latin", b"caf\xe9 noir")), "byte 3 (0xe9)")
+        self.refused(self.run_model("-p", "Hi", "--system", b"\xed\xa0\x80"), "is not valid UTF-8")
+
+    def test_file_that_cannot_be_read(self):
+        self.refused(self.run_model("-f", self.folder), "is a directory, expected a file of text")
+        self.refused(self.run_model("-f", os.path.join(self.folder, "none")), "cannot be opened", "No such file")
+
+
+class Sampling(Refusal, ModelTest):
+    def test_bad_grammar(self):
+        for grammar, words in (
+            ("root ::= missing", "missing"),
+            ("root ::= (", "grammar: "),
+            ("rule ::= \"x\"", "root"),
+            ("root ::= root \"x\"", "left recursion"),
+            ("no rule at all", "grammar: "),
+        ):
+            with self.subTest(grammar=grammar):
+                self.refused(self.run_model("-p", "x", "--grammar", grammar), "tidal: grammar: ", words)
+        self.refused(self.run_model("-p", "x", "--grammar-file", self.file("g", "root = 1")), "grammar: ")
+        self.refused(self.run_model("-p", "x", "--grammar-file", self.file("e", "")), "is empty, expected a grammar")
+        self.refused(self.run_model("-p", "x", "--grammar-file", self.folder), "is a directory")
+
+    def test_grammar_without_a_way_on(self):
+        result = self.run_model("-p", "x", "--grammar", 'root ::= "yes"', "--ignore-eos")
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stdout, b"yes")
+        self.assertIn("tidal: sampler: no token can continue the text; the grammar or the logits rule out all", result.stderr)
+
+    def test_out_of_range(self):
+        for flag, value, words in (("--temp", "nan", "temperature"), ("--top-p", "1.5", "top-p"),
+                                   ("--min-p", "-0.1", "min-p"), ("--repeat-penalty", "0", "repeat penalty"),
+                                   ("--repeat-last-n", "-2", "repeat-last-n")):
+            self.refused(self.run_model("-p", "x", flag, value), words)
+
+
+class Plans(Refusal, ModelTest):
+    def test_budget(self):
+        self.refused(self.run_model("-p", "x", "--budget", "0"), "--budget: 0 given, at least 1 is needed")
+        self.refused(self.run_model("-p", "x", "--budget", "-5"), "--budget: -5 given, at least 1 is needed")
+        self.refused(self.run_model("-p", "x", "--budget", "9000"), "9000", "context of 8192")
+        self.refused(self.run_model("-p", "x", "--budget", "300", "-c", "200"), "300", "context of 200")
+
+    def test_words_and_layers(self):
+        self.refused(self.run_model("-p", "x", "--policy", "best"), "'best'", "default or paper")
+        self.refused(self.run_model("-p", "x", "--scope", "layer"), "'layer'", "head, kv, shared")
+        for layer in ("-1", "2", "30"):
+            self.refused(self.run_model("-p", "x", "--reselect", layer), "reselect", layer)
+
+    def plan(self, change):
+        """A sound plan, then changed."""
+        path = os.path.join(self.folder, "plan.json")
+        self.assertEqual(self.run_model("-p", "x", "-n", "0", "--save-plan", path).returncode, 0)
+        with open(path, encoding="utf-8") as file:
+            plan = json.load(file)
+        change(plan)
+        return self.file("plan.json", json.dumps(plan))
+
+    def test_plan_files(self):
+        def set_value(group, key, value):
+            return lambda plan: plan[group].__setitem__(key, value)
+
+        for change, words in (
+            (set_value("model", "layers", 24), ("24 layers", "30 layers")),
+            (set_value("roles", "select", [5, 9]), ("layer 2 is Sparse", "no layer before it is Select")),
+            (set_value("roles", "select", []), ("no layer before it is Select",)),
+            (set_value("roles", "select", [2, 99]), ("layer 99",)),
+            (set_value("policy", "budget", 0), ("budget",)),
+            (set_value("policy", "scope", "galaxy"), ("galaxy",)),
+            (lambda plan: plan.pop("roles"), ("'roles' is missing",)),
+        ):
+            path = self.plan(change)
+            self.refused(self.run_model("-p", "x", "--plan", path), path, *words)
+
+    def test_files_that_are_no_plans(self):
+        self.refused(self.run_model("-p", "x", "--plan", self.file("plan", "{ nonsense")), "not valid JSON")
+        self.refused(self.run_model("-p", "x", "--plan", self.file("plan", "[]")), "not a JSON object")
+        self.refused(self.run_model("-p", "x", "--plan", self.file("plan", "")), "is empty, expected a plan")
+        self.refused(self.run_model("-p", "x", "--plan", self.folder), "is a directory, expected a plan")
+
+    def test_plan_and_flags_that_contradict_it(self):
+        path = self.plan(lambda plan: None)
+        self.refused(self.run_model("-p", "x", "--plan", path, "--reselect", "9"), "--reselect", "--plan")
+        self.refused(self.run_model("-p", "x", "--plan", path, "--policy", "paper"), "--policy", "--plan")
+
+
+class Resources(Refusal, ModelTest):
+    def test_disk_full(self):
+        with open("/dev/full", "wb") as full:
+            result = self.run_model("-p", "The", "-n", "4", stdout=full)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("tidal: stdout: cannot be written: No space left on device", result.stderr)
+        result = self.run_model("-p", "x", "--save-plan", "/dev/full")
+        self.refused(result, "/dev/full: cannot be written", "No space left")
+
+    def test_no_memory_for_the_cache(self):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+        result = self.run_model("-p", "x", "-c", "4000000", preexec_fn=limit)
+        self.refused(result, "out of memory", "KV cache")
+        # Whatever runs out first is said. The model's file alone takes 98 MB, the cache 189 MB.
+        for megabytes in (100, 150, 200, 250):
+            with self.subTest(megabytes=megabytes):
+                limits = (megabytes << 20, megabytes << 20)
+                result = self.run_model("-p", "x", "-n", "1", "-c", "8192",
+                                        preexec_fn=lambda l=limits: resource.setrlimit(resource.RLIMIT_AS, l))
+                self.refused(result, "tidal: ", "memory")
+
+
+if __name__ == "__main__":
+    unittest.main()

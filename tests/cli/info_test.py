@@ -1,0 +1,68 @@
+"""tidal info: what it says about a model file."""
+
+import json
+import os
+import unittest
+
+from program import MODEL, ModelTest
+
+
+class Info(ModelTest):
+    def info(self, *arguments):
+        result = self.tidal("info", "-m", MODEL, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stderr, "")
+        return result.stdout.decode()
+
+    def test_json_describes_the_model(self):
+        info = json.loads(self.info("--json"))
+        expected = {
+            "architecture": "llama", "layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "head_size": 64,
+            "ffn": 1536, "vocab": 49152, "context": 8192, "file_bytes": os.path.getsize(MODEL),
+            # K and V, two bytes an element, of every KV head and layer
+            "kv_bytes_per_token": 2 * 2 * 3 * 64 * 30,
+            "kv_bytes_at_context": 2 * 2 * 3 * 64 * 30 * 8192,
+        }
+        self.assertEqual({key: info[key] for key in expected}, expected)
+        self.assertEqual(info["rope"]["base"], 100000)
+        self.assertTrue(0.9 * info["file_bytes"] < info["weight_bytes_per_token"] < info["file_bytes"])
+
+    def test_bytes_read_follow_from_the_plan(self):
+        info = json.loads(self.info("--json", "--budget", "128"))
+        roles = info["plan"]["roles"]
+        self.assertEqual(roles["dense"], [0, 1])
+        self.assertEqual(roles["select"][0], 2)
+        attending = len(roles["dense"]) + len(roles["select"])
+        per_layer = info["kv_bytes_per_token"] // info["layers"]
+        for read in info["decode_bytes"]:
+            self.assertEqual(read["full"], info["weight_bytes_per_token"] + info["kv_bytes_per_token"] * read["depth"])
+            rows = attending * read["depth"] + (info["layers"] - attending) * 128
+            self.assertEqual(read["tidal"], info["weight_bytes_per_token"] + rows * per_layer)
+        self.assertEqual(info["decode_bytes"][-1]["depth"], 8192)
+
+    def test_json_holds_a_plan_that_run_takes(self):
+        plan = json.loads(self.info("--json", "--reselect", "9"))["plan"]
+        source = plan.pop("source")
+        self.assertEqual(source, "given")
+        path = self.file("plan.json", json.dumps(plan))
+        result = self.run_model("-p", "Hi", "-n", "1", "--plan", path)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("Select 2, 9", result.stderr)
+
+    def test_text_says_the_same(self):
+        text = self.info()
+        for words in ("llama", "9 of size 64, 3 KV heads", "8192 tokens", "49152 tokens", "23.0 kB per token",
+                      "188.7 MB at the trained context", "Dense 0, 1; Select 2,"):
+            self.assertIn(words, text)
+
+    def test_bad_input_is_refused(self):
+        for arguments, words in (((), "--model is required"), (("-m", self.folder), "is a directory"),
+                                 (("-m", MODEL, "--budget", "9000"), "more than the context of 8192")):
+            result = self.tidal("info", *arguments)
+            self.assertEqual(result.returncode, 1)
+            self.assertEqual(result.stdout, b"")
+            self.assertIn(words, result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
