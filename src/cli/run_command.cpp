@@ -26,6 +26,7 @@ class Run {
 
  private:
   void make_engine(int context);
+  void tell_plan() const;
   /// One prompt: all of the conversation, by the chat template or as it is.
   std::vector<Token> prompt_tokens(const std::string& text) const;
   /// As many positions as this prompt and its answer can need.
@@ -76,6 +77,9 @@ void Run::make_engine(int context) {
   engine_ =
       std::make_unique<Engine>(*backend_, model_, plan_, EngineOptions{.context = context, .chunk = options_.chunk});
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
+}
+
+void Run::tell_plan() const {
   note(plan_.has_sparse() ? describe(plan_, reselect_source(options_.plan, model_.hp))
                           : "full attention in all layers");
 }
@@ -132,6 +136,7 @@ void Run::close(const Answer& answer) {
 void Run::once(const std::string& prompt) {
   const std::vector<Token> tokens = prompt_tokens(prompt);
   make_engine(context_for(tokens.size()));
+  tell_plan();
   const Interrupt interrupt;
   close(generator_->answer(tokens, options_.predict, listener(interrupt)));
   if (interrupt.raised()) throw Stopped();
@@ -153,6 +158,7 @@ void Run::interactive(const std::string& first) {
   const int context = options_.context.value_or(0);
   make_engine(context > 0 ? context : model_.hp.context);
   Chat chat(*generator_, *tokenizer_, options_.system);
+  tell_plan();
   const bool person = is_terminal(stdin);
   const bool colour = wants_colour(stdout);
   if (person) note("/clear starts a new conversation, Ctrl-C stops an answer, /exit or Ctrl-D leaves");

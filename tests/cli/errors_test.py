@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import unittest
 
 from program import MODEL, ModelTest, ProgramTest
@@ -185,6 +184,28 @@ class Plans(Refusal, ModelTest):
         self.refused(self.run_model("-p", "x", "--plan", path, "--policy", "paper"), "--policy", "--plan")
 
 
+class ChatTemplate(Refusal, ModelTest):
+    def changed(self, old, new):
+        """The model with other bytes of the same length in and after the template's key."""
+        with open(MODEL, "rb") as file:
+            content = file.read()
+        start = content.index(b"tokenizer.chat_template")
+        end = start + 2048
+        return self.file("changed.gguf", content[:start] + content[start:end].replace(old, new) + content[end:])
+
+    def test_kind_that_libllama_does_not_know(self):
+        path = self.changed(b"<|im_", b"<|zz_")
+        result = self.tidal("run", "-m", path, "--chat", "-p", "Hi", "-n", "1")
+        self.refused(result, path, "libllama does not know the kind of its chat template")
+        result = self.tidal("run", "-m", path, "-p", "Hi", "-n", "1")  # needs none
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_none(self):
+        path = self.changed(b"tokenizer.chat_template", b"tokenizer.chat_templatE")
+        for flags in (("--chat", "-p", "Hi"), ("-i",)):
+            self.refused(self.tidal("run", "-m", path, *flags), path, "it has no chat template")
+
+
 class Resources(Refusal, ModelTest):
     def test_disk_full(self):
         with open("/dev/full", "wb") as full:
@@ -194,6 +215,7 @@ class Resources(Refusal, ModelTest):
         result = self.run_model("-p", "x", "--save-plan", "/dev/full")
         self.refused(result, "/dev/full: cannot be written", "No space left")
 
+    @unittest.skipIf(os.environ.get("TIDAL_SANITIZE"), "sanitizers need address space of their own")
     def test_no_memory_for_the_cache(self):
         def limit():
             resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
