@@ -72,7 +72,8 @@ void SiluMultiply(const float* gate, const float* up, int count, float* out) {
   ForEach(count, [&](int at, auto tag) HWY_ATTR {
     const auto g = hn::LoadU(tag, gate + at);
     const auto one = hn::Set(tag, 1.0f);
-    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Neg(g))));
+    // hn::Exp wraps around above 104; at 88 the sigmoid is as good as 0.
+    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Min(hn::Neg(g), hn::Set(tag, 88.0f)))));
     // hn::Exp maps NaN to 0; the product with g restores it.
     hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), hn::LoadU(tag, up + at)), tag, out + at);
   });
