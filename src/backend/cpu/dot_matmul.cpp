@@ -4,6 +4,9 @@
 
 #include <algorithm>
 
+#include "backend/cpu/block_dots.h"
+#include "backend/cpu/memory.h"
+
 namespace tidal {
 namespace {
 
@@ -17,7 +20,7 @@ constexpr int kPanel = 32;
 void QuantisedRows::reserve(int rows, int width) {
   max_rows_ = std::max(max_rows_, rows);
   max_width_ = std::max(max_width_, width);
-  for (Form& form : forms_) form.data.resize(row_capacity(form.type) * max_rows_);
+  for (Form& form : forms_) form.data = memory(form.weights);
 }
 
 void QuantisedRows::assign(Rows x) {
@@ -25,35 +28,82 @@ void QuantisedRows::assign(Rows x) {
   for (Form& form : forms_) form.ready = false;
 }
 
-QuantisedRows::Form& QuantisedRows::form(ggml_type type) {
-  for (Form& form : forms_) {
-    if (form.type == type) return form;
-  }
-  // A type's first use ever: later steps find its memory ready.
-  return forms_.emplace_back(Form{type, false, std::vector<std::byte>(row_capacity(type) * max_rows_)});
+bool QuantisedRows::shared(ggml_type a, ggml_type b) {
+  if (a == b) return true;
+  // Block dots fold the weights' offset into the activations.
+  return !has_block_dots(a) && !has_block_dots(b) && dot_type(a) == dot_type(b);
 }
 
-// Rounded up to any type's block of elements: only the rows that use a type need have a fitting width.
-size_t QuantisedRows::row_capacity(ggml_type type) const {
-  return ggml_row_size(type, (int64_t{max_width_} + 255) / 256 * 256);
+size_t QuantisedRows::row_bytes(ggml_type weights, int64_t width) {
+  if (has_block_dots(weights)) return sizeof(ActivationPair) * static_cast<size_t>(activation_pairs(width));
+  return ggml_row_size(dot_type(weights), width);
+}
+
+Buffer QuantisedRows::memory(ggml_type weights) const {
+  // Rounded up to any type's block of elements: only the rows that use a type need have a fitting width.
+  const int64_t width = (int64_t{max_width_} + 255) / 256 * 256;
+  return allocate_memory(row_bytes(weights, width) * static_cast<size_t>(max_rows_), "quantised activations");
+}
+
+QuantisedRows::Form& QuantisedRows::form(ggml_type weights) {
+  for (Form& form : forms_) {
+    if (shared(form.weights, weights)) return form;
+  }
+  // A type's first use ever: later steps find its memory ready.
+  return forms_.emplace_back(Form{weights, false, memory(weights)});
 }
 
 void QuantisedRows::prepare(ggml_type type) {
-  Form& form = this->form(dot_type(type));
+  Form& form = this->form(type);
   if (form.ready) return;
-  const size_t row_bytes = ggml_row_size(form.type, x_.width);
-  const auto quantise = ggml_get_type_traits_cpu(form.type)->from_float;
-  for (int r = 0; r < x_.rows; ++r) quantise(x_.row(r), form.data.data() + r * row_bytes, x_.width);
+  const size_t bytes = row_bytes(type, x_.width);
+  for (int r = 0; r < x_.rows; ++r) {
+    std::byte* to = form.data.as<std::byte>() + static_cast<size_t>(r) * bytes;
+    if (has_block_dots(type)) {
+      quantise_for_block_dots(type, x_.row(r), x_.width, reinterpret_cast<ActivationPair*>(to));
+    } else {
+      ggml_get_type_traits_cpu(dot_type(type))->from_float(x_.row(r), to, x_.width);
+    }
+  }
   form.ready = true;
 }
 
 const std::byte* QuantisedRows::row(ggml_type type, int index) const {
-  const ggml_type wanted = dot_type(type);
   for (const Form& form : forms_) {
-    if (form.type == wanted) return form.data.data() + index * ggml_row_size(wanted, x_.width);
+    if (shared(form.weights, type)) {
+      return form.data.as<std::byte>() + static_cast<size_t>(index) * row_bytes(type, x_.width);
+    }
   }
   return nullptr;
 }
+
+namespace {
+
+/// Results of up to kPanel weight rows with a few rows of activations: [rows][kPanel].
+void panel_by_blocks(const Weight& weight, int64_t first, int count, const QuantisedRows& x, int row, int rows,
+                     float* results) {
+  const ActivationPair* activations[kMaxBlockDotRows];
+  for (int r = 0; r < rows; ++r) {
+    activations[r] = reinterpret_cast<const ActivationPair*>(x.row(weight.type, row + r));
+  }
+  block_dots(weight, first, count, activations, rows, results, kPanel);
+}
+
+void panel_by_ggml(const Weight& weight, int64_t first, int count, const QuantisedRows& x, int row, int rows,
+                   float* results) {
+  const auto dot = ggml_get_type_traits_cpu(weight.type)->vec_dot;
+  const std::byte* activations[kMaxBlockDotRows];
+  for (int r = 0; r < rows; ++r) activations[r] = x.row(weight.type, row + r);
+  const size_t bytes = weight.row_bytes();
+  const std::byte* weights = weight.row(first);
+  for (int o = 0; o < count; ++o, weights += bytes) {
+    for (int r = 0; r < rows; ++r) {
+      dot(static_cast<int>(weight.cols), results + r * kPanel + o, 0, weights, 0, activations[r], 0, 1);
+    }
+  }
+}
+
+}  // namespace
 
 void dot_matmul(std::span<const DotJob> jobs, QuantisedRows& x, int threads) {
   int panels = 0;
@@ -69,18 +119,19 @@ void dot_matmul(std::span<const DotJob> jobs, QuantisedRows& x, int threads) {
       first -= static_cast<int>((job->weight->rows + kPanel - 1) / kPanel);
     }
     const Weight& weight = *job->weight;
-    const auto dot = ggml_get_type_traits_cpu(weight.type)->vec_dot;
     const float* bias = job->bias && *job->bias ? job->bias->floats() : nullptr;
     const int64_t begin = int64_t{first} * kPanel;
-    const int64_t end = std::min(begin + kPanel, weight.rows);
-    const int width = static_cast<int>(weight.cols);
-    for (int64_t o = begin; o < end; ++o) {
-      for (int r = 0; r < x.rows(); ++r) {
-        float value = 0;
-        dot(width, &value, 0, weight.row(o), 0, x.row(weight.type, r), 0, 1);
-        if (bias) value += bias[o];
-        float& y = job->y.row(r)[o];
-        y = job->add ? y + value : value;
+    const int count = static_cast<int>(std::min<int64_t>(kPanel, weight.rows - begin));
+    for (int row = 0; row < x.rows(); row += kMaxBlockDotRows) {
+      const int rows = std::min(kMaxBlockDotRows, x.rows() - row);
+      float results[kMaxBlockDotRows * kPanel];
+      (has_block_dots(weight.type) ? panel_by_blocks : panel_by_ggml)(weight, begin, count, x, row, rows, results);
+      for (int r = 0; r < rows; ++r) {
+        float* y = job->y.row(row + r) + begin;
+        for (int o = 0; o < count; ++o) {
+          const float value = results[r * kPanel + o] + (bias ? bias[begin + o] : 0.0f);
+          y[o] = job->add ? y[o] + value : value;
+        }
       }
     }
   }

@@ -1,4 +1,5 @@
-// Matrix products of a few rows: ggml's quantised dot products, the way to decode.
+// Matrix products of a few rows by quantised dot products, the way to decode: our own for weights in blocks of 32
+// (block_dots.h), ggml's for all others.
 #pragma once
 
 #include <array>
@@ -7,6 +8,7 @@
 
 #include "backend/batch.h"
 #include "backend/weights.h"
+#include "core/buffer.h"
 
 namespace tidal {
 
@@ -24,17 +26,20 @@ class QuantisedRows {
   int rows() const { return x_.rows; }
   /// Quantises for dot products with weights of `type`, unless that has been done since assign().
   void prepare(ggml_type type);
-  /// Row `index` in the type that goes with weights of `type`; prepare(type) must have been called.
+  /// Row `index` in the form that goes with weights of `type`; prepare(type) must have been called.
   const std::byte* row(ggml_type type, int index) const;
 
  private:
+  /// ActivationPairs where the weights have a kernel in block_dots.h, else ggml's own type for these weights.
   struct Form {
-    ggml_type type;
+    ggml_type weights;  // one of the types of weights that share the form
     bool ready;
-    std::vector<std::byte> data;
+    Buffer data;
   };
-  Form& form(ggml_type type);
-  size_t row_capacity(ggml_type type) const;
+  static bool shared(ggml_type a, ggml_type b);
+  static size_t row_bytes(ggml_type weights, int64_t width);
+  Form& form(ggml_type weights);
+  Buffer memory(ggml_type weights) const;
 
   Rows x_;
   int max_rows_ = 0;
