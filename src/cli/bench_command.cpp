@@ -1,0 +1,159 @@
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <random>
+
+#include "cli/bench_options.h"
+#include "cli/bench_run.h"
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/machine.h"
+#include "cli/plan_options.h"
+#include "cli/terminal.h"
+#include "cli/thread_count.h"
+#include "core/error.h"
+#include "core/read_stream.h"
+
+namespace tidal {
+namespace {
+
+struct BenchFlags {
+  std::string model, shape, type = "q4_0";
+  int prompt = 512, generate = 64, repetitions = 5;
+  std::optional<int> threads;
+  std::string depths = "0", batches = "1", attention = "full,tidal", baseline, fill = "prefill", format = "md";
+  std::string backend = "cpu";
+  bool details = false;
+  PlanOptions plan;
+};
+
+void check(const BenchFlags& flags) {
+  if (flags.model.empty() == flags.shape.empty())
+    fail("bench: give either a model file (-m) or a known shape (--shape)");
+  if (!flags.baseline.empty() && flags.baseline != "llama.cpp") {
+    fail("--baseline: '{}' is not known, expected llama.cpp", flags.baseline);
+  }
+  if (!flags.baseline.empty() && flags.model.empty()) fail("--baseline: llama.cpp needs a model file (-m)");
+  if (flags.fill != "prefill" && flags.fill != "random") {
+    fail("--fill: '{}' is not known, expected prefill or random", flags.fill);
+  }
+  if (flags.prompt < 0 || flags.generate < 0) fail("bench: -p and -n must be 0 or more");
+  if (flags.prompt == 0 && flags.generate == 0) fail("bench: -p 0 and -n 0 leave nothing to measure");
+  if (flags.repetitions < 1) fail("-r: {} given, at least 1 is needed", flags.repetitions);
+}
+
+std::vector<Token> random_tokens(int count, int vocab) {
+  std::mt19937 random(1);
+  std::uniform_int_distribution<Token> token(0, vocab - 1);
+  std::vector<Token> tokens(static_cast<size_t>(count));
+  std::generate(tokens.begin(), tokens.end(), [&] { return token(random); });
+  return tokens;
+}
+
+double measure_limit(int threads) { return ReadStream(threads).measure(); }
+
+std::string mebibytes(int64_t bytes) { return fmt::format("{:.0f} MiB", static_cast<double>(bytes) / 1048576.0); }
+
+std::vector<BenchPlan> make_plans(const BenchFlags& flags, const Hyperparameters& hp) {
+  std::vector<BenchPlan> plans;
+  for (const std::string& word : word_list("--attention", flags.attention, {"full", "tidal"})) {
+    plans.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(flags.plan, hp)});
+  }
+  return plans;
+}
+
+void run_bench(const BenchFlags& flags) {
+  check(flags);
+  const BenchFormat format = bench_format_from(flags.format);
+  const int threads = thread_count(flags.threads);
+  const Interrupt interrupt;
+  const StatusLine status;
+  BenchRun run;
+  run.depths = number_list("-d", flags.depths, 0);
+  run.batches = number_list("-b", flags.batches, 1);
+  run.prompt = flags.prompt;
+  run.generate = flags.generate;
+  run.repetitions = flags.repetitions;
+  run.random = flags.fill == "random";
+  run.stopped = [&] { return interrupt.raised(); };
+  run.progress = [&](const std::string& text) { status.show(text); };
+
+  const auto backend = make_backend(flags.backend, threads);
+  status.show("measuring the read stream");
+  run.limit = measure_limit(threads);
+  status.show("loading the model");
+  reset_peak_memory();
+  std::optional<Model> model(flags.shape.empty()
+                                 ? load_model(flags.model, *backend)
+                                 : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend));
+  const std::vector<BenchPlan> plans = make_plans(flags, model->hp);
+  run.tokens = random_tokens(run.context(), model->hp.vocab);
+  run.weight_bytes = model->decode_weight_bytes();
+  run.kv_bytes_per_token = model->hp.kv_bytes_per_token();
+  run.common.machine = processor_name();
+  run.common.model =
+      flags.shape.empty() ? std::filesystem::path(flags.model).filename().string() : flags.shape + " " + flags.type;
+  run.common.threads = threads;
+  run.common.fill = flags.fill;
+  run.common.repetitions = flags.repetitions;
+
+  BenchWriter writer(stdout, format, flags.details);
+  run.report = [&](const BenchRow& row) {
+    status.clear();
+    writer.add(row);
+  };
+  std::vector<std::string> notes = {
+      fmt::format("{}: {} threads on {}; cache filled by {}; medians of {} runs.", run.common.model, threads,
+                  run.common.machine, flags.fill, flags.repetitions),
+      fmt::format("GB/s: weights and K/V that a decode step must read. The limit, this machine's read stream: {:.1f} "
+                  "GB/s.",
+                  run.limit)};
+  try {
+    bench_tidal(run, *backend, *model, plans);
+    const int64_t peak = peak_memory(), weights = model->file_bytes;
+    const int64_t cache = run.kv_bytes_per_token * run.context() * run.batches.back();
+    if (peak > 0 && weights > 0) {
+      notes.push_back(fmt::format("tidal's peak memory: {} = {} model file + {} KV cache + {}.", mebibytes(peak),
+                                  mebibytes(weights), mebibytes(cache), mebibytes(peak - weights - cache)));
+    }
+    model.reset();
+    if (!flags.baseline.empty()) bench_llama(run, flags.model);
+  } catch (const BenchStopped&) {
+    notes.emplace_back("Stopped before all tests were done.");
+  }
+  status.clear();
+  writer.finish(notes);
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* bench = app.add_subcommand("bench", "Measure prefill and decode speed, like llama-bench");
+  bench->add_option("-m,--model", flags->model, "GGUF model file")->envname("TIDAL_MODEL");
+  bench->add_option("--shape", flags->shape, "Random weights of a known shape instead of a file: llama-3-8b, ...");
+  bench->add_option("--type", flags->type, "Type of the random weights (q4_0, q8_0, q4_K, f16, ...)")
+      ->capture_default_str();
+  bench->add_option("-p,--n-prompt", flags->prompt, "Tokens of the prefill test, 0 for none")->capture_default_str();
+  bench->add_option("-n,--n-gen", flags->generate, "Steps of the decode test, 0 for none")->capture_default_str();
+  bench->add_option("-d,--n-depth", flags->depths, "Positions in the cache before a test, a list")
+      ->capture_default_str();
+  bench->add_option("-b,--batch", flags->batches, "Sequences decoded together, a list")->capture_default_str();
+  bench->add_option("-r,--repetitions", flags->repetitions, "Runs of every test; the median counts")
+      ->capture_default_str();
+  bench->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
+  bench->add_option("--attention", flags->attention, "Kinds of attention: full, tidal, a list")->capture_default_str();
+  bench->add_option("--backend", flags->backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
+  bench->add_option("--baseline", flags->baseline, "Also measure another engine in this process: llama.cpp");
+  bench->add_option("--fill", flags->fill, "How the cache gets to the depth: prefill, or random numbers (fast)")
+      ->capture_default_str();
+  bench->add_option("-o,--output", flags->format, "Output format: md, json, csv or jsonl")->capture_default_str();
+  bench->add_flag("--details", flags->details, "More fields in json, csv and jsonl: machine, model, threads, ...");
+  add_plan_options(*bench, flags->plan);
+  bench->callback([flags] { run_bench(*flags); });
+}
+
+}  // namespace tidal
