@@ -8,7 +8,12 @@
 
 #include "unit/engine_setup.h"
 
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)  // clang says it so
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TIDAL_SANITIZED 1
+#endif
+#endif
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(TIDAL_SANITIZED)
 #define TIDAL_COUNTS_ALLOCATIONS 1
 #else
 #define TIDAL_COUNTS_ALLOCATIONS 0  // the sanitizers need malloc for themselves

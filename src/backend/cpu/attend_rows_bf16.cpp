@@ -3,7 +3,9 @@
 #if defined(__x86_64__)
 
 // GCC's own header starts intrinsics from a variable that it leaves uninitialised on purpose, and warns of it here.
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include <algorithm>

@@ -5,8 +5,10 @@
 #if defined(__x86_64__)
 
 // GCC's own header starts intrinsics from a variable that it leaves uninitialised on purpose, and warns of it here.
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 
 #include <algorithm>
@@ -24,23 +26,23 @@ constexpr int kAhead = 16384;  // bytes: four rows read at once are no stream th
 // ggml's blocks: half-precision scale d, for some types a minimum m beside it, the fifth bits, then the quants. Low
 // nibbles are elements 0 to 15, high ones 16 to 31.
 struct Q4_0 {
-  static constexpr int kBytes = 18, kOffset = 8, kQuants = 2, kFifth = 0;
+  [[maybe_unused]] static constexpr int kBytes = 18, kOffset = 8, kQuants = 2, kFifth = 0;
   static constexpr bool kMinimum = false, kNibbles = true;
 };
 struct Q4_1 {
-  static constexpr int kBytes = 20, kOffset = 0, kQuants = 4, kFifth = 0;
+  [[maybe_unused]] static constexpr int kBytes = 20, kOffset = 0, kQuants = 4, kFifth = 0;
   static constexpr bool kMinimum = true, kNibbles = true;
 };
 struct Q5_0 {
-  static constexpr int kBytes = 22, kOffset = 16, kQuants = 6, kFifth = 2;
+  [[maybe_unused]] static constexpr int kBytes = 22, kOffset = 16, kQuants = 6, kFifth = 2;
   static constexpr bool kMinimum = false, kNibbles = true;
 };
 struct Q5_1 {
-  static constexpr int kBytes = 24, kOffset = 0, kQuants = 8, kFifth = 4;
+  [[maybe_unused]] static constexpr int kBytes = 24, kOffset = 0, kQuants = 8, kFifth = 4;
   static constexpr bool kMinimum = true, kNibbles = true;
 };
 struct Q8_0 {
-  static constexpr int kBytes = 34, kOffset = 128, kQuants = 2, kFifth = 0;
+  [[maybe_unused]] static constexpr int kBytes = 34, kOffset = 128, kQuants = 2, kFifth = 0;
   static constexpr bool kMinimum = false, kNibbles = false;
 };
 
@@ -221,9 +223,9 @@ TIDAL_TARGET void quantise_block(const float* x, int offset, int half, Activatio
 }  // namespace
 
 bool has_block_dots(ggml_type type) {
+  // Not every clang can ask for F16C; every CPU with AVX512 has it.
   static const bool have = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("f16c");
+                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   switch (type) {
     case GGML_TYPE_Q4_0:
     case GGML_TYPE_Q4_1:

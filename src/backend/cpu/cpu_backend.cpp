@@ -70,7 +70,7 @@ class CpuBackend final : public Backend {
   Buffer elements_;  // [rows, widest] in the products' element type
   Buffer hidden_elements_;  // [rows, ffn], likewise
   Buffer angles_;    // [rows, rope.dims]: cosine and sine of every pair
-  int max_rows_ = 0, max_short_ = 0;
+  int max_rows_ = 0;
 };
 
 void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
