@@ -127,7 +127,9 @@ void LlamaBaseline::extend_source(std::span<const Token> tokens) {
   size_t kept = 0;
   while (kept < cached_.size() && kept < tokens.size() && cached_[kept] == tokens[kept]) ++kept;
   forget(source_.get(), 1, static_cast<int>(kept));
+  const Timer timer;
   run(source_.get(), tokens.subspan(kept), static_cast<int>(kept));
+  prepared_seconds_ = timer.seconds();
   cached_.assign(tokens.begin(), tokens.end());
 }
 

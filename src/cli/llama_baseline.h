@@ -40,6 +40,8 @@ class LlamaBaseline {
   /// Makes `batch` sequences hold tokens.size() positions each, in memory of their own. Cheaper when the tokens begin
   /// with those of the last call.
   void prepare(Test test, std::span<const Token> tokens, int batch);
+  /// Seconds that the last prepare() spent on tokens that were not in its cache yet.
+  double prepared_seconds() const { return prepared_seconds_; }
   /// Seconds to prefill `tokens` into sequence 0 behind the prepared positions; forgets them again.
   double prefill(std::span<const Token> tokens);
   /// Seconds of each of `steps` decode steps of all sequences with random tokens; forgets them again.
@@ -60,6 +62,7 @@ class LlamaBaseline {
   Context source_;             // one sequence of the prefill's type, from which all caches are made
   std::vector<Token> cached_;  // content of source_
   Context context_;            // of the test, as prepare() left it
+  double prepared_seconds_ = 0;
   int batch_ = 1;
   int depth_ = 0;
 };

@@ -1,0 +1,219 @@
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "cli/bench_options.h"
+#include "cli/bench_run.h"
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/llama_baseline.h"
+#include "cli/machine.h"
+#include "cli/output.h"
+#include "cli/plan_options.h"
+#include "cli/terminal.h"
+#include "cli/thread_count.h"
+#include "core/error.h"
+#include "core/read_stream.h"
+#include "core/timer.h"
+#include "model/mapped_file.h"
+#include "text/tokenizer.h"
+
+namespace tidal {
+namespace {
+
+struct CompareOptions {
+  std::string model, file, question, attention = "full,tidal", baseline;
+  int steps = 32;
+  bool raw = false;
+  std::optional<int> threads;
+  PlanOptions plan;
+};
+
+/// One document in the cache, answered from by every kind of attention in turn.
+class Comparison {
+ public:
+  explicit Comparison(const CompareOptions& options);
+  void run();
+
+ private:
+  std::vector<Token> prompt_tokens() const;
+  void check_stopped() const {
+    if (interrupt_.raised()) throw Stopped();
+  }
+  void prefill(Sequence& document);
+  void answer(const BenchPlan& plan, const Sequence& document);
+  void baseline();
+  BenchCase row_case(const std::string& engine, const std::string& attention, int depth) const;
+
+  const CompareOptions& options_;
+  const Interrupt interrupt_;
+  const StatusLine status_;
+  std::unique_ptr<Backend> backend_;
+  Model model_;
+  Tokenizer tokenizer_;
+  std::vector<BenchPlan> plans_;
+  std::vector<Token> tokens_;
+  std::unique_ptr<Engine> engine_;
+  std::vector<float> first_logits_;  // of the prompt's last token
+  BenchRun run_;                     // what the rows share
+  std::vector<BenchRow> rows_;
+};
+
+Comparison::Comparison(const CompareOptions& options)
+    : options_(options),
+      backend_(make_backend("cpu", thread_count(options.threads))),
+      model_(load_model(options.model, *backend_)),
+      tokenizer_(options.model),
+      tokens_(prompt_tokens()) {
+  if (options.steps < 1) fail("-n: {} given, at least 1 is needed", options.steps);
+  if (!options.baseline.empty() && options.baseline != "llama.cpp") {
+    fail("--baseline: '{}' is not known, expected llama.cpp", options.baseline);
+  }
+  const Hyperparameters& hp = model_.hp;
+  for (const std::string& word : word_list("--attention", options.attention, {"full", "tidal"})) {
+    plans_.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(options.plan, hp)});
+  }
+  const int length = static_cast<int>(tokens_.size()), context = length + options.steps;
+  if (context > hp.context) {
+    warn(fmt::format("{} tokens and {} of an answer are more than the {} that the model was trained for", length,
+                     options.steps, hp.context));
+  }
+  // The prompt once, and a copy of its last block for every answer.
+  const auto answers = static_cast<int>(plans_.size());
+  engine_ =
+      std::make_unique<Engine>(*backend_, model_, plans_[0].plan,
+                               EngineOptions{.context = context,
+                                             .tokens = context + int64_t{answers} * (options.steps + kBlockTokens),
+                                             .sequences = answers + 1});
+  run_.prompt = length;
+  run_.generate = options.steps;
+  run_.weight_bytes = model_.decode_weight_bytes();
+  run_.kv_bytes_per_token = hp.kv_bytes_per_token();
+  run_.common.threads = thread_count(options.threads);
+}
+
+std::vector<Token> Comparison::prompt_tokens() const {
+  const MappedFile file = map_file(options_.file, "a text file");
+  const std::string text =
+      std::string(reinterpret_cast<const char*>(file.data), file.size) + "\n\n" + options_.question;
+  if (options_.raw || !tokenizer_.has_chat_template()) return tokenizer_.encode(text, true, false);
+  return tokenizer_.encode(tokenizer_.apply_chat_template(std::vector<ChatMessage>{{"user", text}}, true), true, true);
+}
+
+BenchCase Comparison::row_case(const std::string& engine, const std::string& attention, int depth) const {
+  return {.engine = engine, .attention = attention, .depth = depth, .batch = 1, .budget = {}, .kv_type = "bf16"};
+}
+
+void Comparison::prefill(Sequence& document) {
+  const Timer timer;
+  const int total = static_cast<int>(tokens_.size());
+  const auto logits = engine_->prefill(document, tokens_, [&](int done) {
+    check_stopped();
+    status_.show(fmt::format("prefill: {} of {} tokens, {:.0f} tok/s", done, total, done / timer.seconds()));
+    return true;
+  });
+  first_logits_.assign(logits.begin(), logits.end());
+  rows_.push_back(prefill_row(run_, row_case("tidal", "full", 0), {timer.seconds()}));
+  status_.clear();
+}
+
+void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
+  engine_->set_plan(plan.plan);
+  Sequence sequence = document.fork();
+  std::span<const float> logits = first_logits_;
+  std::string text;
+  bool ended = false;
+  std::vector<double> seconds;
+  const int depth = sequence.length();
+  // Even a short answer gets its full number of steps, for their time.
+  for (int i = 0; i < options_.steps; ++i) {
+    check_stopped();
+    const auto token = static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    ended = ended || tokenizer_.is_end(token);
+    if (!ended) text += tokenizer_.piece(token);
+    const Timer timer;
+    logits = engine_->decode(sequence, token);
+    seconds.push_back(timer.seconds());
+  }
+  write_out(fmt::format("{} attention: {}{}\n", plan.attention, text, ended ? "" : " ..."));
+  BenchCase which = row_case("tidal", plan.attention, depth);
+  if (plan.plan.has_sparse()) which.budget = plan.plan.policy.budget;
+  const auto bytes = static_cast<double>(engine_->decode_bytes(depth + options_.steps / 2));
+  rows_.push_back(decode_row(run_, which, std::move(seconds), bytes));
+}
+
+void Comparison::baseline() {
+  status_.show("llama.cpp: loading, choosing the faster type of cache");
+  const std::function<bool()> stopped = [&] { return interrupt_.raised(); };
+  const int length = static_cast<int>(tokens_.size());
+  LlamaBaseline llama({.path = options_.model,
+                       .threads = run_.common.threads,
+                       .context = length + options_.steps,
+                       .random = false,
+                       .stopped = stopped});
+  try {
+    using Test = LlamaBaseline::Test;
+    status_.show(fmt::format("llama.cpp: prefilling the same {} tokens", length));
+    llama.prepare(Test::Decode, tokens_, 1);
+    BenchCase which = row_case("llama.cpp", "full", 0);
+    which.kv_type = llama.kv_type(Test::Prefill);
+    rows_.push_back(prefill_row(run_, which, {llama.prepared_seconds()}));
+    which = row_case("llama.cpp", "full", length);
+    which.kv_type = llama.kv_type(Test::Decode);
+    const double bytes = static_cast<double>(run_.weight_bytes) +
+                         (length + options_.steps / 2.0) * static_cast<double>(run_.kv_bytes_per_token);
+    rows_.push_back(decode_row(run_, which, llama.decode(options_.steps, 1), bytes));
+  } catch (const Error&) {
+    check_stopped();  // libllama reports that it was told to stop as a failure
+    throw;
+  }
+  status_.clear();
+}
+
+void Comparison::run() {
+  status_.show("measuring the read stream");
+  run_.limit = ReadStream(run_.common.threads).measure();
+  status_.clear();
+  note(fmt::format("{} tokens of {} and the question", tokens_.size(), options_.file));
+  for (const BenchPlan& plan : plans_) {
+    if (plan.plan.has_sparse()) note(describe(plan.plan, reselect_source(options_.plan, model_.hp)));
+  }
+  {
+    Sequence document = engine_->create();
+    prefill(document);
+    for (const BenchPlan& plan : plans_) answer(plan, document);
+  }
+  if (!options_.baseline.empty()) {
+    engine_.reset();  // one engine at a time, in memory too
+    baseline();
+  }
+  write_out("\n" + markdown_table(rows_));
+  write_out(
+      fmt::format("\n{} threads on {}; prefill measured once, decode: medians of {} steps; the limit, this "
+                  "machine's read stream: {:.1f} GB/s.\n",
+                  run_.common.threads, processor_name(), options_.steps, run_.limit));
+}
+
+}  // namespace
+
+void add_compare_command(CLI::App& app) {
+  const auto options = std::make_shared<CompareOptions>();
+  CLI::App* command =
+      app.add_subcommand("compare", "Ask about a document with full and with tidal attention, and measure both");
+  command->add_option("-m,--model", options->model, "GGUF model file")->envname("TIDAL_MODEL")->required();
+  command->add_option("-f,--file", options->file, "The document, a text file")->required();
+  command->add_option("-p,--prompt", options->question, "The question about it")->required();
+  command->add_option("-n,--predict,--n-predict", options->steps, "Most tokens of an answer")->capture_default_str();
+  command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
+  command->add_option("--attention", options->attention, "Kinds of attention: full, tidal, a list")
+      ->capture_default_str();
+  command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
+  command->add_option("--baseline", options->baseline, "Also measure another engine on the same text: llama.cpp");
+  add_plan_options(*command, options->plan);
+  command->callback([options] { Comparison(*options).run(); });
+}
+
+}  // namespace tidal
