@@ -112,8 +112,8 @@ class LayerParity : public testing::TestWithParam<std::tuple<std::string, Shape,
     for (const float value : x) squares += static_cast<double>(value) * value;
     std::vector<float> result;
     for (size_t i = 0; i < x.size(); ++i) {
-      result.push_back(static_cast<float>(x[i] / std::sqrt(squares / static_cast<double>(x.size()) + 1e-5) *
-                                          weight.values[i]));
+      result.push_back(
+          static_cast<float>(x[i] / std::sqrt(squares / static_cast<double>(x.size()) + 1e-5) * weight.values[i]));
     }
     return result;
   }
@@ -130,7 +130,8 @@ class LayerParity : public testing::TestWithParam<std::tuple<std::string, Shape,
   }
 
   /// Bounds of all heads of q or k after q/k norm and rotation, from those of the product.
-  std::vector<double> head_bounds(const std::vector<float>& y, std::vector<double> bounds, const HostWeight& norm) const {
+  std::vector<double> head_bounds(const std::vector<float>& y, std::vector<double> bounds,
+                                  const HostWeight& norm) const {
     const size_t dim = hp_.head_dim;
     std::vector<double> result(y.size());
     for (size_t h = 0; h < y.size(); h += dim) {
@@ -147,8 +148,8 @@ class LayerParity : public testing::TestWithParam<std::tuple<std::string, Shape,
         const bool halves = hp_.rope.pairing == kHalves;
         const size_t mate = halves ? (i + pairs) % hp_.rope.dims : i ^ 1;
         // Cosine, sine, magnitude, products and sum: six roundings of each term at most.
-        result[h + i] = hp_.rope.magnitude *
-                        (own[i] + own[mate] + 6 * 0x1p-24 * (std::abs(head[i]) + std::abs(head[mate])));
+        result[h + i] =
+            hp_.rope.magnitude * (own[i] + own[mate] + 6 * 0x1p-24 * (std::abs(head[i]) + std::abs(head[mate])));
       }
     }
     return result;
@@ -234,9 +235,8 @@ TEST_P(LayerParity, Qkv) {
 
 TEST_P(LayerParity, Project) {
   const auto project = [&](const std::string& name) {
-    return run(name, x_, hp_.width, [&](Device& device, Rows x) {
-      device->project(layer(device), device.rows(out_, hp_.q_width()), x);
-    });
+    return run(name, x_, hp_.width,
+               [&](Device& device, Rows x) { device->project(layer(device), device.rows(out_, hp_.q_width()), x); });
   };
   std::vector<double> bounds;
   for (const Chunk& chunk : batch_->chunks) {
@@ -294,8 +294,8 @@ TEST_P(LayerParity, Logits) {
   for (const int32_t r : batch_->logit_rows) {
     const auto chunk = std::find_if(batch_->chunks.begin(), batch_->chunks.end(),
                                     [&](const Chunk& c) { return r < c.first_row + c.rows; });
-    const int wanted = static_cast<int>(
-        std::count_if(batch_->logit_rows.begin(), batch_->logit_rows.end(), [&](int32_t other) {
+    const int wanted =
+        static_cast<int>(std::count_if(batch_->logit_rows.begin(), batch_->logit_rows.end(), [&](int32_t other) {
           return other >= chunk->first_row && other < chunk->first_row + chunk->rows;
         }));
     const std::vector<float> x = normed(row(x_, r, hp_.width), ffn_norm_);
@@ -327,12 +327,11 @@ INSTANTIATE_TEST_SUITE_P(Types, LayerParity,
                          testing::Combine(testing::ValuesIn(kBackends), testing::Values(kLlama),
                                           testing::ValuesIn(all_types())),
                          name_of);
-INSTANTIATE_TEST_SUITE_P(Shapes, LayerParity,
-                         testing::Combine(testing::ValuesIn(kBackends),
-                                          testing::Values(kQwen2, kQwen3, kPartial, kPartialHalves),
-                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0,
-                                                          GGML_TYPE_Q8_0)),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, LayerParity,
+    testing::Combine(testing::ValuesIn(kBackends), testing::Values(kQwen2, kQwen3, kPartial, kPartialHalves),
+                     testing::Values(GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q8_0)),
+    name_of);
 
 }  // namespace
 }  // namespace tidal::parity

@@ -209,7 +209,10 @@ std::vector<Policy> policies() {
 }
 
 TEST_P(SelectionParity, SameSets) {
-  const Inputs in(shape(), {65, 66, 127, 128, 129, 300, 2049, 4097}, kind(), random_);
+  // Long contexts, cut into pieces, where the order of the pieces could show; short ones for the rest.
+  std::vector<int> contexts = {65, 66, 127, 128, 129, 300};
+  if (kind() == Kind::Ties || kind() == Kind::Spread) contexts.insert(contexts.end(), {2049, 4097});
+  const Inputs in(shape(), contexts, kind(), random_);
   const bool finite = kind() != Kind::NotFinite && kind() != Kind::AllNan;
   const std::vector<double> bounds =
       finite ? attention_bounds(in.hp, in.batch, in.cache, in.q, true) : std::vector<double>();
