@@ -21,6 +21,7 @@ constexpr MeasuredReselect kMeasured[] = {
     {"llama", 32, 4096, 8, 13},  // Llama-3-8B
     {"qwen2", 28, 1536, 2, 19},  // Qwen2.5-1.5B
     {"qwen2", 24, 896, 2, 11},   // Qwen2.5-0.5B
+    {"llama", 30, 576, 3, 17},   // SmolLM2-135M
 };
 
 const MeasuredReselect* measured(const Hyperparameters& hp) {
@@ -45,8 +46,10 @@ Plan Plan::full(int layers) {
 Plan Plan::tidal(int layers, int reselect, const Policy& policy) {
   constexpr int kFirstSelect = 2;
   if (layers < kFirstSelect + 2) {
-    fail("plan: a model of {} layers is too shallow for Dense 0 and 1, Select {} and a reselect layer, at least {} are "
-         "needed", layers, kFirstSelect, kFirstSelect + 2);
+    fail(
+        "plan: a model of {} layers is too shallow for Dense 0 and 1, Select {} and a reselect layer, at least {} are "
+        "needed",
+        layers, kFirstSelect, kFirstSelect + 2);
   }
   if (reselect <= kFirstSelect || reselect >= layers) {
     fail("reselect: layer {} is out of range, expected {} to {} for a model of {} layers", reselect, kFirstSelect + 1,
@@ -97,7 +100,7 @@ Policy paper_policy(int budget) {
 
 int default_reselect(const Hyperparameters& hp) {
   if (const MeasuredReselect* entry = measured(hp)) return entry->reselect;
-  // Between the paper's 0.4 of the depth and the 0.46 and 0.68 of the measured Qwen models; docs/plans.md tells how to
+  // Between the paper's 0.4 of the depth and the 0.46 to 0.68 of the models measured here; docs/plans.md tells how to
   // find a model's own.
   return std::max(3, static_cast<int>(std::lround(0.45 * hp.layers)));
 }

@@ -1,0 +1,69 @@
+// A pass key hidden in the KJV: what full attention finds, tidal attention has to find.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "golden/long_text.h"
+
+namespace tidal::golden {
+namespace {
+
+constexpr int kThreads = 2;
+constexpr double kDepths[] = {0.1, 0.3, 0.5, 0.7, 0.9};  // of the document
+constexpr int kBudget = 256;
+
+/// Calls use(number, key, document) for a document of `length` tokens with the key at each depth. The text before the
+/// key is prefilled once for all of them.
+template <typename Use>
+void for_each_document(Engine& engine, const LongText& text, int length, const Use& use) {
+  Sequence before = engine.create();
+  for (int i = 0; i < static_cast<int>(std::size(kDepths)); ++i) {
+    const std::string key = pass_key(i + length);
+    const std::vector<Token> sentence = text.encode(pass_key_sentence(key));
+    const size_t tokens = static_cast<size_t>(length) - sentence.size() - text.encode(pass_key_question()).size();
+    const auto at = static_cast<size_t>(kDepths[i] * static_cast<double>(tokens));
+    const auto done = static_cast<size_t>(before.length());
+    engine.prefill(before, text.text(done, at - done));
+    Sequence document = before.fork();
+    engine.prefill(document, sentence);
+    engine.prefill(document, text.text(at, tokens - at));
+    use(i, key, document);
+  }
+}
+
+EngineOptions options(int length) {
+  // The shared text, the document, and the copy of its last block that an answer writes to.
+  return {.context = length + 64, .tokens = 2 * int64_t{length} + 256, .sequences = 4};
+}
+
+class PassKey : public testing::TestWithParam<int> {};
+
+TEST_P(PassKey, TidalFindsWhatFullFinds) {
+  const auto text = LongText::open("qwen2.5-coder-0.5b", kThreads);
+  if (!text) GTEST_SKIP() << "qwen2.5-coder-0.5b or the KJV is missing; run tools/setup.sh qwen2.5-coder-0.5b";
+  const Hyperparameters& hp = text->model().hp;
+  const Plan full = Plan::full(hp.layers);
+  const Plan tidal = Plan::tidal(hp.layers, default_reselect(hp), default_policy(kBudget));
+  Engine engine(text->backend(), text->model(), tidal, options(GetParam()));
+  int by_full = 0;
+  for_each_document(engine, *text, GetParam(), [&](int number, const std::string& key, const Sequence& document) {
+    engine.set_plan(full);
+    const bool found = finds_pass_key(engine, *text, document, key, Question::Dense);
+    by_full += found;
+    engine.set_plan(tidal);
+    const bool dense = finds_pass_key(engine, *text, document, key, Question::Dense);
+    const bool sparse = finds_pass_key(engine, *text, document, key, Question::Sparse);
+    std::printf("  %d tokens, key at %2.0f %%: full %s, tidal K=%d with a dense question %s, with a sparse one %s\n",
+                GetParam(), 100 * kDepths[number], found ? "yes" : "no", kBudget, dense ? "yes" : "no",
+                sparse ? "yes" : "no");
+    std::fflush(stdout);
+    EXPECT_TRUE(dense || !found) << "key at depth " << kDepths[number];
+    EXPECT_TRUE(sparse || !found) << "key at depth " << kDepths[number];
+  });
+  EXPECT_GE(by_full, 4) << "full attention itself should find the key";
+}
+
+INSTANTIATE_TEST_SUITE_P(Tokens, PassKey, testing::Values(4096, 16384));
+
+}  // namespace
+}  // namespace tidal::golden
