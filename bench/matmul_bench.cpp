@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <span>
 
 #include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/gemm.h"
@@ -39,14 +38,9 @@ void gemm(benchmark::State& state, ggml_type type, int64_t rows, int64_t cols) {
   std::vector<std::byte> elements(gemm.elements().bytes() * x.size());
   gemm.elements().store(x.data(), static_cast<int>(x.size()), elements.data());
   std::vector<float> y(static_cast<size_t>(kTokens) * rows);
-  const auto keep = [&](int first, int count, std::span<const float* const> results) {
-    for (int r = 0; r < kTokens; ++r) {
-      std::copy_n(results[0] + static_cast<int64_t>(r) * Gemm::kPanel, count, y.data() + r * rows + first);
-    }
-  };
   const double seconds = time_loop(state, [&] {
-    const Weight* const weight[] = {&weights.next()};
-    gemm.run(weight, elements.data(), kTokens, keep);
+    const GemmJob job{&weights.next(), nullptr, {y.data(), kTokens, static_cast<int>(rows)}, false};
+    gemm.run({&job, 1}, elements.data());
   });
   count_operations(state, 2.0 * kTokens * static_cast<double>(rows) * static_cast<double>(cols), seconds);
 }

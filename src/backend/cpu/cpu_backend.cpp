@@ -53,8 +53,6 @@ class CpuBackend final : public Backend {
   Rows long_rows(Rows all) const { return {all.row(short_), all.rows - short_, all.width}; }
   Rows normalise(Rows x, const Weight& norm);
   const std::byte* to_elements(Rows x);
-  /// y (+)= W x + bias for rows of long chunks; `x` as to_elements() left it.
-  void gemm(const Weight& weight, const Weight& bias, const std::byte* x, Rows y, bool add);
   void rotate(float* head, const float* angles) const;
 
   int threads_;
@@ -129,24 +127,9 @@ Rows CpuBackend::normalise(Rows x, const Weight& norm) {
 const std::byte* CpuBackend::to_elements(Rows x) {
   const GemmElements& elements = gemm_.elements();
   std::byte* to = elements_.as<std::byte>();
+#pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
   for (int r = 0; r < x.rows; ++r) elements.store(x.row(r), x.width, to + elements.bytes() * x.width * r);
   return to;
-}
-
-void CpuBackend::gemm(const Weight& weight, const Weight& bias, const std::byte* x, Rows y, bool add) {
-  const Weight* const weights[] = {&weight};
-  gemm_.run(weights, x, y.rows, [&](int first, int count, std::span<const float* const> results) {
-    for (int r = 0; r < y.rows; ++r) {
-      float* to = y.row(r) + first;
-      const float* from = results[0] + static_cast<int64_t>(r) * Gemm::kPanel;
-      if (add) {
-        add_to(from, count, to);
-      } else {
-        std::copy_n(from, count, to);
-      }
-      if (bias) add_to(bias.floats() + first, count, to);
-    }
-  });
 }
 
 void CpuBackend::rotate(float* head, const float* angles) const {
@@ -174,10 +157,10 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     dot_matmul(jobs, quantised_, threads_);
   }
   if (short_ < x.rows) {
-    const std::byte* elements = to_elements(long_rows(normed));
-    gemm(layer.wq, layer.bq, elements, long_rows(q), false);
-    gemm(layer.wk, layer.bk, elements, long_rows(k), false);
-    gemm(layer.wv, layer.bv, elements, long_rows(v), false);
+    const GemmJob jobs[] = {{&layer.wq, &layer.bq, long_rows(q), false},
+                            {&layer.wk, &layer.bk, long_rows(k), false},
+                            {&layer.wv, &layer.bv, long_rows(v), false}};
+    gemm_.run(jobs, to_elements(long_rows(normed)));
   }
 
   const int dim = hp_.head_dim;
@@ -210,7 +193,10 @@ void CpuBackend::project(const Layer& layer, Rows out, Rows x) {
     const DotJob job{&layer.wo, &layer.bo, short_rows(x), true};
     dot_matmul({&job, 1}, quantised_, threads_);
   }
-  if (short_ < x.rows) gemm(layer.wo, layer.bo, to_elements(long_rows(out)), long_rows(x), true);
+  if (short_ < x.rows) {
+    const GemmJob job{&layer.wo, &layer.bo, long_rows(x), true};
+    gemm_.run({&job, 1}, to_elements(long_rows(out)));
+  }
 }
 
 void CpuBackend::mlp(const Layer& layer, Rows x) {
@@ -231,19 +217,17 @@ void CpuBackend::mlp(const Layer& layer, Rows x) {
     const GemmElements& elements = gemm_.elements();
     const Rows longs = long_rows(x);
     std::byte* hidden = hidden_elements_.as<std::byte>();
-    const Weight* const weights[] = {&layer.gate, &layer.up};
-    gemm_.run(weights, to_elements(long_rows(normed)), longs.rows,
-              [&](int first, int count, std::span<const float* const> results) {
-                for (int r = 0; r < longs.rows; ++r) {
-                  auto* gate = const_cast<float*>(results[0]) + static_cast<int64_t>(r) * Gemm::kPanel;
-                  auto* up = const_cast<float*>(results[1]) + static_cast<int64_t>(r) * Gemm::kPanel;
-                  if (layer.b_gate) add_to(layer.b_gate.floats() + first, count, gate);
-                  if (layer.b_up) add_to(layer.b_up.floats() + first, count, up);
-                  silu_multiply(gate, up, count, gate);
-                  elements.store(gate, count, hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
-                }
-              });
-    gemm(layer.down, layer.b_down, hidden, longs, true);
+    gemm_.run_pair(layer.gate, layer.up, to_elements(long_rows(normed)), longs.rows,
+                   [&](int first, int count, float* gate, float* up) {
+                     for (int r = 0; r < longs.rows; ++r, gate += count, up += count) {
+                       if (layer.b_gate) add_to(layer.b_gate.floats() + first, count, gate);
+                       if (layer.b_up) add_to(layer.b_up.floats() + first, count, up);
+                       silu_multiply(gate, up, count, gate);
+                       elements.store(gate, count, hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
+                     }
+                   });
+    const GemmJob job{&layer.down, &layer.b_down, longs, true};
+    gemm_.run({&job, 1}, hidden);
   }
 }
 
@@ -257,7 +241,10 @@ void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& b
     const Rows from{wanted.row(begin), end - begin, wanted.width};
     const Rows to{logits.data() + static_cast<int64_t>(begin) * vocab, from.rows, vocab};
     if (from.rows == 0) return;
-    if (!dots) return gemm(output, {}, to_elements(from), to, false);
+    if (!dots) {
+      const GemmJob job{&output, nullptr, to, false};
+      return gemm_.run({&job, 1}, to_elements(from));
+    }
     quantised_.assign(from);
     const DotJob job{&output, nullptr, to, false};
     dot_matmul({&job, 1}, quantised_, threads_);

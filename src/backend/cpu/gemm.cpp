@@ -8,6 +8,7 @@
 #include <exception>
 #include <unordered_map>
 
+#include "backend/cpu/dequantise_bf16.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/vector_ops.h"
 
@@ -26,6 +27,15 @@ void GemmElements::store(const float* from, int count, std::byte* to) const {
   } else {
     std::memcpy(to, from, sizeof(float) * count);
   }
+}
+
+void GemmElements::dequantise(const Weight& weight, int64_t row, float* scratch, std::byte* to) const {
+  const std::byte* from = weight.row(row);
+  if (bf16_ && dequantise_to_bf16(weight.type, from, weight.cols, reinterpret_cast<Bf16*>(to))) return;
+  if (weight.type == GGML_TYPE_F32)
+    return store(reinterpret_cast<const float*>(from), static_cast<int>(weight.cols), to);
+  ggml_get_type_traits(weight.type)->to_float(from, scratch, weight.cols);
+  store(scratch, static_cast<int>(weight.cols), to);
 }
 
 struct GemmKernel::Library {
@@ -98,43 +108,79 @@ void Gemm::reserve(int rows, int width) {
   for (Workspace& w : workspaces_) {
     w.panel = allocate_memory(elements_.bytes() * kPanel * max_width_, "a panel of weights");
     w.row = allocate_memory(sizeof(float) * max_width_, "a row of weights");
-    w.results = allocate_memory(sizeof(float) * kMaxWeights * kPanel * static_cast<size_t>(max_rows_), "products");
+    for (Buffer& results : w.results) {
+      results = allocate_memory(sizeof(float) * kPanel * static_cast<size_t>(max_rows_), "products");
+    }
   }
 }
 
-void Gemm::run(std::span<const Weight* const> weights, const std::byte* x, int rows, const Use& use) {
-  const int columns = static_cast<int>(weights[0]->rows);
-  const int width = static_cast<int>(weights[0]->cols);
-  const int panels = (columns + kPanel - 1) / kPanel;
-  const auto to_float = [](const Weight& weight, int64_t row, float* to) {
-    if (weight.type == GGML_TYPE_F32) return void(std::memcpy(to, weight.row(row), sizeof(float) * weight.cols));
-    ggml_get_type_traits(weight.type)->to_float(weight.row(row), to, weight.cols);
-  };
+int Gemm::panel_columns(int64_t columns) {
+  // Some panels per thread, so that none waits long for the others' last one. The number of threads has no say: sums
+  // must not depend on it.
+  return static_cast<int>(std::clamp<int64_t>(columns / 16 / 32 * 32, 32, kPanel));
+}
+
+void Gemm::for_each_panel(int panels, const std::function<void(int panel)>& body) {
   std::exception_ptr error;
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
   for (int panel = 0; panel < panels; ++panel) {
     try {
-      const int thread = omp_get_thread_num();
-      Workspace& work = workspaces_[thread];
-      const int first = panel * kPanel;
-      const int count = std::min(kPanel, columns - first);
-      const float* results[kMaxWeights];
-      for (size_t w = 0; w < weights.size(); ++w) {
-        for (int o = 0; o < count; ++o) {
-          to_float(*weights[w], first + o, work.row.as<float>());
-          elements_.store(work.row.as<float>(), width, work.panel.as<std::byte>() + elements_.bytes() * o * width);
-        }
-        float* result = work.results.as<float>() + w * kPanel * static_cast<size_t>(max_rows_);
-        kernels_[thread]->rows_by_rows(rows, count, width, x, work.panel.as<std::byte>(), result, kPanel);
-        results[w] = result;
-      }
-      use(first, count, {results, weights.size()});
+      body(panel);
     } catch (...) {
 #pragma omp critical
       error = std::current_exception();
     }
   }
   if (error) std::rethrow_exception(error);
+}
+
+float* Gemm::panel_product(const Weight& weight, int first, int count, const std::byte* x, int rows, int result) {
+  const int thread = omp_get_thread_num();
+  Workspace& work = workspaces_[thread];
+  auto* panel = work.panel.as<std::byte>();
+  const size_t row_bytes = elements_.bytes() * weight.cols;
+  for (int o = 0; o < count; ++o) elements_.dequantise(weight, first + o, work.row.as<float>(), panel + row_bytes * o);
+  auto* to = work.results[result].as<float>();
+  kernels_[thread]->rows_by_rows(rows, count, static_cast<int>(weight.cols), x, panel, to, count);
+  return to;
+}
+
+void Gemm::run(std::span<const GemmJob> jobs, const std::byte* x) {
+  const auto panels_of = [](const GemmJob& job) {
+    const int columns = panel_columns(job.weight->rows);
+    return static_cast<int>((job.weight->rows + columns - 1) / columns);
+  };
+  int panels = 0;
+  for (const GemmJob& job : jobs) panels += panels_of(job);
+  for_each_panel(panels, [&](int panel) {
+    const GemmJob* job = jobs.data();
+    for (; panel >= panels_of(*job); ++job) panel -= panels_of(*job);
+    const int columns = panel_columns(job->weight->rows);
+    const int first = panel * columns;
+    const int count = static_cast<int>(std::min<int64_t>(columns, job->weight->rows - first));
+    const float* from = panel_product(*job->weight, first, count, x, job->y.rows, 0);
+    for (int r = 0; r < job->y.rows; ++r, from += count) {
+      float* to = job->y.row(r) + first;
+      if (job->add) {
+        add_to(from, count, to);
+      } else {
+        std::copy_n(from, count, to);
+      }
+      if (job->bias && *job->bias) add_to(job->bias->floats() + first, count, to);
+    }
+  });
+}
+
+void Gemm::run_pair(const Weight& a, const Weight& b, const std::byte* x, int rows, const UsePair& use) {
+  const int columns = panel_columns(a.rows);
+  const int panels = static_cast<int>((a.rows + columns - 1) / columns);
+  for_each_panel(panels, [&](int panel) {
+    const int first = panel * columns;
+    const int count = static_cast<int>(std::min<int64_t>(columns, a.rows - first));
+    float* of_a = panel_product(a, first, count, x, rows, 0);
+    float* of_b = panel_product(b, first, count, x, rows, 1);
+    use(first, count, of_a, of_b);
+  });
 }
 
 }  // namespace tidal

@@ -23,6 +23,8 @@ class GemmElements {
   size_t bytes() const { return bf16_ ? 2 : 4; }
   /// Converts float32 to the element type.
   void store(const float* from, int count, std::byte* to) const;
+  /// One row of a weight in the element type: to [cols]. scratch: [cols].
+  void dequantise(const Weight& weight, int64_t row, float* scratch, std::byte* to) const;
 
  private:
   bool bf16_;
@@ -50,12 +52,20 @@ class GemmKernel {
   std::map<std::tuple<Kind, int, int, int, int>, std::unique_ptr<Primitive>> primitives_;
 };
 
+/// y = W x + bias, or y += W x + bias.
+struct GemmJob {
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;  ///< null or an absent weight: none
+  Rows y;                        ///< [rows, weight->rows]
+  bool add = false;
+};
+
 /// Products of activations with quantised weights.
 class Gemm {
  public:
   explicit Gemm(int threads);
 
-  /// Output columns of one panel.
+  /// Most output columns of one panel.
   static constexpr int kPanel = 128;
 
   const GemmElements& elements() const { return elements_; }
@@ -63,19 +73,27 @@ class Gemm {
   /// Makes room for `rows` rows and weights of at most `width` columns.
   void reserve(int rows, int width);
 
-  /// For each panel of output columns [first, first + count) calls `use(first, count, results)` on the thread that
-  /// computed it; results[w] [rows, kPanel] is x times weight w's panel. All weights have the same shape.
-  using Use = std::function<void(int first, int count, std::span<const float* const> results)>;
-  void run(std::span<const Weight* const> weights, const std::byte* x, int rows, const Use& use);
+  /// Runs the jobs on the same rows x [rows, width] with all threads.
+  void run(std::span<const GemmJob> jobs, const std::byte* x);
 
-  static constexpr int kMaxWeights = 2;
+  /// Both products of x with two weights of one shape: for each panel of output columns [first, first + count) calls
+  /// `use(first, count, a, b)` on the thread that computed it; a and b [rows, count] are its own to change.
+  using UsePair = std::function<void(int first, int count, float* a, float* b)>;
+  void run_pair(const Weight& a, const Weight& b, const std::byte* x, int rows, const UsePair& use);
 
  private:
   struct Workspace {
-    Buffer panel;    // [kPanel, width] elements
-    Buffer row;      // [width] float32
-    Buffer results;  // [kMaxWeights][rows, kPanel] float32
+    Buffer panel;       // [kPanel, width] elements
+    Buffer row;         // [width] float32
+    Buffer results[2];  // [rows, kPanel] float32
   };
+
+  /// Columns of one panel of a product of `columns`.
+  static int panel_columns(int64_t columns);
+  /// Calls body(panel) for [0, panels) on all threads; the first exception comes out.
+  void for_each_panel(int panels, const std::function<void(int panel)>& body);
+  /// The calling thread's result [rows, count] of columns [first, first + count).
+  float* panel_product(const Weight& weight, int first, int count, const std::byte* x, int rows, int result);
 
   int threads_;
   int max_rows_ = 0;
