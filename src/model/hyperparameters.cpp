@@ -92,10 +92,8 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, int context) {
     fail("{}: rope scaling '{}' is not supported, expected none, linear or yarn", file.path(), type);
   }
   scaling.original_context = keys.size_or("rope.scaling.original_context_length", context);
-  scaling.beta_fast = keys.positive_or("rope.scaling.yarn_beta_fast", 32);
-  scaling.beta_slow = keys.positive_or("rope.scaling.yarn_beta_slow", 1);
-  scaling.extrapolation = std::max(0.0, keys.number_or("rope.scaling.yarn_ext_factor", 1));
-  scaling.log_multiplier = keys.number_or("rope.scaling.yarn_log_multiplier", 0);
+  // llama.cpp reads YaRN's other keys (yarn_beta_fast, yarn_ext_factor, ...) for other architectures only; for these it
+  // takes the paper's numbers whatever the file says, and so do we.
   scaling.attention = keys.positive_or("rope.scaling.attn_factor", 1);
   return scaling;
 }
