@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a fresh Debian 12 or Ubuntu 24.04 machine ready to build and test tidal. Does only what is missing:
 #   tools/setup.sh [MODEL...]   Debian packages, .deps/ with llama.cpp, and the named models (see get_model.sh)
-# TIDAL_DEV=1 also installs what only ./test.sh needs (clang for the fuzzer and the linters, google-benchmark).
+# TIDAL_DEV=1 also installs what only ./test.sh needs (clang for the sanitizers, the fuzzer and the linters,
+# googletest and google-benchmark).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +10,9 @@ llama=0.3.36  # llama-cpp-python: builds and installs libllama, libggml, their h
 
 packages=(bible-kjv bible-kjv-text ca-certificates cmake g++ libcli11-dev libdnnl-dev libfmt-dev libhwy-dev
           ninja-build nlohmann-json3-dev ocl-icd-opencl-dev python3 python3-venv)  # OpenCL: dnnl's CMake package asks
-if [[ ${TIDAL_DEV:-0} == 1 ]]; then packages+=(clang clang-format clang-tidy libbenchmark-dev libgtest-dev); fi
+if [[ ${TIDAL_DEV:-0} == 1 ]]; then
+  packages+=(clang clang-format clang-tidy libbenchmark-dev libclang-rt-dev libgmock-dev libgtest-dev libomp-dev)
+fi
 
 missing=()
 for package in "${packages[@]}"; do
