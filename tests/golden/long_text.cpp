@@ -15,8 +15,7 @@ std::optional<LongText> LongText::open(const std::string& model, int threads) {
   text.backend_ = make_backend("cpu", threads);
   text.model_ = std::make_unique<Model>(load_model(path, *text.backend_));
   text.tokenizer_ = std::make_unique<Tokenizer>(path);
-  constexpr size_t kBytes = 400'000;  // 100,000 tokens
-  text.tokens_ = text.tokenizer_->encode(std::string_view(kjv).substr(0, kBytes), true, false);
+  text.tokens_ = text.tokenizer_->encode(kjv, true, false);
   return text;
 }
 

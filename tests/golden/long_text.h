@@ -21,6 +21,8 @@ class LongText {
   Backend& backend() const { return *backend_; }
   const Model& model() const { return *model_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  /// `count` tokens from the n-th of eight places that are spread evenly over the text.
+  std::span<const Token> place(size_t n, size_t count) const { return text(n * tokens_.size() / 8, count); }
   /// `count` tokens of the text from token `first` on.
   std::span<const Token> text(size_t first, size_t count) const { return std::span(tokens_).subspan(first, count); }
   std::vector<Token> encode(const std::string& text) const { return tokenizer_->encode(text, false, false); }

@@ -43,7 +43,7 @@ TEST(Reselect, SmolLM2sDefaultIsAmongTheBestLayers) {
   std::map<int, double> kl;
   std::map<int, int> found;
   for (int place = 0; place < places; ++place) {
-    const auto tokens = text->text(static_cast<size_t>(place) * 10'000, static_cast<size_t>(kPrefix + steps));
+    const auto tokens = text->place(static_cast<size_t>(2 * place), static_cast<size_t>(kPrefix + steps));
     Sequence prefix = engine.create();
     engine.prefill(prefix, tokens.first(kPrefix));
     engine.set_plan(Plan::full(hp.layers));
