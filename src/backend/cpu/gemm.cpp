@@ -114,6 +114,12 @@ void Gemm::reserve(int rows, int width) {
   }
 }
 
+std::byte* Gemm::scratch(size_t bytes) {
+  Buffer& buffer = workspaces_[omp_get_thread_num()].scratch;
+  if (buffer.bytes() < bytes) buffer = allocate_memory(bytes, "a tile of attention");
+  return buffer.as<std::byte>();
+}
+
 int Gemm::panel_columns(int64_t columns) {
   // Some panels per thread, so that none waits long for the others' last one. The number of threads has no say: sums
   // must not depend on it.

@@ -38,7 +38,7 @@ class GemmKernel {
 
   /// B is [n, k], each row one output column (a weight panel, or keys). `c_stride` floats between rows of C.
   void rows_by_rows(int m, int n, int k, const std::byte* a, const std::byte* b, float* c, int c_stride);
-  /// B is [k, n] (values); adds to C.
+  /// B is [k, n] (values); adds to C. `a_stride` elements between rows of A.
   void accumulate(int m, int n, int k, const std::byte* a, int a_stride, const std::byte* b, float* c);
 
  private:
@@ -70,6 +70,9 @@ class Gemm {
 
   const GemmElements& elements() const { return elements_; }
   GemmKernel& kernel(int thread) { return *kernels_[thread]; }
+  /// At least `bytes` of memory for the calling thread, of a region with at most `threads` threads, to use beside its
+  /// kernel; kept for the next call.
+  std::byte* scratch(size_t bytes);
   /// Makes room for `rows` rows and weights of at most `width` columns.
   void reserve(int rows, int width);
 
@@ -86,6 +89,7 @@ class Gemm {
     Buffer panel;       // [kPanel, width] elements
     Buffer row;         // [width] float32
     Buffer results[2];  // [rows, kPanel] float32
+    Buffer scratch;
   };
 
   /// Columns of one panel of a product of `columns`.

@@ -5,99 +5,140 @@
 #include <cstring>
 #include <exception>
 #include <limits>
-#include <vector>
 
 #include "backend/cpu/attention.h"
+#include "backend/cpu/rounded_rows.h"
 #include "backend/cpu/vector_ops.h"
 
 namespace tidal {
 namespace {
 
-constexpr int kTileRows = 512;  // query rows (tokens x heads of a group) of one task: scores and sums stay in L2
+constexpr int kTileRows = 256;  // query rows (tokens x heads of a group) of one task: scores and sums stay in L2
 constexpr int kSpan = 256;      // positions per matrix product
+// Rows and positions of a product at the edges are rounded up to this, so that oneDNN generates code for few shapes.
+constexpr int kStep = kBlockTokens;
+static_assert(kTileRows % kStep == 0 && kSpan % kStep == 0);
 
-// One thread's memory for one tile: Q [rows, dim], K and V [span, dim], P [rows, span] in the products' element type,
-// S [rows, span] and O [rows, dim] in float32.
+constexpr int round_up(int count) { return (count + kStep - 1) / kStep * kStep; }
+
+// One thread's memory for one tile: Q [rows, dim], K and V [span, dim] in the products' element type, S [rows, span]
+// and O [rows, dim] in float32. The softmax weights of a row take the place of its scores.
 class Tile {
  public:
-  Tile(const GemmElements& elements, int rows, int dim)
-      : q(elements.bytes() * rows * dim),
-        k(elements.bytes() * kSpan * dim),
-        v(k.size()),
-        p(elements.bytes() * rows * kSpan),
-        s(static_cast<size_t>(rows) * kSpan),
-        o(static_cast<size_t>(rows) * dim),
-        maximum(rows),
-        sum(rows),
-        row(dim) {}
+  Tile(const GemmElements& elements, int dim, Gemm& gemm) {
+    const size_t q_bytes = elements.bytes() * kTileRows * dim, k_bytes = elements.bytes() * kSpan * dim;
+    const size_t s_bytes = sizeof(float) * kTileRows * kSpan, o_bytes = sizeof(float) * kTileRows * dim;
+    q = gemm.scratch(q_bytes + 2 * k_bytes + s_bytes + o_bytes + 2 * sizeof(float) * kTileRows);
+    k = q + q_bytes;
+    v = k + k_bytes;
+    s = reinterpret_cast<float*>(v + k_bytes);
+    o = s + kTileRows * kSpan;
+    maximum = o + static_cast<size_t>(kTileRows) * dim;
+    sum = maximum + kTileRows;
+  }
 
-  std::vector<std::byte> q, k, v, p;
-  std::vector<float> s, o, maximum, sum, row;
+  std::byte *q, *k, *v;
+  float *s, *o, *maximum, *sum;
 };
 
-// Copies positions [begin, begin + kSpan) of one KV head; positions from `end` on become zeros.
-void pack_span(const Chunk& chunk, KvLayer kv, int kv_head, int begin, int end, const GemmElements& elements, Tile& t) {
-  const int dim = kv.head_dim;
-  const size_t row_bytes = elements.bytes() * dim;
-  for (int i = 0; i < kSpan; ++i) {
-    std::byte* k = t.k.data() + row_bytes * i;
-    std::byte* v = t.v.data() + row_bytes * i;
+// What the tiles of one chunk have in common. Query rows are counted token by token, the heads of the group within.
+struct Task {
+  const Chunk& chunk;
+  Rows q;
+  KvLayer kv;
+  int group;
+  Rows out;
+  const GemmElements& elements;
+
+  int rows() const { return chunk.rows * group; }
+  // Positions that query row `row` attends to.
+  int context(int row) const { return chunk.position + row / group + 1; }
+  float* of(Rows all, int row, int kv_head) const {
+    return all.row(chunk.first_row + row / group) + (kv_head * group + row % group) * int64_t{kv.head_dim};
+  }
+};
+
+// Copies positions [begin, begin + count) of one KV head; positions from `end` on become zeros.
+void pack_span(const Task& task, int kv_head, int begin, int count, int end, const Tile& t) {
+  constexpr int kPiece = 16;  // every head size is a multiple of this
+  const int dim = task.kv.head_dim;
+  for (int i = 0; i < count; ++i) {
     const int position = begin + i;
+    const size_t at = static_cast<size_t>(dim) * i;
     if (position >= end) {
-      std::memset(k, 0, row_bytes);
-      std::memset(v, 0, row_bytes);
-      continue;
+      const size_t bytes = task.elements.bytes() * dim * (count - i);
+      std::memset(t.k + task.elements.bytes() * at, 0, bytes);
+      std::memset(t.v + task.elements.bytes() * at, 0, bytes);
+      return;
     }
-    const Bf16* source = kv.tile(chunk.blocks[position / kBlockTokens], kv_head) +
-                         static_cast<int64_t>(position % kBlockTokens) * 2 * dim;
-    if (elements.bf16()) {
-      std::memcpy(k, source, row_bytes);
-      std::memcpy(v, source + dim, row_bytes);
+    const Bf16* from = task.kv.tile(task.chunk.blocks[position / kBlockTokens], kv_head) +
+                       static_cast<int64_t>(position % kBlockTokens) * 2 * dim;
+    if (task.elements.bf16()) {
+      auto* k = reinterpret_cast<Bf16*>(t.k) + at;
+      auto* v = reinterpret_cast<Bf16*>(t.v) + at;
+      for (int d = 0; d < dim; d += kPiece) {
+        std::memcpy(k + d, from + d, sizeof(Bf16) * kPiece);
+        std::memcpy(v + d, from + dim + d, sizeof(Bf16) * kPiece);
+      }
     } else {
       for (int d = 0; d < dim; ++d) {
-        reinterpret_cast<float*>(k)[d] = to_float(source[d]);
-        reinterpret_cast<float*>(v)[d] = to_float(source[dim + d]);
+        reinterpret_cast<float*>(t.k)[at + d] = to_float(from[d]);
+        reinterpret_cast<float*>(t.v)[at + d] = to_float(from[dim + d]);
       }
     }
   }
 }
 
-// Tokens [first, first + count) of the chunk against one KV head.
-void attend_tile(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int group, int first, int count, int tile_rows,
-                 Rows out, GemmKernel& kernel, const GemmElements& elements, Tile& t) {
-  const int dim = kv.head_dim;
-  const int rows = count * group;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const size_t row_bytes = elements.bytes() * dim;
-  std::fill(t.q.begin(), t.q.end(), std::byte{0});
-  for (int r = 0; r < rows; ++r) {
-    const float* head = q.row(chunk.first_row + first + r / group) + (kv_head * group + r % group) * int64_t{dim};
-    elements.store(head, dim, t.q.data() + row_bytes * r);
-  }
-  std::fill(t.o.begin(), t.o.end(), 0.0f);
-  std::fill(t.maximum.begin(), t.maximum.end(), -std::numeric_limits<float>::infinity());
-  std::fill(t.sum.begin(), t.sum.end(), 0.0f);
-
-  const int end = chunk.position + first + count;
-  for (int begin = 0; begin < end; begin += kSpan) {
-    pack_span(chunk, kv, kv_head, begin, end, elements, t);
-    // Whole tiles and spans even at the edges: one shape each, so oneDNN generates its code once.
-    kernel.rows_by_rows(tile_rows, kSpan, dim, t.q.data(), t.k.data(), t.s.data(), kSpan);
-    for (int r = 0; r < rows; ++r) {
-      const int context = chunk.position + first + r / group + 1;
-      const int visible = std::clamp(context - begin, 0, kSpan);
-      float* scores = t.s.data() + static_cast<int64_t>(r) * kSpan;
-      std::fill(scores + visible, scores + kSpan, 0.0f);
-      if (visible > 0) {
-        const float shrink = softmax_step(scores, visible, scale, t.maximum[r], t.sum[r]);
-        if (shrink != 1.0f) scale_by(shrink, dim, t.o.data() + static_cast<int64_t>(r) * dim);
-      }
-      elements.store(scores, kSpan, t.p.data() + elements.bytes() * kSpan * r);
+// The scores [columns] of query row `index` of the tile become softmax weights; what it summed before shrinks.
+void weigh_row(const Task& task, const Tile& t, int index, int visible, int columns, float scale) {
+  const int dim = task.kv.head_dim;
+  float* scores = t.s + index * kSpan;
+  float shrink = 1;
+  if (visible == 0) {
+    std::fill_n(scores, columns, 0.0f);
+  } else if (task.elements.bf16()) {
+    auto* weights = reinterpret_cast<Bf16*>(scores);
+    if (has_rounded_rows()) {
+      shrink = softmax_step_to_bf16(scores, visible, columns, scale, t.maximum[index], t.sum[index], weights);
+    } else {
+      shrink = softmax_step(scores, visible, scale, t.maximum[index], t.sum[index]);
+      std::fill(scores + visible, scores + columns, 0.0f);
+      floats_to_bf16(scores, columns, weights);
     }
-    kernel.accumulate(tile_rows, dim, kSpan, t.p.data(), kSpan, t.v.data(), t.o.data());
+  } else {
+    shrink = softmax_step(scores, visible, scale, t.maximum[index], t.sum[index]);
+    std::fill(scores + visible, scores + columns, 0.0f);
   }
-  for (int r = 0; r < rows; ++r) {
-    float* to = out.row(chunk.first_row + first + r / group) + (kv_head * group + r % group) * int64_t{dim};
+  if (shrink != 1.0f) scale_by(shrink, dim, t.o + static_cast<int64_t>(index) * dim);
+}
+
+// Query rows [first, first + count) against one KV head.
+void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel& kernel, const Tile& t) {
+  const int dim = task.kv.head_dim;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const size_t element = task.elements.bytes();
+  const int rows = round_up(count);
+  for (int r = 0; r < count; ++r) {
+    task.elements.store(task.of(task.q, first + r, kv_head), dim, t.q + element * dim * r);
+  }
+  std::memset(t.q + element * dim * count, 0, element * dim * (rows - count));
+  std::fill_n(t.o, static_cast<size_t>(rows) * dim, 0.0f);
+  std::fill_n(t.maximum, count, -std::numeric_limits<float>::infinity());
+  std::fill_n(t.sum, count, 0.0f);
+
+  const int end = task.context(first + count - 1);
+  for (int begin = 0; begin < end; begin += kSpan) {
+    const int columns = std::min(kSpan, round_up(end - begin));
+    pack_span(task, kv_head, begin, columns, end, t);
+    kernel.rows_by_rows(rows, columns, dim, t.q, t.k, t.s, kSpan);
+    for (int r = 0; r < count; ++r) {
+      weigh_row(task, t, r, std::clamp(task.context(first + r) - begin, 0, columns), columns, scale);
+    }
+    const int stride = kSpan * static_cast<int>(sizeof(float) / element);
+    kernel.accumulate(rows, dim, columns, reinterpret_cast<const std::byte*>(t.s), stride, t.v, t.o);
+  }
+  for (int r = 0; r < count; ++r) {
+    float* to = task.of(task.out, first + r, kv_head);
     for (int d = 0; d < dim; ++d) to[d] = t.o[static_cast<int64_t>(r) * dim + d] / t.sum[r];
   }
 }
@@ -105,25 +146,20 @@ void attend_tile(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int group,
 }  // namespace
 
 void prefill_attention(const Chunk& chunk, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm, int threads) {
-  const int tile_tokens = std::max(1, kTileRows / group);
-  const int tile_rows = tile_tokens * group;
-  const int tiles = (chunk.rows + tile_tokens - 1) / tile_tokens;
+  const Task task{chunk, q, kv, group, out, gemm.elements()};
+  const int tiles = (task.rows() + kTileRows - 1) / kTileRows;
   std::exception_ptr error;
-#pragma omp parallel num_threads(threads)
-  {
-    Tile tile(gemm.elements(), tile_rows, kv.head_dim);
-    // The last tokens see the most context: start with them, so that no thread is left with a long task at the end.
-#pragma omp for schedule(dynamic)
-    for (int task = 0; task < tiles * kv.kv_heads; ++task) {
-      try {
-        const int first = (tiles - 1 - task / kv.kv_heads) * tile_tokens;
-        const int count = std::min(tile_tokens, chunk.rows - first);
-        attend_tile(chunk, q, kv, task % kv.kv_heads, group, first, count, tile_rows, out,
-                    gemm.kernel(omp_get_thread_num()), gemm.elements(), tile);
-      } catch (...) {
+  // The last tokens see the most context: start with them, so that no thread is left with a long tile at the end.
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int i = 0; i < tiles * kv.kv_heads; ++i) {
+    try {
+      const Tile tile(gemm.elements(), kv.head_dim, gemm);
+      const int first = (tiles - 1 - i / kv.kv_heads) * kTileRows;
+      const int count = std::min(kTileRows, task.rows() - first);
+      attend_tile(task, i % kv.kv_heads, first, count, gemm.kernel(omp_get_thread_num()), tile);
+    } catch (...) {
 #pragma omp critical
-        error = std::current_exception();
-      }
+      error = std::current_exception();
     }
   }
   if (error) std::rethrow_exception(error);
