@@ -20,7 +20,7 @@ struct SamplerOptions {
   float repeat_penalty = 1.0f;  ///< > 0; 1: off
   int repeat_last_n = 64;       ///< tokens that the penalty looks back; 0: off
   bool ignore_end = false;      ///< never choose a token that ends the answer
-  std::string grammar;          ///< GBNF text with a rule `root`, "" for none
+  std::string grammar{};        ///< GBNF text with a rule `root`, "" for none
 };
 
 /// Samples in llama.cpp's default order: penalties, top-k, top-p, min-p, temperature. A grammar is asked about the
