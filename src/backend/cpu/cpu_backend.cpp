@@ -10,6 +10,7 @@
 #include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/memory.h"
+#include "backend/cpu/rounded_rows.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/error.h"
 
@@ -222,8 +223,13 @@ void CpuBackend::mlp(const Layer& layer, Rows x) {
                      for (int r = 0; r < longs.rows; ++r, gate += count, up += count) {
                        if (layer.b_gate) add_to(layer.b_gate.floats() + first, count, gate);
                        if (layer.b_up) add_to(layer.b_up.floats() + first, count, up);
-                       silu_multiply(gate, up, count, gate);
-                       elements.store(gate, count, hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
+                       std::byte* to = hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first);
+                       if (elements.bf16() && has_rounded_rows()) {
+                         silu_multiply_to_bf16(gate, up, count, reinterpret_cast<Bf16*>(to));
+                       } else {
+                         silu_multiply(gate, up, count, gate);
+                         elements.store(gate, count, to);
+                       }
                      }
                    });
     const GemmJob job{&layer.down, &layer.b_down, longs, true};
