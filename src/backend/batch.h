@@ -19,11 +19,11 @@ inline constexpr int blocks_for(int64_t positions) {
 
 /// The tokens of one sequence that a forward pass takes in.
 struct Chunk {
-  int first_row = 0;                 ///< its first row in the batch
-  int rows = 0;                      ///< its tokens, >= 1
-  int position = 0;                  ///< position of its first token
-  bool sparse = false;               ///< Sparse layers read the selection; only with rows == 1 and context() > budget
-  std::span<const BlockId> blocks;   ///< [blocks_for(context())], the sequence's block table
+  int first_row = 0;                ///< its first row in the batch
+  int rows = 0;                     ///< its tokens, >= 1
+  int position = 0;                 ///< position of its first token
+  bool sparse = false;              ///< Sparse layers read the selection; only with rows == 1 and context() > budget
+  std::span<const BlockId> blocks;  ///< [blocks_for(context())], the sequence's block table
 
   int context() const { return position + rows; }  ///< positions in the cache once the chunk is appended
 };
@@ -31,8 +31,8 @@ struct Chunk {
 /// The chunks of one forward pass: any mix of prefill and decode, in ascending order of their length, each of another
 /// sequence. Rows of consecutive chunks follow each other. All spans are host memory.
 struct Batch {
-  std::span<const Token> tokens;      ///< [rows]
-  std::span<const int32_t> positions; ///< [rows]
+  std::span<const Token> tokens;       ///< [rows]
+  std::span<const int32_t> positions;  ///< [rows]
   std::span<const Chunk> chunks;
   std::span<const int32_t> logit_rows;  ///< rows whose logits are wanted, ascending
 

@@ -35,12 +35,12 @@ struct Reserved {
   int recent = 0;  ///< the last ones, at least the token being decoded
 };
 
-/// How the budget of a policy is divided: recent first, then sinks, as far as they fit. What is left goes to the highest
-/// pooled scores of all other positions; ties to the lower position, NaN below everything (even -infinity), -0 as +0.
-/// Pooling Max takes the highest raw q.k of the pooled heads, ignoring NaN unless all are NaN. Pooling Sum adds, in the
-/// order of the heads, softmax probabilities over the whole context, where a NaN score counts as -infinity, positions at
-/// +infinity share their head's whole mass evenly, and a head without any score above -infinity adds nothing. Scope Head
-/// pools nothing and ranks raw q.k.
+/// How the budget of a policy is divided: recent first, then sinks, as far as they fit. What is left goes to the
+/// highest pooled scores of all other positions; ties to the lower position, NaN below everything (even -infinity), -0
+/// as +0. Pooling Max takes the highest raw q.k of the pooled heads, ignoring NaN unless all are NaN. Pooling Sum adds,
+/// in the order of the heads, softmax probabilities over the whole context, where a NaN score counts as -infinity,
+/// positions at +infinity share their head's whole mass evenly, and a head without any score above -infinity adds
+/// nothing. Scope Head pools nothing and ranks raw q.k.
 inline Reserved reserved_positions(const Policy& policy) {
   Reserved reserved;
   reserved.recent = std::min(std::max(policy.recent, 1), policy.budget);

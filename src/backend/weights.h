@@ -25,14 +25,14 @@ struct Weight {
 
 /// One transformer layer. Biases and the q/k norms are present in some families only.
 struct Layer {
-  Weight attn_norm;               // [width]
-  Weight wq, wk, wv;              // [q_width, width], [kv_width, width] twice
-  Weight bq, bk, bv;              // [q_width], [kv_width] twice; optional
-  Weight q_norm, k_norm;          // [head_dim]; optional (qwen3)
-  Weight wo, bo;                  // [width, q_width], [width] optional
-  Weight ffn_norm;                // [width]
-  Weight gate, up, down;          // [ffn, width] twice, [width, ffn]
-  Weight b_gate, b_up, b_down;    // [ffn] twice, [width]; optional
+  Weight attn_norm;             // [width]
+  Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice
+  Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
+  Weight q_norm, k_norm;        // [head_dim]; optional (qwen3)
+  Weight wo, bo;                // [width, q_width], [width] optional
+  Weight ffn_norm;              // [width]
+  Weight gate, up, down;        // [ffn, width] twice, [width, ffn]
+  Weight b_gate, b_up, b_down;  // [ffn] twice, [width]; optional
 };
 
 }  // namespace tidal

@@ -15,10 +15,10 @@
 namespace tidal {
 
 struct EngineOptions {
-  int context = 4096;   ///< most positions of one sequence
-  int64_t tokens = 0;   ///< positions of all sequences together; 0: one sequence's context
-  int chunk = 512;      ///< most tokens of one prefill chunk
-  int sequences = 1;    ///< most sequences in one step
+  int context = 4096;  ///< most positions of one sequence
+  int64_t tokens = 0;  ///< positions of all sequences together; 0: one sequence's context
+  int chunk = 512;     ///< most tokens of one prefill chunk
+  int sequences = 1;   ///< most sequences in one step
 };
 
 /// Decodes token sequences on one backend. Not thread-safe. The backend and the model must outlive it.
@@ -45,8 +45,8 @@ class Engine {
     bool all_logits = false;        ///< logits of every token instead of the last one's
   };
   /// One forward pass over all requests (each of another sequence). Returns the logits [rows that asked, vocab] in the
-  /// order of the requests, valid until the next step. Throws Error for requests that cannot be run and when the pool is
-  /// exhausted; then no sequence has changed.
+  /// order of the requests, valid until the next step. Throws Error for requests that cannot be run and when the pool
+  /// is exhausted; then no sequence has changed.
   std::span<const float> step(std::span<const Request> requests);
 
   /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. `progress(done)` after every chunk;
@@ -59,7 +59,8 @@ class Engine {
   /// Bytes that a decode step of one sequence with `context` positions must read: weights, and K/V by the plan.
   int64_t decode_bytes(int context) const;
 
-  /// Appends `count` positions with random K/V (a partly filled block is overwritten whole), for benchmarks that need a long context but not its content.
+  /// Appends `count` positions with random K/V (a partly filled block is overwritten whole), for benchmarks that need a
+  /// long context but not its content.
   void fill_random(Sequence& sequence, int count, uint64_t seed);
 
  private:

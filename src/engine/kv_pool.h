@@ -9,7 +9,8 @@
 
 namespace tidal {
 
-/// Memory [layer][block][kv_head][64 tokens][K | V], bf16. One block id stands for the same 64 positions in every layer.
+/// Memory [layer][block][kv_head][64 tokens][K | V], bf16. One block id stands for the same 64 positions in every
+/// layer.
 class KvPool {
  public:
   /// Throws Error with the size asked for when the memory cannot be had.

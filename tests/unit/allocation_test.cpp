@@ -98,8 +98,8 @@ TEST_P(Allocation, DecodingNeedsNone) {
   for (const Plan& plan : plans) {
     SmallEngine setup("cpu", GetParam(), plan);
     Sequence sequence = setup.prefilled(60, 1);
-    // The first step starts the threads' pools; later ones pass edges of blocks and the length of 128 at which a growing
-    // table of tokens would move.
+    // The first step starts the threads' pools; later ones pass edges of blocks and the length of 128 at which a
+    // growing table of tokens would move.
     setup.engine.decode(sequence, 1);
     EXPECT_EQ(allocations_of([&] {
                 for (int i = 0; i < 100; ++i) setup.engine.decode(sequence, static_cast<Token>(i % 97));

@@ -63,12 +63,12 @@ class CpuBackend final : public Backend {
   Hyperparameters hp_;
   int short_ = 0;  // rows of the batch that belong to short chunks
 
-  Buffer normed_;    // [rows, width]
-  Buffer kv_;        // [rows, 2 * kv_width]: K, then V
-  Buffer hidden_;    // short rows: gate and up, [rows, ffn] each
-  Buffer elements_;  // [rows, widest] in the products' element type
+  Buffer normed_;           // [rows, width]
+  Buffer kv_;               // [rows, 2 * kv_width]: K, then V
+  Buffer hidden_;           // short rows: gate and up, [rows, ffn] each
+  Buffer elements_;         // [rows, widest] in the products' element type
   Buffer hidden_elements_;  // [rows, ffn], likewise
-  Buffer angles_;    // [rows, rope.dims]: cosine and sine of every pair
+  Buffer angles_;           // [rows, rope.dims]: cosine and sine of every pair
   int max_rows_ = 0;
 };
 
@@ -255,8 +255,8 @@ void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& b
     const DotJob job{&output, nullptr, to, false};
     dot_matmul({&job, 1}, quantised_, threads_);
   };
-  // Chunks that want few rows take the dots, even long ones, whose weights would be dequantised for nothing. Every chunk
-  // decides for itself, so that its logits do not depend on its company; neighbours that agree go together.
+  // Chunks that want few rows take the dots, even long ones, whose weights would be dequantised for nothing. Every
+  // chunk decides for itself, so that its logits do not depend on its company; neighbours that agree go together.
   int begin = 0, end = 0;
   bool dots = true;
   for (const Chunk& chunk : batch.chunks) {

@@ -14,8 +14,7 @@ Buffer allocate_memory(size_t bytes, std::string_view what) {
   }
   // Long caches are read in large strides; big pages spare the TLB. Only advice: it may be refused.
   if (bytes >= size_t{4} << 20) madvise(data, bytes, MADV_HUGEPAGE);
-  return Buffer(static_cast<std::byte*>(data), bytes,
-                [](std::byte* memory, size_t size) { munmap(memory, size); });
+  return Buffer(static_cast<std::byte*>(data), bytes, [](std::byte* memory, size_t size) { munmap(memory, size); });
 }
 
 }  // namespace tidal

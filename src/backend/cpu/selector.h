@@ -8,7 +8,7 @@ namespace tidal {
 
 /// What dense attention leaves behind of one row.
 struct RowScores {
-  const float* scores = nullptr;   ///< raw q.k, head h at scores + h * stride, one per position
+  const float* scores = nullptr;  ///< raw q.k, head h at scores + h * stride, one per position
   int64_t stride = 0;
   const float* maximum = nullptr;  ///< [heads], of score * scale
   const float* sum = nullptr;      ///< [heads], of exp(score * scale - maximum)
@@ -30,7 +30,7 @@ class Selector {
   int threads_;
   int heads_ = 0, max_context_ = 0;
   int context_ = 0;  // of the row in work
-  Buffer pooled_;  // [kv_heads, max_context]
+  Buffer pooled_;    // [kv_heads, max_context]
 };
 
 }  // namespace tidal

@@ -86,9 +86,8 @@ void AddTo(const float* from, int count, float* to) {
 }
 
 void ScaleBy(float factor, int count, float* to) {
-  ForEach(count, [&](int at, auto tag) HWY_ATTR {
-    hn::StoreU(hn::Mul(hn::LoadU(tag, to + at), hn::Set(tag, factor)), tag, to + at);
-  });
+  ForEach(count, [&](int at, auto tag)
+                     HWY_ATTR { hn::StoreU(hn::Mul(hn::LoadU(tag, to + at), hn::Set(tag, factor)), tag, to + at); });
 }
 
 void PoolMax(const float* scores, int count, float* pooled) {

@@ -17,8 +17,8 @@ void add_to(const float* from, int count, float* to);
 void pool_max(const float* scores, int count, float* pooled);
 /// pooled[i] += exp(scores[i] * scale - maximum) * factor; a NaN score adds nothing.
 void pool_probabilities(const float* scores, int count, float maximum, float scale, float factor, float* pooled);
-/// Softmax weights of one row of raw scores for online softmax: weights[i] = exp(scores[i] * scale - new maximum), their
-/// sum added to `sum` after shrinking it. Returns the factor by which earlier output must shrink.
+/// Softmax weights of one row of raw scores for online softmax: weights[i] = exp(scores[i] * scale - new maximum),
+/// their sum added to `sum` after shrinking it. Returns the factor by which earlier output must shrink.
 float softmax_step(float* scores, int count, float scale, float& maximum, float& sum);
 /// to[i] *= factor.
 void scale_by(float factor, int count, float* to);
