@@ -42,12 +42,12 @@ example() {
     grep -q Paris build/example/said
 }
 
-asan() { cmake --preset asan && cmake --build --preset asan && ctest --preset asan; }
-tsan() { cmake --preset tsan && cmake --build --preset tsan && ctest --preset tsan; }
+asan() { cmake --preset asan && cmake --build --preset asan && ctest --preset asan -j "$(nproc)"; }
+tsan() { cmake --preset tsan && cmake --build --preset tsan && ctest --preset tsan -j "$(nproc)"; }
 
 fuzz() {
   local limits=(-max_total_time=$fuzz_seconds -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=32768)
-  cmake --preset fuzz && cmake --build --preset fuzz --target gguf_fuzz gguf_seeds &&
+  cmake --preset fuzz && cmake --build --preset fuzz &&
     build/fuzz/tests/gguf_seeds build/fuzz/seeds &&
     mkdir -p build/fuzz/corpus &&
     build/fuzz/tests/gguf_fuzz "${limits[@]}" -artifact_prefix=build/fuzz/ -dict=tests/fuzz/gguf.dict -print_final_stats=1 \
