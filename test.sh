@@ -22,7 +22,7 @@ setup() { TIDAL_DEV=1 tools/setup.sh "${models[@]}"; }
 build() { cmake --preset release && cmake --build --preset release; }
 unit() { ctest --preset release -L '^unit$'; }
 parity() { ctest --preset release -L '^parity$'; }
-golden() { ctest --preset release -L '^golden$'; }
+golden() { ctest --preset release -L '^golden$' --verbose; }  # its log holds the figures
 cli() { ctest --preset release -L '^cli$'; }
 
 # The kernel benchmarks must not rot: one of them, briefly.
