@@ -116,8 +116,8 @@ void run_bench(const BenchFlags& flags) {
     const int64_t peak = peak_memory(), weights = model->file_bytes;
     const int64_t cache = run.kv_bytes_per_token * run.context() * run.batches.back();
     if (peak > 0 && weights > 0) {
-      notes.push_back(fmt::format("tidal's peak memory: {} = {} model file + {} KV cache + {}.", mebibytes(peak),
-                                  mebibytes(weights), mebibytes(cache), mebibytes(peak - weights - cache)));
+      notes.push_back(fmt::format("tidal's peak memory: {}; the model file has {}, the KV cache {}.", mebibytes(peak),
+                                  mebibytes(weights), mebibytes(cache)));
     }
     model.reset();
     if (!flags.baseline.empty()) bench_llama(run, flags.model);
