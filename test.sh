@@ -20,8 +20,10 @@ skip() { echo "$1"; return 77; }
 setup() { TIDAL_DEV=1 tools/setup.sh "${models[@]}"; }
 
 build() { cmake --preset release && cmake --build --preset release; }
-unit() { ctest --preset release -L '^unit$'; }
-parity() { ctest --preset release -L '^parity$'; }
+# Threads of short tests that wait should sleep: spinning, they would take the cores from the test beside them.
+short_tests() { OMP_WAIT_POLICY=passive ctest -j "$(nproc)" "$@"; }
+unit() { short_tests --preset release -L '^unit$'; }
+parity() { short_tests --preset release -L '^parity$'; }
 golden() { ctest --preset release -L '^golden$' --verbose; }  # its log holds the figures
 cli() { ctest --preset release -L '^cli$'; }
 
@@ -42,8 +44,8 @@ example() {
     grep -q Paris build/example/said
 }
 
-asan() { cmake --preset asan && cmake --build --preset asan && ctest --preset asan -j "$(nproc)"; }
-tsan() { cmake --preset tsan && cmake --build --preset tsan && ctest --preset tsan -j "$(nproc)"; }
+asan() { cmake --preset asan && cmake --build --preset asan && short_tests --preset asan; }
+tsan() { cmake --preset tsan && cmake --build --preset tsan && short_tests --preset tsan; }
 
 fuzz() {
   local limits=(-max_total_time=$fuzz_seconds -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=32768)
