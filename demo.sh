@@ -29,11 +29,11 @@ mkdir -p build/log
 { cmake -S . -B build/demo -G Ninja -DTIDAL_TESTS=OFF && cmake --build build/demo; } >build/log/demo.log 2>&1 ||
   { tail -n 30 build/log/demo.log >&2; echo "demo: the build failed, see build/log/demo.log" >&2; exit 1; }
 
-# A token of this text is 3.9 bytes long; the question and the template take about 100 tokens.
+# A token of this text is 3.75 bytes long; the question and the template take about 100 tokens.
 key=$((10000 + RANDOM % 90000))
 document=$(mktemp)
 trap 'rm -f "$document"' EXIT
-bytes=$(((length - 100) * 39 / 10))
+bytes=$(((length - 100) * 15 / 4))
 {
   head -c $((bytes * 2 / 3)) models/kjv.txt
   printf '\nThe pass key is %s. Remember it. %s is the pass key.\n' "$key" "$key"
