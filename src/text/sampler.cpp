@@ -108,7 +108,7 @@ struct Sampler::State {
 
 Sampler::Sampler(const Tokenizer& tokenizer, const SamplerOptions& options) {
   check(options);
-  state_.reset(new State{make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), {}});
+  state_ = std::make_unique<State>(State{make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), {}});
 }
 
 Sampler::Sampler(Sampler&&) noexcept = default;
