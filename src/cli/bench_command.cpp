@@ -33,9 +33,7 @@ struct BenchFlags {
 void check(const BenchFlags& flags) {
   if (flags.model.empty() == flags.shape.empty())
     fail("bench: give either a model file (-m) or a known shape (--shape)");
-  if (!flags.baseline.empty() && flags.baseline != "llama.cpp") {
-    fail("--baseline: '{}' is not known, expected llama.cpp", flags.baseline);
-  }
+  check_baseline(flags.baseline);
   if (!flags.baseline.empty() && flags.model.empty()) fail("--baseline: llama.cpp needs a model file (-m)");
   if (flags.fill != "prefill" && flags.fill != "random") {
     fail("--fill: '{}' is not known, expected prefill or random", flags.fill);
@@ -53,17 +51,7 @@ std::vector<Token> random_tokens(int count, int vocab) {
   return tokens;
 }
 
-double measure_limit(int threads) { return ReadStream(threads).measure(); }
-
 std::string mebibytes(int64_t bytes) { return fmt::format("{:.0f} MiB", static_cast<double>(bytes) / 1048576.0); }
-
-std::vector<BenchPlan> make_plans(const BenchFlags& flags, const Hyperparameters& hp) {
-  std::vector<BenchPlan> plans;
-  for (const std::string& word : word_list("--attention", flags.attention, {"full", "tidal"})) {
-    plans.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(flags.plan, hp)});
-  }
-  return plans;
-}
 
 void run_bench(const BenchFlags& flags) {
   check(flags);
@@ -83,13 +71,13 @@ void run_bench(const BenchFlags& flags) {
 
   const auto backend = make_backend(flags.backend, threads);
   status.show("measuring the read stream");
-  run.limit = measure_limit(threads);
+  run.limit = ReadStream(threads).measure();
   status.show("loading the model");
   reset_peak_memory();
   std::optional<Model> model(flags.shape.empty()
                                  ? load_model(flags.model, *backend)
                                  : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend));
-  const std::vector<BenchPlan> plans = make_plans(flags, model->hp);
+  const std::vector<BenchPlan> plans = bench_plans(flags.attention, flags.plan, model->hp);
   run.tokens = random_tokens(run.context(), model->hp.vocab);
   run.weight_bytes = model->decode_weight_bytes();
   run.kv_bytes_per_token = model->hp.kv_bytes_per_token();

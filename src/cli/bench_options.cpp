@@ -54,6 +54,18 @@ std::vector<std::string> word_list(const std::string& flag, const std::string& t
   return words;
 }
 
+std::vector<BenchPlan> bench_plans(const std::string& words, const PlanOptions& options, const Hyperparameters& hp) {
+  std::vector<BenchPlan> plans;
+  for (const std::string& word : word_list("--attention", words, {"full", "tidal"})) {
+    plans.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(options, hp)});
+  }
+  return plans;
+}
+
+void check_baseline(const std::string& word) {
+  if (!word.empty() && word != "llama.cpp") fail("--baseline: '{}' is not known, expected llama.cpp", word);
+}
+
 ggml_type weight_type_from(const std::string& word) {
   for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
     const auto type = static_cast<ggml_type>(i);

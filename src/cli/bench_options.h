@@ -1,10 +1,13 @@
-// The flags of `tidal bench` that are lists or words.
+// The flags of `tidal bench` and `tidal compare` that are lists or words.
 #pragma once
 
 #include <ggml.h>
 
 #include <string>
 #include <vector>
+
+#include "cli/bench_run.h"
+#include "cli/plan_options.h"
 
 namespace tidal {
 
@@ -15,6 +18,10 @@ std::vector<int> number_list(const std::string& flag, const std::string& text, i
 /// `known`.
 std::vector<std::string> word_list(const std::string& flag, const std::string& text,
                                    const std::vector<std::string>& known);
+/// The plans of a list of kinds of attention (full, tidal). Throws Error for another word.
+std::vector<BenchPlan> bench_plans(const std::string& words, const PlanOptions& options, const Hyperparameters& hp);
+/// Throws Error unless `word` is empty or names an engine that can be the baseline.
+void check_baseline(const std::string& word);
 /// A type of weights by ggml's name (q4_0, q4_K, ..., case does not matter). Throws Error for any other.
 ggml_type weight_type_from(const std::string& word);
 

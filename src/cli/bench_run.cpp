@@ -148,9 +148,7 @@ void test_llama(const BenchRun& run, LlamaBaseline& baseline, int depth, int bat
     const std::vector<double> steps = baseline.decode(run.generate, 1);
     seconds.insert(seconds.end(), steps.begin(), steps.end());
   }
-  const double context = depth + (run.generate + 1) / 2.0;
-  const double bytes = static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
-  run.report(decode_row(run, which, std::move(seconds), bytes));
+  run.report(decode_row(run, which, std::move(seconds), full_attention_bytes(run, depth)));
 }
 
 }  // namespace
@@ -170,6 +168,11 @@ BenchRow decode_row(const BenchRun& run, const BenchCase& which, std::vector<dou
   row.gb_per_s = step_bytes * row.tokens_per_second / which.batch * 1e-9;
   if (run.limit > 0) row.limit_share = *row.gb_per_s / run.limit;
   return row;
+}
+
+double full_attention_bytes(const BenchRun& run, int depth) {
+  const double context = depth + (run.generate + 1) / 2.0;
+  return static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
 }
 
 void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {

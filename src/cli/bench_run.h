@@ -54,6 +54,10 @@ struct BenchCase {
 BenchRow prefill_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds);
 BenchRow decode_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds, double bytes);
 
+/// Bytes that a decode step of one sequence reads by full attention `depth` positions deep, weights included, on
+/// average over run.generate steps.
+double full_attention_bytes(const BenchRun& run, int depth);
+
 /// One kind of attention of our engine.
 struct BenchPlan {
   std::string attention;

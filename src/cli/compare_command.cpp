@@ -69,13 +69,9 @@ Comparison::Comparison(const CompareOptions& options)
       tokenizer_(options.model),
       tokens_(prompt_tokens()) {
   if (options.steps < 1) fail("-n: {} given, at least 1 is needed", options.steps);
-  if (!options.baseline.empty() && options.baseline != "llama.cpp") {
-    fail("--baseline: '{}' is not known, expected llama.cpp", options.baseline);
-  }
+  check_baseline(options.baseline);
   const Hyperparameters& hp = model_.hp;
-  for (const std::string& word : word_list("--attention", options.attention, {"full", "tidal"})) {
-    plans_.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(options.plan, hp)});
-  }
+  plans_ = bench_plans(options.attention, options.plan, hp);
   const int length = static_cast<int>(tokens_.size()), context = length + options.steps;
   if (context > hp.context) {
     warn(fmt::format("{} tokens and {} of an answer are more than the {} that the model was trained for", length,
@@ -163,9 +159,7 @@ void Comparison::baseline() {
     rows_.push_back(prefill_row(run_, which, {llama.prepared_seconds()}));
     which = row_case("llama.cpp", "full", length);
     which.kv_type = llama.kv_type(Test::Decode);
-    const double bytes = static_cast<double>(run_.weight_bytes) +
-                         (length + options_.steps / 2.0) * static_cast<double>(run_.kv_bytes_per_token);
-    rows_.push_back(decode_row(run_, which, llama.decode(options_.steps, 1), bytes));
+    rows_.push_back(decode_row(run_, which, llama.decode(options_.steps, 1), full_attention_bytes(run_, length)));
   } catch (const Error&) {
     check_stopped();  // libllama reports that it was told to stop as a failure
     throw;

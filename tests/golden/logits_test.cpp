@@ -13,6 +13,7 @@
 #include "engine/engine.h"
 #include "golden/float_copy.h"
 #include "golden/llama_reference.h"
+#include "golden/long_text.h"
 #include "model/model.h"
 
 namespace tidal::golden {
@@ -20,10 +21,6 @@ namespace {
 
 constexpr int kThreads = 2;
 constexpr int kTokens = 512;
-
-Token argmax(std::span<const float> logits) {
-  return static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
 
 /// -log p(token).
 double surprise(std::span<const float> logits, Token token) {

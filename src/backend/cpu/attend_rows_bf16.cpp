@@ -192,10 +192,9 @@ TIDAL_INLINE void add_values(const uint32_t* weights, const Bf16* const* rows, i
       sums[h][1] = _mm512_mul_ps(_mm512_load_ps(output + h * kMaxDim + d + 16), factor);
     }
     for (int r = 0; r < count; r += 2) {
-      const Bf16* second_row = rows[std::min(r + 1, count - 1)];  // its weight is 0 where there is none
       const __m512i first = load_dims(rows[r] + head_dim + d, head_dim - d);
       const __m512i second =
-          r + 1 < count ? load_dims(second_row + head_dim + d, head_dim - d) : _mm512_setzero_si512();
+          r + 1 < count ? load_dims(rows[r + 1] + head_dim + d, head_dim - d) : _mm512_setzero_si512();
       const __m512i low = _mm512_unpacklo_epi16(first, second);
       const __m512i high = _mm512_unpackhi_epi16(first, second);
       next.step(2);
