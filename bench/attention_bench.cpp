@@ -30,7 +30,7 @@ class Cache {
     tokens_.resize(rows);
     positions_.resize(rows);
     std::iota(positions_.begin(), positions_.end(), context - rows);
-    chunk_ = {0, rows, context - rows, false, blocks_};
+    chunk_ = {.first_row = 0, .rows = rows, .position = context - rows, .blocks = blocks_, .roles = {}, .policy = {}};
     q_ = noise(static_cast<size_t>(rows) * hp_.q_width());
     out_.resize(q_.size());
     backend().reserve(hp_, rows, context);
@@ -40,7 +40,12 @@ class Cache {
   const Hyperparameters& hp() const { return hp_; }
   int context() const { return context_; }
   int layers() const { return hp_.layers; }
-  void set_sparse(bool sparse) { chunk_.sparse = sparse; }
+  /// Layer 0 of the decode step is of this role.
+  void set_role(Role role, const Policy& policy) {
+    role_ = role;
+    chunk_.roles = {&role_, 1};
+    chunk_.policy = policy;
+  }
   Batch batch() const { return {tokens_, positions_, {&chunk_, 1}, {}}; }
   Rows q() { return {q_.data(), chunk_.rows, hp_.q_width()}; }
   Rows out() { return {out_.data(), chunk_.rows, hp_.q_width()}; }
@@ -56,6 +61,7 @@ class Cache {
   std::vector<Token> tokens_;
   std::vector<int32_t> positions_;
   Chunk chunk_;
+  Role role_ = Role::Dense;
   std::vector<float> q_, out_;
 };
 
@@ -63,19 +69,19 @@ void dense(benchmark::State& state, const char* shape) {
   Cache cache(shape, static_cast<int>(state.range(0)));
   size_t i = 0;
   const double seconds =
-      time_loop(state, [&] { backend().attend(cache.batch(), cache.q(), cache.layer(i++), cache.out()); });
+      time_loop(state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), {}, cache.out()); });
   count_bytes(state, static_cast<double>(cache.row_bytes() * cache.context()), seconds);
 }
 
 void select(benchmark::State& state, const char* shape, const Policy& policy) {
   Cache cache(shape, static_cast<int>(state.range(0)));
-  cache.set_sparse(true);
-  Selection selection{policy, scope_units(policy.scope, cache.hp().heads, cache.hp().kv_heads), nullptr};
-  std::vector<int32_t> positions(static_cast<size_t>(selection.units) * policy.budget);
-  selection.positions = positions.data();
+  cache.set_role(Role::Select, policy);
+  const int units = scope_units(policy.scope, cache.hp().heads, cache.hp().kv_heads);
+  std::vector<int32_t> positions(static_cast<size_t>(units) * policy.budget), counts(units);
+  const Selection selection{positions.data(), counts.data(), units * policy.budget, units};
   size_t i = 0;
   const double seconds = time_loop(
-      state, [&] { backend().attend_select(cache.batch(), cache.q(), cache.layer(i++), selection, cache.out()); });
+      state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), selection, cache.out()); });
   count_bytes(state, static_cast<double>(cache.row_bytes() * cache.context()), seconds);
 }
 
@@ -99,14 +105,15 @@ std::vector<int32_t> random_sets(const Cache& cache, int budget, int& sets) {
 void sparse(benchmark::State& state, const char* shape) {
   const int budget = static_cast<int>(state.range(1));
   Cache cache(shape, static_cast<int>(state.range(0)));
-  cache.set_sparse(true);
+  cache.set_role(Role::Sparse, default_policy(budget));
   int sets = 0;
   std::vector<int32_t> positions = random_sets(cache, budget, sets);
-  Selection selection{default_policy(budget), 1, nullptr};
+  int32_t count = budget;
+  Selection selection{nullptr, &count, budget, 1};
   size_t i = 0;
   const double seconds = time_loop(state, [&] {
     selection.positions = positions.data() + i % sets * budget;
-    backend().attend_sparse(cache.batch(), cache.q(), cache.layer(i++), selection, cache.out());
+    backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), selection, cache.out());
   });
   count_bytes(state, static_cast<double>(cache.row_bytes() * budget), seconds);
 }
@@ -117,7 +124,7 @@ void prefill(benchmark::State& state, const char* shape) {
   Cache cache(shape, depth + kRows, kRows);
   size_t i = 0;
   const double seconds =
-      time_loop(state, [&] { backend().attend(cache.batch(), cache.q(), cache.layer(i++), cache.out()); });
+      time_loop(state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), {}, cache.out()); });
   // q.k and weights.v of the causal half alone, two operations a product.
   const double positions = kRows * (depth + (kRows + 1) / 2.0);
   count_operations(state, 4.0 * positions * cache.hp().q_width(), seconds);

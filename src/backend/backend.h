@@ -44,13 +44,13 @@ class Backend {
   /// q [rows, q_width] and the appended K, V: RMS norm of x, projections, bias, q/k norm, RoPE; K and V go to the cache
   /// at the rows' positions.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
-  /// out [rows, q_width]: dense causal attention of every chunk. Scores are q.k / sqrt(head_dim).
-  virtual void attend(const Batch& batch, Rows q, KvLayer kv, Rows out) = 0;
-  /// attend(), and for sparse chunks also chooses selection's positions from the same scores (TidalDecode, section 3):
-  /// sinks and recent first, the rest by pooled score, ties to the lower position, NaN below everything.
-  virtual void attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
-  /// Sparse chunks attend to their selected positions only; other chunks as in attend().
-  virtual void attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
+  /// out [rows, q_width]: causal attention of every chunk by its role in `layer` (TidalDecode, section 3). Scores are
+  /// q.k / sqrt(head_dim).
+  ///   Dense: all positions.
+  ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
+  ///   to the lower position, NaN below everything.
+  ///   Sparse: the selected positions only.
+  virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
   /// x += out * Wo (+ bias).
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;
   /// x += down(silu(gate(norm x)) * up(norm x)).

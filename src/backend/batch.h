@@ -22,10 +22,14 @@ struct Chunk {
   int first_row = 0;                ///< its first row in the batch
   int rows = 0;                     ///< its tokens, >= 1
   int position = 0;                 ///< position of its first token
-  bool sparse = false;              ///< Sparse layers read the selection; only with rows == 1 and context() > budget
   std::span<const BlockId> blocks;  ///< [blocks_for(context())], the sequence's block table
+  /// [layers]; empty: Dense in all. With roles, rows == 1 and context() > policy.budget.
+  std::span<const Role> roles;
+  Policy policy;  ///< in numbers (Policy::at); of no account without roles
 
   int context() const { return position + rows; }  ///< positions in the cache once the chunk is appended
+  bool sparse() const { return !roles.empty(); }
+  Role role(int layer) const { return sparse() ? roles[layer] : Role::Dense; }
 };
 
 /// The chunks of one forward pass: any mix of prefill and decode, in ascending order of their length, each of another
@@ -61,16 +65,18 @@ struct KvLayer {
   }
 };
 
-/// The positions that the last Select layer chose, in the backend's memory. Only rows of sparse chunks are filled;
-/// each then has exactly policy.budget positions per unit, ascending.
+/// The positions that the last Select layer chose for every sparse chunk, in the backend's memory. Sparse chunks have
+/// one row and come first in a batch, so `rows` of as many sequences are enough.
 struct Selection {
-  Policy policy;
-  int units = 0;                 ///< sets per row: scope_units(policy.scope, heads, kv_heads)
-  int32_t* positions = nullptr;  ///< [rows, units, policy.budget]
+  int32_t* positions = nullptr;  ///< [rows, row_positions]: of a chunk's row [units, policy.budget], ascending
+  int32_t* counts = nullptr;     ///< [rows, row_units]: how many there are, 1 to policy.budget, per unit
+  int row_positions = 0;
+  int row_units = 0;
 
-  int32_t* unit(int row, int index) const {
-    return positions + (static_cast<int64_t>(row) * units + index) * policy.budget;
+  int32_t* unit(const Chunk& chunk, int index) const {
+    return positions + int64_t{row_positions} * chunk.first_row + int64_t{chunk.policy.budget} * index;
   }
+  int32_t& count(const Chunk& chunk, int index) const { return counts[row_units * chunk.first_row + index]; }
 };
 
 }  // namespace tidal

@@ -1,9 +1,17 @@
-// How a Select layer chooses positions.
+// What a layer does at a decode step, and how a Select layer chooses positions.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 namespace tidal {
+
+/// What a layer does at a decode step (TidalDecode, section 3). Prefill is dense in every layer.
+enum class Role : uint8_t {
+  Dense,   ///< full attention
+  Select,  ///< full attention that also selects positions
+  Sparse,  ///< attention over the last selected positions
+};
 
 /// Who shares one set of selected positions.
 enum class Scope {
@@ -22,9 +30,25 @@ enum class Pooling {
 struct Policy {
   Scope scope = Scope::Shared;
   Pooling pooling = Pooling::Sum;
-  int budget = 256;  ///< positions selected per set, sinks and recent included; >= 1
+  int budget = 256;  ///< most positions selected per set, sinks and recent included; >= 1
   int sinks = 4;     ///< first positions of the sequence that are always selected
   int recent = 64;   ///< last positions of the sequence that are always selected
+  /// Above 0: the budget is this share of the context, and at least `budget`.
+  double budget_share = 0;
+  /// Above 0: this share of the budget, instead of `recent` positions.
+  double recent_share = 0;
+  /// Below 1: no more positions than hold this share of the attention mass, and never more than the budget. The mass
+  /// is what Pooling::Sum adds up; Pooling::Max has none, so there it takes Scope::Head.
+  double top_p = 1;
+
+  /// The same policy in numbers for a context: budget_share and recent_share are 0. This is what backends get.
+  Policy at(int context) const {
+    Policy policy = *this;
+    if (budget_share > 0) policy.budget = std::max(budget, static_cast<int>(budget_share * context));
+    if (recent_share > 0) policy.recent = static_cast<int>(recent_share * policy.budget);
+    policy.budget_share = policy.recent_share = 0;
+    return policy;
+  }
 
   bool operator==(const Policy&) const = default;
 };
@@ -41,6 +65,9 @@ struct Reserved {
 /// in the order of the heads, softmax probabilities over the whole context, where a NaN score counts as -infinity,
 /// positions at +infinity share their head's whole mass evenly, and a head without any score above -infinity adds
 /// nothing. Scope Head pools nothing and ranks raw q.k.
+///
+/// With top_p below 1 fewer are taken: the reserved positions, then by rank until those taken hold at least top_p of
+/// the sum of all probabilities (of this set's heads).
 inline Reserved reserved_positions(const Policy& policy) {
   Reserved reserved;
   reserved.recent = std::min(std::max(policy.recent, 1), policy.budget);

@@ -13,6 +13,15 @@ int pool_blocks(const EngineOptions& options) {
   return blocks_for(tokens) + options.sequences - 1;
 }
 
+/// Tokens of the request's chunk.
+size_t chunk_rows(const Engine::Request& request) { return request.correct + request.tokens.size(); }
+
+/// The last tokens of the chunk whose logits are wanted.
+size_t logit_count(const Engine::Request& request) {
+  if (request.all_logits) return chunk_rows(request);
+  return request.tokens.empty() ? 0 : 1;
+}
+
 }  // namespace
 
 Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const EngineOptions& options)
@@ -25,7 +34,8 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   options_.chunk = std::min(options.chunk, options.context);
   pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options));
   const int max_rows = std::max(options_.chunk, options_.sequences);
-  forward_ = std::make_unique<Forward>(backend, model, max_rows, options.context, plan.policy);
+  forward_ = std::make_unique<Forward>(backend, model, max_rows, options.context);
+  reserve_selection(plan);
   for (auto* rows : {&positions_, &logit_rows_}) rows->reserve(max_rows);
   tokens_.reserve(max_rows);
   order_.reserve(options_.sequences);
@@ -35,11 +45,15 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
 
 void Engine::set_plan(const Plan& plan) {
   plan.check(model_.hp);
-  if (plan.policy != plan_.policy) {
-    const int max_rows = std::max(options_.chunk, options_.sequences);
-    forward_ = std::make_unique<Forward>(backend_, model_, max_rows, options_.context, plan.policy);
-  }
+  reserve_selection(plan);
   plan_ = plan;
+}
+
+void Engine::reserve_selection(const Plan& plan) {
+  if (!plan.has_sparse()) return;
+  Policy policy = plan.policy.at(options_.context);
+  policy.budget = std::min(policy.budget, options_.context);  // what is not below the context selects nothing
+  forward_->reserve_selection(options_.sequences, policy);
 }
 
 void Engine::check(std::span<const Request> requests) const {
@@ -56,16 +70,25 @@ void Engine::check(std::span<const Request> requests) const {
         fail("engine: requests {} and {} are of the same sequence, a step takes each once", j, i);
       }
     }
+    if (request.plan) request.plan->check(model_.hp);
     const int64_t length = request.sequence->length() + static_cast<int64_t>(request.tokens.size());
-    if (request.tokens.empty()) fail("engine: a step needs at least one token for every sequence");
-    if (request.decode && request.tokens.size() != 1) fail("engine: decoding takes one token a step");
+    const int polluted = request.sequence->length() - request.sequence->clean();
+    const bool all = request.correct == polluted;
+    if (request.correct < 0 || request.correct > polluted || (request.correct > 0 && !request.tokens.empty() && !all)) {
+      fail("engine: {} tokens to correct with {} new ones, but {} are polluted", request.correct, request.tokens.size(),
+           polluted);
+    }
+    const size_t chunk = chunk_rows(request);
+    if (chunk == 0) fail("engine: a step needs at least one token for every sequence");
+    if (request.decode && (request.tokens.size() != 1 || request.correct > 0))
+      fail("engine: decoding takes one token a step");
     if (length > options_.context) fail("engine: {} tokens do not fit in a context of {}", length, options_.context);
     for (const Token token : request.tokens) {
       if (token < 0 || token >= model_.hp.vocab) {
         fail("engine: token {} is outside the vocabulary of {}", token, model_.hp.vocab);
       }
     }
-    rows += request.tokens.size();
+    rows += chunk;
   }
   if (rows > static_cast<size_t>(std::max(options_.chunk, options_.sequences))) {
     fail("engine: {} tokens in one step, at most {}", rows, std::max(options_.chunk, options_.sequences));
@@ -74,8 +97,43 @@ void Engine::check(std::span<const Request> requests) const {
 
 std::span<const float> Engine::step(std::span<const Request> requests) {
   check(requests);
+  for (const Request& request : requests) {
+    const int due = plan_of(request).correct;
+    const Sequence& sequence = *request.sequence;
+    // In passes of their own, so that what a sequence gets does not depend on who else is due.
+    if (request.decode && due > 0 && sequence.length() - sequence.clean() >= due) correct(*request.sequence);
+  }
+  return run(requests);
+}
+
+void Engine::add_chunk(const Request& request) {
+  const Sequence& sequence = *request.sequence;
+  Chunk chunk;
+  chunk.first_row = static_cast<int>(tokens_.size());
+  chunk.rows = static_cast<int>(chunk_rows(request));
+  chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
+  chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
+  if (const Plan& plan = plan_of(request); request.decode && plan.has_sparse()) {
+    chunk.policy = plan.policy.at(chunk.context());
+    if (chunk.context() > chunk.policy.budget) chunk.roles = plan.roles;
+  }
+  const auto again = sequence.tokens().subspan(chunk.position, request.correct);
+  tokens_.insert(tokens_.end(), again.begin(), again.end());
+  tokens_.insert(tokens_.end(), request.tokens.begin(), request.tokens.end());
+  for (int i = 0; i < chunk.rows; ++i) {
+    positions_.push_back(chunk.position + i);
+    if (i + static_cast<int>(logit_count(request)) >= chunk.rows) logit_rows_.push_back(chunk.first_row + i);
+  }
+  chunks_.push_back(chunk);
+}
+
+std::span<const float> Engine::run(std::span<const Request> requests) {
   try {
-    for (const Request& request : requests) request.sequence->reserve(static_cast<int>(request.tokens.size()));
+    for (const Request& request : requests) {
+      Sequence& sequence = *request.sequence;
+      const int first = request.correct > 0 ? sequence.clean() : sequence.length();
+      sequence.reserve(first, static_cast<int>(request.tokens.size()));
+    }
   } catch (...) {
     // What some sequences have reserved must not starve the others.
     for (const Request& request : requests) request.sequence->release_reserved();
@@ -86,7 +144,7 @@ std::span<const float> Engine::step(std::span<const Request> requests) {
   order_.clear();
   for (const Request& request : requests) order_.push_back(&request);
   for (size_t i = 1; i < order_.size(); ++i) {
-    for (size_t j = i; j > 0 && order_[j]->tokens.size() < order_[j - 1]->tokens.size(); --j) {
+    for (size_t j = i; j > 0 && chunk_rows(*order_[j]) < chunk_rows(*order_[j - 1]); --j) {
       std::swap(order_[j], order_[j - 1]);
     }
   }
@@ -95,25 +153,16 @@ std::span<const float> Engine::step(std::span<const Request> requests) {
   logit_rows_.clear();
   chunks_.clear();
   for (const Request* request : order_) {
-    Chunk chunk;
-    chunk.first_row = static_cast<int>(tokens_.size());
-    chunk.rows = static_cast<int>(request->tokens.size());
-    chunk.position = request->sequence->length();
-    chunk.blocks = request->sequence->blocks().first(blocks_for(chunk.context()));
-    chunk.sparse = request->decode && plan_.has_sparse() && chunk.context() > plan_.policy.budget;
-    for (int i = 0; i < chunk.rows; ++i) {
-      tokens_.push_back(request->tokens[i]);
-      positions_.push_back(chunk.position + i);
-      if (request->all_logits || i + 1 == chunk.rows) logit_rows_.push_back(chunk.first_row + i);
-    }
-    chunks_.push_back(chunk);
+    if (request->plan) reserve_selection(*request->plan);
+    add_chunk(*request);
   }
-
-  const size_t vocab = model_.hp.vocab;
-  logits_.resize(logit_rows_.size() * vocab);
-  const Batch batch{tokens_, positions_, chunks_, logit_rows_};
-  forward_->run(plan_, batch, pool_->layers(), logits_);
-  for (size_t c = 0; c < chunks_.size(); ++c) order_[c]->sequence->append(order_[c]->tokens, !chunks_[c].sparse);
+  logits_.resize(logit_rows_.size() * model_.hp.vocab);
+  forward_->run({tokens_, positions_, chunks_, logit_rows_}, pool_->layers(), logits_, observer_);
+  for (size_t c = 0; c < chunks_.size(); ++c) {
+    Sequence& sequence = *order_[c]->sequence;
+    if (order_[c]->correct > 0) sequence.mark_clean(sequence.clean() + order_[c]->correct);
+    sequence.append(order_[c]->tokens, !chunks_[c].sparse());
+  }
   return in_request_order(requests);
 }
 
@@ -121,16 +170,29 @@ std::span<const float> Engine::in_request_order(std::span<const Request> request
   bool same = true;
   for (size_t i = 0; i < requests.size(); ++i) same = same && order_[i] == &requests[i];
   if (same) return logits_;
+  // By now the sequences have grown: the counts come from the batch.
   const size_t vocab = model_.hp.vocab;
-  const auto rows_of = [](const Request& request) { return request.all_logits ? request.tokens.size() : size_t{1}; };
   reordered_.clear();
   for (const Request& request : requests) {
-    size_t first = 0;
-    for (size_t i = 0; order_[i] != &request; ++i) first += rows_of(*order_[i]);
-    const auto begin = logits_.begin() + static_cast<ptrdiff_t>(first * vocab);
-    reordered_.insert(reordered_.end(), begin, begin + static_cast<ptrdiff_t>(rows_of(request) * vocab));
+    size_t chunk = 0;
+    while (order_[chunk] != &request) ++chunk;
+    const int first = chunks_[chunk].first_row, last = first + chunks_[chunk].rows;
+    for (size_t row = 0; row < logit_rows_.size(); ++row) {
+      if (logit_rows_[row] < first || logit_rows_[row] >= last) continue;
+      const auto begin = logits_.begin() + static_cast<ptrdiff_t>(row * vocab);
+      reordered_.insert(reordered_.end(), begin, begin + static_cast<ptrdiff_t>(vocab));
+    }
   }
   return reordered_;
+}
+
+void Engine::correct(Sequence& sequence) {
+  if (&sequence.pool() != pool_.get()) fail("engine: the sequence to correct is another engine's");
+  while (sequence.clean() < sequence.length()) {
+    const int count = std::min(options_.chunk, sequence.length() - sequence.clean());
+    const Request request{.sequence = &sequence, .tokens = {}, .correct = count};
+    run({&request, 1});
+  }
 }
 
 std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token> tokens,
@@ -140,6 +202,7 @@ std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token
     fail("prompt: {} tokens do not fit in a context of {} that already holds {}", tokens.size(), options_.context,
          sequence.length());
   }
+  if (plan_.correct > 0) correct(sequence);
   std::span<const float> logits;
   for (size_t done = 0; done < tokens.size();) {
     const size_t count = std::min<size_t>(options_.chunk, tokens.size() - done);
@@ -156,15 +219,16 @@ std::span<const float> Engine::decode(Sequence& sequence, Token token) {
   return step({&request, 1});
 }
 
-int64_t Engine::decode_bytes(int context) const {
+int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   const Hyperparameters& hp = model_.hp;
+  const Policy policy = plan.policy.at(context);
   const int64_t row = int64_t{2} * 2 * hp.head_dim;  // K and V of one position and KV head
   int64_t rows = 0;
-  for (const Role role : plan_.roles) {
-    const bool sparse = role == Role::Sparse && context > plan_.policy.budget;
+  for (const Role role : plan.roles) {
+    const bool sparse = role == Role::Sparse && context > policy.budget;
     // With one set per query head, the heads of a group read their own rows.
-    const int readers = sparse && plan_.policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
-    rows += int64_t{sparse ? plan_.policy.budget : context} * readers;
+    const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
+    rows += int64_t{sparse ? policy.budget : context} * readers;
   }
   return model_.decode_weight_bytes() + rows * row;
 }

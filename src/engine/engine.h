@@ -42,22 +42,36 @@ class Engine {
     Sequence* sequence = nullptr;
     std::span<const Token> tokens;  ///< appended; at most options().chunk
     bool decode = false;            ///< one token, decoded by the plan; otherwise a dense chunk
-    bool all_logits = false;        ///< logits of every token instead of the last one's
+    bool all_logits = false;        ///< logits of every token of the chunk instead of the last one's
+    /// This many of the polluted tokens, from clean() on, come first in the dense chunk, which so computes their K/V
+    /// again: all of them where `tokens` follow. With none to follow and without all_logits there are no logits.
+    int correct = 0;
+    const Plan* plan = nullptr;  ///< decodes by this plan instead of the engine's
   };
-  /// One forward pass over all requests (each of another sequence). Returns the logits [rows that asked, vocab] in the
-  /// order of the requests, valid until the next step. Throws Error for requests that cannot be run and when the pool
-  /// is exhausted; then no sequence has changed.
+  /// One forward pass over all requests (each of another sequence), after a correction of those whose plan has one due.
+  /// Returns the logits [rows that asked, vocab] in the order of the requests, valid until the next step. Throws Error
+  /// for requests that cannot be run and when the pool is exhausted; then no sequence has lost or gained a token.
   std::span<const float> step(std::span<const Request> requests);
 
-  /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. `progress(done)` after every chunk;
-  /// returning false stops early (the sequence then holds `done` tokens more).
+  /// Cache correction: computes the K/V of all polluted tokens again, densely, chunk by chunk. What an error leaves
+  /// undone stays polluted.
+  void correct(Sequence& sequence);
+
+  /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. Where the plan corrects, polluted
+  /// tokens are corrected first. `progress(done)` after every chunk; returning false stops early (the sequence then
+  /// holds `done` tokens more).
   std::span<const float> prefill(Sequence& sequence, std::span<const Token> tokens,
                                  const std::function<bool(int done)>& progress = {});
   /// Appends one token by the plan; returns its logits.
   std::span<const float> decode(Sequence& sequence, Token token);
 
-  /// Bytes that a decode step of one sequence with `context` positions must read: weights, and K/V by the plan.
-  int64_t decode_bytes(int context) const;
+  /// Bytes that a decode step of one sequence with `context` positions must read: weights, and K/V by the plan (at
+  /// most, where top_p decides).
+  int64_t decode_bytes(int context) const { return decode_bytes(context, plan_); }
+  int64_t decode_bytes(int context, const Plan& plan) const;
+
+  /// Has every forward pass watched; null for none.
+  void set_observer(ForwardObserver* observer) { observer_ = observer; }
 
   /// Appends `count` positions with random K/V (a partly filled block is overwritten whole), for benchmarks that need a
   /// long context but not its content.
@@ -65,6 +79,11 @@ class Engine {
 
  private:
   void check(std::span<const Request> requests) const;
+  void reserve_selection(const Plan& plan);
+  const Plan& plan_of(const Request& request) const { return request.plan ? *request.plan : plan_; }
+  /// step() without the corrections that are due.
+  std::span<const float> run(std::span<const Request> requests);
+  void add_chunk(const Request& request);
   /// The step's logits, sorted back from the batch's order to the requests'.
   std::span<const float> in_request_order(std::span<const Request> requests);
 
@@ -75,6 +94,7 @@ class Engine {
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<Forward> forward_;
   std::vector<float> logits_;
+  ForwardObserver* observer_ = nullptr;
 
   // Of the step in progress; members so that a decode step allocates nothing.
   std::vector<const Request*> order_;

@@ -49,20 +49,23 @@ void Sequence::truncate(int length) {
   release_from(blocks_for(length));
 }
 
-void Sequence::reserve(int more) {
+void Sequence::reserve(int first, int more) {
   const int needed = blocks_for(int64_t{length()} + more);
-  // Only the block that the next token falls into can be both partly filled and shared.
-  const size_t next = static_cast<size_t>(length() / kBlockTokens);
-  const bool shared = more > 0 && next < blocks_.size() && pool_->references(blocks_[next]) > 1;
-  const int missing = std::max(0, needed - static_cast<int>(blocks_.size())) + (shared ? 1 : 0);
+  const auto shared = [&](size_t block) { return pool_->references(blocks_[block]) > 1; };
+  // Blocks that are written to and another sequence reads, too, become copies of one's own.
+  const size_t begin = static_cast<size_t>(first / kBlockTokens);
+  const size_t end = std::min<size_t>(more > 0 || first < length() ? needed : 0, blocks_.size());
+  int missing = std::max(0, needed - static_cast<int>(blocks_.size()));
+  for (size_t b = begin; b < end; ++b) missing += shared(b);
   if (missing > pool_->free_blocks()) {
     fail("KV cache: {} more tokens need {} blocks of {} tokens, but only {} of {} are free", more, missing,
          kBlockTokens, pool_->free_blocks(), pool_->blocks());
   }
-  if (shared) {
+  for (size_t b = begin; b < end; ++b) {
+    if (!shared(b)) continue;
     const BlockId own = pool_->take();
-    pool_->copy(own, blocks_[next]);
-    pool_->release(std::exchange(blocks_[next], own));
+    pool_->copy(own, blocks_[b]);
+    pool_->release(std::exchange(blocks_[b], own));
   }
   while (static_cast<int>(blocks_.size()) < needed) blocks_.push_back(pool_->take());
 }

@@ -32,11 +32,16 @@ class Sequence {
 
   /// Makes positions [length(), length() + more) writable. Throws Error when the pool is exhausted; then nothing has
   /// changed.
-  void reserve(int more);
+  void reserve(int more) { reserve(length(), more); }
+  /// The same for positions [first, length() + more). 0 <= first <= length().
+  void reserve(int first, int more);
   /// Gives back the blocks that reserve() took and no token has come to use.
   void release_reserved() { release_from(blocks_for(length())); }
   /// Records tokens whose K/V a forward pass has just written at the end. `dense`: by dense attention over clean cache.
   void append(std::span<const Token> tokens, bool dense);
+  /// Records that a dense forward pass has just rewritten the K/V of positions [clean(), end). clean() <= end <=
+  /// length().
+  void mark_clean(int end) { clean_ = end; }
 
  private:
   void release_from(size_t first);

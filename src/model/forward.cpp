@@ -1,10 +1,12 @@
 #include "model/forward.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace tidal {
 
-Forward::Forward(Backend& backend, const Model& model, int max_rows, int max_context, const Policy& policy)
+Forward::Forward(Backend& backend, const Model& model, int max_rows, int max_context)
     : backend_(backend), model_(model), max_rows_(max_rows) {
   const Hyperparameters& hp = model.hp;
   const auto floats = [&](int width) {
@@ -13,16 +15,27 @@ Forward::Forward(Backend& backend, const Model& model, int max_rows, int max_con
   x_ = floats(hp.width);
   q_ = floats(hp.q_width());
   out_ = floats(hp.q_width());
-  selection_.policy = policy;
-  selection_.units = scope_units(policy.scope, hp.heads, hp.kv_heads);
-  // A budget that no context exceeds selects nothing.
-  const size_t budget = policy.budget < max_context ? policy.budget : 0;
-  positions_ = backend.allocate(sizeof(int32_t) * max_rows * selection_.units * budget, "selected positions");
-  selection_.positions = positions_.as<int32_t>();
   backend.reserve(hp, max_rows, max_context);
 }
 
-void Forward::run(const Plan& plan, const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits) {
+void Forward::reserve_selection(int rows, const Policy& policy) {
+  const int units = scope_units(policy.scope, model_.hp.heads, model_.hp.kv_heads);
+  const auto ints = [&](int count) {
+    return backend_.allocate(sizeof(int32_t) * static_cast<size_t>(rows) * count, "selected positions");
+  };
+  if (units * policy.budget > selection_.row_positions) {
+    selection_.row_positions = units * policy.budget;
+    positions_ = ints(selection_.row_positions);
+    selection_.positions = positions_.as<int32_t>();
+  }
+  if (units > selection_.row_units) {
+    selection_.row_units = units;
+    counts_ = ints(units);
+    selection_.counts = counts_.as<int32_t>();
+  }
+}
+
+void Forward::run(const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits, ForwardObserver* observer) {
   const Hyperparameters& hp = model_.hp;
   const int rows = batch.rows();
   if (rows > max_rows_) fail("forward pass: {} rows, made for at most {}", rows, max_rows_);
@@ -35,11 +48,8 @@ void Forward::run(const Plan& plan, const Batch& batch, std::span<const KvLayer>
   for (int l = 0; l < hp.layers; ++l) {
     const Layer& layer = model_.layers[l];
     backend_.qkv(layer, batch, x, q, kv[l]);
-    switch (plan.roles[l]) {
-      case Role::Dense: backend_.attend(batch, q, kv[l], out); break;
-      case Role::Select: backend_.attend_select(batch, q, kv[l], selection_, out); break;
-      case Role::Sparse: backend_.attend_sparse(batch, q, kv[l], selection_, out); break;
-    }
+    backend_.attend(batch, l, q, kv[l], selection_, out);  // Dense, Select or Sparse: chunk.roles[l]
+    if (observer) observer->attended(l, batch, q, kv[l], selection_);
     backend_.project(layer, out, x);
     backend_.mlp(layer, x);
   }

@@ -9,22 +9,31 @@
 
 namespace tidal {
 
+/// Watches forward passes, for evaluations.
+class ForwardObserver {
+ public:
+  virtual ~ForwardObserver() = default;
+  /// After the attention of `layer`. The pointers are the backend's memory and valid during the call.
+  virtual void attended(int layer, const Batch& batch, Rows q, KvLayer kv, const Selection& selection) = 0;
+};
+
 /// Buffers of the forward pass for up to `max_rows` rows; run() allocates nothing.
 class Forward {
  public:
-  Forward(Backend& backend, const Model& model, int max_rows, int max_context, const Policy& policy);
+  Forward(Backend& backend, const Model& model, int max_rows, int max_context);
 
-  /// Runs `batch` over every layer. `kv(layer)` is the cache of each. logits: [batch.logit_rows, vocab].
-  void run(const Plan& plan, const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits);
+  /// Makes room for the selections of up to `rows` sparse chunks with policies (in numbers) like this one.
+  void reserve_selection(int rows, const Policy& policy);
 
-  /// The selection buffers, for inspection after run().
-  const Selection& selection() const { return selection_; }
+  /// Runs `batch` over every layer. `kv[layer]` is the cache of each. logits: [batch.logit_rows, vocab].
+  void run(const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits,
+           ForwardObserver* observer = nullptr);
 
  private:
   Backend& backend_;
   const Model& model_;
   int max_rows_;
-  Buffer x_, q_, out_, positions_;
+  Buffer x_, q_, out_, positions_, counts_;
   Selection selection_;
 };
 

@@ -8,6 +8,31 @@
 namespace tidal {
 namespace {
 
+void check_share(double share, const char* what) {
+  // Written so that NaN fails.
+  if (!(share >= 0 && share <= 1)) fail("plan: the {} is {}, expected a share from 0 to 1", what, share);
+}
+
+void check_policy(const Policy& policy) {
+  if (policy.budget < 1) fail("plan: the budget is {}, expected at least 1", policy.budget);
+  check_share(policy.budget_share, "budget's share of the context");
+  check_share(policy.recent_share, "recent share of the budget");
+  if (!(policy.top_p > 0 && policy.top_p <= 1)) {
+    fail("plan: top-p is {}, expected a share of the attention mass above 0, at most 1", policy.top_p);
+  }
+  if (policy.top_p < 1 && policy.pooling == Pooling::Max && policy.scope != Scope::Head) {
+    fail("plan: top-p needs the attention mass of the heads together, so pooling sum (or scope head), not max");
+  }
+  if (policy.sinks < 0 || policy.recent < 0) {
+    fail("plan: {} sinks and {} recent positions, expected none or more", policy.sinks, policy.recent);
+  }
+  // At the smallest budget: shares only grow with it.
+  const int recent = std::max(policy.at(0).recent, 1);
+  if (int64_t{policy.sinks} + recent > policy.budget) {
+    fail("plan: {} sinks and {} recent positions do not fit in a budget of {}", policy.sinks, recent, policy.budget);
+  }
+}
+
 struct MeasuredReselect {
   const char* architecture;
   int layers, width, kv_heads;
@@ -67,6 +92,14 @@ bool Plan::has_sparse() const { return count(Role::Sparse) > 0; }
 
 int Plan::count(Role role) const { return static_cast<int>(std::count(roles.begin(), roles.end(), role)); }
 
+std::vector<int> Plan::layers(Role role) const {
+  std::vector<int> layers;
+  for (size_t l = 0; l < roles.size(); ++l) {
+    if (roles[l] == role) layers.push_back(static_cast<int>(l));
+  }
+  return layers;
+}
+
 void Plan::check(const Hyperparameters& hp) const {
   if (static_cast<int>(roles.size()) != hp.layers) {
     fail("plan: it has {} layers, but the model has {}", roles.size(), hp.layers);
@@ -76,14 +109,8 @@ void Plan::check(const Hyperparameters& hp) const {
   if (first_sparse < first_select) {
     fail("plan: layer {} is Sparse, but no layer before it is Select", first_sparse - roles.begin());
   }
-  if (policy.budget < 1) fail("plan: the budget is {}, expected at least 1", policy.budget);
-  if (policy.sinks < 0 || policy.recent < 0) {
-    fail("plan: {} sinks and {} recent positions, expected none or more", policy.sinks, policy.recent);
-  }
-  if (int64_t{policy.sinks} + std::max(policy.recent, 1) > policy.budget) {
-    fail("plan: {} sinks and {} recent positions do not fit in a budget of {}", policy.sinks,
-         std::max(policy.recent, 1), policy.budget);
-  }
+  check_policy(policy);
+  if (correct < 0) fail("plan: correct is {}, expected a number of tokens, or 0 for never", correct);
 }
 
 Policy default_policy(int budget) {

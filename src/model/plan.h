@@ -9,16 +9,12 @@
 
 namespace tidal {
 
-/// What a layer does at a decode step (TidalDecode, section 3). Prefill is dense in every layer.
-enum class Role {
-  Dense,   ///< full attention
-  Select,  ///< full attention that also selects positions
-  Sparse,  ///< attention over the last selected positions
-};
-
 struct Plan {
   std::vector<Role> roles;  ///< one per layer
   Policy policy;
+  /// Cache correction (TidalDecode, section on KV cache correction): after this many sparsely decoded tokens their K/V
+  /// are computed again by dense attention; 0: never.
+  int correct = 0;
 
   /// Full attention in every layer.
   static Plan full(int layers);
@@ -27,8 +23,9 @@ struct Plan {
 
   bool has_sparse() const;
   int count(Role role) const;
+  std::vector<int> layers(Role role) const;
   /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select, a budget
-  /// below 1, sinks and recent that do not fit in the budget.
+  /// below 1, sinks and recent that do not fit in the budget, shares that are none.
   void check(const Hyperparameters& hp) const;
 
   bool operator==(const Plan&) const = default;
@@ -44,12 +41,13 @@ int default_reselect(const Hyperparameters& hp);
 /// True when default_reselect() comes from a measurement of this very shape.
 bool reselect_is_measured(const Hyperparameters& hp);
 
-/// The JSON form; see docs/plans.md.
-std::string to_json(const Plan& plan, const Hyperparameters& hp);
-/// Throws Error `name: ...` for malformed JSON, unknown fields, roles or scopes, or a plan made for another model.
+/// The JSON form; see docs/plans.md. `about`: a sentence for people on where the plan comes from.
+std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::string& about = "");
+/// Throws Error `name: ...` for malformed JSON, unknown fields, roles or scopes, or a plan made for another model
+/// (architecture, layers, width, heads).
 Plan plan_from_json(const std::string& text, const std::string& name, const Hyperparameters& hp);
 Plan load_plan(const std::string& path, const Hyperparameters& hp);
-void save_plan(const std::string& path, const Plan& plan, const Hyperparameters& hp);
+void save_plan(const std::string& path, const Plan& plan, const Hyperparameters& hp, const std::string& about = "");
 
 const char* to_string(Role role);
 const char* to_string(Scope scope);

@@ -40,6 +40,12 @@ class Object {
     return value.get<std::string>();
   }
   int integer(const char* key) const { return to_int(at(key), key); }
+  double number(const char* key) const {
+    const Json& value = at(key);
+    if (!value.is_number()) fail("{}: field '{}' holds {}, expected a number", where_, key, value.dump());
+    return value.get<double>();
+  }
+  bool has(const char* key) const { return json_.contains(key); }
   std::vector<int> integers(const char* key) const {
     const Json& value = at(key);
     if (!value.is_array()) fail("{}: field '{}' is not a list of layers", where_, key);
@@ -60,14 +66,6 @@ class Object {
   std::string where_;
 };
 
-std::vector<int> layers_with(const Plan& plan, Role role) {
-  std::vector<int> layers;
-  for (size_t l = 0; l < plan.roles.size(); ++l) {
-    if (plan.roles[l] == role) layers.push_back(static_cast<int>(l));
-  }
-  return layers;
-}
-
 template <typename Enum>
 Enum from_word(const char* what, const std::string& word, std::initializer_list<Enum> all) {
   std::string known;
@@ -79,16 +77,23 @@ Enum from_word(const char* what, const std::string& word, std::initializer_list<
 }
 
 Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp) {
-  const Object top(json, name, {"tidal_plan", "model", "roles", "policy"});
+  const Object top(json, name, {"tidal_plan", "model", "roles", "policy", "correct", "about"});
   if (top.integer("tidal_plan") != kFormat) {
     fail("{}: is a plan of format {}, expected {}", name, top.integer("tidal_plan"), kFormat);
   }
-  const Object model(top.at("model"), name + ": model", {"architecture", "layers", "width"});
+  const Object model(top.at("model"), name + ": model", {"architecture", "layers", "width", "heads", "kv_heads"});
   const auto architecture = model.text("architecture");
   const int layers = model.integer("layers"), width = model.integer("width");
   if (architecture != hp.architecture || layers != hp.layers || width != hp.width) {
     fail("{}: is a plan for {} with {} layers of width {}, but the model is {} with {} layers of width {}", name,
          architecture, layers, width, hp.architecture, hp.layers, hp.width);
+  }
+  // Absent from plans of older versions.
+  const int heads = model.has("heads") ? model.integer("heads") : hp.heads;
+  const int kv_heads = model.has("kv_heads") ? model.integer("kv_heads") : hp.kv_heads;
+  if (heads != hp.heads || kv_heads != hp.kv_heads) {
+    fail("{}: is a plan for {} query and {} KV heads, but the model has {} and {}", name, heads, kv_heads, hp.heads,
+         hp.kv_heads);
   }
 
   const Object roles(top.at("roles"), name + ": roles", {"dense", "select"});
@@ -101,29 +106,45 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
       plan.roles[layer] = role;
     }
   }
-  const Object policy(top.at("policy"), name + ": policy", {"scope", "pooling", "budget", "sinks", "recent"});
+  const Object policy(top.at("policy"), name + ": policy",
+                      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p"});
   plan.policy = {.scope = scope_from(policy.text("scope")),
                  .pooling = pooling_from(policy.text("pooling")),
                  .budget = policy.integer("budget"),
                  .sinks = policy.integer("sinks"),
                  .recent = policy.integer("recent")};
+  if (policy.has("budget_share")) plan.policy.budget_share = policy.number("budget_share");
+  if (policy.has("recent_share")) plan.policy.recent_share = policy.number("recent_share");
+  if (policy.has("top_p")) plan.policy.top_p = policy.number("top_p");
+  if (top.has("correct")) plan.correct = top.integer("correct");
+  if (top.has("about")) top.text("about");
   plan.check(hp);
   return plan;
 }
 
 }  // namespace
 
-std::string to_json(const Plan& plan, const Hyperparameters& hp) {
-  const Json json = {
-      {"tidal_plan", kFormat},
-      {"model", {{"architecture", hp.architecture}, {"layers", hp.layers}, {"width", hp.width}}},
-      {"roles", {{"dense", layers_with(plan, Role::Dense)}, {"select", layers_with(plan, Role::Select)}}},
-      {"policy",
-       {{"scope", to_string(plan.policy.scope)},
-        {"pooling", to_string(plan.policy.pooling)},
-        {"budget", plan.policy.budget},
-        {"sinks", plan.policy.sinks},
-        {"recent", plan.policy.recent}}}};
+std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::string& about) {
+  Json json = {{"tidal_plan", kFormat},
+               {"model",
+                {{"architecture", hp.architecture},
+                 {"layers", hp.layers},
+                 {"width", hp.width},
+                 {"heads", hp.heads},
+                 {"kv_heads", hp.kv_heads}}},
+               {"roles", {{"dense", plan.layers(Role::Dense)}, {"select", plan.layers(Role::Select)}}},
+               {"policy",
+                {{"scope", to_string(plan.policy.scope)},
+                 {"pooling", to_string(plan.policy.pooling)},
+                 {"budget", plan.policy.budget},
+                 {"sinks", plan.policy.sinks},
+                 {"recent", plan.policy.recent}}}};
+  Json& policy = json["policy"];
+  if (plan.policy.budget_share > 0) policy["budget_share"] = plan.policy.budget_share;
+  if (plan.policy.recent_share > 0) policy["recent_share"] = plan.policy.recent_share;
+  if (plan.policy.top_p < 1) policy["top_p"] = plan.policy.top_p;
+  if (plan.correct > 0) json["correct"] = plan.correct;
+  if (!about.empty()) json["about"] = about;
   return json.dump(2) + "\n";
 }
 
@@ -149,8 +170,8 @@ Plan load_plan(const std::string& path, const Hyperparameters& hp) {
   return plan_from_json({reinterpret_cast<const char*>(file.data), file.size}, path, hp);
 }
 
-void save_plan(const std::string& path, const Plan& plan, const Hyperparameters& hp) {
-  const std::string text = to_json(plan, hp);
+void save_plan(const std::string& path, const Plan& plan, const Hyperparameters& hp, const std::string& about) {
+  const std::string text = to_json(plan, hp, about);
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), std::fclose);
   if (!file) fail("{}: cannot be written: {}", path, std::strerror(errno));
   if (std::fwrite(text.data(), 1, text.size(), file.get()) != text.size() || std::fflush(file.get()) != 0) {

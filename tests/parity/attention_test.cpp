@@ -55,7 +55,8 @@ std::vector<float> attend(const std::string& backend, const Inputs& in, int thre
   Device device(backend, threads);
   device.begin(in.hp, in.batch);
   const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
-  device->attend(*in.batch, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), out);
+  device->attend(*RoleBatch(in.batch, Role::Dense), 0, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), {},
+                 out);
   return device.read(out);
 }
 
@@ -65,7 +66,8 @@ std::vector<float> attend_sparse(const std::string& backend, const Inputs& in, c
   device.begin(in.hp, in.batch);
   const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
   const Selection selection = device.selection(policy, in.hp, in.batch->rows(), positions);
-  device->attend_sparse(*in.batch, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), selection, out);
+  device->attend(*RoleBatch(in.batch, Role::Sparse, policy), 0, device.rows(in.q, in.hp.q_width()),
+                 device.cache(in.cache), selection, out);
   return device.read(out);
 }
 
@@ -74,7 +76,7 @@ std::vector<int32_t> random_selection(const Inputs& in, const Policy& policy, Ra
   const int units = scope_units(policy.scope, in.hp.heads, in.hp.kv_heads);
   std::vector<int32_t> positions(static_cast<size_t>(in.batch->rows()) * units * policy.budget, -1);
   for (const Chunk& chunk : in.batch->chunks) {
-    if (!chunk.sparse) continue;
+    if (!in.batch.sparse(chunk)) continue;
     for (int unit = 0; unit < units; ++unit) {
       std::vector<int32_t> all = random.permutation(chunk.context());
       std::sort(all.begin(), all.begin() + policy.budget);
@@ -165,7 +167,7 @@ TEST_P(AttentionParity, RowsOfOthersChangeNothing) {
     device->begin(in.hp, batch);
     const auto begin = static_cast<ptrdiff_t>(chunk.first_row) * width, end = begin + ptrdiff_t{chunk.rows} * width;
     const Rows out = device.rows(chunk.rows, width);
-    device->attend(batch, device.rows({in.q.begin() + begin, in.q.begin() + end}, width), cache, out);
+    device->attend(batch, 0, device.rows({in.q.begin() + begin, in.q.begin() + end}, width), cache, {}, out);
     EXPECT_EQ(device.read(out), std::vector<float>(together.begin() + begin, together.begin() + end))
         << chunk.rows << " rows at position " << chunk.position;
   }

@@ -146,7 +146,7 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
       for (int h = 0; h < hp.heads; ++h) {
         std::vector<int32_t> positions(chunk.position + i + 1);
         std::iota(positions.begin(), positions.end(), 0);
-        if (chunk.sparse && !selected.empty()) {
+        if (batch.sparse(chunk) && !selected.empty()) {
           const size_t unit = static_cast<size_t>(row) * units + h * units / hp.heads;
           const auto begin = selected.begin() + static_cast<ptrdiff_t>(unit * policy.budget);
           positions.assign(begin, begin + policy.budget);

@@ -76,7 +76,7 @@ void expect_attends(Function&& kernel, bool bf16, Random& random) {
         Device reference("reference");
         reference.begin(hp, batch);
         const Rows out = reference.rows(1, hp.q_width());
-        reference->attend(*batch, reference.rows(q, hp.q_width()), reference.cache(cache), out);
+        reference->attend(*batch, 0, reference.rows(q, hp.q_width()), reference.cache(cache), {}, out);
         const std::vector<float> expected = reference.read(out);
         const std::vector<double> bounds = attention_bounds(hp, batch, cache, q, bf16);
         for (const int parts : {1, std::min(3, context)}) {

@@ -110,7 +110,8 @@ Selected select(const std::string& backend, const Inputs& in, const Policy& poli
   device.begin(in.hp, in.batch);
   const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
   const Selection selection = device.selection(policy, in.hp, in.batch->rows());
-  device->attend_select(*in.batch, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), selection, out);
+  device->attend(*RoleBatch(in.batch, Role::Select, policy), 0, device.rows(in.q, in.hp.q_width()),
+                 device.cache(in.cache), selection, out);
   return {device.read(selection, in.batch->rows()), device.read(out)};
 }
 
@@ -155,7 +156,7 @@ void expect_same_sets(const Inputs& in, const Policy& policy, const std::vector<
   const int units = scope_units(policy.scope, in.hp.heads, in.hp.kv_heads);
   const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
   for (const Chunk& chunk : in.batch->chunks) {
-    if (!chunk.sparse) continue;
+    if (!in.batch.sparse(chunk)) continue;
     for (int unit = 0; unit < units; ++unit) {
       const auto at = (static_cast<ptrdiff_t>(chunk.first_row) * units + unit) * policy.budget;
       const std::vector<int32_t> ours(got.begin() + at, got.begin() + at + policy.budget);
@@ -287,8 +288,8 @@ TEST_P(Selecting, ByHand) {
     Device device(GetParam());
     device.begin(hp, batch);
     const Selection selection = device.selection(policy, hp, 1);
-    device->attend_select(*batch, device.rows(q, hp.q_width()), device.cache(cache), selection,
-                          device.rows(1, hp.q_width()));
+    device->attend(*RoleBatch(batch, Role::Select, policy), 0, device.rows(q, hp.q_width()), device.cache(cache),
+                   selection, device.rows(1, hp.q_width()));
     return device.read(selection, 1);
   };
   // 0 * NaN and 0 * infinity are NaN: positions 4 and 6 have no score of either head, position 5 -infinity of head 0.

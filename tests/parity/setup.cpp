@@ -42,7 +42,7 @@ HostBatch::HostBatch(std::vector<ChunkShape> chunks, int vocab, Random& random, 
     chunk.first_row = static_cast<int>(tokens_.size());
     chunk.rows = chunks[c].rows;
     chunk.position = chunks[c].position;
-    chunk.sparse = chunks[c].sparse;
+    sparse_.push_back(chunks[c].sparse);
     chunk.blocks = tables_[c];
     for (int i = 0; i < chunk.rows; ++i) {
       tokens_.push_back(random.integer(0, vocab - 1));
@@ -59,6 +59,16 @@ int HostBatch::max_context() const {
   int longest = 0;
   for (const Chunk& chunk : chunks_) longest = std::max(longest, chunk.context());
   return longest;
+}
+
+RoleBatch::RoleBatch(const HostBatch& batch, Role role, const Policy& policy)
+    : role_(role), chunks_(batch->chunks.begin(), batch->chunks.end()), batch_(*batch) {
+  for (size_t c = 0; c < chunks_.size(); ++c) {
+    if (role == Role::Dense || !batch.sparse(batch->chunks[c])) continue;
+    chunks_[c].roles = {&role_, 1};
+    chunks_[c].policy = policy;
+  }
+  batch_.chunks = chunks_;
 }
 
 HostCache::HostCache(const Hyperparameters& hp, int blocks)
@@ -148,18 +158,28 @@ HostCache Device::read(KvLayer cache, const HostCache& like) {
 Selection Device::selection(const Policy& policy, const Hyperparameters& hp, int rows,
                             const std::vector<int32_t>& positions) {
   Selection selection;
-  selection.policy = policy;
-  selection.units = scope_units(policy.scope, hp.heads, hp.kv_heads);
-  const std::vector<int32_t> none(static_cast<size_t>(rows) * selection.units * policy.budget, -1);
+  selection.row_units = scope_units(policy.scope, hp.heads, hp.kv_heads);
+  selection.row_positions = selection.row_units * policy.budget;
+  const std::vector<int32_t> none(static_cast<size_t>(rows) * selection.row_positions, -1);
   const std::vector<int32_t>& given = positions.empty() ? none : positions;
+  const std::vector<int32_t> counts(static_cast<size_t>(rows) * selection.row_units, policy.budget);
   selection.positions = reinterpret_cast<int32_t*>(put(given.data(), sizeof(int32_t) * given.size()));
+  selection.counts = reinterpret_cast<int32_t*>(put(counts.data(), sizeof(int32_t) * counts.size()));
   return selection;
 }
 
 std::vector<int32_t> Device::read(const Selection& selection, int rows) {
-  std::vector<int32_t> host(static_cast<size_t>(rows) * selection.units * selection.policy.budget);
+  std::vector<int32_t> host(static_cast<size_t>(rows) * selection.row_positions);
   backend_->read(reinterpret_cast<std::byte*>(host.data()), reinterpret_cast<const std::byte*>(selection.positions),
                  sizeof(int32_t) * host.size());
+  std::vector<int32_t> counts(static_cast<size_t>(rows) * selection.row_units);
+  backend_->read(reinterpret_cast<std::byte*>(counts.data()), reinterpret_cast<const std::byte*>(selection.counts),
+                 sizeof(int32_t) * counts.size());
+  const int budget = selection.row_positions / selection.row_units;
+  for (size_t unit = 0; unit < counts.size(); ++unit) {
+    std::fill(host.begin() + static_cast<ptrdiff_t>(unit * budget + counts[unit]),
+              host.begin() + static_cast<ptrdiff_t>((unit + 1) * budget), -1);
+  }
   return host;
 }
 

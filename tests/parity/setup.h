@@ -38,6 +38,8 @@ class HostBatch {
 
   const Batch& operator*() const { return batch_; }
   const Batch* operator->() const { return &batch_; }
+  /// Whether a chunk was asked to be sparse; RoleBatch makes it so.
+  bool sparse(const Chunk& chunk) const { return sparse_[&chunk - chunks_.data()]; }
   int blocks() const { return blocks_; }
   int max_context() const;
 
@@ -46,8 +48,23 @@ class HostBatch {
   std::vector<int32_t> positions_, logit_rows_;
   std::vector<std::vector<BlockId>> tables_;
   std::vector<Chunk> chunks_;
+  std::vector<bool> sparse_;
   Batch batch_;
   int blocks_ = 0;
+};
+
+/// The same batch with one role for all its sparse chunks, in the only layer that there is.
+class RoleBatch {
+ public:
+  RoleBatch(const HostBatch& batch, Role role, const Policy& policy = {});
+  RoleBatch(const RoleBatch&) = delete;
+  RoleBatch& operator=(const RoleBatch&) = delete;
+  const Batch& operator*() const { return batch_; }
+
+ private:
+  Role role_;
+  std::vector<Chunk> chunks_;
+  Batch batch_;
 };
 
 /// The cache of one layer in host memory, laid out as KvLayer says.
@@ -96,6 +113,7 @@ class Device {
   /// `positions` [rows, units, budget].
   Selection selection(const Policy& policy, const Hyperparameters& hp, int rows,
                       const std::vector<int32_t>& positions = {});
+  /// What is selected: [rows, units, budget], -1 behind the counted ones.
   std::vector<int32_t> read(const Selection& selection, int rows);
 
  private:

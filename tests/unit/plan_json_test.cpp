@@ -55,7 +55,7 @@ TEST(PlanJson, RoundTrip) {
 TEST(PlanJson, IsReadable) {
   const Json json = Json::parse(to_json(plan(), model()));
   EXPECT_EQ(json, Json::parse(R"({"tidal_plan": 1,
-      "model": {"architecture": "qwen2", "layers": 6, "width": 128},
+      "model": {"architecture": "qwen2", "layers": 6, "width": 128, "heads": 4, "kv_heads": 2},
       "roles": {"dense": [0, 1], "select": [2, 4]},
       "policy": {"scope": "kv", "pooling": "max", "budget": 32, "sinks": 2, "recent": 5}})"));
 }

@@ -114,58 +114,50 @@ void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
   counters_ = 0;
 }
 
-void Attention::run_dense_rows(const Batch& batch, Rows q, KvLayer kv, Rows out, bool skip_sparse) {
+void Attention::add_dense_row(const Chunk& chunk, int index) {
+  for (int h = 0; h < heads_; h += group_) {
+    add_row(chunk, chunk.first_row + index, h, group_, nullptr, chunk.position + index + 1, kDensePiece);
+  }
+}
+
+void Attention::add_sparse_row(const Chunk& chunk, const Selection& selection) {
+  const int set = heads_ / scope_units(chunk.policy.scope, heads_, heads_ / group_);  // query heads that share one set
+  for (int h = 0; h < heads_; h += std::min(set, group_)) {
+    add_row(chunk, chunk.first_row, h, std::min(set, group_), selection.unit(chunk, h / set),
+            selection.count(chunk, h / set), sparse_piece(chunk.policy.budget));
+  }
+}
+
+void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+  add_dense_row(chunk, 0);
+  run_items(q, kv, out, scores_.as<float>());
+  selector_.select({scores_.as<float>(), max_context_, maximum_.data(), sum_.data(), scale_}, chunk, selection);
+}
+
+void Attention::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   int wave = 0;
+  const auto run_wave = [&](int full) {
+    if (wave < full) return;
+    run_items(q, kv, out, nullptr);
+    wave = 0;
+  };
   for (const Chunk& chunk : batch.chunks) {
-    if (skip_sparse && chunk.sparse) continue;
-    if (chunk.rows > kShortChunk) continue;
-    for (int r = 0; r < chunk.rows; ++r) {
-      for (int h = 0; h < heads_; h += group_) {
-        add_row(chunk, chunk.first_row + r, h, group_, nullptr, chunk.position + r + 1, kDensePiece);
+    if (chunk.rows > kShortChunk || chunk.role(layer) == Role::Select) continue;
+    for (int i = 0; i < chunk.rows; ++i) {
+      if (chunk.role(layer) == Role::Sparse) {
+        add_sparse_row(chunk, selection);
+      } else {
+        add_dense_row(chunk, i);
       }
-      if (++wave == kWave) {
-        run_items(q, kv, out, nullptr);
-        wave = 0;
-      }
+      ++wave;
+      run_wave(kWave);
     }
   }
-  if (wave > 0) run_items(q, kv, out, nullptr);
+  run_wave(1);
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk) prefill_attention(chunk, q, kv, group_, out, gemm_, threads_);
+    if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);
   }
-}
-
-void Attention::dense(const Batch& batch, Rows q, KvLayer kv, Rows out) { run_dense_rows(batch, q, kv, out, false); }
-
-void Attention::select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  run_dense_rows(batch, q, kv, out, true);
-  for (const Chunk& chunk : batch.chunks) {
-    if (!chunk.sparse) continue;
-    for (int h = 0; h < heads_; h += group_) {
-      add_row(chunk, chunk.first_row, h, group_, nullptr, chunk.context(), kDensePiece);
-    }
-    run_items(q, kv, out, scores_.as<float>());
-    selector_.select({scores_.as<float>(), max_context_, maximum_.data(), sum_.data(), scale_}, chunk.context(),
-                     chunk.first_row, selection);
-  }
-}
-
-void Attention::sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  run_dense_rows(batch, q, kv, out, true);
-  int wave = 0;
-  for (const Chunk& chunk : batch.chunks) {
-    if (!chunk.sparse) continue;
-    const int set = heads_ / selection.units;  // query heads that share one set
-    for (int h = 0; h < heads_; h += std::min(set, group_)) {
-      add_row(chunk, chunk.first_row, h, std::min(set, group_), selection.unit(chunk.first_row, h / set),
-              selection.policy.budget, sparse_piece(selection.policy.budget));
-    }
-    if (++wave == kWave) {
-      run_items(q, kv, out, nullptr);
-      wave = 0;
-    }
-  }
-  if (wave > 0) run_items(q, kv, out, nullptr);
 }
 
 }  // namespace tidal

@@ -22,9 +22,8 @@ class Attention {
 
   void reserve(const Hyperparameters& hp, int max_context);
 
-  void dense(const Batch& batch, Rows q, KvLayer kv, Rows out);
-  void select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out);
-  void sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out);
+  /// Backend::attend().
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out);
 
  private:
   /// One thread's piece of work: some heads of one row over some positions.
@@ -40,7 +39,9 @@ class Attention {
     int counter;     // index of their common counter
   };
 
-  void run_dense_rows(const Batch& batch, Rows q, KvLayer kv, Rows out, bool skip_sparse);
+  void add_dense_row(const Chunk& chunk, int index);
+  void add_sparse_row(const Chunk& chunk, const Selection& selection);
+  void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
   void add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count, int piece);
   /// rows[i]: K/V of the item's i-th position.
   void find_rows(const Item& item, KvLayer kv, const Bf16** rows) const;

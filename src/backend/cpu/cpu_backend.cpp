@@ -37,12 +37,8 @@ class CpuBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, Rows q, KvLayer kv, Rows out) override { attention_.dense(batch, q, kv, out); }
-  void attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) override {
-    attention_.select(batch, q, kv, selection, out);
-  }
-  void attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) override {
-    attention_.sparse(batch, q, kv, selection, out);
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override {
+    attention_.attend(batch, layer, q, kv, selection, out);
   }
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;

@@ -35,8 +35,10 @@ void pool_infinite(const float* scores, int context, int begin, int end, float s
 
 void Selector::reserve(const Hyperparameters& hp, int max_context) {
   heads_ = hp.heads;
+  kv_heads_ = hp.kv_heads;
   max_context_ = max_context;
-  pooled_ = allocate_memory(sizeof(float) * hp.kv_heads * static_cast<size_t>(max_context), "attention scores");
+  pooled_ = allocate_memory(sizeof(float) * hp.heads * static_cast<size_t>(max_context), "attention scores");
+  ranked_.resize(hp.heads);
 }
 
 void Selector::pool(const RowScores& scores, int first_head, int heads, int begin, int end, Pooling pooling,
@@ -60,33 +62,63 @@ void Selector::pool(const RowScores& scores, int first_head, int heads, int begi
   }
 }
 
-void Selector::select(const RowScores& scores, int context, int row, const Selection& selection) {
-  const Policy& policy = selection.policy;
+int Selector::keep_mass(const Policy& policy, const float* ranking, const float* mass, int32_t* positions, int unit) {
   const Reserved reserved = reserved_positions(policy);
-  context_ = context;
-  const int heads = heads_ / selection.units;
-  const int chosen = policy.budget - reserved.sinks - reserved.recent;
-  const bool pooling = policy.scope != Scope::Head;
+  int32_t* const first = positions + reserved.sinks;
+  int32_t* const last = positions + policy.budget - reserved.recent;
+  double wanted = 0, held = 0;
+  for (int i = 0; i < context_; ++i) wanted += mass[i];
+  wanted *= policy.top_p;
+  for (int i = 0; i < reserved.sinks; ++i) held += mass[i];
+  for (int i = context_ - reserved.recent; i < context_; ++i) held += mass[i];
 
-  if (pooling && chosen > 0) {
+  std::vector<int32_t>& ranked = ranked_[unit];
+  ranked.assign(first, last);
+  std::sort(ranked.begin(), ranked.end(), [ranking](int32_t a, int32_t b) {
+    const bool a_is_nan = std::isnan(ranking[a]), b_is_nan = std::isnan(ranking[b]);
+    if (a_is_nan != b_is_nan) return b_is_nan;
+    if (!a_is_nan && ranking[a] != ranking[b]) return ranking[a] > ranking[b];
+    return a < b;
+  });
+  size_t kept = 0;
+  for (; kept < ranked.size() && held < wanted; ++kept) held += mass[ranked[kept]];
+  std::sort(ranked.begin(), ranked.begin() + static_cast<ptrdiff_t>(kept));
+  int32_t* end = std::copy_n(ranked.begin(), kept, first);
+  end = std::copy(last, positions + policy.budget, end);
+  return static_cast<int>(end - positions);
+}
+
+void Selector::select(const RowScores& scores, const Chunk& chunk, const Selection& selection) {
+  const Policy& policy = chunk.policy;
+  const Reserved reserved = reserved_positions(policy);
+  const int context = context_ = chunk.context();
+  const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;
+  const int chosen = policy.budget - reserved.sinks - reserved.recent;
+  const bool by_mass = policy.top_p < 1;
+  const bool own_scores = policy.scope == Scope::Head;  // nothing to pool for the ranking
+  const auto pooled = [&](int unit) { return pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_; };
+
+  if ((!own_scores || by_mass) && chosen > 0) {
+    const Pooling pooling = own_scores ? Pooling::Sum : policy.pooling;
     const int ranges = (context + kPoolPiece - 1) / kPoolPiece;
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
-    for (int task = 0; task < ranges * selection.units; ++task) {
+    for (int task = 0; task < ranges * units; ++task) {
       const int unit = task / ranges;
       const int begin = task % ranges * kPoolPiece;
-      pool(scores, unit * heads, heads, begin, std::min(context, begin + kPoolPiece), policy.pooling,
-           pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_);
+      pool(scores, unit * heads, heads, begin, std::min(context, begin + kPoolPiece), pooling, pooled(unit));
     }
   }
-#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (selection.units > 1)
-  for (int unit = 0; unit < selection.units; ++unit) {
-    const float* ranking = pooling ? pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_
-                                   : scores.scores + unit * scores.stride;
-    int32_t* positions = selection.unit(row, unit);
+#pragma omp parallel for schedule(dynamic) num_threads(threads_) if (units > 1)
+  for (int unit = 0; unit < units; ++unit) {
+    const float* ranking = own_scores ? scores.scores + unit * scores.stride : pooled(unit);
+    int32_t* const first = selection.unit(chunk, unit);
+    int32_t* positions = first;
     for (int i = 0; i < reserved.sinks; ++i) *positions++ = i;
     top_k(ranking, reserved.sinks, context - reserved.sinks - reserved.recent, chosen, positions);
     positions += chosen;
     for (int i = context - reserved.recent; i < context; ++i) *positions++ = i;
+    selection.count(chunk, unit) =
+        by_mass && chosen > 0 ? keep_mass(policy, ranking, pooled(unit), first, unit) : policy.budget;
   }
 }
 

@@ -1,6 +1,8 @@
 // From the scores of a Select layer to selected positions.
 #pragma once
 
+#include <vector>
+
 #include "backend/batch.h"
 #include "core/buffer.h"
 
@@ -21,16 +23,20 @@ class Selector {
   explicit Selector(int threads) : threads_(threads) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
-  /// Fills the units of `row` in `selection`. context > selection.policy.budget.
-  void select(const RowScores& scores, int context, int row, const Selection& selection);
+  /// Fills the units of a sparse chunk in `selection`.
+  void select(const RowScores& scores, const Chunk& chunk, const Selection& selection);
 
  private:
   void pool(const RowScores& scores, int first_head, int heads, int begin, int end, Pooling pooling, float* pooled);
+  /// Keeps of `count` ascending positions, all but the reserved ones chosen by `ranking`, as few as hold top_p of the
+  /// set's `mass` [context]. Returns how many.
+  int keep_mass(const Policy& policy, const float* ranking, const float* mass, int32_t* positions, int unit);
 
   int threads_;
-  int heads_ = 0, max_context_ = 0;
-  int context_ = 0;  // of the row in work
-  Buffer pooled_;    // [kv_heads, max_context]
+  int heads_ = 0, kv_heads_ = 0, max_context_ = 0;
+  int context_ = 0;                           // of the row in work
+  Buffer pooled_;                             // [heads, max_context], of as many heads as there are sets
+  std::vector<std::vector<int32_t>> ranked_;  // [heads], work space of keep_mass()
 };
 
 }  // namespace tidal

@@ -72,9 +72,7 @@ class ReferenceBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch&) override { hp_ = hp; }
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, Rows q, KvLayer kv, Rows out) override;
-  void attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
-  void attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override { add_product(layer.wo, layer.bo, out, x); }
   void mlp(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
@@ -83,9 +81,10 @@ class ReferenceBackend final : public Backend {
   void add_product(const Weight& weight, const Weight& bias, Rows from, Rows x) const;
   /// All heads of one row over the whole context; returns every head's scores.
   std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
-  void attend_chunk(const Chunk& chunk, Rows q, KvLayer kv, Rows out) const {
-    for (int i = 0; i < chunk.rows; ++i) attend_row(chunk, i, q, kv, out);
-  }
+  /// The positions of a sparse chunk from the scores of its row.
+  void select(const Chunk& chunk, const std::vector<Scores>& scores, const Selection& selection) const;
+  /// All heads of a sparse chunk's row over their selected positions.
+  void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) const;
 
   Hyperparameters hp_;
 };
@@ -135,40 +134,37 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   return scores;
 }
 
-void ReferenceBackend::attend(const Batch& batch, Rows q, KvLayer kv, Rows out) {
-  for (const Chunk& chunk : batch.chunks) attend_chunk(chunk, q, kv, out);
-}
-
-void ReferenceBackend::attend_select(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  for (const Chunk& chunk : batch.chunks) {
-    if (!chunk.sparse) {
-      attend_chunk(chunk, q, kv, out);
-      continue;
-    }
-    const std::vector<Scores> scores = attend_row(chunk, 0, q, kv, out);
-    const int heads = hp_.heads / selection.units;  // that share one set
-    const double scale = 1.0 / std::sqrt(static_cast<double>(hp_.head_dim));
-    for (int unit = 0; unit < selection.units; ++unit) {
-      const std::span<const Scores> own(scores.data() + static_cast<size_t>(unit) * heads, heads);
-      const auto pooled = reference::pooled_scores(own, selection.policy, scale);
-      const auto chosen = reference::select_positions(pooled, selection.policy);
-      std::copy(chosen.begin(), chosen.end(), selection.unit(chunk.first_row, unit));
-    }
+void ReferenceBackend::select(const Chunk& chunk, const std::vector<Scores>& scores, const Selection& selection) const {
+  const int units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
+  const int heads = hp_.heads / units;  // that share one set
+  const double scale = 1.0 / std::sqrt(static_cast<double>(hp_.head_dim));
+  for (int unit = 0; unit < units; ++unit) {
+    const std::span<const Scores> own(scores.data() + static_cast<size_t>(unit) * heads, heads);
+    const auto chosen = reference::select_positions(own, chunk.policy, scale);
+    std::copy(chosen.begin(), chosen.end(), selection.unit(chunk, unit));
+    selection.count(chunk, unit) = static_cast<int32_t>(chosen.size());
   }
 }
 
-void ReferenceBackend::attend_sparse(const Batch& batch, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection,
+                                       Rows out) const {
+  const int units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
+  for (int h = 0; h < hp_.heads; ++h) {
+    const int unit = h * units / hp_.heads;
+    const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
+    const int64_t offset = int64_t{h} * hp_.head_dim;
+    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen, out.row(chunk.first_row) + offset);
+  }
+}
+
+void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   for (const Chunk& chunk : batch.chunks) {
-    if (!chunk.sparse) {
-      attend_chunk(chunk, q, kv, out);
-      continue;
-    }
-    for (int h = 0; h < hp_.heads; ++h) {
-      const int unit = h * selection.units / hp_.heads;
-      const std::span<const int32_t> chosen(selection.unit(chunk.first_row, unit), selection.policy.budget);
-      const int64_t offset = int64_t{h} * hp_.head_dim;
-      attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen,
-                  out.row(chunk.first_row) + offset);
+    switch (chunk.role(layer)) {
+      case Role::Dense:
+        for (int i = 0; i < chunk.rows; ++i) attend_row(chunk, i, q, kv, out);
+        break;
+      case Role::Select: select(chunk, attend_row(chunk, 0, q, kv, out), selection); break;
+      case Role::Sparse: attend_selected(chunk, q, kv, selection, out); break;
     }
   }
 }

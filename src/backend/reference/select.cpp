@@ -50,7 +50,8 @@ std::vector<float> pooled_scores(std::span<const Scores> heads, const Policy& po
   return policy.pooling == Pooling::Max ? pool_max(heads) : pool_sum(heads, scale);
 }
 
-std::vector<int32_t> select_positions(std::span<const float> pooled, const Policy& policy) {
+std::vector<int32_t> select_positions(std::span<const Scores> heads, const Policy& policy, double scale) {
+  const std::vector<float> pooled = pooled_scores(heads, policy, scale);
   const int context = static_cast<int>(pooled.size());
   const Reserved reserved = reserved_positions(policy);
   std::vector<int32_t> all(context);
@@ -66,7 +67,16 @@ std::vector<int32_t> select_positions(std::span<const float> pooled, const Polic
     return a < b;
   };
   std::sort(others.begin(), others.end(), ahead);
-  chosen.insert(chosen.end(), others.begin(), others.begin() + (policy.budget - static_cast<int>(chosen.size())));
+
+  const Scores mass = pool_sum(heads, scale);
+  const double wanted = policy.top_p * std::accumulate(mass.begin(), mass.end(), 0.0);
+  double held = 0;
+  for (const int32_t position : chosen) held += mass[position];
+  for (size_t i = 0; static_cast<int>(chosen.size()) < policy.budget; ++i) {
+    if (policy.top_p < 1 && held >= wanted) break;
+    chosen.push_back(others[i]);
+    held += mass[others[i]];
+  }
   std::sort(chosen.begin(), chosen.end());
   return chosen;
 }

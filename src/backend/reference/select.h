@@ -16,7 +16,8 @@ using Scores = std::vector<float>;
 /// Scope::Head. `scale` is the factor on q.k before the softmax.
 std::vector<float> pooled_scores(std::span<const Scores> heads, const Policy& policy, double scale);
 
-/// The policy.budget positions of one set, ascending. The context, pooled.size(), must be larger than the budget.
-std::vector<int32_t> select_positions(std::span<const float> pooled, const Policy& policy);
+/// The positions of one set, ascending: policy.budget of them, fewer with top_p. `heads`: the scores of its query
+/// heads. The context, heads[0].size(), must be larger than the budget; the policy is one in numbers (Policy::at).
+std::vector<int32_t> select_positions(std::span<const Scores> heads, const Policy& policy, double scale);
 
 }  // namespace tidal::reference

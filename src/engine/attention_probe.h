@@ -1,0 +1,51 @@
+// What attention reads at a decode step, and how much of the mass that is.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace tidal {
+
+/// How one layer attended at one decode step.
+struct LayerAttention {
+  Role role = Role::Dense;
+  /// [heads] share of the layer's own softmax over the whole context that the positions it read hold: 1 for Dense and
+  /// Select.
+  std::vector<float> mass;
+  /// [units] positions that a Select layer chose, ascending; empty for other roles and while the context fits in the
+  /// budget.
+  std::vector<std::vector<int32_t>> selected;
+
+  double mean_mass() const;
+};
+
+/// Watches the decode steps of an engine, from construction to destruction; of a batch the first sequence that decodes
+/// sparsely, else the first. Reads K of the whole context back from the backend at every Sparse layer, so it slows
+/// decoding down, and changes nothing. Steps of more than one row are ignored.
+class AttentionProbe final : public ForwardObserver {
+ public:
+  explicit AttentionProbe(Engine& engine);
+  ~AttentionProbe() override { engine_.set_observer(nullptr); }
+  AttentionProbe(const AttentionProbe&) = delete;
+  AttentionProbe& operator=(const AttentionProbe&) = delete;
+
+  /// [layers] of the last decode step.
+  std::span<const LayerAttention> layers() const { return layers_; }
+
+  void attended(int layer, const Batch& batch, Rows q, KvLayer kv, const Selection& selection) override;
+
+ private:
+  void read_selection(const Chunk& chunk, const Selection& selection);
+  /// Softmax mass of `selected_` for the query heads of one KV head.
+  void measure(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head, std::vector<float>& mass);
+
+  Engine& engine_;
+  Backend& backend_;
+  Hyperparameters hp_;
+  std::vector<LayerAttention> layers_;
+  std::vector<std::vector<int32_t>> selected_;  // [units] of the last Select layer
+};
+
+}  // namespace tidal
