@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "report/table.h"
 
 namespace tidal {
 namespace {
@@ -109,22 +110,7 @@ std::string markdown_table(const std::vector<BenchRow>& rows) {
       {"engine", "attention", "test", "depth", "batch", "KV", "tok/s", "ms/token", "ms min", "GB/s", "of limit"}};
   if (ratio) table[0].push_back("vs llama.cpp");
   for (const BenchRow& row : rows) table.push_back(cells(rows, row, ratio));
-  std::vector<size_t> widths(table[0].size());
-  for (const auto& line : table) {
-    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
-  }
-  std::string text;
-  for (size_t l = 0; l < table.size(); ++l) {
-    for (size_t i = 0; i < widths.size(); ++i) {
-      text += i < kWords ? fmt::format("| {:<{}} ", table[l][i], widths[i])
-                         : fmt::format("| {:>{}} ", table[l][i], widths[i]);
-    }
-    text += "|\n";
-    if (l > 0) continue;
-    for (size_t i = 0; i < widths.size(); ++i) text += "| " + std::string(widths[i], '-') + (i < kWords ? " " : ":");
-    text += "|\n";
-  }
-  return text;
+  return markdown_table(table, kWords);
 }
 
 void BenchWriter::add(const BenchRow& row) {
