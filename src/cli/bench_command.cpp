@@ -141,7 +141,10 @@ void add_bench_command(CLI::App& app) {
   bench->add_option("-o,--output", flags->format, "Output format: md, json, csv or jsonl")->capture_default_str();
   bench->add_flag("--details", flags->details, "More fields in json, csv and jsonl: machine, model, threads, ...");
   add_plan_options(*bench, flags->plan);
-  bench->callback([flags] { run_bench(*flags); });
+  bench->callback([flags] {
+    find_plan_file(flags->plan, flags->model);
+    run_bench(*flags);
+  });
 }
 
 }  // namespace tidal

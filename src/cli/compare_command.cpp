@@ -207,7 +207,10 @@ void add_compare_command(CLI::App& app) {
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   command->add_option("--baseline", options->baseline, "Also measure another engine on the same text: llama.cpp");
   add_plan_options(*command, options->plan);
-  command->callback([options] { Comparison(*options).run(); });
+  command->callback([options] {
+    find_plan_file(options->plan, options->model);
+    Comparison(*options).run();
+  });
 }
 
 }  // namespace tidal

@@ -157,6 +157,7 @@ void add_info_command(CLI::App& app) {
   command->add_flag("--json", flags->json, "As JSON");
   add_plan_options(*command, flags->plan);
   command->callback([flags] {
+    find_plan_file(flags->plan, flags->model);
     const auto backend = make_reference_backend();
     const Info info = collect(*flags, *backend);
     write_out(flags->json ? as_json(info) : as_text(info));

@@ -195,7 +195,10 @@ void add_run_command(CLI::App& app) {
   const auto options = std::make_shared<RunOptions>();
   CLI::App* command = app.add_subcommand("run", "Continue a prompt, or chat");
   add_run_options(*command, *options);
-  command->callback([options] { run(*options); });
+  command->callback([options] {
+    if (options->attention != "full") find_plan_file(options->plan, options->model);
+    run(*options);
+  });
 }
 
 }  // namespace tidal
