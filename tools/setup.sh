@@ -2,7 +2,7 @@
 # Makes a fresh Debian 12 or Ubuntu 24.04 machine ready to build and test tidal. Does only what is missing:
 #   tools/setup.sh [MODEL...]   Debian packages, .deps/ with llama.cpp, and the named models (see get_model.sh)
 # TIDAL_DEV=1 also installs what only ./test.sh needs (clang for the sanitizers, the fuzzer and the linters,
-# googletest and google-benchmark).
+# googletest and google-benchmark, chromium).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +12,8 @@ packages=(bible-kjv bible-kjv-text ca-certificates cmake g++ libcli11-dev libdnn
           ninja-build nlohmann-json3-dev ocl-icd-opencl-dev python3 python3-venv)  # OpenCL: dnnl's CMake package asks
 if [[ ${TIDAL_DEV:-0} == 1 ]]; then
   packages+=(clang clang-format clang-tidy libbenchmark-dev libclang-rt-dev libgmock-dev libgtest-dev libomp-dev)
+  # For the test of `tidal inspect`; Ubuntu has it only as a snap, and there the test is skipped.
+  if grep -q '^ID=debian' /etc/os-release; then packages+=(chromium); fi
 fi
 
 missing=()

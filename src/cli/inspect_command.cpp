@@ -1,0 +1,152 @@
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/output.h"
+#include "cli/plan_options.h"
+#include "cli/terminal.h"
+#include "cli/thread_count.h"
+#include "cli/whole_file.h"
+#include "core/error.h"
+#include "eval/inspect.h"
+#include "model/mapped_file.h"
+#include "text/tokenizer.h"
+
+namespace tidal {
+namespace {
+
+struct InspectCommand {
+  std::string model, document, question, page;
+  std::string question_as = "sparse", attention = "tidal";
+  int answer = 64;
+  bool raw = false;
+  std::optional<int> context, threads;
+  PlanOptions plan;
+};
+
+void check(const InspectCommand& options) {
+  if (options.answer < 1) fail("--n-predict: {} given, at least 1 is needed", options.answer);
+  if (options.context && *options.context < 1) fail("--ctx-size: {} given, at least 1 is needed", *options.context);
+  if (options.question_as != "sparse" && options.question_as != "dense") {
+    fail("--question: '{}' is not known, expected sparse or dense", options.question_as);
+  }
+  if (options.attention == "full") fail("--attention: full attention selects nothing to look at, expected tidal");
+  if (options.attention != "tidal") fail("--attention: '{}' is not known, expected tidal", options.attention);
+}
+
+std::string read_document(const std::string& path) {
+  const MappedFile file = map_file(path, "a text file");
+  return {reinterpret_cast<const char*>(file.data), file.size};
+}
+
+/// As many positions as the prompt and its answer need, at most what the model was trained for or was asked for.
+int context_for(const InspectCommand& options, const InspectPrompt& prompt, const Hyperparameters& hp) {
+  const int64_t tokens = static_cast<int64_t>(prompt.document.size() + prompt.question.size());
+  const int most = options.context.value_or(hp.context);
+  if (most > hp.context) {
+    warn(fmt::format("a context of {} is longer than the {} that the model was trained for", most, hp.context));
+  }
+  if (tokens + 1 > most) {
+    fail("{}: its {} tokens, the question's {} and an answer do not fit in a context of {}; -c makes it longer",
+         options.document, prompt.document.size(), prompt.question.size(), most);
+  }
+  return static_cast<int>(std::min<int64_t>(tokens + options.answer, most));
+}
+
+std::string rate(int64_t tokens, double seconds) {
+  return fmt::format("{:.1f} tok/s", seconds > 0 ? static_cast<double>(tokens) / seconds : 0);
+}
+
+void add_facts(Inspection& inspection, const InspectCommand& options, const Model& model, const std::string& plan) {
+  InspectReport& report = inspection.report;
+  const auto file = [](const std::string& path) { return std::filesystem::path(path).filename().string(); };
+  report.model = model.hp.name.empty() ? file(options.model) : model.hp.name;
+  const auto answer = static_cast<int>(report.pieces.size()) - report.document - report.question;
+  const auto steps = static_cast<int64_t>(report.steps.size());
+  report.facts = {
+      {"Plan", plan},
+      {"Document", fmt::format("{}, {} tokens", file(options.document), report.document)},
+      {"Question", fmt::format("{} tokens, {}", report.question,
+                               options.question_as == "dense" ? "prefilled" : "decoded sparsely")},
+      {"Answer", fmt::format("{} tokens, {}", answer, report.end.empty() ? "cut there" : "ended by the model")},
+      {"Prefill", rate(report.first_step, inspection.prefill_seconds)},
+      {"Decoding and measuring", rate(steps, inspection.decode_seconds)}};
+}
+
+bool anything_selected(const InspectReport& report) {
+  return std::any_of(report.steps.begin(), report.steps.end(),
+                     [](const InspectStep& step) { return !step.selected.empty() && !step.selected[0][0].empty(); });
+}
+
+void run(const InspectCommand& options) {
+  check(options);
+  const std::string document = read_document(options.document);
+  WholeFile page(options.page);
+  const auto backend = make_backend("cpu", thread_count(options.threads));
+  const Model model = load_model(options.model, *backend);
+  const Tokenizer tokenizer(options.model);
+  check_budget(options.plan, options.context.value_or(model.hp.context));
+  const Plan plan = make_plan(options.plan, model.hp);
+  const InspectPrompt prompt =
+      inspect_prompt(tokenizer, document, options.question, !options.raw && tokenizer.has_chat_template());
+  const int context = context_for(options, prompt, model.hp);
+  const std::string words = describe(plan, reselect_source(options.plan, model.hp));
+  note(words);
+
+  const Interrupt interrupt;
+  const StatusLine status;
+  Engine engine(*backend, model, plan, EngineOptions{.context = context});
+  Inspection inspection = inspect(engine, tokenizer, prompt,
+                                  {.answer = options.answer,
+                                   .dense_question = options.question_as == "dense",
+                                   .progress = [&](const char* what, int done, int total) {
+                                     if (interrupt.raised()) throw Stopped();
+                                     status.show(fmt::format("{}: {} of {} tokens", what, done, total));
+                                   }});
+  status.clear();
+  add_facts(inspection, options, model, words);
+  const std::string html = inspect_page(inspection.report);
+  page.write(html);
+  write_out(inspection.answer + "\n");
+  if (!anything_selected(inspection.report)) {
+    warn(fmt::format("the context of {} tokens fits in the budget, so that no layer selected anything",
+                     inspection.report.pieces.size()));
+  }
+  note(fmt::format("{}: {:.1f} KB, {} steps", options.page, static_cast<double>(html.size()) / 1e3,
+                   inspection.report.steps.size()));
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app) {
+  const auto options = std::make_shared<InspectCommand>();
+  CLI::App* command = app.add_subcommand("inspect", "Show on an HTML page what an answer read of a document");
+  command->add_option("-m,--model", options->model, "GGUF model file")->envname("TIDAL_MODEL")->required();
+  command->add_option("-f,--file", options->document, "The document, a text file")->type_name("FILE")->required();
+  command->add_option("-p,--prompt", options->question, "The question about it")->type_name("TEXT")->required();
+  command->add_option("-o,--output", options->page, "The page to write")->type_name("FILE")->required();
+  command->add_option("-n,--n-predict,--predict", options->answer, "Most tokens of the answer")->capture_default_str();
+  command
+      ->add_option("--question", options->question_as, "sparse: decode the question token by token; dense: prefill it")
+      ->type_name("sparse|dense")
+      ->capture_default_str();
+  command->add_option("-c,--ctx-size", options->context, "Most tokens in all (default: what the model was trained for)")
+      ->envname("TIDAL_CTX_SIZE")
+      ->type_name("N");
+  command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
+  command->add_option("--attention", options->attention, "tidal, the one that selects")->capture_default_str();
+  command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
+  add_plan_options(*command, options->plan);
+  command->callback([options] {
+    find_plan_file(options->plan, options->model);
+    run(*options);
+  });
+}
+
+}  // namespace tidal
