@@ -98,7 +98,7 @@ void read_file(const std::filesystem::path& path, const LongBenchTask& task, Lon
 template <typename Names>
 std::string joined(const Names& names) {
   std::string text;
-  for (const auto& name : names) text += (text.empty() ? "" : ", ") + std::string(name);
+  for (const auto& name : names) text += fmt::format("{}{}", text.empty() ? "" : ", ", name);
   return text;
 }
 

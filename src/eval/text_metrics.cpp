@@ -178,7 +178,7 @@ class Matcher {
 
 std::string normalise_answer(std::string_view text) {
   std::string out;
-  for (const Text& word : normalised_words(text)) out += (out.empty() ? "" : " ") + encode_utf8(word);
+  for (const Text& word : normalised_words(text)) out += fmt::format("{}{}", out.empty() ? "" : " ", encode_utf8(word));
   return out;
 }
 
