@@ -21,6 +21,9 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string_view name() const = 0;
+  /// Chunks of up to this many rows are computed by the arithmetic of a decode step: each row gets, bit for bit, what
+  /// it would get alone, by full attention. >= 1.
+  virtual int decode_rows() const = 0;
 
   // --- memory -------------------------------------------------------------------------------------------------------
   /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).

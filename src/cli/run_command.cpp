@@ -77,6 +77,12 @@ void Run::make_engine(int context) {
   engine_ =
       std::make_unique<Engine>(*backend_, model_, plan_, EngineOptions{.context = context, .chunk = options_.chunk});
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
+  if (options_.is_exact()) {
+    if (options_.exact > context) {
+      fail("--exact: {} drafts are more than the context of {}, expected at most that", options_.exact, context);
+    }
+    generator_->be_exact(options_.exact);
+  }
 }
 
 void Run::tell_plan() const {
@@ -131,6 +137,7 @@ void Run::close(const Answer& answer) {
   }
   if (answer.end == AnswerEnd::Interrupted || answer.end == AnswerEnd::NotStarted) note("stopped");
   note(answer.speed.summary());
+  if (const ExactStatistics* statistics = generator_->exact_statistics()) note(summary(*statistics));
 }
 
 void Run::once(const std::string& prompt) {

@@ -1,5 +1,8 @@
 #include "cli/run_generator.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "core/error.h"
 #include "core/timer.h"
 #include "text/utf8.h"
@@ -18,8 +21,20 @@ std::string Speed::summary() const {
       per_token / 1e6, rate(decode_bytes, decode_seconds) / 1e9);
 }
 
+std::string summary(const ExactStatistics& statistics) {
+  const double rounds = static_cast<double>(std::max<int64_t>(statistics.rounds, 1));
+  return fmt::format("exact: {} of {} drafts accepted ({:.0f} %), {:.1f} drafts and {:.2f} tokens a round",
+                     statistics.accepted, statistics.tried, 100 * statistics.acceptance(),
+                     static_cast<double>(statistics.drafted) / rounds,
+                     1 + static_cast<double>(statistics.accepted) / rounds);
+}
+
 Generator::Generator(Engine& engine, const Tokenizer& tokenizer, Sampler& sampler)
-    : engine_(engine), tokenizer_(tokenizer), sampler_(sampler), sequence_(engine.create()) {}
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      sampler_(sampler),
+      chooser_(sampler, tokenizer),
+      sequence_(engine.create()) {}
 
 int Generator::room() const {
   return engine_.options().context - sequence_.length() - static_cast<int>(pending_.size());
@@ -61,35 +76,62 @@ Answer Generator::answer(std::span<const Token> prompt, int most, const Listener
     listener.text(text);
   };
   answer.end = AnswerEnd::Limit;
-  for (int count = 0; most < 0 || count < most; ++count) {
+  int count = 0;
+  // False for a token that ends the answer.
+  const auto take = [&](Token token) {
+    if (tokenizer_.is_end(token)) {
+      answer.end = AnswerEnd::EndToken;
+      return false;
+    }
+    ++count;
+    pending_.assign(1, token);
+    write(characters.push(tokenizer_.piece(token)));
+    return true;
+  };
+  const int64_t bytes_before = exact_ ? exact_->statistics().bytes : 0;
+  bool going = true;
+  while (going && (most < 0 || count < most)) {
     if (listener.stopped()) {
       answer.end = AnswerEnd::Interrupted;
       break;
     }
-    if (count > 0) {
-      if (room() < 0) {
-        answer.end = AnswerEnd::ContextFull;
-        break;
-      }
-      timer.restart();
-      logits = engine_.decode(sequence_, pending_.front());
-      pending_.clear();
-      answer.speed.decode_seconds += timer.seconds();
-      answer.speed.decode_bytes += engine_.decode_bytes(sequence_.length());
-      ++answer.speed.decode_tokens;
+    if (count == 0) {
+      going = take(sampler_.sample(logits));
+      continue;
     }
-    timer.restart();
-    const Token token = sampler_.sample(logits);
-    if (count > 0) answer.speed.decode_seconds += timer.seconds();
-    if (tokenizer_.is_end(token)) {
-      answer.end = AnswerEnd::EndToken;
+    if (room() < 0) {
+      answer.end = AnswerEnd::ContextFull;
       break;
     }
-    pending_.assign(1, token);
-    write(characters.push(tokenizer_.piece(token)));
+    timer.restart();
+    const std::span<const Token> tokens = decode(most < 0 ? std::numeric_limits<int>::max() : most - count);
+    answer.speed.decode_seconds += timer.seconds();
+    answer.speed.decode_tokens += static_cast<int64_t>(tokens.size());
+    answer.speed.decode_bytes += engine_.decode_bytes(sequence_.length());
+    for (const Token token : tokens) going = going && take(token);
   }
+  if (exact_) answer.speed.decode_bytes = exact_->statistics().bytes - bytes_before;
   write(characters.finish());
   return answer;
+}
+
+std::span<const Token> Generator::decode(int most) {
+  const Token token = pending_.front();
+  const int before = sequence_.length();
+  try {
+    std::span<const Token> tokens;
+    if (exact_) {
+      tokens = exact_->advance(sequence_, token, most, chooser_);
+    } else {
+      chosen_ = sampler_.sample(engine_.decode(sequence_, token));
+      tokens = {&chosen_, 1};
+    }
+    pending_.clear();
+    return tokens;
+  } catch (...) {
+    if (sequence_.length() > before) pending_.clear();  // it is in the cache
+    throw;
+  }
 }
 
 }  // namespace tidal

@@ -3,12 +3,15 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "cli/sampler_chooser.h"
 #include "engine/engine.h"
+#include "engine/exact.h"
 #include "text/sampler.h"
 #include "text/tokenizer.h"
 
@@ -18,13 +21,16 @@ namespace tidal {
 struct Speed {
   int64_t prefill_tokens = 0;
   double prefill_seconds = 0;
-  int64_t decode_tokens = 0;  ///< decode steps: the first token of an answer comes from the prefill
+  int64_t decode_tokens = 0;  ///< decoded: the first token of an answer comes from the prefill
   double decode_seconds = 0;  ///< of the steps, sampling included
   int64_t decode_bytes = 0;   ///< read by all steps: weights, and K/V by the plan
 
   /// Both rates, the bytes read per token and GB/s, in one line.
   std::string summary() const;
 };
+
+/// What exact mode did, in one line.
+std::string summary(const ExactStatistics& statistics);
 
 /// How an answer ended.
 enum class AnswerEnd {
@@ -52,6 +58,11 @@ class Generator {
   /// All must outlive the generator.
   Generator(Engine& engine, const Tokenizer& tokenizer, Sampler& sampler);
 
+  /// Answers in exact mode from now on, with up to `drafts` drafts a round.
+  void be_exact(int drafts) { exact_ = std::make_unique<ExactDecoder>(engine_, drafts); }
+  /// Null unless in exact mode.
+  const ExactStatistics* exact_statistics() const { return exact_ ? &exact_->statistics() : nullptr; }
+
   /// Tokens that still fit in behind the conversation.
   int room() const;
   /// The cached conversation.
@@ -64,10 +75,16 @@ class Generator {
   Answer answer(std::span<const Token> prompt, int most, const Listener& listener);
 
  private:
+  /// Appends the pending token and chooses the next: one, or in exact mode up to `most`.
+  std::span<const Token> decode(int most);
+
   Engine& engine_;
   const Tokenizer& tokenizer_;
   Sampler& sampler_;
+  SamplerChooser chooser_;
+  std::unique_ptr<ExactDecoder> exact_;
   Sequence sequence_;
+  Token chosen_ = 0;
   std::vector<Token> pending_;  // the end of the last answer, when it is not in the cache yet
 };
 

@@ -91,6 +91,16 @@ void add_run_options(CLI::App& app, RunOptions& options) {
       ->envname("TIDAL_ATTENTION")
       ->capture_default_str()
       ->group("Sparse attention");
+  options.exact_option =
+      app.add_option("--exact", options.exact,
+                     fmt::format("Full attention's text at up to tidal's speed: draft up to T tokens sparsely, keep "
+                                 "those that full attention confirms (default T: {})",
+                                 kDefaultDrafts))
+          ->type_name("T")
+          ->expected(0, 1)
+          ->default_str(std::to_string(kDefaultDrafts))
+          ->envname("TIDAL_EXACT")
+          ->group("Sparse attention");
   add_plan_options(app, options.plan);
   app.add_option("--save-plan", options.save_plan, "Write the plan that is used as JSON")
       ->type_name("FILE")
@@ -115,6 +125,11 @@ void check(const RunOptions& options) {
   }
   if (options.attention != "full" && options.attention != "tidal") {
     fail("--attention: '{}' is not known, expected full or tidal", options.attention);
+  }
+  if (options.is_exact()) {
+    if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
+    if (options.attention == "full") fail("--exact: drafts are tidal attention's, so --attention full leaves none");
+    if (options.plan.correct) fail("--correct: every round of --exact corrects the cache, give only one of the two");
   }
 }
 

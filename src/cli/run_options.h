@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cli/plan_options.h"
+#include "engine/exact.h"
 #include "text/sampler.h"
 
 namespace tidal {
@@ -27,10 +28,13 @@ struct RunOptions {
   bool chat = false, interactive = false;
   std::string system;
   std::string attention = "tidal";
+  const CLI::Option* exact_option = nullptr;
+  int exact = kDefaultDrafts;  ///< most drafts of a round of exact mode, where the option is given
   PlanOptions plan;
   std::string save_plan;
   std::string backend = "cpu";
 
+  bool is_exact() const { return exact_option->count() > 0; }
   bool has_prompt() const { return prompt_option->count() > 0 || prompt_file_option->count() > 0; }
 };
 

@@ -113,9 +113,9 @@ void Engine::add_chunk(const Request& request) {
   chunk.rows = static_cast<int>(chunk_rows(request));
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
   chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
-  if (const Plan& plan = plan_of(request); request.decode && plan.has_sparse()) {
+  if (const Plan& plan = plan_of(request); request.decode && plan.sparse_at(chunk.context())) {
     chunk.policy = plan.policy.at(chunk.context());
-    if (chunk.context() > chunk.policy.budget) chunk.roles = plan.roles;
+    chunk.roles = plan.roles;
   }
   const auto again = sequence.tokens().subspan(chunk.position, request.correct);
   tokens_.insert(tokens_.end(), again.begin(), again.end());

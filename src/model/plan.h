@@ -22,6 +22,8 @@ struct Plan {
   static Plan tidal(int layers, int reselect, const Policy& policy);
 
   bool has_sparse() const;
+  /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget.
+  bool sparse_at(int context) const { return has_sparse() && context > policy.at(context).budget; }
   int count(Role role) const;
   std::vector<int> layers(Role role) const;
   /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select, a budget

@@ -115,6 +115,15 @@ Sampler::Sampler(Sampler&&) noexcept = default;
 Sampler& Sampler::operator=(Sampler&&) noexcept = default;
 Sampler::~Sampler() = default;
 
+Sampler Sampler::clone() const {
+  const auto copy = [](const LlamaSampler& sampler) {
+    return LlamaSampler(sampler ? llama_sampler_clone(sampler.get()) : nullptr, llama_sampler_free);
+  };
+  Sampler sampler;
+  sampler.state_ = std::make_unique<State>(State{copy(state_->chain), copy(state_->grammar), {}});
+  return sampler;
+}
+
 Token Sampler::sample(std::span<const float> logits) {
   State& state = *state_;
   llama_token_data_array array = state.fill(logits);

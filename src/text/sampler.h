@@ -33,6 +33,9 @@ class Sampler {
   Sampler& operator=(Sampler&&) noexcept;
   ~Sampler();
 
+  /// A second sampler in the same state: by equal logits it chooses what this one would.
+  Sampler clone() const;
+
   /// Chooses a token by logits [vocab] and remembers it for penalties and grammar. Throws Error for NaN among the
   /// logits and when every token is ruled out, by the grammar or a logit of -infinity.
   Token sample(std::span<const float> logits);
@@ -42,6 +45,8 @@ class Sampler {
   void restart_grammar();
 
  private:
+  Sampler() = default;
+
   struct State;
   std::unique_ptr<State> state_;
 };

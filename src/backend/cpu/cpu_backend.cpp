@@ -27,6 +27,7 @@ class CpuBackend final : public Backend {
   }
 
   std::string_view name() const override { return "cpu"; }
+  int decode_rows() const override { return kShortChunk; }
   Buffer allocate(size_t bytes, std::string_view what) override { return allocate_memory(bytes, what); }
   Weight upload(const Weight& host) override { return host; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }

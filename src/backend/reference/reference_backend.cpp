@@ -57,6 +57,7 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
 class ReferenceBackend final : public Backend {
  public:
   std::string_view name() const override { return "reference"; }
+  int decode_rows() const override { return std::numeric_limits<int>::max(); }
 
   Buffer allocate(size_t bytes, std::string_view what) override {
     void* data = ::operator new(bytes, kAlignment, std::nothrow);

@@ -1,0 +1,29 @@
+// Exact mode with a sampler.
+#pragma once
+
+#include <optional>
+
+#include "engine/exact.h"
+#include "text/sampler.h"
+#include "text/tokenizer.h"
+
+namespace tidal {
+
+/// Drafts with a copy of the sampler, so that a draft is drawn by the random numbers that its token will be drawn by.
+class SamplerChooser final : public TokenChooser {
+ public:
+  /// Both must outlive the chooser.
+  SamplerChooser(Sampler& sampler, const Tokenizer& tokenizer) : sampler_(sampler), tokenizer_(tokenizer) {}
+
+  Token choose(std::span<const float> logits) override { return sampler_.sample(logits); }
+  void begin_draft() override { copy_ = sampler_.clone(); }
+  Token draft(std::span<const float> logits) override { return copy_->sample(logits); }
+  bool ends(Token token) const override { return tokenizer_.is_end(token); }
+
+ private:
+  Sampler& sampler_;
+  const Tokenizer& tokenizer_;
+  std::optional<Sampler> copy_;
+};
+
+}  // namespace tidal
