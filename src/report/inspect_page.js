@@ -67,7 +67,7 @@ function headMasses(masses, layer) { return masses.subarray(layer * data.heads, 
 /** The text of the token at a position, with what cannot be seen made visible. */
 function tokenText(position) {
   const text = position < positions ? spans[spanOf[position]].text : data.end || 'the end';
-  return text.replace(/\n/g, '⏎').replace(/\t/g, '⇥') || '∅';
+  return text.replace(/\n/g, '⏎').replace(/\t/g, '⇥').replace(/^ +$/, (spaces) => '␣'.repeat(spaces.length)) || '∅';
 }
 
 // ---- What is shown ----
