@@ -14,6 +14,7 @@
 #include "cli/thread_count.h"
 #include "cli/whole_file.h"
 #include "core/error.h"
+#include "engine/exact.h"
 #include "eval/inspect.h"
 #include "model/mapped_file.h"
 #include "text/tokenizer.h"
@@ -25,6 +26,8 @@ struct InspectCommand {
   std::string model, document, question, page;
   std::string question_as = "sparse", attention = "tidal";
   int answer = 64;
+  int exact = kDefaultDrafts;
+  const CLI::Option* exact_option = nullptr;
   bool raw = false;
   std::optional<int> context, threads;
   PlanOptions plan;
@@ -37,6 +40,7 @@ void check(const InspectCommand& options) {
     fail("--question: '{}' is not known, expected sparse or dense", options.question_as);
   }
   if (options.attention == "full") fail("--attention: full attention selects nothing to look at, expected tidal");
+  if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
   if (options.attention != "tidal") fail("--attention: '{}' is not known, expected tidal", options.attention);
 }
 
@@ -93,6 +97,8 @@ void run(const InspectCommand& options) {
   const Tokenizer tokenizer(options.model);
   check_budget(options.plan, options.context.value_or(model.hp.context));
   const Plan plan = make_plan(options.plan, model.hp);
+  const bool exact = options.exact_option->count() > 0;
+  if (exact && plan.correct > 0) fail("--exact: every round corrects the cache, expected a plan without --correct");
   const InspectPrompt prompt =
       inspect_prompt(tokenizer, document, options.question, !options.raw && tokenizer.has_chat_template());
   const int context = context_for(options, prompt, model.hp);
@@ -101,10 +107,14 @@ void run(const InspectCommand& options) {
 
   const Interrupt interrupt;
   const StatusLine status;
-  Engine engine(*backend, model, plan, EngineOptions{.context = context});
+  // Exact mode has its own copy of what follows the document.
+  const int64_t again = exact ? context - static_cast<int64_t>(prompt.document.size()) + kBlockTokens : 0;
+  Engine engine(*backend, model, plan,
+                EngineOptions{.context = context, .tokens = context + again, .sequences = exact ? 2 : 1});
   Inspection inspection = inspect(engine, tokenizer, prompt,
                                   {.answer = options.answer,
                                    .dense_question = options.question_as == "dense",
+                                   .exact_drafts = exact ? options.exact : 0,
                                    .progress = [&](const char* what, int done, int total) {
                                      if (interrupt.raised()) throw Stopped();
                                      status.show(fmt::format("{}: {} of {} tokens", what, done, total));
@@ -141,6 +151,15 @@ void add_inspect_command(CLI::App& app) {
       ->type_name("N");
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   command->add_option("--attention", options->attention, "tidal, the one that selects")->capture_default_str();
+  options->exact_option =
+      command
+          ->add_option("--exact", options->exact,
+                       fmt::format("Also answer by exact mode and show how many of its drafts, at most T a round, were "
+                                   "accepted (default: {})",
+                                   kDefaultDrafts))
+          ->type_name("T")
+          ->expected(0, 1)
+          ->default_str(std::to_string(kDefaultDrafts));
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   add_plan_options(*command, options->plan);
   command->callback([options] {

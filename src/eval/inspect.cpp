@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "core/error.h"
 #include "core/timer.h"
 #include "engine/attention_probe.h"
+#include "engine/exact.h"
 #include "text/utf8.h"
 
 namespace tidal {
@@ -33,6 +35,23 @@ double probability(std::span<const float> logits, Token token) {
   return std::exp(logits[token] - top) / sum;
 }
 
+Token most_likely(std::span<const float> logits) {
+  return static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+/// Greedy until the model ends its answer.
+class AnswerChooser final : public TokenChooser {
+ public:
+  explicit AnswerChooser(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  Token choose(std::span<const float> logits) override { return most_likely(logits); }
+  void begin_draft() override {}
+  Token draft(std::span<const float> logits) override { return most_likely(logits); }
+  bool ends(Token token) const override { return tokenizer_.is_end(token); }
+
+ private:
+  const Tokenizer& tokenizer_;
+};
+
 /// One run: a sequence and the report that grows with it.
 class Watch {
  public:
@@ -45,6 +64,8 @@ class Watch {
   void describe_plan(int context);
   void prefill(std::span<const Token> tokens);
   void step(Token token);
+  /// Answers by exact mode behind `sequence`, which holds the whole prompt; `token` is the answer's first one.
+  void exact(Sequence& sequence, Token token, int most);
   void tell(const char* what, int done, int total) const {
     if (options_.progress) options_.progress(what, done, total);
   }
@@ -99,6 +120,25 @@ void Watch::step(Token token) {
   }
 }
 
+void Watch::exact(Sequence& sequence, Token token, int most) {
+  AnswerChooser chooser(tokenizer_);
+  // As many drafts in every round: what pays depends on the clock, and the page should not.
+  ExactDecoder decoder(engine_, options_.exact_drafts, false);
+  std::vector<Token> answer = {token};
+  while (!chooser.ends(answer.back()) && static_cast<int>(answer.size()) < most) {
+    const auto more = decoder.advance(sequence, answer.back(), most - static_cast<int>(answer.size()), chooser);
+    answer.insert(answer.end(), more.begin(), more.end());
+    tell("exact mode", static_cast<int>(answer.size()), most);
+  }
+  if (chooser.ends(answer.back())) answer.pop_back();
+  const ExactStatistics& statistics = decoder.statistics();
+  result_.report.exact = {.tried = statistics.tried,
+                          .accepted = statistics.accepted,
+                          .rounds = statistics.rounds,
+                          .answer = tokenizer_.decode(answer),
+                          .same = false};
+}
+
 Inspection Watch::run(const InspectPrompt& prompt) {
   InspectReport& report = result_.report;
   const auto documents = static_cast<int>(prompt.document.size()), questions = static_cast<int>(prompt.question.size());
@@ -116,6 +156,9 @@ Inspection Watch::run(const InspectPrompt& prompt) {
     for (const Token token : *part) report.pieces.push_back(piece(token));
   }
   prefill(before);
+  std::optional<Sequence> clean;
+  if (options_.exact_drafts > 0) clean = sequence_.fork();
+  const Token first = most_likely(logits_);  // of the answer, where the whole prompt was prefilled
 
   probe_ = std::make_unique<AttentionProbe>(engine_);
   const int most = static_cast<int>(tokens.size()) + answer;
@@ -126,7 +169,7 @@ Inspection Watch::run(const InspectPrompt& prompt) {
     progress();
   }
   for (int count = 0; count < answer; ++count) {
-    const auto token = static_cast<Token>(std::max_element(logits_.begin(), logits_.end()) - logits_.begin());
+    const Token token = most_likely(logits_);
     if (!report.steps.empty()) report.steps.back().probability = probability(logits_, token);
     if (tokenizer_.is_end(token)) {
       report.end = piece(token);
@@ -137,6 +180,11 @@ Inspection Watch::run(const InspectPrompt& prompt) {
     if (count + 1 == answer) break;
     step(token);
     progress();
+  }
+  probe_.reset();
+  if (clean) {
+    exact(*clean, tokens.empty() ? first : most_likely(engine_.prefill(*clean, tokens)), answer);
+    report.exact->same = report.exact->answer == result_.answer;
   }
   return std::move(result_);
 }

@@ -25,6 +25,9 @@ InspectPrompt inspect_prompt(const Tokenizer& tokenizer, const std::string& docu
 struct InspectOptions {
   int answer = 64;              ///< most tokens of it, at least 1; fewer where the engine's context ends
   bool dense_question = false;  ///< the question is part of the prefill instead of decoded token by token
+  /// Above 0: exact mode answers the same prompt too, with this many drafts a round. The engine's pool must have room
+  /// for question and answer a second time, each in blocks of its own, and its plan must not correct.
+  int exact_drafts = 0;
   /// After every chunk of the prefill and every decode step: steps and tokens so far. What it throws ends the run.
   std::function<void(const char* what, int done, int total)> progress;
 };

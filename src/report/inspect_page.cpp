@@ -135,7 +135,11 @@ std::string data_of(const InspectReport& report) {
                {"text", text_of(report)},     {"steps", steps_of(report)}};
   if (report.exact) {
     const InspectAcceptance& exact = *report.exact;
-    data["exact"] = {{"drafted", exact.drafted}, {"accepted", exact.accepted}, {"passes", exact.passes}};
+    data["exact"] = {{"tried", exact.tried},
+                     {"accepted", exact.accepted},
+                     {"rounds", exact.rounds},
+                     {"answer", exact.answer},
+                     {"same", exact.same}};
   }
   const std::string json = data.dump(-1, ' ', false, Json::error_handler_t::replace);
   // Without '<' nothing in it can end the script element or begin a comment.

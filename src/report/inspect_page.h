@@ -19,11 +19,13 @@ struct InspectStep {
   double probability = 0;  ///< of the token that follows, 0 to 1
 };
 
-/// How exact mode's drafts fared.
+/// How exact mode's drafts fared on the same prompt.
 struct InspectAcceptance {
-  int64_t drafted = 0;   ///< tokens
+  int64_t tried = 0;     ///< drafted tokens that were held against full attention's choice
   int64_t accepted = 0;  ///< of them
-  int64_t passes = 0;    ///< dense passes that verified them
+  int64_t rounds = 0;    ///< of drafting and verifying
+  std::string answer;    ///< full attention's
+  bool same = false;     ///< as the answer on the page
 };
 
 /// Everything on the page. Positions count from 0; step i decodes the token at position first_step + i, and what
@@ -43,7 +45,7 @@ struct InspectReport {
   int sinks = 0;                                           ///< first positions that are always selected
   int recent = 0;                                          ///< last positions that are always selected
   std::vector<InspectStep> steps;                          ///< in the order of positions, without gaps
-  std::optional<InspectAcceptance> exact;                  ///< when exact mode was on
+  std::optional<InspectAcceptance> exact;                  ///< where exact mode ran as well
 };
 
 /// Pieces of tokens that make whole characters.

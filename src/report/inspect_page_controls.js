@@ -221,11 +221,12 @@ function drawControls() {
   $('map').append(element('b'));
   $('map-end').textContent = number(Math.max(positions - 1, 0));
   if (data.exact) {
-    const {drafted, accepted, passes} = data.exact;
+    const {tried, accepted, rounds, answer, same} = data.exact;
     $('exact').hidden = false;
-    $('exact-text').textContent = `The full model accepted ${number(accepted)} of ${number(drafted)} drafted tokens ` +
-        `(${percent(accepted / Math.max(drafted, 1))}) in ${number(passes)} passes.`;
-    $('exact-bar').style.width = 100 * accepted / Math.max(drafted, 1) + '%';
+    $('exact-text').replaceChildren(`Of ${number(tried)} drafts by this plan, full attention accepted ` +
+        `${number(accepted)} (${percent(accepted / Math.max(tried, 1))}) in ${number(rounds)} rounds. ` +
+        (same ? 'Its answer is the same.' : 'Its answer is: '), ...(same ? [] : [element('q', {textContent: answer})]));
+    $('exact-bar').style.width = 100 * accepted / Math.max(tried, 1) + '%';
   }
 }
 

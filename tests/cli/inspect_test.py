@@ -148,6 +148,19 @@ class Page(InspectTest):
         data = page_data(html)
         self.assertEqual(data["first"], data["document"] + data["question"])
 
+    def test_exact_mode(self):
+        html, _ = self.html("--budget", str(BUDGET), "-n", "8", "--exact", "3")
+        exact = page_data(html)["exact"]
+        self.assertTrue(1 <= exact["accepted"] + exact["rounds"] <= 8)
+        self.assertTrue(0 <= exact["accepted"] <= exact["tried"] <= 3 * exact["rounds"])
+        prompt = self.file("p", document().strip() + "\n\n" + QUESTION)
+        said = self.text("--chat", "--temp", "0", "--attention", "full", "-n", "8", "-f", prompt)
+        self.assertEqual(exact["answer"].rstrip("\n"), said.rstrip("\n"))
+        # A context that fits in the budget is decoded by full attention anyway: nothing to draft.
+        html, _ = self.html("--budget", "4096", "-n", "8", "--exact", "--question", "dense")
+        exact = page_data(html)["exact"]
+        self.assertEqual((exact["tried"], exact["accepted"], exact["same"]), (0, 0, True))
+
     def test_sets_of_every_head(self):
         html, _ = self.html("--budget", "32", "--scope", "head", "-n", "2")
         data = page_data(html)
@@ -291,6 +304,8 @@ class Errors(InspectTest):
         for arguments, words in ((("-n", "0"), "--n-predict: 0 given"), (("-c", "0"), "--ctx-size: 0 given"),
                                  (("--budget", "0"), "--budget: 0 given"), (("--question", "maybe"), "'maybe'"),
                                  (("--attention", "full"), "selects nothing"), (("--attention", "half"), "'half'"),
+                                 (("--exact", "0"), "--exact: 0 drafts"),
+                                 (("--exact", "--correct", "16"), "--exact: every round corrects"),
                                  (("--scope", "galaxy"), "'galaxy'"), (("-t", "0"), "--threads: 0 given")):
             with self.subTest(arguments=arguments):
                 self.refused(self.inspect(*arguments), words)

@@ -157,10 +157,11 @@ TEST(InspectPage, MassIsClampedAndNaNCountsAsNone) {
   EXPECT_EQ(json["steps"][0]["p"], 0);
 }
 
-TEST(InspectPage, ExactModeIsShownWhereItWasOn) {
+TEST(InspectPage, ExactModeIsShownWhereItRan) {
   InspectReport report = small_report();
-  report.exact = InspectAcceptance{.drafted = 40, .accepted = 31, .passes = 9};
-  EXPECT_EQ(data(report)["exact"], Json::parse(R"({"drafted": 40, "accepted": 31, "passes": 9})"));
+  report.exact = {.tried = 40, .accepted = 31, .rounds = 9, .answer = " God\xFF", .same = false};
+  EXPECT_EQ(data(report)["exact"],
+            Json({{"tried", 40}, {"accepted", 31}, {"rounds", 9}, {"answer", " God\xEF\xBF\xBD"}, {"same", false}}));
 }
 
 TEST(InspectPage, TextCannotBreakOut) {
