@@ -30,6 +30,7 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   const size_t parts =
       static_cast<size_t>(kWave) * hp.heads * std::max(kSparsePieces, pieces(max_context, kDensePiece));
   items_.reserve(parts);
+  task_ends_.reserve(parts);
   part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
   done_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(kWave) * hp.heads);
   const size_t score_bytes = sizeof(float) * heads_ * static_cast<size_t>(max_context);
@@ -48,19 +49,29 @@ AttentionPart Attention::part(int index) const {
   return {base, base + output, base + output + group_};
 }
 
-void Attention::add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count,
-                        int piece) {
+void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, const int32_t* selected, int count,
+                    int piece) {
   if (heads > kMaxAttendHeads) {
-    add_row(chunk, row, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, selected, count, piece);
+    add(chunk, rows, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, selected, count, piece);
     heads = kMaxAttendHeads;
   }
-  const int parts = pieces(count, piece);
-  for (int p = 0; p < parts; ++p) {
-    items_.push_back({&chunk, row, first_head, heads, selected, p * piece, std::min(count, (p + 1) * piece), parts,
-                      parts_, parts_ + p, counters_});
+  // A task is one piece of the context for all rows: after the first row the piece is in the cache.
+  const int first_part = parts_, first_counter = counters_, most = pieces(count + rows - 1, piece);
+  for (int p = 0; p < most; ++p) {
+    for (int r = 0, row_part = first_part; r < rows; ++r) {
+      const int end = count + r, parts = pieces(end, piece);
+      if (p < parts) {
+        items_.push_back({&chunk, chunk.first_row + r, first_head, heads, selected, p * piece,
+                          std::min(end, (p + 1) * piece), parts, row_part, row_part + p, first_counter + r});
+      }
+      row_part += parts;
+    }
+    task_ends_.push_back(static_cast<int>(items_.size()));
   }
-  done_[counters_++].store(0, std::memory_order_relaxed);
-  parts_ += parts;
+  for (int r = 0; r < rows; ++r) {
+    parts_ += pieces(count + r, piece);
+    done_[counters_++].store(0, std::memory_order_relaxed);
+  }
 }
 
 void Attention::find_rows(const Item& item, KvLayer kv, const Bf16** rows) const {
@@ -83,77 +94,77 @@ void Attention::find_rows(const Item& item, KvLayer kv, const Bf16** rows) const
 
 void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
-  for (size_t i = 0; i < items_.size(); ++i) {
-    const Item& item = items_[i];
-    const Bf16* rows[kDensePiece];
-    const int count = item.end - item.begin;
-    find_rows(item, kv, rows);
-    AttendRowsArgs args;
-    args.q = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
-    args.heads = item.heads;
-    args.head_dim = head_dim_;
-    args.rows = rows;
-    args.count = count;
-    args.scale = scale_;
-    if (scores) {
-      args.scores = scores + static_cast<int64_t>(item.first_head) * max_context_ + item.begin;
-      args.scores_stride = max_context_;
-    }
-    args.part = part(item.part);
-    attend_rows(args);
-    // Whoever finishes last merges; always in the order of the pieces, so the sum is the same every time.
-    if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
-      merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
-                  out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
-                  scores ? maximum_.data() + item.first_head : nullptr,
-                  scores ? sum_.data() + item.first_head : nullptr);
-    }
+  for (size_t task = 0; task < task_ends_.size(); ++task) {
+    for (int i = task == 0 ? 0 : task_ends_[task - 1]; i < task_ends_[task]; ++i)
+      run_item(items_[i], q, kv, out, scores);
   }
   items_.clear();
+  task_ends_.clear();
   parts_ = 0;
   counters_ = 0;
 }
 
-void Attention::add_dense_row(const Chunk& chunk, int index) {
-  for (int h = 0; h < heads_; h += group_) {
-    add_row(chunk, chunk.first_row + index, h, group_, nullptr, chunk.position + index + 1, kDensePiece);
+void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* scores) {
+  const Bf16* rows[kDensePiece];
+  const int count = item.end - item.begin;
+  find_rows(item, kv, rows);
+  AttendRowsArgs args;
+  args.q = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
+  args.heads = item.heads;
+  args.head_dim = head_dim_;
+  args.rows = rows;
+  args.count = count;
+  args.scale = scale_;
+  if (scores) {
+    args.scores = scores + static_cast<int64_t>(item.first_head) * max_context_ + item.begin;
+    args.scores_stride = max_context_;
+  }
+  args.part = part(item.part);
+  attend_rows(args);
+  // Whoever finishes last merges; always in the order of the pieces, so the sum is the same every time.
+  if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
+    merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
+                out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
+                scores ? maximum_.data() + item.first_head : nullptr, scores ? sum_.data() + item.first_head : nullptr);
   }
 }
 
-void Attention::add_sparse_row(const Chunk& chunk, const Selection& selection) {
+void Attention::add_dense(const Chunk& chunk) {
+  for (int h = 0; h < heads_; h += group_) {
+    add(chunk, chunk.rows, h, group_, nullptr, chunk.position + 1, kDensePiece);
+  }
+}
+
+void Attention::add_sparse(const Chunk& chunk, const Selection& selection) {
   const int set = heads_ / scope_units(chunk.policy.scope, heads_, heads_ / group_);  // query heads that share one set
   for (int h = 0; h < heads_; h += std::min(set, group_)) {
-    add_row(chunk, chunk.first_row, h, std::min(set, group_), selection.unit(chunk, h / set),
-            selection.count(chunk, h / set), sparse_piece(chunk.policy.budget));
+    add(chunk, 1, h, std::min(set, group_), selection.unit(chunk, h / set), selection.count(chunk, h / set),
+        sparse_piece(chunk.policy.budget));
   }
 }
 
 void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  add_dense_row(chunk, 0);
+  add_dense(chunk);
   run_items(q, kv, out, scores_.as<float>());
   selector_.select({scores_.as<float>(), max_context_, maximum_.data(), sum_.data(), scale_}, chunk, selection);
 }
 
 void Attention::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   int wave = 0;
-  const auto run_wave = [&](int full) {
-    if (wave < full) return;
-    run_items(q, kv, out, nullptr);
-    wave = 0;
-  };
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk || chunk.role(layer) == Role::Select) continue;
-    for (int i = 0; i < chunk.rows; ++i) {
-      if (chunk.role(layer) == Role::Sparse) {
-        add_sparse_row(chunk, selection);
-      } else {
-        add_dense_row(chunk, i);
-      }
-      ++wave;
-      run_wave(kWave);
+    if (wave + chunk.rows > kWave) {
+      run_items(q, kv, out, nullptr);
+      wave = 0;
     }
+    if (chunk.role(layer) == Role::Sparse) {
+      add_sparse(chunk, selection);
+    } else {
+      add_dense(chunk);
+    }
+    wave += chunk.rows;
   }
-  run_wave(1);
+  if (wave > 0) run_items(q, kv, out, nullptr);
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk) prefill_attention(chunk, q, kv, group_, out, gemm_, threads_);
     if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);

@@ -39,13 +39,16 @@ class Attention {
     int counter;     // index of their common counter
   };
 
-  void add_dense_row(const Chunk& chunk, int index);
-  void add_sparse_row(const Chunk& chunk, const Selection& selection);
+  void add_dense(const Chunk& chunk);
+  void add_sparse(const Chunk& chunk, const Selection& selection);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
-  void add_row(const Chunk& chunk, int row, int first_head, int heads, const int32_t* selected, int count, int piece);
+  /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk: row r over `count` +
+  /// r positions.
+  void add(const Chunk& chunk, int rows, int first_head, int heads, const int32_t* selected, int count, int piece);
   /// rows[i]: K/V of the item's i-th position.
   void find_rows(const Item& item, KvLayer kv, const Bf16** rows) const;
   void run_items(Rows q, KvLayer kv, Rows out, float* scores);
+  void run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* scores);
   size_t part_floats() const;
   AttentionPart part(int index) const;
 
@@ -54,6 +57,7 @@ class Attention {
   int heads_ = 0, group_ = 0, head_dim_ = 0, max_context_ = 0;
   float scale_ = 1;
   std::vector<Item> items_;
+  std::vector<int> task_ends_;  // behind the last item of every task: what one thread does in one go
   int parts_ = 0, counters_ = 0;
   std::unique_ptr<std::atomic<int>[]> done_;  // finished pieces per counter
   Buffer part_memory_;                        // [parts][part_floats()]
