@@ -22,11 +22,13 @@ std::string Speed::summary() const {
 }
 
 std::string summary(const ExactStatistics& statistics) {
+  const auto counts = [](const DraftCounts& drafts) {
+    return fmt::format("{} of {} ({:.0f} %)", drafts.accepted, drafts.tried, 100 * drafts.acceptance());
+  };
   const double rounds = static_cast<double>(std::max<int64_t>(statistics.rounds, 1));
-  return fmt::format("exact: {} of {} drafts accepted ({:.0f} %), {:.1f} drafts and {:.2f} tokens a round",
-                     statistics.accepted, statistics.tried, 100 * statistics.acceptance(),
-                     static_cast<double>(statistics.drafted) / rounds,
-                     1 + static_cast<double>(statistics.accepted) / rounds);
+  return fmt::format("exact: accepted {} tidal drafts, {} copied from the text; {:.2f} tokens a round",
+                     counts(statistics.sparse), counts(statistics.copied),
+                     1 + static_cast<double>(statistics.all().accepted) / rounds);
 }
 
 Generator::Generator(Engine& engine, const Tokenizer& tokenizer, Sampler& sampler)

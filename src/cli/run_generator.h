@@ -59,7 +59,7 @@ class Generator {
   Generator(Engine& engine, const Tokenizer& tokenizer, Sampler& sampler);
 
   /// Answers in exact mode from now on, with up to `drafts` drafts a round.
-  void be_exact(int drafts) { exact_ = std::make_unique<ExactDecoder>(engine_, drafts); }
+  void be_exact(int drafts) { exact_ = std::make_unique<ExactDecoder>(engine_, ExactOptions{.drafts = drafts}); }
   /// Null unless in exact mode.
   const ExactStatistics* exact_statistics() const { return exact_ ? &exact_->statistics() : nullptr; }
 

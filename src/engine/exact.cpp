@@ -6,16 +6,30 @@
 #include "core/timer.h"
 
 namespace tidal {
+namespace {
 
-ExactDecoder::ExactDecoder(Engine& engine, int drafts, bool adapt)
+// Tokens that must have occurred before for what followed them to be a draft, and for a match to count as a long one.
+constexpr int kShortMatch = 2;
+constexpr int kLongMatch = 5;
+
+}  // namespace
+
+ExactDecoder::ExactDecoder(Engine& engine, const ExactOptions& options)
     : engine_(engine),
       draft_plan_(engine.plan()),
       full_plan_(Plan::full(engine.model().hp.layers)),
-      most_drafts_(drafts),
-      adapt_(adapt),
-      length_(drafts) {
-  if (drafts < 1) fail("exact: {} drafts given, at least 1 is needed", drafts);
+      options_(options),
+      length_(options.drafts) {
+  if (options.drafts < 1) fail("exact: {} drafts given, at least 1 is needed", options.drafts);
   draft_plan_.correct = 0;  // verifying corrects
+}
+
+DraftLength::Round ExactDecoder::plan_round(const Sequence& sequence, int limit, const Repetition& repetition) {
+  const int sparse = draft_plan_.sparse_at(sequence.length() + 1) ? limit : 0;
+  const int copied = repetition.matched > 0 ? limit : 0;
+  const DraftSource match = repetition.matched >= kLongMatch ? DraftSource::LongMatch : DraftSource::ShortMatch;
+  if (options_.adapt) return length_.next(sparse, copied, match);
+  return copied > 0 ? DraftLength::Round{match, copied} : DraftLength::Round{DraftSource::Sparse, sparse};
 }
 
 void ExactDecoder::draft(Sequence& sequence, Token token, int drafts, TokenChooser& chooser) {
@@ -31,19 +45,22 @@ void ExactDecoder::draft(Sequence& sequence, Token token, int drafts, TokenChoos
 }
 
 void ExactDecoder::verify(Sequence& sequence, Token token, TokenChooser& chooser) {
-  // What the last draft follows is in the cache already, polluted; the last draft itself is new, and so is `token`
-  // when nothing was drafted.
+  // The rows: `token` and every draft. Sparse drafts have left all but the last one in the cache, polluted; copied ones
+  // have left nothing there.
   const int first = sequence.clean();
-  const int rows = static_cast<int>(drafts_.size()) + 1;
-  const Token last = drafts_.empty() ? token : drafts_.back();
+  inputs_.assign(1, token);
+  inputs_.insert(inputs_.end(), drafts_.begin(), drafts_.end());
+  const int rows = static_cast<int>(inputs_.size());
   const size_t vocab = engine_.model().hp.vocab;
   const int most_rows = std::min(engine_.pool().backend().decode_rows(), engine_.options().chunk);
   for (int done = 0; done < rows;) {
     const int count = std::min(most_rows, rows - done);
-    const bool ending = done + count == rows;
-    Engine::Request request{
-        .sequence = &sequence, .tokens = {}, .all_logits = true, .correct = ending ? count - 1 : count};
-    if (ending) request.tokens = {&last, 1};
+    const int cached = std::min(count, sequence.length() - sequence.clean());
+    const Engine::Request request{
+        .sequence = &sequence,
+        .tokens = std::span<const Token>(inputs_).subspan(static_cast<size_t>(done) + cached, count - cached),
+        .all_logits = true,
+        .correct = cached};
     const std::span<const float> logits = engine_.step({&request, 1});
     statistics_.bytes += engine_.decode_bytes(first + done + count, full_plan_);
     for (int i = 0; i < count; ++i) {
@@ -64,24 +81,30 @@ std::span<const Token> ExactDecoder::advance(Sequence& sequence, Token token, in
     fail("exact: {} tokens of the sequence are polluted, expected none", sequence.length() - sequence.clean());
   }
   const int before = sequence.length();
-  const int room = engine_.options().context - before - 1;
-  const bool sparse = draft_plan_.sparse_at(before + 1);
-  const int limit = std::min({most - 1, room, most_drafts_});
-  const int count = !sparse ? 0 : adapt_ ? length_.next(limit) : limit;
+  const int limit = std::min({most - 1, engine_.options().context - before - 1, options_.drafts});
+  const Repetition repetition =
+      options_.copy && limit > 0 ? find_repetition(sequence.tokens(), token, kShortMatch) : Repetition{};
+  DraftLength::Round round = plan_round(sequence, limit, repetition);
   drafts_.clear();
   chosen_.clear();
   try {
     const Timer timer;
-    if (count > 0) draft(sequence, token, count, chooser);
+    if (round.source == DraftSource::Sparse) {
+      draft(sequence, token, round.drafts, chooser);
+    } else {
+      copy_repetition(sequence.tokens(), token, repetition, round.drafts, drafts_);
+    }
     const double drafted = timer.seconds();
     verify(sequence, token, chooser);
     const double verified = timer.seconds() - drafted;
-    const int drafts = static_cast<int>(drafts_.size()), accepted = static_cast<int>(chosen_.size()) - 1;
-    if (sparse) length_.record(drafts, accepted, drafted, verified);
+    round.drafts = static_cast<int>(drafts_.size());
+    const int accepted = static_cast<int>(chosen_.size()) - 1;
+    length_.record(round, accepted, drafted, verified);
     ++statistics_.rounds;
-    statistics_.drafted += drafts;
-    statistics_.tried += std::min(accepted + 1, drafts);
-    statistics_.accepted += accepted;
+    DraftCounts& counts = round.source == DraftSource::Sparse ? statistics_.sparse : statistics_.copied;
+    counts.drafted += round.drafts;
+    counts.tried += std::min(accepted + 1, round.drafts);
+    counts.accepted += accepted;
     statistics_.draft_seconds += drafted;
     statistics_.verify_seconds += verified;
   } catch (...) {

@@ -1,4 +1,4 @@
-// Exact mode: tidal decoding drafts, full attention verifies, and the text is full attention's.
+// Exact mode: drafts are cheap, full attention verifies them, and the text is full attention's.
 #pragma once
 
 #include <span>
@@ -6,6 +6,7 @@
 
 #include "engine/draft_length.h"
 #include "engine/engine.h"
+#include "engine/repetition.h"
 
 namespace tidal {
 
@@ -24,15 +25,31 @@ class TokenChooser {
   virtual bool ends(Token token) const = 0;
 };
 
+/// Drafts of one source, or of several.
+struct DraftCounts {
+  int64_t drafted = 0;
+  int64_t tried = 0;  ///< held against full attention: up to the first rejected one of a round
+  int64_t accepted = 0;
+
+  double acceptance() const { return tried > 0 ? static_cast<double>(accepted) / static_cast<double>(tried) : 0; }
+};
+
 /// What exact decoding did.
 struct ExactStatistics {
-  int64_t rounds = 0, drafted = 0;
-  int64_t tried = 0;  ///< drafts that were held against full attention: up to the first rejected one of a round
-  int64_t accepted = 0;
+  int64_t rounds = 0;
+  DraftCounts sparse, copied;
   int64_t bytes = 0;  ///< read by all passes: weights, and K/V once a pass
   double draft_seconds = 0, verify_seconds = 0;
 
-  double acceptance() const { return tried > 0 ? static_cast<double>(accepted) / static_cast<double>(tried) : 0; }
+  DraftCounts all() const {
+    return {sparse.drafted + copied.drafted, sparse.tried + copied.tried, sparse.accepted + copied.accepted};
+  }
+};
+
+struct ExactOptions {
+  int drafts = kDefaultDrafts;  ///< most drafts of a round, >= 1
+  bool adapt = true;            ///< as many as pay; else every round has as many as fit
+  bool copy = true;             ///< where the text repeats itself, what followed the last time is a draft, too
 };
 
 /// Decodes by rounds: up to T tokens are drafted by the engine's plan, then one dense chunk computes their K/V again
@@ -40,11 +57,13 @@ struct ExactStatistics {
 /// they are what the chooser takes by those logits. Chunks have at most Backend::decode_rows() rows, so the logits are
 /// those of decoding by full attention, bit for bit; with a chooser that draws the same random numbers for a draft and
 /// for the token itself, so is the text for every seed. The sequence is clean after every round.
+///
+/// Where the last tokens occurred before, what followed them then may be the draft instead (prompt lookup decoding): it
+/// costs nothing, and long documents are quoted often.
 class ExactDecoder {
  public:
-  /// Drafts by the plan that the engine has now. `drafts` >= 1: most of a round; every round has as many, where they
-  /// fit, unless it may `adapt` to what pays. The engine must outlive the decoder.
-  ExactDecoder(Engine& engine, int drafts, bool adapt = true);
+  /// Drafts by the plan that the engine has now. The engine must outlive the decoder.
+  ExactDecoder(Engine& engine, const ExactOptions& options);
 
   /// Appends `token`, which the chooser chose last, to a clean sequence, and decodes on. Returns the tokens chosen, 1
   /// to `most`, valid until the next call; all but the last are in the cache. `most` >= 1. Throws Error as
@@ -55,16 +74,16 @@ class ExactDecoder {
   const DraftLength& length() const { return length_; }
 
  private:
+  DraftLength::Round plan_round(const Sequence& sequence, int limit, const Repetition& repetition);
   void draft(Sequence& sequence, Token token, int drafts, TokenChooser& chooser);
   void verify(Sequence& sequence, Token token, TokenChooser& chooser);
 
   Engine& engine_;
   Plan draft_plan_, full_plan_;
-  int most_drafts_;
-  bool adapt_;
+  ExactOptions options_;
   DraftLength length_;
   ExactStatistics statistics_;
-  std::vector<Token> drafts_, chosen_;
+  std::vector<Token> drafts_, inputs_, chosen_;
 };
 
 }  // namespace tidal

@@ -123,7 +123,7 @@ void Watch::step(Token token) {
 void Watch::exact(Sequence& sequence, Token token, int most) {
   AnswerChooser chooser(tokenizer_);
   // As many drafts in every round: what pays depends on the clock, and the page should not.
-  ExactDecoder decoder(engine_, options_.exact_drafts, false);
+  ExactDecoder decoder(engine_, {.drafts = options_.exact_drafts, .adapt = false, .copy = false});
   std::vector<Token> answer = {token};
   while (!chooser.ends(answer.back()) && static_cast<int>(answer.size()) < most) {
     const auto more = decoder.advance(sequence, answer.back(), most - static_cast<int>(answer.size()), chooser);
@@ -132,8 +132,8 @@ void Watch::exact(Sequence& sequence, Token token, int most) {
   }
   if (chooser.ends(answer.back())) answer.pop_back();
   const ExactStatistics& statistics = decoder.statistics();
-  result_.report.exact = {.tried = statistics.tried,
-                          .accepted = statistics.accepted,
+  result_.report.exact = {.tried = statistics.sparse.tried,
+                          .accepted = statistics.sparse.accepted,
                           .rounds = statistics.rounds,
                           .answer = tokenizer_.decode(answer),
                           .same = false};

@@ -33,10 +33,11 @@ struct Simulation {
     double seconds = 0;
     int made = 0;
     while (made < tokens) {
-      const int drafts = length.next(std::min(most, tokens - made - 1));
+      const DraftLength::Round round = length.next(std::min(most, tokens - made - 1), 0, DraftSource::ShortMatch);
+      const int drafts = round.drafts;
       int accepted = 0;
       while (accepted < drafts && random.uniform(0.5f) + 0.5f < acceptance) ++accepted;
-      length.record(drafts, accepted, drafts * draft, verify(drafts + 1));
+      length.record(round, accepted, drafts * draft, verify(drafts + 1));
       seconds += drafts * draft + verify(drafts + 1);
       made += accepted + 1;
     }
@@ -73,13 +74,16 @@ TEST(DraftLength, ComesNearTheBestWhereTheyPay) {
   }
 }
 
+/// Drafts of the next round when nothing can be copied.
+int next(DraftLength& length, int limit) { return length.next(limit, 0, DraftSource::ShortMatch).drafts; }
+
 TEST(DraftLength, FirstMeasuresAFullStep) {
   DraftLength length(7);
-  EXPECT_EQ(length.next(7), 0);
-  length.record(0, 0, 0, 1.0);
-  EXPECT_GT(length.next(7), 0);
-  EXPECT_EQ(length.next(0), 0);
-  EXPECT_EQ(length.next(1), 1);
+  EXPECT_EQ(next(length, 7), 0);
+  length.record({}, 0, 0, 1.0);
+  EXPECT_GT(next(length, 7), 0);
+  EXPECT_EQ(next(length, 0), 0);
+  EXPECT_EQ(next(length, 1), 1);
 }
 
 TEST(DraftLength, FollowsAChange) {
@@ -87,16 +91,31 @@ TEST(DraftLength, FollowsAChange) {
   const Simulation good{1.0, 0.1, 0.02, 1.0, 7}, bad{1.0, 0.1, 0.5, 0.0, 7};
   DraftLength length(7);
   good.run(100, 1, length);
-  EXPECT_GE(length.next(7), 5);
+  EXPECT_GE(next(length, 7), 5);
   bad.run(60, 1, length);
-  EXPECT_EQ(length.next(7), 0);
+  EXPECT_EQ(next(length, 7), 0);
+}
+
+TEST(DraftLength, CopiedDraftsCostNothing) {
+  DraftLength length(7);
+  length.record({}, 0, 0, 1.0);
+  // Sparse drafts as expensive as a full step never pay; copied ones that hold do.
+  length.record({DraftSource::Sparse, 1}, 1, 1.0, 1.1);
+  const DraftLength::Round round = length.next(7, 5, DraftSource::LongMatch);
+  EXPECT_EQ(round.source, DraftSource::LongMatch);
+  EXPECT_GT(round.drafts, 0);
+  // Until they turn out to be wrong; matches of the other kind are judged by themselves.
+  for (int i = 0; i < 20; ++i) length.record({DraftSource::LongMatch, 5}, 0, 0, 1.5);
+  EXPECT_EQ(length.next(0, 5, DraftSource::LongMatch).drafts, 0);
+  EXPECT_LT(length.acceptance(DraftSource::LongMatch), 0.2);
+  EXPECT_GT(length.acceptance(DraftSource::ShortMatch), 0.3);
 }
 
 TEST(DraftLength, PassesBetweenMeasuredOnesAreInterpolated) {
   DraftLength length(7);
   EXPECT_EQ(length.verify_seconds(3), 0);
-  length.record(0, 0, 0, 1.0);
-  length.record(4, 4, 4.0, 3.0);
+  length.record({}, 0, 0, 1.0);
+  length.record({DraftSource::Sparse, 4}, 4, 4.0, 3.0);
   EXPECT_DOUBLE_EQ(length.verify_seconds(1), 1.0);
   EXPECT_DOUBLE_EQ(length.verify_seconds(3), 2.0);
   EXPECT_DOUBLE_EQ(length.verify_seconds(5), 3.0);

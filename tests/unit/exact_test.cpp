@@ -88,14 +88,18 @@ TEST_P(Exact, GreedyTextIsThatOfFullAttention) {
     const Sequence sequence = setup.prefilled(prefix, prefix);
     const std::vector<Token> expected = full_text(setup, sequence, 5, 40, chooser);
     for (const int drafts : {1, 3, 7, 8, 20}) {
-      for (const bool adapt : {false, true}) {
-        ExactDecoder decoder(setup.engine, drafts, adapt);
+      for (const auto& [adapt, copy] : {std::pair{false, false}, {false, true}, {true, true}}) {
+        ExactDecoder decoder(setup.engine, {.drafts = drafts, .adapt = adapt, .copy = copy});
         EXPECT_EQ(exact_text(decoder, sequence, 5, 40, chooser), expected) << prefix << " " << drafts << " " << adapt;
         const ExactStatistics& statistics = decoder.statistics();
-        EXPECT_LE(statistics.accepted, statistics.tried);
-        EXPECT_LE(statistics.tried, statistics.drafted);
+        const DraftCounts all = statistics.all();
+        EXPECT_LE(all.accepted, all.tried);
+        EXPECT_LE(all.tried, all.drafted);
         if (!adapt) {
-          EXPECT_GT(statistics.drafted, 0);
+          EXPECT_GT(all.drafted, 0);
+        }
+        if (!copy) {
+          EXPECT_EQ(statistics.copied.drafted, 0);
         }
       }
     }
@@ -108,7 +112,7 @@ TEST_P(Exact, SampledTextIsThatOfFullAttentionForEverySeed) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
     SeededChooser alone(seed, 1.0f, 7), exact(seed, 1.0f, 7);  // token 7 ends the text
     const std::vector<Token> expected = full_text(setup, sequence, 5, 25, alone);
-    ExactDecoder decoder(setup.engine, 4, false);
+    ExactDecoder decoder(setup.engine, {.drafts = 4, .adapt = false, .copy = false});
     EXPECT_EQ(exact_text(decoder, sequence, 5, 25, exact), expected) << seed;
   }
 }
@@ -119,16 +123,55 @@ TEST_P(Exact, SharedRandomNumbersMakeDraftsHold) {
   SmallEngine setup(GetParam(), GGML_TYPE_F32, small_plan(99));
   const Sequence sequence = setup.prefilled(100, 3);
   SeededChooser chooser(1, 1.0f);
-  ExactDecoder decoder(setup.engine, 4, false);
+  ExactDecoder decoder(setup.engine, {.drafts = 4, .adapt = false, .copy = false});
   exact_text(decoder, sequence, 5, 40, chooser);
-  EXPECT_GT(decoder.statistics().acceptance(), 0.7);
+  EXPECT_GT(decoder.statistics().sparse.acceptance(), 0.7);
+}
+
+// A text that repeats: what is copied is accepted, without a single sparse step.
+TEST_P(Exact, CopiesWhatTheTextHasSaidBefore) {
+  SmallEngine setup(GetParam());
+  // Greedy text of a small random model falls into a loop.
+  const Sequence sequence = setup.prefilled(3, 3);
+  GreedyChooser chooser;
+  const std::vector<Token> expected = full_text(setup, sequence, 5, 200, chooser);
+  ExactDecoder decoder(setup.engine, {.drafts = 7, .adapt = false});
+  EXPECT_EQ(exact_text(decoder, sequence, 5, 200, chooser), expected);
+  EXPECT_GT(decoder.statistics().copied.accepted, 50);
+}
+
+TEST(Repetitions, TheLongestThenTheLatest) {
+  const std::vector<Token> text = {1, 2, 3, 9, 7, 2, 3, 8, 2, 3, 4, 1, 2};
+  const auto found = [&](Token last, int least) { return find_repetition(text, last, least); };
+  EXPECT_EQ(found(3, 1).matched, 3);  // 1 2 3
+  EXPECT_EQ(found(3, 1).behind, 3);
+  EXPECT_EQ(found(3, 4).matched, 0);
+  EXPECT_EQ(found(7, 1).matched, 1);
+  EXPECT_EQ(found(6, 1).matched, 0);
+  const std::vector<Token> twice = {5, 6, 1, 5, 6, 2, 5};
+  EXPECT_EQ(find_repetition(twice, 6, 2).behind, 5);
+  EXPECT_EQ(find_repetition({}, 6, 1).matched, 0);
+  const std::vector<Token> same(40, 3);
+  EXPECT_EQ(find_repetition(same, 3, 2).matched, 16);
+  EXPECT_EQ(find_repetition(same, 3, 2).behind, 40);
+}
+
+TEST(Repetitions, CopiesRunIntoThemselves) {
+  const auto copied = [](const std::vector<Token>& tokens, Token last, int count) {
+    std::vector<Token> drafts;
+    copy_repetition(tokens, last, find_repetition(tokens, last, 1), count, drafts);
+    return drafts;
+  };
+  EXPECT_EQ(copied({1, 2, 3, 4, 1}, 2, 2), (std::vector<Token>{3, 4}));
+  EXPECT_EQ(copied({1, 2, 3, 1}, 2, 7), (std::vector<Token>{3, 1, 2, 3, 1, 2, 3}));
+  EXPECT_EQ(copied({9, 3}, 3, 3), (std::vector<Token>{3, 3, 3}));
 }
 
 TEST_P(Exact, StopsAtTheContext) {
   SmallEngine setup(GetParam(), GGML_TYPE_F32, small_plan(), {.context = 80, .chunk = 80});
   Sequence sequence = setup.prefilled(75, 3);
   GreedyChooser chooser;
-  ExactDecoder decoder(setup.engine, 7, false);
+  ExactDecoder decoder(setup.engine, {.adapt = false});
   Token token = 5;
   while (sequence.length() < 80) {
     const auto tokens = decoder.advance(sequence, token, 100, chooser);
@@ -144,10 +187,11 @@ TEST_P(Exact, PollutedSequencesAreRefused) {
   Sequence sequence = setup.prefilled(75, 3);
   setup.engine.decode(sequence, 1);
   GreedyChooser chooser;
-  ExactDecoder decoder(setup.engine, 7);
+  ExactDecoder decoder(setup.engine, {});
   EXPECT_EQ(test::error_of([&] { decoder.advance(sequence, 1, 5, chooser); }),
             "exact: 1 tokens of the sequence are polluted, expected none");
-  EXPECT_EQ(test::error_of([&] { ExactDecoder(setup.engine, 0); }), "exact: 0 drafts given, at least 1 is needed");
+  EXPECT_EQ(test::error_of([&] { ExactDecoder(setup.engine, {.drafts = 0}); }),
+            "exact: 0 drafts given, at least 1 is needed");
 }
 
 // The joint distribution of two tokens, the second of which hangs on whether the first draft was accepted, against full
@@ -188,7 +232,7 @@ TEST(ExactDistribution, IsThatOfFullAttention) {
   for (int draw = 0; draw < kDraws; ++draw) {
     Sequence sequence = prefix.fork();
     SeededChooser chooser(draw + 1, 1.0f);
-    ExactDecoder decoder(engine, 1, false);
+    ExactDecoder decoder(engine, {.drafts = 1, .adapt = false, .copy = false});
     std::vector<Token> text;
     Token token = start;
     while (text.size() < 2) {
@@ -197,8 +241,8 @@ TEST(ExactDistribution, IsThatOfFullAttention) {
       token = text.back();
     }
     ++seen[text[0] * kVocab + text[1]];
-    tried += decoder.statistics().tried;
-    accepted += decoder.statistics().accepted;
+    tried += decoder.statistics().sparse.tried;
+    accepted += decoder.statistics().sparse.accepted;
   }
   double chi_square = 0, rest_expected = 0, rest_seen = 0;
   int cells = 0;
