@@ -16,12 +16,15 @@
 #include "cli/thread_count.h"
 #include "core/error.h"
 #include "core/read_stream.h"
+#include "model/mapped_file.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
 
 namespace tidal {
 namespace {
 
 struct BenchFlags {
-  std::string model, shape, type = "q4_0";
+  std::string model, shape, type = "q4_0", text;
   int prompt = 512, generate = 64, repetitions = 5;
   std::optional<int> threads;
   std::string depths = "0", batches = "1", attention = "full,tidal", baseline, fill = "prefill", format = "md";
@@ -35,6 +38,9 @@ void check(const BenchFlags& flags) {
     fail("bench: give either a model file (-m) or a known shape (--shape)");
   check_baseline(flags.baseline);
   if (!flags.baseline.empty() && flags.model.empty()) fail("--baseline: llama.cpp needs a model file (-m)");
+  if (!flags.text.empty() && (flags.model.empty() || flags.fill == "random")) {
+    fail("-f: a text needs a model file (-m) to read it, and --fill prefill");
+  }
   if (flags.fill != "prefill" && flags.fill != "random") {
     fail("--fill: '{}' is not known, expected prefill or random", flags.fill);
   }
@@ -48,6 +54,21 @@ std::vector<Token> random_tokens(int count, int vocab) {
   std::uniform_int_distribution<Token> token(0, vocab - 1);
   std::vector<Token> tokens(static_cast<size_t>(count));
   std::generate(tokens.begin(), tokens.end(), [&] { return token(random); });
+  return tokens;
+}
+
+/// The first `count` tokens of a text file.
+std::vector<Token> text_tokens(const std::string& path, const std::string& model, int count) {
+  const MappedFile file = map_file(path, "a text file");
+  // A token has one byte at least, so the rest of a long text need not be read.
+  const size_t bytes = std::min<size_t>(file.size, static_cast<size_t>(count) * 32);
+  std::string text(reinterpret_cast<const char*>(file.data), bytes);
+  if (bytes < file.size) text = Utf8Stream().push(text);
+  std::vector<Token> tokens = Tokenizer(model).encode(text, true, false);
+  if (static_cast<int>(tokens.size()) < count) {
+    fail("{}: its text has {} tokens, the tests need {}", path, tokens.size(), count);
+  }
+  tokens.resize(count);
   return tokens;
 }
 
@@ -78,7 +99,8 @@ void run_bench(const BenchFlags& flags) {
                                  ? load_model(flags.model, *backend)
                                  : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend));
   const std::vector<BenchPlan> plans = bench_plans(flags.attention, flags.plan, model->hp);
-  run.tokens = random_tokens(run.context(), model->hp.vocab);
+  run.tokens = flags.text.empty() ? random_tokens(run.context(), model->hp.vocab)
+                                  : text_tokens(flags.text, flags.model, run.context());
   run.weight_bytes = model->decode_weight_bytes();
   run.kv_bytes_per_token = model->hp.kv_bytes_per_token();
   run.common.machine = processor_name();
@@ -125,6 +147,7 @@ void add_bench_command(CLI::App& app) {
   bench->add_option("--shape", flags->shape, "Random weights of a known shape instead of a file: llama-3-8b, ...");
   bench->add_option("--type", flags->type, "Type of the random weights (q4_0, q8_0, q4_K, f16, ...)")
       ->capture_default_str();
+  bench->add_option("-f,--file", flags->text, "Fill the cache with this text (default: random tokens)");
   bench->add_option("-p,--n-prompt", flags->prompt, "Tokens of the prefill test, 0 for none")->capture_default_str();
   bench->add_option("-n,--n-gen", flags->generate, "Steps of the decode test, 0 for none")->capture_default_str();
   bench->add_option("-d,--n-depth", flags->depths, "Positions in the cache before a test, a list")
@@ -133,7 +156,10 @@ void add_bench_command(CLI::App& app) {
   bench->add_option("-r,--repetitions", flags->repetitions, "Runs of every test; the median counts")
       ->capture_default_str();
   bench->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
-  bench->add_option("--attention", flags->attention, "Kinds of attention: full, tidal, a list")->capture_default_str();
+  bench
+      ->add_option("--attention", flags->attention,
+                   "Kinds of attention: full, tidal, exact (of the model's own text, batch 1), a list")
+      ->capture_default_str();
   bench->add_option("--backend", flags->backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
   bench->add_option("--baseline", flags->baseline, "Also measure another engine in this process: llama.cpp");
   bench->add_option("--fill", flags->fill, "How the cache gets to the depth: prefill, or random numbers (fast)")

@@ -56,7 +56,7 @@ std::vector<std::string> word_list(const std::string& flag, const std::string& t
 
 std::vector<BenchPlan> bench_plans(const std::string& words, const PlanOptions& options, const Hyperparameters& hp) {
   std::vector<BenchPlan> plans;
-  for (const std::string& word : word_list("--attention", words, {"full", "tidal"})) {
+  for (const std::string& word : word_list("--attention", words, {"full", "tidal", "exact"})) {
     plans.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(options, hp)});
   }
   return plans;

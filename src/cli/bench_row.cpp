@@ -28,7 +28,9 @@ Json to_json(const BenchRow& row, bool details) {
                {"ms_per_token", rounded(row.ms_per_token)},
                {"ms_min", rounded(row.ms_min)},
                {"gb_per_s", number(row.gb_per_s)},
-               {"limit_share", number(row.limit_share)}};
+               {"limit_share", number(row.limit_share)},
+               {"accepted_drafts", number(row.accepted_drafts)},
+               {"accepted_copies", number(row.accepted_copies)}};
   if (details) {
     json.update(Json{{"machine", row.machine},
                      {"threads", row.threads},
@@ -74,7 +76,9 @@ std::string cell(std::optional<double> value, int digits, const char* unit = "")
   return value ? fmt::format("{:.{}f}{}", *value, digits, unit) : "-";
 }
 
-std::vector<std::string> cells(const std::vector<BenchRow>& rows, const BenchRow& row, bool ratio) {
+std::string percent(std::optional<double> share) { return share ? cell(*share * 100, 0, " %") : "-"; }
+
+std::vector<std::string> cells(const std::vector<BenchRow>& rows, const BenchRow& row, bool exact, bool ratio) {
   std::vector<std::string> out = {row.engine,
                                   row.budget ? fmt::format("{} K={}", row.attention, *row.budget) : row.attention,
                                   row.test,
@@ -85,7 +89,8 @@ std::vector<std::string> cells(const std::vector<BenchRow>& rows, const BenchRow
                                   cell(row.ms_per_token, 2),
                                   cell(row.ms_min, 2),
                                   cell(row.gb_per_s, 1),
-                                  row.limit_share ? cell(*row.limit_share * 100, 0, " %") : "-"};
+                                  percent(row.limit_share)};
+  if (exact) out.insert(out.end(), {percent(row.accepted_drafts), percent(row.accepted_copies)});
   if (ratio) {
     const double other = baseline(rows, row);
     out.push_back(other > 0 ? cell(row.tokens_per_second / other, 2, "x") : "-");
@@ -105,11 +110,14 @@ BenchFormat bench_format_from(const std::string& word) {
 
 std::string markdown_table(const std::vector<BenchRow>& rows) {
   const bool ratio = std::any_of(rows.begin(), rows.end(), [](const BenchRow& row) { return row.engine != "tidal"; });
+  const bool exact =
+      std::any_of(rows.begin(), rows.end(), [](const BenchRow& row) { return row.attention == "exact"; });
   constexpr size_t kWords = 3;  // columns on the left that are aligned left
   std::vector<std::vector<std::string>> table = {
       {"engine", "attention", "test", "depth", "batch", "KV", "tok/s", "ms/token", "ms min", "GB/s", "of limit"}};
+  if (exact) table[0].insert(table[0].end(), {"drafts held", "copies held"});
   if (ratio) table[0].push_back("vs llama.cpp");
-  for (const BenchRow& row : rows) table.push_back(cells(rows, row, ratio));
+  for (const BenchRow& row : rows) table.push_back(cells(rows, row, exact, ratio));
   return markdown_table(table, kWords);
 }
 

@@ -10,17 +10,19 @@ namespace tidal {
 
 /// One test of one engine.
 struct BenchRow {
-  std::string engine;                 ///< tidal or llama.cpp
-  std::string attention;              ///< full or tidal
-  std::string test;                   ///< pp512: prefill of 512 tokens; tg64: decoding of 64
-  int depth = 0;                      ///< positions in the cache before the test
-  int batch = 1;                      ///< sequences decoded together
-  double tokens_per_second = 0;       ///< of all sequences, median
-  double ms_per_token = 0;            ///< 1000 / tokens_per_second
-  double ms_min = 0;                  ///< the same of the fastest step or run
-  std::optional<double> gb_per_s;     ///< decoding: bytes that a step must read over its median time, 1e9 bytes
-  std::optional<double> limit_share;  ///< gb_per_s over the machine's read stream
-  std::string machine;                ///< processor, "" where unknown
+  std::string engine;                     ///< tidal or llama.cpp
+  std::string attention;                  ///< full, tidal or exact
+  std::string test;                       ///< pp512: prefill of 512 tokens; tg64: decoding of 64
+  int depth = 0;                          ///< positions in the cache before the test
+  int batch = 1;                          ///< sequences decoded together
+  double tokens_per_second = 0;           ///< of all sequences, median
+  double ms_per_token = 0;                ///< 1000 / tokens_per_second
+  double ms_min = 0;                      ///< the same of the fastest step or run
+  std::optional<double> gb_per_s;         ///< decoding: bytes that a step must read over its median time, 1e9 bytes
+  std::optional<double> limit_share;      ///< gb_per_s over the machine's read stream
+  std::optional<double> accepted_drafts;  ///< exact mode: share of the tidal drafts; none where nothing was drafted
+  std::optional<double> accepted_copies;  ///< exact mode: share of the drafts copied from the text
+  std::string machine;                    ///< processor, "" where unknown
   std::string model;
   int threads = 1;
   std::optional<int> budget;  ///< of tidal attention
@@ -54,8 +56,8 @@ class BenchWriter {
   std::vector<BenchRow> rows_;
 };
 
-/// The Markdown table, with the column `vs llama.cpp` (tokens per second over the baseline's in the same test, depth
-/// and batch) when there is a baseline among the rows.
+/// The Markdown table, with columns for exact mode's drafts when it was measured, and with the column `vs llama.cpp`
+/// (tokens per second over the baseline's in the same test, depth and batch) when there is a baseline among the rows.
 std::string markdown_table(const std::vector<BenchRow>& rows);
 
 }  // namespace tidal

@@ -7,6 +7,8 @@
 #include "cli/llama_baseline.h"
 #include "core/error.h"
 #include "core/timer.h"
+#include "engine/exact.h"
+#include "engine/greedy_chooser.h"
 
 namespace tidal {
 namespace {
@@ -100,6 +102,35 @@ void time_decode(const BenchRun& run, Engine& engine, std::span<Sequence* const>
   for (Sequence* sequence : sequences) sequence->truncate(depth);
 }
 
+/// `run.repetitions` greedy texts in exact mode: seconds per token of each.
+void test_exact(const BenchRun& run, Engine& engine, Sequence& sequence, BenchCase which) {
+  const int depth = sequence.length();
+  ExactDecoder decoder(engine, {});
+  GreedyChooser chooser;
+  std::vector<double> seconds;
+  for (int r = 0; r < run.repetitions; ++r) {
+    const Timer timer;
+    Token token = run.tokens[depth];
+    for (int made = 0; made < run.generate;) {
+      check(run);
+      const auto more = decoder.advance(sequence, token, run.generate - made, chooser);
+      made += static_cast<int>(more.size());
+      token = more.back();
+    }
+    seconds.push_back(timer.seconds() / run.generate);
+    sequence.truncate(depth);
+  }
+  const ExactStatistics& statistics = decoder.statistics();
+  const double tokens = static_cast<double>(run.generate) * run.repetitions;
+  BenchRow row = decode_row(run, which, std::move(seconds), static_cast<double>(statistics.bytes) / tokens);
+  const auto share = [](const DraftCounts& drafts) {
+    return drafts.tried > 0 ? std::optional(drafts.acceptance()) : std::nullopt;
+  };
+  row.accepted_drafts = share(statistics.sparse);
+  row.accepted_copies = share(statistics.copied);
+  run.report(row);
+}
+
 void test_tidal(const BenchRun& run, Engine& engine, const BenchPlan& plan, std::span<Sequence* const> sequences,
                 bool prefill) {
   const int depth = sequences[0]->length();
@@ -118,6 +149,10 @@ void test_tidal(const BenchRun& run, Engine& engine, const BenchPlan& plan, std:
   if (plan.plan.has_sparse()) which.budget = plan.plan.policy.budget;
   say(run, which, "decode");
   engine.set_plan(plan.plan);
+  if (plan.attention == "exact") {
+    if (sequences.size() == 1) test_exact(run, engine, *sequences[0], which);
+    return;
+  }
   std::vector<double> seconds;
   time_decode(run, engine, sequences, std::min(kWarmUpSteps, run.generate), seconds);
   seconds.clear();

@@ -23,7 +23,7 @@ struct BenchRun {
   int generate = 64;               ///< steps of the decode test; 0: none
   int repetitions = 5;             ///< of every test
   bool random = false;             ///< fill the cache with random numbers instead of a prefill
-  std::vector<Token> tokens;       ///< [last depth + prompt]: fill the cache, then are the prompt
+  std::vector<Token> tokens;       ///< [context()]: fill the cache, then are the prompt
   double limit = 0;                ///< read stream, GB/s
   int64_t weight_bytes = 0;        ///< read by a decode step, whatever the batch
   int64_t kv_bytes_per_token = 0;  ///< read by full attention for every position of every sequence
@@ -60,7 +60,7 @@ double full_attention_bytes(const BenchRun& run, int depth);
 
 /// One kind of attention of our engine.
 struct BenchPlan {
-  std::string attention;
+  std::string attention;  ///< full, tidal or exact: the tidal plan drafts, and the text is the model's own, greedy
   Plan plan;
 };
 
