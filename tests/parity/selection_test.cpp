@@ -252,6 +252,62 @@ TEST_P(SelectionParity, ThreadsChangeNothing) {
   }
 }
 
+/// Softmax mass of positions in a set's heads, over that of all positions.
+double mass_of(std::span<const reference::Scores> own, double scale, const std::vector<int32_t>& positions) {
+  Policy sum;
+  sum.scope = Scope::Shared;
+  const std::vector<float> pooled = reference::pooled_scores(own, sum, scale);
+  double all = 0, held = 0;
+  for (const float value : pooled) all += value;
+  for (const int32_t p : positions) held += pooled[p];
+  return all > 0 ? held / all : 1;
+}
+
+// With top-p a set is a beginning of the ranking. Where it ends hangs on a sum of rounded probabilities: it must be the
+// reference's wherever the share held there is not within the rounding of top-p.
+TEST_P(SelectionParity, TopP) {
+  const Inputs in(shape(), {65, 129, 300, 2049}, kind(), random_);
+  const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
+  Count count;
+  bool shorter = false;
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    for (const double top_p : {0.05, 0.5, 0.9, 0.999}) {
+      Policy policy{scope, Pooling::Sum, 64, 4, 8};
+      policy.top_p = top_p;
+      const Selected ours = select(backend(), in, policy), theirs = select("reference", in, policy);
+      const int units = scope_units(scope, in.hp.heads, in.hp.kv_heads);
+      for (const Chunk& chunk : in.batch->chunks) {
+        for (int unit = 0; unit < units; ++unit) {
+          const auto set = [&](const std::vector<int32_t>& all) {
+            const auto at = all.begin() + (static_cast<ptrdiff_t>(chunk.first_row) * units + unit) * policy.budget;
+            return std::vector<int32_t>(at, std::find(at, at + policy.budget, -1));
+          };
+          const std::vector<int32_t> a = set(ours.positions), b = set(theirs.positions);
+          ASSERT_TRUE(std::is_sorted(a.begin(), a.end(), std::less_equal<>()));
+          ASSERT_GE(a.size(), 12u);
+          shorter = shorter || b.size() < 64;
+          if (a == b) {
+            ++count.exact;
+            continue;
+          }
+          std::vector<reference::Scores> own;
+          const int heads = in.hp.heads / units;
+          for (int h = 0; h < heads; ++h) own.push_back(in.scores(chunk, unit * heads + h));
+          // One rounding a term, and exp to a few units in the last place.
+          const double rounding = 0x1p-24 * (chunk.context() + 64.0) * 4;
+          const double held = mass_of(own, scale, a.size() < b.size() ? a : b);
+          EXPECT_TRUE(std::abs(held - top_p) < rounding || rounding_decides(own, policy, scale, b))
+              << "context " << chunk.context() << ", scope " << tidal::to_string(scope) << ", top-p " << top_p << ": "
+              << a.size() << " positions, the reference has " << b.size() << ", which hold " << held;
+          ++count.undecided;
+        }
+      }
+    }
+  }
+  EXPECT_GE(count.exact, 9 * count.undecided) << "too many sets hang on rounding for this to be a test";
+  EXPECT_TRUE(shorter) << "top-p has shortened nothing";
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Shapes, SelectionParity,
     testing::Combine(testing::ValuesIn(kBackends),
@@ -298,6 +354,38 @@ TEST_P(Selecting, ByHand) {
   EXPECT_EQ(chosen({Scope::Kv, Pooling::Max, 5, 1, 2}), (std::vector<int32_t>{0, 1, 2, 8, 9}));
   EXPECT_EQ(chosen({Scope::Shared, Pooling::Max, 1, 0, 0}), (std::vector<int32_t>{9}));
   EXPECT_EQ(chosen({Scope::Shared, Pooling::Max, 9, 0, 0}), (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 7, 8, 9}));
+}
+
+// Eight equal positions hold an eighth each, two hold nothing: what top-p takes can be counted.
+TEST_P(Selecting, TopPByHand) {
+  Random random(9);
+  const Hyperparameters hp = attention_shape(2, 1, 16);
+  HostBatch batch({{9, 1, true}}, hp.vocab, random);
+  HostCache cache(hp, batch.blocks());
+  std::vector<float> q(hp.q_width(), 0.0f);
+  q[0] = q[16] = 1;
+  for (int p = 0; p < 10; ++p) cache.row(batch->chunks[0], 0, p)[0] = to_bf16(p == 1 || p == 5 ? -4000.0f : 3.0f);
+  const auto chosen = [&](Policy policy, double top_p) {
+    policy.top_p = top_p;
+    Device device(GetParam());
+    device.begin(hp, batch);
+    const Selection selection = device.selection(policy, hp, 1);
+    device->attend(*RoleBatch(batch, Role::Select, policy), 0, device.rows(q, hp.q_width()), device.cache(cache),
+                   selection, device.rows(1, hp.q_width()));
+    std::vector<int32_t> positions = device.read(selection, 1);
+    positions.erase(std::remove(positions.begin(), positions.end(), -1), positions.end());
+    return positions;
+  };
+  using Positions = std::vector<int32_t>;
+  const Policy shared{Scope::Shared, Pooling::Sum, 9, 0, 0};
+  EXPECT_EQ(chosen(shared, 0.01), (Positions{9}));  // the token itself, whatever p
+  EXPECT_EQ(chosen(shared, 0.125), (Positions{9}));
+  EXPECT_EQ(chosen(shared, 0.126), (Positions{0, 9}));
+  EXPECT_EQ(chosen(shared, 0.5), (Positions{0, 2, 3, 9}));
+  EXPECT_EQ(chosen(shared, 0.99), (Positions{0, 2, 3, 4, 6, 7, 8, 9}));
+  EXPECT_EQ(chosen({Scope::Shared, Pooling::Sum, 4, 0, 0}, 0.99), (Positions{0, 2, 3, 9}));    // the cap
+  EXPECT_EQ(chosen({Scope::Shared, Pooling::Sum, 9, 2, 2}, 0.5), (Positions{0, 1, 2, 8, 9}));  // reserved count
+  EXPECT_EQ(chosen({Scope::Head, Pooling::Max, 9, 0, 0}, 0.25), (Positions{0, 9, 0, 9}));      // each head its own
 }
 
 }  // namespace

@@ -147,6 +147,31 @@ TEST(PlanJson, AnotherModel) {
                Error);
 }
 
+TEST(PlanJson, OtherHeads) {
+  EXPECT_EQ(error_after([](Json& j) { j["model"]["heads"] = 8; }),
+            "p.json: is a plan for 8 query and 2 KV heads, but the model has 4 and 2");
+  EXPECT_EQ(error_after([](Json& j) { j["model"]["kv_heads"] = 4; }),
+            "p.json: is a plan for 4 query and 4 KV heads, but the model has 4 and 2");
+}
+
+TEST(PlanJson, SharesTopPAndCorrection) {
+  Plan changed = plan();
+  changed.policy.pooling = Pooling::Sum;
+  changed.policy.budget_share = 0.05;
+  changed.policy.recent_share = 0.125;
+  changed.policy.top_p = 0.9;
+  changed.correct = 64;
+  const std::string text = to_json(changed, model(), "by hand");
+  EXPECT_EQ(plan_from_json(text, "p.json", model()), changed);
+  EXPECT_EQ(Json::parse(text)["about"], "by hand");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["top_p"] = 1.5; }),
+            "p.json: plan: top-p is 1.5, expected a share of the attention mass above 0, at most 1");
+  EXPECT_EQ(error_after([](Json& j) { j["policy"]["budget_share"] = "5%"; }),
+            "p.json: policy: field 'budget_share' holds \"5%\", expected a number");
+  EXPECT_EQ(error_after([](Json& j) { j["correct"] = -1; }),
+            "p.json: plan: correct is -1, expected a number of tokens, or 0 for never");
+}
+
 TEST(PlanJson, Files) {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / fmt::format("tidal-plan-{}", ::getpid());
