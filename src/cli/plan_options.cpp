@@ -177,8 +177,7 @@ Plan make_plan(const PlanOptions& options, const Hyperparameters& hp) {
   }
   adjust(plan.policy, options);
   if (options.correct) {
-    if (*options.correct < 0)
-      fail("--correct: {} given, expected a number of tokens, or 0 for never", *options.correct);
+    if (*options.correct < 1) fail("--correct: {} given, at least 1 token is needed", *options.correct);
     plan.correct = *options.correct;
   }
   plan.check(hp);
