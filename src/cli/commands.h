@@ -10,6 +10,7 @@ struct Stopped {};
 
 void add_bench_command(CLI::App& app);
 void add_compare_command(CLI::App& app);
+void add_eval_command(CLI::App& app);
 void add_info_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_run_command(CLI::App& app);
