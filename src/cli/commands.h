@@ -9,6 +9,7 @@ namespace tidal {
 struct Stopped {};
 
 void add_bench_command(CLI::App& app);
+void add_calibrate_command(CLI::App& app);
 void add_compare_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_info_command(CLI::App& app);

@@ -51,6 +51,7 @@ int main(int argc, char** argv) {
   tidal::add_inspect_command(app);
   tidal::add_bench_command(app);
   tidal::add_compare_command(app);
+  tidal::add_calibrate_command(app);
   tidal::add_eval_command(app);
   // A command whose parsing completes on its own reads its environment only when it is chosen; CLI11 would otherwise
   // read that of all commands.

@@ -1,0 +1,347 @@
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <set>
+
+#include "cli/calibrate_report.h"
+#include "cli/calibrate_rows.h"
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/output.h"
+#include "cli/plan_options.h"
+#include "cli/terminal.h"
+#include "cli/thread_count.h"
+#include "cli/whole_file.h"
+#include "core/error.h"
+#include "core/timer.h"
+#include "eval/calibration_choice.h"
+#include "eval/calibration_losses.h"
+#include "eval/calibration_texts.h"
+#include "eval/plan_search.h"
+#include "model/mapped_file.h"
+#include "report/progress.h"
+#include "text/tokenizer.h"
+
+namespace tidal {
+namespace {
+
+struct CalibrateFlags {
+  std::string model, text, output;
+  Wanted wanted;
+  CalibrationShape shape;
+  std::optional<int> threads;
+  int batch = 15;
+  bool exhaustive = false;
+  PlanOptions plan;
+};
+
+void check(const CalibrateFlags& flags) {
+  if (flags.wanted.selects && flags.wanted.target_kl) fail("--selects and --target-kl: give only one of the two");
+  if (flags.wanted.selects && *flags.wanted.selects < 1) {
+    fail("--selects: {} given, at least 1 is needed", *flags.wanted.selects);
+  }
+  if (flags.wanted.target_kl && !(std::isfinite(*flags.wanted.target_kl) && *flags.wanted.target_kl > 0)) {
+    fail("--target-kl: {:g} given, expected a number above 0", *flags.wanted.target_kl);
+  }
+  if (flags.batch < 1 || flags.batch > 256) fail("--batch: {} given, expected 1 to 256", flags.batch);
+  const char* looked_for = "calibrate looks for the layers itself";
+  if (flags.plan.reselect) fail("--reselect: {}", looked_for);
+  if (!flags.plan.file.empty() && flags.plan.file != "none") fail("--plan: {}", looked_for);
+  if (flags.plan.correct && *flags.plan.correct != 0) fail("--correct: calibrate measures plans without corrections");
+}
+
+std::string default_text(const std::string& model) {
+  const std::filesystem::path beside = std::filesystem::path(model).parent_path() / "kjv.txt";
+  for (const std::filesystem::path& path : {beside, std::filesystem::path("models/kjv.txt")}) {
+    std::error_code ignored;
+    if (std::filesystem::exists(path, ignored)) return path.string();
+  }
+  fail("calibrate: {} is missing, give a text with -f (or let tools/kjv.sh write the default one)", beside.string());
+}
+
+std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
+
+/// PLAN.json with another ending.
+std::string beside(const std::string& plan, const char* ending) {
+  const std::string json = ".json";
+  return (plan.ends_with(json) ? plan.substr(0, plan.size() - json.size()) : plan) + ending;
+}
+
+/// One run of the command.
+class Calibrate {
+ public:
+  explicit Calibrate(const CalibrateFlags& flags);
+  void run();
+
+ private:
+  SearchOptions search_options() const;
+  std::vector<TextLoss> measure(std::span<const SelectLayers> plans, int text);
+  bool advance(int64_t units);
+  int64_t expected_work() const;
+  void summarise();
+  double timed(const std::string& what, const Plan& plan);
+  void finish();
+  std::string about(const CalibratedPlan& plan) const;
+  TextLoss loss_of_kind(const SelectLayers& select, bool retrieval) const;
+
+  const CalibrateFlags& flags_;
+  const Interrupt interrupt_;
+  const StatusLine status_;
+  std::unique_ptr<Backend> backend_;
+  Model model_;
+  const std::string text_path_, plan_path_;
+  Policy policy_;
+  CalibrationTexts texts_;
+  WholeFile plan_file_, frontier_file_, sweep_file_;
+  std::unique_ptr<CalibrationRows> rows_;
+  std::unique_ptr<CalibrationLosses> losses_;
+  LossTable table_;
+  std::vector<std::vector<RankedPlan>> found_;
+  CalibrationReport report_;
+  // Of the progress line: decoded steps of plans; two prefilled tokens count as one.
+  Timer timer_;
+  int64_t total_ = 0, earlier_ = 0, done_ = 0, half_ = 0;
+};
+
+Calibrate::Calibrate(const CalibrateFlags& flags)
+    : flags_(flags),
+      backend_(make_backend("cpu", thread_count(flags.threads))),
+      model_(load_model(flags.model, *backend_)),
+      text_path_(flags.text.empty() ? default_text(flags.model) : flags.text),
+      plan_path_(flags.output.empty() ? calibrated_plan_file(flags.model) : flags.output),
+      policy_(make_plan(flags.plan, model_.hp).policy),
+      plan_file_(plan_path_),
+      frontier_file_(beside(plan_path_, ".frontier.svg")),
+      sweep_file_(beside(plan_path_, ".sweep.svg")),
+      table_([this](std::span<const SelectLayers> plans, int text) { return measure(plans, text); }) {
+  const Hyperparameters& hp = model_.hp;
+  const int most = hp.layers - 2;
+  if (flags.wanted.selects && *flags.wanted.selects > most) {
+    fail("--selects: {} given, at most {} fit behind the first one in a model of {} layers", *flags.wanted.selects,
+         most, hp.layers);
+  }
+  status_.show("reading the text");
+  const MappedFile file = map_file(text_path_, "a text file");
+  const std::string_view text(reinterpret_cast<const char*>(file.data), file.size);
+  const Tokenizer tokenizer(flags.model);
+  texts_ = calibration_texts(tokenizer, text, text_path_, flags.shape, policy_.at(0).budget);
+  const int context = texts_.prefix;
+  if (policy_.at(context).budget >= context) {
+    fail("--budget: {} positions of a prefix of {} leave nothing out, expected fewer", policy_.at(context).budget,
+         context);
+  }
+  rows_ =
+      std::make_unique<CalibrationRows>(beside(plan_path_, ".rows.jsonl"), model_, text, policy_, flags.shape, context);
+  for (const auto& [key, loss] : rows_->losses()) {
+    table_.add(key.first, key.second, loss);
+    earlier_ += loss.tokens;
+  }
+  CalibrationLosses::Options options;
+  options.batch = flags.batch;
+  options.prefilled = [this](int64_t tokens) { return advance((tokens + half_++ % 2) / 2); };
+  options.decoded = [this](int64_t steps) { return advance(steps); };
+  losses_ = std::make_unique<CalibrationLosses>(*backend_, model_, texts_.texts, policy_, std::move(options));
+}
+
+SearchOptions Calibrate::search_options() const {
+  SearchOptions options;
+  options.layers = model_.hp.layers;
+  std::erase_if(options.first_select, [&](int l) { return l > options.layers - 2; });
+  options.selects = std::min(flags_.wanted.selects.value_or(options.selects), options.layers - 2);
+  const int all = texts_.choice;
+  options.rungs = {all};
+  if (!flags_.exhaustive) {
+    // Most of the time goes into the first rung, where all plans are; a place and a prompt tell the hopeless from the
+    // rest.
+    const int first = std::min(all, 2), second = std::max(first, (all + 2) / 3);
+    options.rungs = {first, second, all};
+  }
+  return options;
+}
+
+std::vector<TextLoss> Calibrate::measure(std::span<const SelectLayers> plans, int text) {
+  // In pieces, so that a kill loses little.
+  std::vector<TextLoss> losses;
+  const auto most = static_cast<size_t>(flags_.batch);
+  for (size_t first = 0; first < plans.size(); first += most) {
+    const auto piece = plans.subspan(first, std::min(most, plans.size() - first));
+    const std::vector<TextLoss> measured = losses_->measure(piece, text);
+    for (size_t i = 0; i < piece.size(); ++i) rows_->add(piece[i], text, measured[i]);
+    losses.insert(losses.end(), measured.begin(), measured.end());
+  }
+  return losses;
+}
+
+bool Calibrate::advance(int64_t units) {
+  done_ += units;
+  status_.show("calibrating: " + progress_text(done_, std::max(total_, done_), earlier_, timer_.seconds()) +
+               (total_ > 0 ? "" : " steps"));
+  return !interrupt_.raised();
+}
+
+int64_t Calibrate::expected_work() const {
+  // The same search over losses that cost nothing: how many plans it looks at hardly depends on which ones win.
+  int64_t steps = 0;
+  LossTable invented([&](std::span<const SelectLayers> plans, int text) {
+    std::vector<TextLoss> losses;
+    for (const SelectLayers& select : plans) {
+      const auto tokens = static_cast<int64_t>(texts_.texts[static_cast<size_t>(text)].steps.size());
+      steps += tokens;
+      double loss = 1;
+      for (const int l : select) loss *= 0.5 + std::abs(l - 0.6 * model_.hp.layers) / model_.hp.layers;
+      losses.push_back({tokens, loss * static_cast<double>(tokens), 0});
+    }
+    return losses;
+  });
+  search_plans(invented, search_options());
+  for (const CalibrationText& text : texts_.texts) {
+    steps += (static_cast<int64_t>(text.prefix.size()) - text.shared) / 2;
+  }
+  return steps;
+}
+
+TextLoss Calibrate::loss_of_kind(const SelectLayers& select, bool retrieval) const {
+  TextLoss loss;
+  for (int text = 0; text < texts_.choice; ++text) {
+    if (texts_.texts[static_cast<size_t>(text)].retrieval == retrieval) loss.add(table_.over(select, text, text + 1));
+  }
+  return loss;
+}
+
+double Calibrate::timed(const std::string& what, const Plan& plan) {
+  if (const auto known = rows_->seconds(what)) return *known;
+  const double seconds = losses_->step_seconds(plan);
+  rows_->add_seconds(what, seconds);
+  return seconds;
+}
+
+void Calibrate::summarise() {
+  const Hyperparameters& hp = model_.hp;
+  report_.model = file_name(flags_.model);
+  report_.text = file_name(text_path_);
+  report_.context = texts_.prefix;
+  const auto bytes = [&](const Plan& plan) { return losses_->engine().decode_bytes(texts_.prefix, plan); };
+  report_.full_bytes = bytes(Plan::full(hp.layers));
+  for (const std::vector<RankedPlan>& same : found_) {
+    for (const RankedPlan& plan : same) {
+      CalibratedPlan& entry = report_.plans.emplace_back();
+      entry.found = {plan.select, plan.loss.mean(), bytes(plan_with(plan.select, hp.layers, policy_))};
+      entry.all = plan.loss;
+      entry.text = loss_of_kind(plan.select, false);
+      entry.retrieval = loss_of_kind(plan.select, true);
+    }
+  }
+  report_.chosen = report_.plans.size();
+  mark_frontier(report_.plans);
+
+  const SelectLayers single = found_.front().front().select;
+  const Plan single_plan = plan_with(single, hp.layers, policy_);
+  report_.full_seconds = timed("full", Plan::full(hp.layers));
+  const double single_seconds = timed(format_select(single), single_plan);
+  const StepTime time(report_.full_bytes, report_.full_seconds, bytes(single_plan), single_seconds);
+  for (CalibratedPlan& plan : report_.plans) plan.seconds = time.seconds(plan.found.bytes);
+
+  const int seen = search_options().rungs.front();
+  for (const int first : search_options().first_select) {
+    for (int l = first + 1; l < hp.layers; ++l) {
+      report_.sweep.push_back({{first, l}, table_.over({first, l}, 0, seen)});
+      report_.sweep_tokens = report_.sweep.back().loss.tokens;
+    }
+  }
+}
+
+std::string Calibrate::about(const CalibratedPlan& plan) const {
+  const CalibrationShape& shape = flags_.shape;
+  return fmt::format(
+      "KL {:.4f} ± {:.4f} nats from full attention's next token over {} tokens ({} places of {} steps behind {} tokens "
+      "of {}, {} pass-key prompts), by tidal calibrate.",
+      plan.all.mean(), plan.all.error(), plan.all.tokens, shape.places, shape.steps, texts_.prefix, report_.text,
+      shape.prompts);
+}
+
+void Calibrate::finish() {
+  std::vector<FoundPlan> found;
+  for (const CalibratedPlan& plan : report_.plans) found.push_back(plan.found);
+  std::optional<Error> none;
+  try {
+    report_.chosen = choose_plan(found, flags_.wanted);
+  } catch (const Error& error) {
+    none = error;  // the table still tells what there is
+  }
+  std::vector<SelectLayers> shown;
+  for (const size_t i : shown_plans(report_)) shown.push_back(report_.plans[i].found.select);
+  const int end = static_cast<int>(texts_.texts.size());
+  table_.require(shown, texts_.choice, end);
+  for (const size_t i : shown_plans(report_)) {
+    CalibratedPlan& plan = report_.plans[i];
+    plan.held_out = table_.over(plan.found.select, texts_.choice, end);
+  }
+  status_.clear();
+  write_out(table(report_));
+  frontier_file_.write(frontier_svg(report_));
+  sweep_file_.write(sweep_svg(report_));
+  if (none) throw Error(*none);
+  const CalibratedPlan& chosen = report_.plans[report_.chosen];
+  plan_file_.write(to_json(plan_with(chosen.found.select, model_.hp.layers, policy_), model_.hp, about(chosen)));
+  note(fmt::format("{}: Select {}; {}", plan_path_, format_select(chosen.found.select), about(chosen)));
+}
+
+void Calibrate::run() {
+  note(fmt::format("{}: {} places of {} steps behind {} tokens, {} retrieval prompts, {} places held out", text_path_,
+                   flags_.shape.places, flags_.shape.steps, texts_.prefix, flags_.shape.prompts,
+                   flags_.shape.held_out));
+  done_ = earlier_;
+  total_ = expected_work();
+  timer_.restart();
+  try {
+    found_ = search_plans(table_, search_options());
+    summarise();
+    finish();
+  } catch (const CalibrationLosses::Halted&) {
+    status_.clear();
+    note("stopped; the same command goes on from here");
+    throw Stopped();
+  }
+}
+
+}  // namespace
+
+void add_calibrate_command(CLI::App& app) {
+  const auto flags = std::make_shared<CalibrateFlags>();
+  CLI::App* command = app.add_subcommand("calibrate", "Find the layers that should select in a model, on your text");
+  command->add_option("-m,--model", flags->model, "GGUF model file")->envname("TIDAL_MODEL")->required();
+  command->add_option("-f,--file", flags->text, "A long text like those you will use (default: kjv.txt)");
+  command->add_option("--selects", flags->wanted.selects,
+                      "Take the best plan with at most N Select layers beyond the first (default: as many as improve "
+                      "the KL by a tenth each, at most 4)");
+  command->add_option("--target-kl", flags->wanted.target_kl, "Take the cheapest plan of at most this KL divergence");
+  command->add_option("-o,--output", flags->output, "The plan (default: MODEL.tidal.json, which tidal run finds)");
+  command->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
+  const char* group = "Measurement";
+  CalibrationShape& shape = flags->shape;
+  command->add_option("--prefix", shape.prefix, "Tokens before the first step (default: 4096, or half of a short text)")
+      ->group(group);
+  command->add_option("--steps", shape.steps, "Tokens decoded at each place")->capture_default_str()->group(group);
+  command->add_option("--places", shape.places, "Places in the text to choose by")->capture_default_str()->group(group);
+  command->add_option("--prompts", shape.prompts, "Retrieval prompts to choose by")
+      ->capture_default_str()
+      ->group(group);
+  command->add_option("--held-out", shape.held_out, "Further places, only to report on")
+      ->capture_default_str()
+      ->group(group);
+  command->add_option("--batch", flags->batch, "Plans decoded together; changes the time, not the result")
+      ->capture_default_str()
+      ->group(group);
+  command->add_flag("--exhaustive", flags->exhaustive, "Measure every plan on all texts")->group(group);
+  add_plan_options(*command, flags->plan);
+  command->callback([flags] {
+    check(*flags);
+    Calibrate(*flags).run();
+  });
+}
+
+}  // namespace tidal

@@ -1,0 +1,94 @@
+#include "eval/calibration_losses.h"
+
+#include <algorithm>
+
+#include "core/timer.h"
+#include "eval/next_token.h"
+#include "eval/teacher_forced.h"
+
+namespace tidal {
+namespace {
+
+EngineOptions engine_options(std::span<const CalibrationText> texts, int batch) {
+  EngineOptions options;
+  options.sequences = batch + 1;
+  options.context = 0;
+  size_t steps = 0;
+  for (const CalibrationText& text : texts) {
+    options.context = std::max(options.context, static_cast<int>(text.prefix.size() + text.steps.size()));
+    options.tokens += static_cast<int64_t>(text.prefix.size()) - text.shared + 2 * kBlockTokens;
+    steps = std::max(steps, text.steps.size());
+  }
+  options.tokens += teacher_forced_tokens(batch, static_cast<int>(steps));
+  return options;
+}
+
+}  // namespace
+
+CalibrationLosses::CalibrationLosses(Backend& backend, const Model& model, std::span<const CalibrationText> texts,
+                                     const Policy& policy, Options options)
+    : texts_(texts),
+      policy_(policy),
+      options_(std::move(options)),
+      engine_(backend, model, Plan::full(model.hp.layers), engine_options(texts, options_.batch)),
+      prefixes_(texts.size()) {}
+
+const Sequence& CalibrationLosses::prefilled(int text) {
+  std::optional<Sequence>& prefix = prefixes_.at(static_cast<size_t>(text));
+  if (prefix) return *prefix;
+  const CalibrationText& source = texts_[static_cast<size_t>(text)];
+  Sequence sequence = engine_.create();
+  if (source.parent >= 0) {
+    sequence = prefilled(source.parent).fork();
+    sequence.truncate(source.shared);
+  }
+  const auto tokens = std::span(source.prefix).subspan(static_cast<size_t>(sequence.length()));
+  int before = 0;
+  bool halted = false;
+  engine_.prefill(sequence, tokens, [&](int done) {
+    halted = options_.prefilled && !options_.prefilled(done - before);
+    before = done;
+    return !halted;
+  });
+  if (halted) throw Halted();
+  return prefix.emplace(std::move(sequence));
+}
+
+std::vector<TextLoss> CalibrationLosses::measure(std::span<const SelectLayers> plans, int text) {
+  const Sequence& prefix = prefilled(text);
+  const std::vector<Token>& tokens = texts_[static_cast<size_t>(text)].steps;
+  std::vector<TextLoss> losses(plans.size());
+  const auto most = static_cast<size_t>(options_.batch);
+  NextToken full;
+  for (size_t first = 0; first < plans.size(); first += most) {
+    std::vector<Plan> batch;
+    for (const SelectLayers& select : plans.subspan(first, std::min(most, plans.size() - first))) {
+      batch.push_back(plan_with(select, engine_.model().hp.layers, policy_));
+    }
+    const bool whole = teacher_forced(engine_, prefix, tokens, batch, [&](const ForcedStep& step) {
+      if (step.plan == 0) full.set(step.full);
+      losses[first + static_cast<size_t>(step.plan)].add(full.kl_divergence(step.logits));
+      const bool last = step.plan + 1 == static_cast<int>(batch.size());
+      return !last || !options_.decoded || options_.decoded(static_cast<int64_t>(batch.size()));
+    });
+    if (!whole) throw Halted();
+  }
+  return losses;
+}
+
+double CalibrationLosses::step_seconds(const Plan& plan) {
+  Sequence sequence = prefilled(0).fork();
+  engine_.set_plan(plan);
+  std::vector<double> seconds;
+  for (const Token token : texts_[0].steps) {
+    const Timer timer;
+    engine_.decode(sequence, token);
+    seconds.push_back(timer.seconds());
+    if (options_.decoded && !options_.decoded(0)) throw Halted();
+  }
+  const auto middle = seconds.begin() + static_cast<ptrdiff_t>(seconds.size() / 2);
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle;
+}
+
+}  // namespace tidal
