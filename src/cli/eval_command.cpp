@@ -13,8 +13,8 @@ void add_eval_command(CLI::App& app) {
       "eval", "Measure what sparse decoding loses: several plans side by side, full attention beside them");
   eval->require_subcommand(1);
   // As main() does for the commands: only the chosen one reads its environment.
-  for (CLI::App* command :
-       {add_eval_needle(*eval), add_eval_ppl(*eval), add_eval_recall(*eval), add_eval_longbench(*eval)}) {
+  for (CLI::App* command : {add_eval_needle(*eval), add_eval_ppl(*eval), add_eval_recall(*eval), add_eval_exact(*eval),
+                            add_eval_longbench(*eval)}) {
     command->parse_complete_callback([] {});
   }
 }

@@ -5,6 +5,7 @@
 
 namespace tidal {
 
+CLI::App* add_eval_exact(CLI::App& eval);
 CLI::App* add_eval_longbench(CLI::App& eval);
 CLI::App* add_eval_needle(CLI::App& eval);
 CLI::App* add_eval_ppl(CLI::App& eval);
