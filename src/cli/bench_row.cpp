@@ -36,6 +36,7 @@ Json to_json(const BenchRow& row, bool details) {
                      {"threads", row.threads},
                      {"model", row.model},
                      {"budget", row.budget ? Json(*row.budget) : Json(nullptr)},
+                     {"correct", row.correct ? Json(*row.correct) : Json(nullptr)},
                      {"kv_type", row.kv_type},
                      {"fill", row.fill},
                      {"repetitions", row.repetitions}});
@@ -76,11 +77,18 @@ std::string cell(std::optional<double> value, int digits, const char* unit = "")
   return value ? fmt::format("{:.{}f}{}", *value, digits, unit) : "-";
 }
 
+std::string attention(const BenchRow& row) {
+  std::string text = row.attention;
+  if (row.budget) text += fmt::format(" K={}", *row.budget);
+  if (row.correct) text += fmt::format(" T={}", *row.correct);
+  return text;
+}
+
 std::string percent(std::optional<double> share) { return share ? cell(*share * 100, 0, " %") : "-"; }
 
 std::vector<std::string> cells(const std::vector<BenchRow>& rows, const BenchRow& row, bool exact, bool ratio) {
   std::vector<std::string> out = {row.engine,
-                                  row.budget ? fmt::format("{} K={}", row.attention, *row.budget) : row.attention,
+                                  attention(row),
                                   row.test,
                                   fmt::format("{}", row.depth),
                                   fmt::format("{}", row.batch),

@@ -25,9 +25,10 @@ struct BenchRow {
   std::string machine;                    ///< processor, "" where unknown
   std::string model;
   int threads = 1;
-  std::optional<int> budget;  ///< of tidal attention
-  std::string kv_type;        ///< element type of the cache
-  std::string fill;           ///< how the cache was filled to the depth: prefill or random
+  std::optional<int> budget;   ///< of tidal attention
+  std::optional<int> correct;  ///< tokens between corrections, where its plan has them
+  std::string kv_type;         ///< element type of the cache
+  std::string fill;            ///< how the cache was filled to the depth: prefill or random
   int repetitions = 1;
 };
 

@@ -47,6 +47,7 @@ struct BenchCase {
   int batch = 1;
   std::optional<int> budget;
   std::string kv_type;
+  std::optional<int> correct = {};
 };
 
 /// Rows from the seconds of every prefill, and of every decode step of all repetitions. `bytes`: read by one sequence's

@@ -100,7 +100,7 @@ void add_eval_plan_flags(CLI::App& app, EvalPlanFlags& flags) {
       "N,...");
   add("--select-top-p", flags.top_ps, "Read no more than hold this share of the mass", "TIDAL_SELECT_TOP_P", "P,...");
   add("--reselect", flags.reselects, "The middle layer that selects", "TIDAL_RESELECT", "LAYER,...");
-  add("--correct", flags.corrections, "Correct the cache after every T tokens", "TIDAL_CORRECT", "T,...");
+  add("--correct", flags.corrections, "Correct the cache after every T tokens, 0 for never", "TIDAL_CORRECT", "T,...");
   add("--plan", flags.files,
       "Plan files, each with every budget (default: MODEL.tidal.json if there is one; none: no file)", "TIDAL_PLAN",
       "FILE,...");
@@ -157,6 +157,9 @@ std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& 
   combine(options, &PlanOptions::recent, split(flags.recents));
   combine(options, &PlanOptions::top_p, numbers<double>("--select-top-p", flags.top_ps));
   combine(options, &PlanOptions::correct, numbers<int>("--correct", flags.corrections));
+  for (PlanOptions& option : options) {
+    if (option.correct == 0) option.correct.reset();  // in a list 0 stands for never
+  }
   combine(options, &PlanOptions::budget, budget_list(flags.budgets));
 
   std::vector<EvalPlan> plans = {{"full", "full attention in all layers", Plan::full(hp.layers)}};
