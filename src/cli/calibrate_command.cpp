@@ -152,13 +152,12 @@ SearchOptions Calibrate::search_options() const {
   options.layers = model_.hp.layers;
   std::erase_if(options.first_select, [&](int l) { return l > options.layers - 2; });
   options.selects = std::min(flags_.wanted.selects.value_or(options.selects), options.layers - 2);
-  const int all = texts_.choice;
-  options.rungs = {all};
+  options.rungs = {texts_.choice};
   if (!flags_.exhaustive) {
     // Most of the time goes into the first rung, where all plans are; a place and a prompt tell the hopeless from the
-    // rest.
-    const int first = std::min(all, 2), second = std::max(first, (all + 2) / 3);
-    options.rungs = {first, second, all};
+    // rest. The last one has to tell apart what is nearly as good.
+    const int first = std::min(texts_.first, 2), second = std::max(first, (texts_.first + 2) / 3);
+    options.rungs = {first, second, texts_.first, texts_.choice};
   }
   return options;
 }
@@ -254,10 +253,11 @@ void Calibrate::summarise() {
 std::string Calibrate::about(const CalibratedPlan& plan) const {
   const CalibrationShape& shape = flags_.shape;
   return fmt::format(
-      "KL {:.4f} ± {:.4f} nats from full attention's next token over {} tokens ({} places of {} steps behind {} tokens "
+      "KL {:.4f} ± {:.4f} nats from full attention's next token over {} tokens ({} places of {} x {} steps behind {} "
+      "tokens "
       "of {}, {} pass-key prompts), by tidal calibrate.",
-      plan.all.mean(), plan.all.error(), plan.all.tokens, shape.places, shape.steps, texts_.prefix, report_.text,
-      shape.prompts);
+      plan.all.mean(), plan.all.error(), plan.all.tokens, shape.places, shape.stretches, shape.steps, texts_.prefix,
+      report_.text, shape.prompts);
 }
 
 void Calibrate::finish() {
@@ -288,9 +288,9 @@ void Calibrate::finish() {
 }
 
 void Calibrate::run() {
-  note(fmt::format("{}: {} places of {} steps behind {} tokens, {} retrieval prompts, {} places held out", text_path_,
-                   flags_.shape.places, flags_.shape.steps, texts_.prefix, flags_.shape.prompts,
-                   flags_.shape.held_out));
+  note(fmt::format("{}: {} places of {} x {} steps behind {} tokens, {} retrieval prompts, {} places held out",
+                   text_path_, flags_.shape.places, flags_.shape.stretches, flags_.shape.steps, texts_.prefix,
+                   flags_.shape.prompts, flags_.shape.held_out));
   done_ = earlier_;
   total_ = expected_work();
   timer_.restart();
@@ -323,6 +323,9 @@ void add_calibrate_command(CLI::App& app) {
   command->add_option("--prefix", shape.prefix, "Tokens before the first step (default: 4096, or half of a short text)")
       ->group(group);
   command->add_option("--steps", shape.steps, "Tokens decoded at each place")->capture_default_str()->group(group);
+  command->add_option("--stretches", shape.stretches, "How often at each place; after the first for finalists only")
+      ->capture_default_str()
+      ->group(group);
   command->add_option("--places", shape.places, "Places in the text to choose by")->capture_default_str()->group(group);
   command->add_option("--prompts", shape.prompts, "Retrieval prompts to choose by")
       ->capture_default_str()

@@ -40,6 +40,7 @@ Json header(const Model& model, std::string_view text, const Policy& policy, con
             {"top_p", policy.top_p}}},
           {"prefix", prefix},
           {"steps", shape.steps},
+          {"stretches", shape.stretches},
           {"places", shape.places},
           {"prompts", shape.prompts},
           {"held_out", shape.held_out}};

@@ -25,11 +25,16 @@ struct CalibrationShape {
   int places = 6;    ///< of the text, for the choice
   int prompts = 3;   ///< retrieval prompts, for the choice
   int held_out = 2;  ///< further places, whose steps nothing is chosen by
+  /// How often `steps` tokens are decoded at each place, one stretch behind the other, each from a clean cache. Those
+  /// after the first cost no prefill to speak of; they are for the last rung of the search.
+  int stretches = 2;
 };
 
-/// The texts of a calibration: `choice` of them to choose by, those held out behind them.
+/// The texts of a calibration: `first` of them are first stretches and prompts, `choice` are to choose by, those held
+/// out stand behind them.
 struct CalibrationTexts {
   std::vector<CalibrationText> texts;
+  int first = 0;
   int choice = 0;
   int prefix = 0;  ///< tokens of every prefix
 };

@@ -65,7 +65,7 @@ struct SearchOptions {
   std::vector<int> first_select = {1, 2, 3};  ///< layers that may be the first Select
   int selects = 4;                            ///< most further Select layers
   std::vector<int> rungs;  ///< rising; rung r of halving measures on texts [0, rungs[r]), the last on all
-  int finalists = 6;       ///< plans that reach the last rung
+  int finalists = 5;       ///< plans that reach the last rung
   int beam = 2;            ///< sets that another layer is added to
   int refinements = 2;     ///< most rounds of moving and removing single layers, per number of layers
 };

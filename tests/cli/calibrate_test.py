@@ -17,7 +17,8 @@ TEXT = " ".join(
     for who, where, what in (("miller", "river", "stone"), ("smith", "market", "apple"), ("monk", "library", "book"))
 )
 # A sweep over the 81 plans with one reselect layer in a second or two.
-SMALL = {"--prefix": "200", "--budget": "64", "--steps": "3", "--places": "2", "--prompts": "0", "--held-out": "1"}
+SMALL = {"--prefix": "200", "--budget": "64", "--steps": "3", "--places": "2", "--prompts": "0", "--held-out": "1",
+         "--stretches": "1"}
 
 
 class Calibrate(ModelTest):

@@ -46,7 +46,8 @@ class CalibrationTextsTest : public testing::Test {
 
 TEST_F(CalibrationTextsTest, NoTokenIsDecodedAtTwoPlaces) {
   for (const int held_out : {0, 1, 3}) {
-    const CalibrationTexts cuts = cut({.prefix = 300, .steps = 20, .places = 7, .prompts = 3, .held_out = held_out});
+    const CalibrationTexts cuts =
+        cut({.prefix = 300, .steps = 20, .places = 7, .prompts = 3, .held_out = held_out, .stretches = 1});
     EXPECT_EQ(cuts.prefix, 300);
     EXPECT_EQ(cuts.choice, 10);
     ASSERT_EQ(cuts.texts.size(), static_cast<size_t>(10 + held_out));
@@ -68,8 +69,34 @@ TEST_F(CalibrationTextsTest, NoTokenIsDecodedAtTwoPlaces) {
   }
 }
 
+TEST_F(CalibrationTextsTest, StretchesFollowEachOther) {
+  const CalibrationTexts cuts =
+      cut({.prefix = 300, .steps = 20, .places = 3, .prompts = 1, .held_out = 1, .stretches = 3});
+  EXPECT_EQ(cuts.first, 4);
+  EXPECT_EQ(cuts.choice, 4 + 2 * 3);
+  ASSERT_EQ(cuts.texts.size(), 4u + 6 + 3);
+  std::set<int64_t> decoded;
+  for (size_t i = 0; i < cuts.texts.size(); ++i) {
+    const CalibrationText& text = cuts.texts[i];
+    if (text.retrieval) continue;
+    std::vector<Token> whole = text.prefix;
+    whole.insert(whole.end(), text.steps.begin(), text.steps.end());
+    const int64_t at = position(whole);
+    ASSERT_GE(at, 0);
+    ASSERT_EQ(text.steps.size(), 20u);
+    const auto length = static_cast<int64_t>(text.prefix.size());
+    for (int s = 0; s < 20; ++s) EXPECT_TRUE(decoded.insert(at + length + s).second);
+    if (length == 300) continue;
+    const CalibrationText& parent = cuts.texts[static_cast<size_t>(text.parent)];
+    EXPECT_EQ(parent.prefix, std::vector<Token>(text.prefix.begin(), text.prefix.begin() + 300));
+    EXPECT_EQ(text.shared, 300);
+  }
+  EXPECT_EQ(decoded.size(), 4u * 3 * 20);
+}
+
 TEST_F(CalibrationTextsTest, PromptsHideAKeyAndAskForIt) {
-  const CalibrationTexts cuts = cut({.prefix = 300, .steps = 20, .places = 6, .prompts = 3, .held_out = 2});
+  const CalibrationTexts cuts =
+      cut({.prefix = 300, .steps = 20, .places = 6, .prompts = 3, .held_out = 2, .stretches = 1});
   std::set<std::string> keys;
   std::vector<double> depths;
   for (int i = 0; i < cuts.choice; ++i) {
@@ -95,7 +122,8 @@ TEST_F(CalibrationTextsTest, PromptsHideAKeyAndAskForIt) {
 }
 
 TEST_F(CalibrationTextsTest, TheFirstFewTextsHoldSomeOfBoth) {
-  const CalibrationTexts cuts = cut({.prefix = 300, .steps = 20, .places = 12, .prompts = 4, .held_out = 4});
+  const CalibrationTexts cuts =
+      cut({.prefix = 300, .steps = 20, .places = 12, .prompts = 4, .held_out = 4, .stretches = 1});
   int retrieval = 0, early = 0, late = 0;
   for (size_t i = 0; i < 8; ++i) {
     const CalibrationText& text = cuts.texts[i];
@@ -109,7 +137,7 @@ TEST_F(CalibrationTextsTest, TheFirstFewTextsHoldSomeOfBoth) {
 }
 
 TEST_F(CalibrationTextsTest, TheDefaultPrefixFitsTheText) {
-  const CalibrationShape shape = {.prefix = 0, .steps = 20, .places = 4, .prompts = 1, .held_out = 1};
+  const CalibrationShape shape = {.prefix = 0, .steps = 20, .places = 4, .prompts = 1, .held_out = 1, .stretches = 1};
   ASSERT_GT(tokens_.size(), 2u * 4096);
   EXPECT_EQ(cut(shape).prefix, 4096);
   // Half of a text that is too short for that; twice the budget at least.
@@ -121,7 +149,7 @@ TEST_F(CalibrationTextsTest, TheDefaultPrefixFitsTheText) {
 }
 
 TEST_F(CalibrationTextsTest, ATextThatIsTooShortSaysWhatIsNeeded) {
-  const CalibrationShape shape = {.prefix = 0, .steps = 20, .places = 4, .prompts = 1, .held_out = 1};
+  const CalibrationShape shape = {.prefix = 0, .steps = 20, .places = 4, .prompts = 1, .held_out = 1, .stretches = 1};
   EXPECT_EQ(calibration_tokens_needed(shape, 32), 64 + 100);
   text_ = tokenizer_->decode(std::span(tokens_).first(163));
   EXPECT_EQ(error(shape),
@@ -135,14 +163,17 @@ TEST_F(CalibrationTextsTest, ATextThatIsTooShortSaysWhatIsNeeded) {
 
 TEST_F(CalibrationTextsTest, NumbersOutOfRange) {
   EXPECT_THAT(error({.steps = 0}), HasSubstr("0 steps"));
+  EXPECT_THAT(error({.stretches = 0}), HasSubstr("0 stretches"));
   EXPECT_THAT(error({.places = 0, .prompts = 0}), HasSubstr("0 places"));
   EXPECT_THAT(error({.places = 2, .prompts = 3}), HasSubstr("3 retrieval prompts"));
   EXPECT_THAT(error({.prompts = -1}), HasSubstr("-1 retrieval prompts"));
   EXPECT_THAT(error({.held_out = -1}), HasSubstr("-1 places held out"));
   EXPECT_THAT(error({.prefix = -1}), HasSubstr("prefix of -1"));
   EXPECT_THAT(error({.prefix = 32}), HasSubstr("a budget of 32 leaves nothing out"));
-  EXPECT_THAT(error({.prefix = 40, .steps = 4, .places = 2, .prompts = 1, .held_out = 0}, 8), HasSubstr("no error"));
-  EXPECT_THAT(error({.prefix = 20, .steps = 4, .places = 2, .prompts = 1, .held_out = 0}, 8), HasSubstr("no room"));
+  EXPECT_THAT(error({.prefix = 40, .steps = 4, .places = 2, .prompts = 1, .held_out = 0, .stretches = 1}, 8),
+              HasSubstr("no error"));
+  EXPECT_THAT(error({.prefix = 20, .steps = 4, .places = 2, .prompts = 1, .held_out = 0, .stretches = 1}, 8),
+              HasSubstr("no room"));
 }
 
 }  // namespace
