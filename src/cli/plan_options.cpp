@@ -199,7 +199,8 @@ void check_budget(const PlanOptions& options, int context) {
 std::string reselect_source(const PlanOptions& options, const Hyperparameters& hp) {
   if (!options.file.empty()) return (options.found ? "found in " : "from ") + options.file;
   if (options.reselect) return "given";
-  return reselect_is_measured(hp) ? "measured for this model" : "by rule, not measured for this model";
+  return reselect_is_measured(hp) ? "measured for this model"
+                                  : "by rule, not measured for this model; tidal calibrate measures it";
 }
 
 std::string budget_text(const Policy& policy) {
