@@ -12,7 +12,7 @@ constexpr double kBelief[kDraftSources] = {0.75, 0.4, 0.75};
 constexpr double kBelieved = 4;
 constexpr double kWorthMore = 0.75;  // acceptance from which trials are longer
 constexpr double kMargin = 0.95;
-constexpr int kFirstPatience = 16;   // rounds
+constexpr int kFirstPatience = 16;  // rounds
 constexpr int kMostPatience = 256;
 
 void average(double& mean, double value) { mean = mean == 0 ? value : kMemory * mean + (1 - kMemory) * value; }
