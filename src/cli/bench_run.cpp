@@ -105,7 +105,7 @@ void time_decode(const BenchRun& run, Engine& engine, std::span<Sequence* const>
 }
 
 /// `run.repetitions` greedy texts in exact mode: seconds per token of each.
-void test_exact(const BenchRun& run, Engine& engine, Sequence& sequence, BenchCase which) {
+void test_exact(const BenchRun& run, Engine& engine, Sequence& sequence, const BenchCase& which) {
   const int depth = sequence.length();
   ExactDecoder decoder(engine, {});
   GreedyChooser chooser;
