@@ -78,7 +78,7 @@ std::vector<double> binary_ticks(double low, double high) {
 }
 
 std::vector<double> decimal_ticks(double low, double high) {
-  const double decades = std::log10(high / low);
+  const double decades = std::log10(high) - std::log10(low);  // high / low may be infinite
   const int step = static_cast<int>(decades / kMostTicks) + 1;
   const auto first = static_cast<int>(std::floor(std::log10(low)));
   const auto last = static_cast<int>(std::ceil(std::log10(high)));
@@ -141,8 +141,8 @@ AxisMap::AxisMap(const Axis& axis, std::span<const double> values, double first_
     const bool binary = axis.scale == Scale::Log2;
     // A point at the very edge has no room for its marker, and one value alone no width. At the ends of what a double
     // holds, room would be infinity or zero.
-    const double room = binary ? std::exp2(std::max(0.35, 0.04 * std::log2(high_ / low_)))
-                               : std::pow(10, std::max(0.08, 0.04 * std::log10(high_ / low_)));
+    const double room = binary ? std::exp2(std::max(0.35, 0.04 * (std::log2(high_) - std::log2(low_))))
+                               : std::pow(10, std::max(0.08, 0.04 * (std::log10(high_) - std::log10(low_))));
     low_ = std::max(low_ / room, std::numeric_limits<double>::min());
     high_ = std::min(high_ * room, std::numeric_limits<double>::max());
     ticks = binary ? binary_ticks(low_, high_) : decimal_ticks(low_, high_);
