@@ -35,6 +35,8 @@ class Backend {
   /// Host memory to the backend's, and back.
   virtual void write(std::byte* to, const std::byte* from_host, size_t bytes) = 0;
   virtual void read(std::byte* to_host, const std::byte* from, size_t bytes) = 0;
+  /// Writes the sketches that `kv` keeps of whole blocks, outside of a pass.
+  virtual void sketch(KvLayer kv, std::span<const BlockId> blocks) = 0;
   /// Makes room for passes of up to `max_rows` rows over up to `max_context` positions, so that later passes allocate
   /// nothing.
   virtual void reserve(const Hyperparameters& hp, int max_rows, int max_context) = 0;
@@ -45,7 +47,7 @@ class Backend {
   /// x [rows, width] = rows of the embedding matrix.
   virtual void embed(const Weight& embedding, const Batch& batch, Rows x) = 0;
   /// q [rows, q_width] and the appended K, V: RMS norm of x, projections, bias, q/k norm, RoPE; K and V go to the cache
-  /// at the rows' positions.
+  /// at the rows' positions. Blocks that this fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width]: causal attention of every chunk by its role in `layer` (TidalDecode, section 3). Scores are
   /// q.k / sqrt(head_dim).
@@ -53,6 +55,8 @@ class Backend {
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.
   ///   Sparse: the selected positions only.
+  ///   Scan: the scores of full blocks come from their sketches, those of the block still filling from its keys; from
+  ///   them a selection by scan_policy(), and attention to the selected positions only.
   virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
   /// x += out * Wo (+ bias).
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;

@@ -1,21 +1,27 @@
 // What one forward pass works on: the batch, and views of activations, the KV cache and the selection.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "backend/hyperparameters.h"
 #include "backend/policy.h"
+#include "backend/sketch.h"
 #include "core/bf16.h"
 
 namespace tidal {
 
-inline constexpr int kBlockTokens = 64;  ///< positions in one block of the KV pool
 using BlockId = int32_t;
 
 inline constexpr int blocks_for(int64_t positions) {
   return static_cast<int>((positions + kBlockTokens - 1) / kBlockTokens);
 }
+
+/// Most positions of a set: the budget, and the block still filling where a Scan layer selects.
+inline constexpr int most_selected(const Policy& policy) { return policy.budget + kBlockTokens - 1; }
 
 /// The tokens of one sequence that a forward pass takes in.
 struct Chunk {
@@ -26,11 +32,27 @@ struct Chunk {
   /// [layers]; empty: Dense in all. With roles, rows == 1 and context() > policy.budget.
   std::span<const Role> roles;
   Policy policy;  ///< in numbers (Policy::at); of no account without roles
+  /// Positions of the sequence in the cache after the pass; more than context() when the chunk computes the K/V of
+  /// earlier positions again.
+  int cached = 0;
 
-  int context() const { return position + rows; }  ///< positions in the cache once the chunk is appended
+  int context() const { return position + rows; }  ///< positions that its last row attends to
   bool sparse() const { return !roles.empty(); }
   Role role(int layer) const { return sparse() ? roles[layer] : Role::Dense; }
+  /// The blocks whose keys the chunk writes and that are full after it, [first, end) of `blocks`: to be sketched.
+  int first_full() const { return position / kBlockTokens; }
+  int end_full() const { return std::min(blocks_for(context()), cached / kBlockTokens); }
+  int most_selected() const { return tidal::most_selected(policy); }
 };
+
+/// The policy by which a Scan layer selects at a context: the block still filling is selected whole, on top of the
+/// budget.
+inline Policy scan_policy(Policy policy, int context) {
+  const int filling = context % kBlockTokens;
+  policy.budget = std::min(policy.budget + filling, context);
+  policy.recent = std::max(policy.recent, filling);
+  return policy;
+}
 
 /// The chunks of one forward pass: any mix of prefill and decode, in ascending order of their length, each of another
 /// sequence. Rows of consecutive chunks follow each other. All spans are host memory.
@@ -57,24 +79,31 @@ struct KvLayer {
   Bf16* data = nullptr;
   int kv_heads = 0;
   int head_dim = 0;
+  /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
+  std::array<std::byte*, 3> sketches = {};
 
   int64_t tile_elements() const { return int64_t{2} * kBlockTokens * head_dim; }
   /// The 64 rows [K | V] of one block and KV head.
   Bf16* tile(BlockId block, int kv_head) const {
     return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * tile_elements();
   }
+  bool keeps_sketch(int bits) const { return sketches[bits / 2] != nullptr; }
+  std::byte* sketch(int bits, BlockId block, int kv_head) const {
+    const SketchLayout layout{head_dim, bits};
+    return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * layout.bytes();
+  }
 };
 
-/// The positions that the last Select layer chose for every sparse chunk, in the backend's memory. Sparse chunks have
-/// one row and come first in a batch, so `rows` of as many sequences are enough.
+/// The positions that the last Select or Scan layer chose for every sparse chunk, in the backend's memory. Sparse
+/// chunks have one row and come first in a batch, so `rows` of as many sequences are enough.
 struct Selection {
-  int32_t* positions = nullptr;  ///< [rows, row_positions]: of a chunk's row [units, policy.budget], ascending
-  int32_t* counts = nullptr;     ///< [rows, row_units]: how many there are, 1 to policy.budget, per unit
+  int32_t* positions = nullptr;  ///< [rows, row_positions]: of a chunk's row [units, most_selected()], ascending
+  int32_t* counts = nullptr;     ///< [rows, row_units]: how many there are, 1 to most_selected(), per unit
   int row_positions = 0;
   int row_units = 0;
 
   int32_t* unit(const Chunk& chunk, int index) const {
-    return positions + int64_t{row_positions} * chunk.first_row + int64_t{chunk.policy.budget} * index;
+    return positions + int64_t{row_positions} * chunk.first_row + int64_t{chunk.most_selected()} * index;
   }
   int32_t& count(const Chunk& chunk, int index) const { return counts[row_units * chunk.first_row + index]; }
 };

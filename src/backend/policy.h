@@ -11,7 +11,11 @@ enum class Role : uint8_t {
   Dense,   ///< full attention
   Select,  ///< full attention that also selects positions
   Sparse,  ///< attention over the last selected positions
+  Scan,    ///< selects by a sketch of its own keys (backend/sketch.h), then attends to the selected positions
 };
+
+/// Whether a layer of this role chooses positions, for itself or for those after it.
+inline constexpr bool selects(Role role) { return role == Role::Select || role == Role::Scan; }
 
 /// Who shares one set of selected positions.
 enum class Scope {
@@ -40,6 +44,8 @@ struct Policy {
   /// Below 1: no more positions than hold this share of the attention mass, and never more than the budget. The mass
   /// is what Pooling::Sum adds up; Pooling::Max has none, so there it takes Scope::Head.
   double top_p = 1;
+  /// Bits of a key's element in the sketch that Scan layers read: 1, 2 or 4.
+  int sketch_bits = 2;
 
   /// The same policy in numbers for a context: budget_share and recent_share are 0. This is what backends get.
   Policy at(int context) const {

@@ -51,6 +51,7 @@ void Engine::set_plan(const Plan& plan) {
 
 void Engine::reserve_selection(const Plan& plan) {
   if (!plan.has_sparse()) return;
+  if (plan.count(Role::Scan) > 0) pool_->keep_sketches(plan.policy.sketch_bits);
   Policy policy = plan.policy.at(options_.context);
   policy.budget = std::min(policy.budget, options_.context);  // what is not below the context selects nothing
   forward_->reserve_selection(options_.sequences, policy);
@@ -113,6 +114,7 @@ void Engine::add_chunk(const Request& request) {
   chunk.rows = static_cast<int>(chunk_rows(request));
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
   chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
+  chunk.cached = std::max(chunk.context(), sequence.length());
   if (const Plan& plan = plan_of(request); request.decode && plan.sparse_at(chunk.context())) {
     chunk.policy = plan.policy.at(chunk.context());
     chunk.roles = plan.roles;
@@ -223,14 +225,18 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   const Hyperparameters& hp = model_.hp;
   const Policy policy = plan.policy.at(context);
   const int64_t row = int64_t{2} * 2 * hp.head_dim;  // K and V of one position and KV head
-  int64_t rows = 0;
+  const int filled = context / kBlockTokens * kBlockTokens;
+  const int64_t sketch = SketchLayout{hp.head_dim, policy.sketch_bits}.bytes() * hp.kv_heads * (filled / kBlockTokens);
+  int64_t rows = 0, sketches = 0;
   for (const Role role : plan.roles) {
-    const bool sparse = role == Role::Sparse && context > policy.budget;
+    const bool sparse = (role == Role::Sparse || role == Role::Scan) && plan.sparse_at(context);
     // With one set per query head, the heads of a group read their own rows.
     const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
-    rows += int64_t{sparse ? policy.budget : context} * readers;
+    const int selected = role == Role::Scan ? scan_policy(policy, context).budget : policy.budget;
+    rows += int64_t{sparse ? selected : context} * readers;
+    if (sparse && role == Role::Scan) sketches += sketch;
   }
-  return model_.decode_weight_bytes() + rows * row;
+  return model_.decode_weight_bytes() + rows * row + sketches;
 }
 
 void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
@@ -252,6 +258,7 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
       backend_.write(reinterpret_cast<std::byte*>(layer.tile(sequence.blocks()[b], 0)),
                      reinterpret_cast<const std::byte*>(block.data()), block.size() * sizeof(Bf16));
     }
+    backend_.sketch(layer, sequence.blocks().subspan(first));
   }
   const std::vector<Token> tokens(count, 0);
   sequence.append(tokens, true);

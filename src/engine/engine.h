@@ -79,6 +79,7 @@ class Engine {
 
  private:
   void check(std::span<const Request> requests) const;
+  /// Makes room for the selections of `plan`, and for sketches where it scans.
   void reserve_selection(const Plan& plan);
   const Plan& plan_of(const Request& request) const { return request.plan ? *request.plan : plan_; }
   /// step() without the corrections that are due.

@@ -8,10 +8,33 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks) : backen
   const int64_t layer_elements = int64_t{2} * kBlockTokens * hp.kv_width() * blocks;
   memory_ = backend.allocate(sizeof(Bf16) * static_cast<size_t>(layer_elements) * hp.layers, "KV cache");
   for (int l = 0; l < hp.layers; ++l) {
-    layers_.push_back({memory_.as<Bf16>() + l * layer_elements, hp.kv_heads, hp.head_dim});
+    layers_.push_back(
+        {.data = memory_.as<Bf16>() + l * layer_elements, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim});
   }
   // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
   for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
+}
+
+int64_t KvPool::sketch_bytes() const {
+  size_t bytes = 0;
+  for (const Buffer& memory : sketches_) bytes += memory.bytes();
+  return static_cast<int64_t>(bytes);
+}
+
+void KvPool::keep_sketches(int bits) {
+  if (layers_[0].keeps_sketch(bits)) return;
+  const SketchLayout layout{layers_[0].head_dim, bits};
+  const int64_t layer_bytes = layout.bytes() * layers_[0].kv_heads * blocks();
+  Buffer& memory = sketches_[bits / 2];
+  memory = backend_.allocate(static_cast<size_t>(layer_bytes) * layers_.size(), "sketches of the KV cache");
+  std::vector<BlockId> used;
+  for (BlockId block = 0; block < blocks(); ++block) {
+    if (references_[block] > 0) used.push_back(block);
+  }
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    layers_[l].sketches[bits / 2] = memory.as<std::byte>() + static_cast<int64_t>(l) * layer_bytes;
+    if (!used.empty()) backend_.sketch(layers_[l], used);
+  }
 }
 
 BlockId KvPool::take() {
@@ -33,6 +56,12 @@ void KvPool::copy(BlockId to, BlockId from) {
     const size_t bytes = sizeof(Bf16) * static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), bytes);
+    for (const int bits : {1, 2, 4}) {
+      if (!layer.keeps_sketch(bits)) continue;
+      const SketchLayout layout{layer.head_dim, bits};
+      backend_.copy(layer.sketch(bits, to, 0), layer.sketch(bits, from, 0),
+                    static_cast<size_t>(layout.bytes()) * layer.kv_heads);
+    }
   }
 }
 

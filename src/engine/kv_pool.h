@@ -1,6 +1,7 @@
 // The KV cache of all sequences: fixed-size blocks, handed out and reference counted.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -9,8 +10,8 @@
 
 namespace tidal {
 
-/// Memory [layer][block][kv_head][64 tokens][K | V], bf16. One block id stands for the same 64 positions in every
-/// layer.
+/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, and beside it sketches of the keys where a plan scans. One
+/// block id stands for the same 64 positions in every layer.
 class KvPool {
  public:
   /// Throws Error with the size asked for when the memory cannot be had.
@@ -18,7 +19,12 @@ class KvPool {
 
   int blocks() const { return static_cast<int>(references_.size()); }
   int free_blocks() const { return static_cast<int>(free_.size()); }
-  int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }
+  int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }  ///< of K and V
+  int64_t sketch_bytes() const;
+
+  /// Keeps sketches with so many bits (1, 2 or 4) of every full block from now on, those in use included. Throws Error
+  /// when the memory cannot be had.
+  void keep_sketches(int bits);
 
   /// A block with one reference. Throws Error when none is free.
   BlockId take();
@@ -35,6 +41,7 @@ class KvPool {
  private:
   Backend& backend_;
   Buffer memory_;
+  std::array<Buffer, 3> sketches_;  // of KvLayer::sketches, all layers
   std::vector<KvLayer> layers_;
   std::vector<int32_t> references_;
   std::vector<BlockId> free_;

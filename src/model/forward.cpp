@@ -23,8 +23,9 @@ void Forward::reserve_selection(int rows, const Policy& policy) {
   const auto ints = [&](int count) {
     return backend_.allocate(sizeof(int32_t) * static_cast<size_t>(rows) * count, "selected positions");
   };
-  if (units * policy.budget > selection_.row_positions) {
-    selection_.row_positions = units * policy.budget;
+  const int most = most_selected(policy);
+  if (units * most > selection_.row_positions) {
+    selection_.row_positions = units * most;
     positions_ = ints(selection_.row_positions);
     selection_.positions = positions_.as<int32_t>();
   }
@@ -48,7 +49,7 @@ void Forward::run(const Batch& batch, std::span<const KvLayer> kv, std::span<flo
   for (int l = 0; l < hp.layers; ++l) {
     const Layer& layer = model_.layers[l];
     backend_.qkv(layer, batch, x, q, kv[l]);
-    backend_.attend(batch, l, q, kv[l], selection_, out);  // Dense, Select or Sparse: chunk.roles[l]
+    backend_.attend(batch, l, q, kv[l], selection_, out);  // by chunk.roles[l]
     if (observer) observer->attended(l, batch, q, kv[l], selection_);
     backend_.project(layer, out, x);
     backend_.mlp(layer, x);

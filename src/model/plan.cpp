@@ -23,6 +23,9 @@ void check_policy(const Policy& policy) {
   if (policy.top_p < 1 && policy.pooling == Pooling::Max && policy.scope != Scope::Head) {
     fail("plan: top-p needs the attention mass of the heads together, so pooling sum (or scope head), not max");
   }
+  if (policy.sketch_bits != 1 && policy.sketch_bits != 2 && policy.sketch_bits != 4) {
+    fail("plan: a sketch of {} bits, expected 1, 2 or 4", policy.sketch_bits);
+  }
   if (policy.sinks < 0 || policy.recent < 0) {
     fail("plan: {} sinks and {} recent positions, expected none or more", policy.sinks, policy.recent);
   }
@@ -88,7 +91,18 @@ Plan Plan::tidal(int layers, int reselect, const Policy& policy) {
   return plan;
 }
 
-bool Plan::has_sparse() const { return count(Role::Sparse) > 0; }
+Plan Plan::sketch(int layers, int dense, const Policy& policy) {
+  if (dense < 0 || dense >= layers) {
+    fail("plan: {} Dense layers of {}, expected 0 to {} so that one is left to scan", dense, layers, layers - 1);
+  }
+  Plan plan;
+  plan.roles.assign(layers, Role::Scan);
+  std::fill_n(plan.roles.begin(), dense, Role::Dense);
+  plan.policy = policy;
+  return plan;
+}
+
+bool Plan::has_sparse() const { return count(Role::Sparse) + count(Role::Scan) > 0; }
 
 int Plan::count(Role role) const { return static_cast<int>(std::count(roles.begin(), roles.end(), role)); }
 
@@ -104,10 +118,10 @@ void Plan::check(const Hyperparameters& hp) const {
   if (static_cast<int>(roles.size()) != hp.layers) {
     fail("plan: it has {} layers, but the model has {}", roles.size(), hp.layers);
   }
-  const auto first_select = std::find(roles.begin(), roles.end(), Role::Select);
+  const auto first_select = std::find_if(roles.begin(), roles.end(), selects);
   const auto first_sparse = std::find(roles.begin(), roles.end(), Role::Sparse);
   if (first_sparse < first_select) {
-    fail("plan: layer {} is Sparse, but no layer before it is Select", first_sparse - roles.begin());
+    fail("plan: layer {} is Sparse, but no layer before it is Select or Scan", first_sparse - roles.begin());
   }
   check_policy(policy);
   if (correct < 0) fail("plan: correct is {}, expected a number of tokens, or 0 for never", correct);
@@ -118,6 +132,12 @@ Policy default_policy(int budget) {
   policy.budget = budget;
   policy.recent = std::max(1, budget / 4);
   policy.sinks = std::clamp(budget - policy.recent, 0, 4);
+  return policy;
+}
+
+Policy sketch_policy(int budget) {
+  Policy policy = default_policy(budget);
+  policy.scope = Scope::Kv;
   return policy;
 }
 

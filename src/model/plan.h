@@ -21,13 +21,17 @@ struct Plan {
   /// The paper's: Dense 0 and 1, Select 2 and `reselect`, Sparse elsewhere. Throws Error unless 2 < reselect < layers.
   static Plan tidal(int layers, int reselect, const Policy& policy);
 
+  /// The project's own: `dense` layers Dense, then Scan. Throws Error unless 0 <= dense < layers.
+  static Plan sketch(int layers, int dense, const Policy& policy);
+
+  /// Whether a layer reads only selected positions: one that is Sparse or Scan.
   bool has_sparse() const;
   /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget.
   bool sparse_at(int context) const { return has_sparse() && context > policy.at(context).budget; }
   int count(Role role) const;
   std::vector<int> layers(Role role) const;
-  /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select, a budget
-  /// below 1, sinks and recent that do not fit in the budget, shares that are none.
+  /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select or Scan, a
+  /// budget below 1, sinks and recent that do not fit in the budget, shares that are none.
   void check(const Hyperparameters& hp) const;
 
   bool operator==(const Plan&) const = default;
@@ -35,6 +39,8 @@ struct Plan {
 
 /// The project's default policy for a budget: shared, sum, 4 sinks and a quarter of the budget recent.
 Policy default_policy(int budget);
+/// The default policy where layers scan: the same with one set per KV head.
+Policy sketch_policy(int budget);
 /// The paper's policy: one set per query head by raw score, no sinks, no recent.
 Policy paper_policy(int budget);
 

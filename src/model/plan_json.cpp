@@ -184,6 +184,7 @@ const char* to_string(Role role) {
     case Role::Dense: return "dense";
     case Role::Select: return "select";
     case Role::Sparse: return "sparse";
+    case Role::Scan: return "scan";
   }
   return "";
 }

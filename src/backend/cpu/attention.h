@@ -1,4 +1,4 @@
-// Attention of a batch: Dense, Select and Sparse decoding, and causal prefill.
+// Attention of a batch: decoding by every role, and causal prefill.
 #pragma once
 
 #include <atomic>
@@ -42,6 +42,10 @@ class Attention {
   void add_dense(const Chunk& chunk);
   void add_sparse(const Chunk& chunk, const Selection& selection);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
+  void scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
+  /// The scores of a Scan layer's row at positions [begin, end), of full blocks alone or of the one still filling, for
+  /// the query heads of one KV head, and their softmax statistics [group].
+  void score_piece(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int begin, int end, float* maximum, float* sum);
   /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk: row r over `count` +
   /// r positions.
   void add(const Chunk& chunk, int rows, int first_head, int heads, const int32_t* selected, int count, int piece);
@@ -59,10 +63,11 @@ class Attention {
   std::vector<Item> items_;
   std::vector<int> task_ends_;  // behind the last item of every task: what one thread does in one go
   int parts_ = 0, counters_ = 0;
-  std::unique_ptr<std::atomic<int>[]> done_;  // finished pieces per counter
-  Buffer part_memory_;                        // [parts][part_floats()]
-  Buffer scores_;                             // [heads, max_context], raw q.k of the row being selected for
-  std::vector<float> maximum_, sum_;          // [heads], softmax statistics of that row
+  std::unique_ptr<std::atomic<int>[]> done_;      // finished pieces per counter
+  Buffer part_memory_;                            // [parts][part_floats()]
+  Buffer scores_;                                 // [heads, max_context], raw q.k of the row being selected for
+  std::vector<float> maximum_, sum_;              // [heads], softmax statistics of that row
+  std::vector<float> piece_maximum_, piece_sum_;  // [kv_heads, pieces, group], the same of the pieces of a scan
   Selector selector_;
 };
 

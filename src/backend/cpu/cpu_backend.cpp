@@ -34,6 +34,7 @@ class CpuBackend final : public Backend {
   void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
 
+  void sketch(KvLayer kv, std::span<const BlockId> blocks) override;
   void reserve(const Hyperparameters& hp, int max_rows, int max_context) override;
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
@@ -82,6 +83,19 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
   quantised_.reserve(max_rows, std::max(widest, hp.ffn));
   gemm_.reserve(max_rows, std::max(widest, hp.ffn));
   attention_.reserve(hp, max_context);
+}
+
+void CpuBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
+  const int tiles = static_cast<int>(blocks.size()) * kv.kv_heads;
+  for (const int bits : {1, 2, 4}) {
+    if (!kv.keeps_sketch(bits)) continue;
+#pragma omp parallel for schedule(static) num_threads(threads_) if (tiles > 1)
+    for (int tile = 0; tile < tiles; ++tile) {
+      const BlockId block = blocks[tile / kv.kv_heads];
+      const int head = tile % kv.kv_heads;
+      sketch_block({kv.head_dim, bits}, kv.tile(block, head), kv.sketch(bits, block, head));
+    }
+  }
 }
 
 void CpuBackend::begin(const Hyperparameters& hp, const Batch& batch) {
@@ -182,6 +196,9 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   for (const Chunk& chunk : batch.chunks) {
 #pragma omp parallel for schedule(static) num_threads(threads_) if (chunk.rows > kShortChunk)
     for (int i = 0; i < chunk.rows; ++i) finish_row(chunk, i);
+    if (const int first = chunk.first_full(), end = chunk.end_full(); first < end) {
+      sketch(kv, chunk.blocks.subspan(first, end - first));
+    }
   }
 }
 

@@ -88,8 +88,7 @@ int Selector::keep_mass(const Policy& policy, const float* ranking, const float*
   return static_cast<int>(end - positions);
 }
 
-void Selector::select(const RowScores& scores, const Chunk& chunk, const Selection& selection) {
-  const Policy& policy = chunk.policy;
+void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy& policy, const Selection& selection) {
   const Reserved reserved = reserved_positions(policy);
   const int context = context_ = chunk.context();
   const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;

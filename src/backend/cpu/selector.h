@@ -1,4 +1,4 @@
-// From the scores of a Select layer to selected positions.
+// From the scores of a Select or Scan layer to selected positions.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace tidal {
 
-/// What dense attention leaves behind of one row.
+/// What dense attention leaves behind of one row, or a scan.
 struct RowScores {
   const float* scores = nullptr;  ///< raw q.k, head h at scores + h * stride, one per position
   int64_t stride = 0;
@@ -23,8 +23,8 @@ class Selector {
   explicit Selector(int threads) : threads_(threads) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
-  /// Fills the units of a sparse chunk in `selection`.
-  void select(const RowScores& scores, const Chunk& chunk, const Selection& selection);
+  /// Fills the units of a sparse chunk in `selection`, by `policy`: the chunk's, or scan_policy() of it.
+  void select(const RowScores& scores, const Chunk& chunk, const Policy& policy, const Selection& selection);
 
  private:
   void pool(const RowScores& scores, int first_head, int heads, int begin, int end, Pooling pooling, float* pooled);

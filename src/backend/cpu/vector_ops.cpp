@@ -133,6 +133,48 @@ float SoftmaxStep(float* scores, int count, float scale, float& maximum, float& 
   return shrink;
 }
 
+void SoftmaxStatistics(const float* scores, int count, float scale, float& maximum, float& sum) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  Vec tops = hn::Set(d, -std::numeric_limits<float>::infinity());
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) tops = hn::Max(tops, hn::Mul(hn::LoadU(d, scores + i), hn::Set(d, scale)));
+  maximum = hn::GetLane(hn::MaxOfLanes(d, tops));
+  for (; i < count; ++i) maximum = std::max(maximum, scores[i] * scale);
+  Vec totals = hn::Zero(d);
+  sum = 0;
+  for (i = 0; i < count;) {
+    const auto add = [&](auto tag) HWY_ATTR {
+      const auto x = hn::MulSub(hn::LoadU(tag, scores + i), hn::Set(tag, scale), hn::Set(tag, maximum));
+      return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(tag, x));
+    };
+    if (i + lanes <= count) {
+      totals = hn::Add(totals, add(d));
+      i += lanes;
+    } else {
+      sum += hn::GetLane(add(hn::CappedTag<float, 1>()));
+      ++i;
+    }
+  }
+  sum += hn::GetLane(hn::SumOfLanes(d, totals));
+}
+
+float Dot(const float* x, const Bf16* y, int count) {
+  const F32 d;
+  const hn::Rebind<uint16_t, F32> d16;
+  const hn::Rebind<uint32_t, F32> d32;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  Vec sums = hn::Zero(d);
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(y + i)));
+    sums = hn::MulAdd(hn::LoadU(d, x + i), hn::BitCast(d, hn::ShiftLeft<16>(bits)), sums);
+  }
+  float sum = hn::GetLane(hn::SumOfLanes(d, sums));
+  for (; i < count; ++i) sum += x[i] * to_float(y[i]);
+  return sum;
+}
+
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace tidal
@@ -149,6 +191,8 @@ HWY_EXPORT(ScaleBy);
 HWY_EXPORT(PoolMax);
 HWY_EXPORT(PoolProbabilities);
 HWY_EXPORT(SoftmaxStep);
+HWY_EXPORT(SoftmaxStatistics);
+HWY_EXPORT(Dot);
 
 void rms_norm(const float* x, const float* weight, int count, float epsilon, float* out) {
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, count, epsilon, out);
@@ -166,6 +210,10 @@ void pool_probabilities(const float* scores, int count, float maximum, float sca
 float softmax_step(float* scores, int count, float scale, float& maximum, float& sum) {
   return HWY_DYNAMIC_DISPATCH(SoftmaxStep)(scores, count, scale, maximum, sum);
 }
+void softmax_statistics(const float* scores, int count, float scale, float& maximum, float& sum) {
+  HWY_DYNAMIC_DISPATCH(SoftmaxStatistics)(scores, count, scale, maximum, sum);
+}
+float dot(const float* x, const Bf16* y, int count) { return HWY_DYNAMIC_DISPATCH(Dot)(x, y, count); }
 
 }  // namespace tidal
 #endif  // HWY_ONCE

@@ -20,6 +20,10 @@ void pool_probabilities(const float* scores, int count, float maximum, float sca
 /// Softmax weights of one row of raw scores for online softmax: weights[i] = exp(scores[i] * scale - new maximum),
 /// their sum added to `sum` after shrinking it. Returns the factor by which earlier output must shrink.
 float softmax_step(float* scores, int count, float scale, float& maximum, float& sum);
+/// maximum = the highest of scores[i] * scale, and sum of exp(scores[i] * scale - maximum); NaN gives the sum NaN.
+void softmax_statistics(const float* scores, int count, float scale, float& maximum, float& sum);
+/// Sum of x[i] * y[i].
+float dot(const float* x, const Bf16* y, int count);
 /// to[i] *= factor.
 void scale_by(float factor, int count, float* to);
 

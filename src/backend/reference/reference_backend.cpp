@@ -68,6 +68,7 @@ class ReferenceBackend final : public Backend {
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void sketch(KvLayer kv, std::span<const BlockId> blocks) override;
   void reserve(const Hyperparameters&, int, int) override {}
 
   void begin(const Hyperparameters& hp, const Batch&) override { hp_ = hp; }
@@ -83,12 +84,26 @@ class ReferenceBackend final : public Backend {
   /// All heads of one row over the whole context; returns every head's scores.
   std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
-  void select(const Chunk& chunk, const std::vector<Scores>& scores, const Selection& selection) const;
+  void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
+              const Selection& selection) const;
+  /// Every head's scores of a sparse chunk's row: full blocks by their sketches, the last one by its keys.
+  std::vector<Scores> scan(const Chunk& chunk, Rows q, KvLayer kv) const;
   /// All heads of a sparse chunk's row over their selected positions.
   void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) const;
 
   Hyperparameters hp_;
 };
+
+void ReferenceBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
+  for (const int bits : {1, 2, 4}) {
+    if (!kv.keeps_sketch(bits)) continue;
+    for (const BlockId block : blocks) {
+      for (int h = 0; h < kv.kv_heads; ++h) {
+        sketch_block({kv.head_dim, bits}, kv.tile(block, h), kv.sketch(bits, block, h));
+      }
+    }
+  }
+}
 
 void ReferenceBackend::embed(const Weight& embedding, const Batch& batch, Rows x) {
   for (int r = 0; r < x.rows; ++r) reference::dequantise(embedding, batch.tokens[r], x.row(r));
@@ -120,6 +135,7 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
         }
       }
     }
+    for (int b = chunk.first_full(); b < chunk.end_full(); ++b) sketch(kv, chunk.blocks.subspan(b, 1));
   }
 }
 
@@ -135,13 +151,37 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   return scores;
 }
 
-void ReferenceBackend::select(const Chunk& chunk, const std::vector<Scores>& scores, const Selection& selection) const {
-  const int units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
+std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer kv) const {
+  const SketchLayout layout{kv.head_dim, chunk.policy.sketch_bits};
+  const int filled = chunk.context() / kBlockTokens * kBlockTokens;
+  std::vector<int32_t> filling(chunk.context() - filled);
+  std::iota(filling.begin(), filling.end(), filled);
+  std::vector<float> unused(kv.head_dim);
+  std::vector<Scores> scores;
+  for (int h = 0; h < hp_.heads; ++h) {
+    const float* query = q.row(chunk.first_row) + int64_t{h} * hp_.head_dim;
+    const int kv_head = h / hp_.group();
+    Scores own(filled);
+    for (int p = 0; p < filled; p += kBlockTokens) {
+      sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
+    }
+    if (!filling.empty()) {
+      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, unused.data());
+      own.insert(own.end(), exact.begin(), exact.end());
+    }
+    scores.push_back(std::move(own));
+  }
+  return scores;
+}
+
+void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
+                              const Selection& selection) const {
+  const int units = scope_units(policy.scope, hp_.heads, hp_.kv_heads);
   const int heads = hp_.heads / units;  // that share one set
   const double scale = 1.0 / std::sqrt(static_cast<double>(hp_.head_dim));
   for (int unit = 0; unit < units; ++unit) {
     const std::span<const Scores> own(scores.data() + static_cast<size_t>(unit) * heads, heads);
-    const auto chosen = reference::select_positions(own, chunk.policy, scale);
+    const auto chosen = reference::select_positions(own, policy, scale);
     std::copy(chosen.begin(), chosen.end(), selection.unit(chunk, unit));
     selection.count(chunk, unit) = static_cast<int32_t>(chosen.size());
   }
@@ -164,7 +204,11 @@ void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv,
       case Role::Dense:
         for (int i = 0; i < chunk.rows; ++i) attend_row(chunk, i, q, kv, out);
         break;
-      case Role::Select: select(chunk, attend_row(chunk, 0, q, kv, out), selection); break;
+      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, q, kv, out), selection); break;
+      case Role::Scan:
+        select(chunk, scan_policy(chunk.policy, chunk.context()), scan(chunk, q, kv), selection);
+        attend_selected(chunk, q, kv, selection, out);
+        break;
       case Role::Sparse: attend_selected(chunk, q, kv, selection, out); break;
     }
   }

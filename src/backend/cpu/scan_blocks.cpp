@@ -1,0 +1,14 @@
+#include "backend/cpu/scan_blocks.h"
+
+namespace tidal {
+
+void scan_blocks(const ScanArgs& args) {
+  for (int b = 0; b < args.blocks; ++b) {
+    for (int h = 0; h < args.heads; ++h) {
+      sketch_scores(args.layout, args.q + h * args.layout.head_dim, args.sketches[b],
+                    args.scores + h * args.stride + std::ptrdiff_t{kBlockTokens} * b);
+    }
+  }
+}
+
+}  // namespace tidal
