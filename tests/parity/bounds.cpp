@@ -160,6 +160,36 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
   return bounds;
 }
 
+bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,
+                      const std::vector<int32_t>& chosen) {
+  const std::vector<float> pooled = reference::pooled_scores(own, policy, scale);
+  const Reserved reserved = reserved_positions(policy);
+  const int context = static_cast<int>(pooled.size()), last = context - reserved.recent;
+  std::vector<bool> in(context, false);
+  for (const int32_t p : chosen) in[p] = true;
+  // A probability exp(x) / sum: x, a scaled difference, has a few roundings of its terms; exp a few units in the last
+  // place; the sum one rounding a term at worst.
+  double largest = 0;
+  for (const reference::Scores& head : own) {
+    for (const float score : head) {
+      if (std::isfinite(score)) largest = std::max(largest, std::abs(static_cast<double>(score)) * scale);
+    }
+  }
+  const double relative = 0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size()));
+  for (int a = reserved.sinks; a < last; ++a) {
+    if (!in[a]) continue;
+    for (int b = reserved.sinks; b < last; ++b) {
+      if (in[b] || pooled[a] - pooled[b] > relative * (pooled[a] + pooled[b])) continue;
+      // Equal scores in every head are rounded alike: then the lower position wins on every backend.
+      const bool same = std::all_of(own.begin(), own.end(), [&](const reference::Scores& head) {
+        return head[a] == head[b] || (std::isnan(head[a]) && std::isnan(head[b]));
+      });
+      if (!same) return true;
+    }
+  }
+  return false;
+}
+
 std::vector<double> norm_bounds(std::span<const float> x, std::span<const double> bounds,
                                 std::span<const float> weight) {
   double squares = 0, errors = 0;

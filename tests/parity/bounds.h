@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "backend/reference/select.h"
 #include "parity/setup.h"
 
 namespace tidal::parity {
@@ -36,6 +37,10 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
 std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
                                      const std::vector<float>& q, bool bf16, const Policy& policy = {},
                                      const std::vector<int32_t>& selected = {});
+
+/// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads.
+bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,
+                      const std::vector<int32_t>& chosen);
 
 /// The root mean square norm's result and bounds, given bounds of x.
 std::vector<double> norm_bounds(std::span<const float> x, std::span<const double> bounds,

@@ -112,38 +112,7 @@ Selected select(const std::string& backend, const Inputs& in, const Policy& poli
   const Selection selection = device.selection(policy, in.hp, in.batch->rows());
   device->attend(*RoleBatch(in.batch, Role::Select, policy), 0, device.rows(in.q, in.hp.q_width()),
                  device.cache(in.cache), selection, out);
-  return {device.read(selection, in.batch->rows()), device.read(out)};
-}
-
-/// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads.
-bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,
-                      const std::vector<int32_t>& chosen) {
-  const std::vector<float> pooled = reference::pooled_scores(own, policy, scale);
-  const Reserved reserved = reserved_positions(policy);
-  const int context = static_cast<int>(pooled.size()), last = context - reserved.recent;
-  std::vector<bool> in(context, false);
-  for (const int32_t p : chosen) in[p] = true;
-  // A probability exp(x) / sum: x, a scaled difference, has a few roundings of its terms; exp a few units in the last
-  // place; the sum one rounding a term at worst.
-  double largest = 0;
-  for (const reference::Scores& head : own) {
-    for (const float score : head) {
-      if (std::isfinite(score)) largest = std::max(largest, std::abs(static_cast<double>(score)) * scale);
-    }
-  }
-  const double relative = 0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size()));
-  for (int a = reserved.sinks; a < last; ++a) {
-    if (!in[a]) continue;
-    for (int b = reserved.sinks; b < last; ++b) {
-      if (in[b] || pooled[a] - pooled[b] > relative * (pooled[a] + pooled[b])) continue;
-      // Equal scores in every head are rounded alike: then the lower position wins on every backend.
-      const bool same = std::all_of(own.begin(), own.end(), [&](const reference::Scores& head) {
-        return head[a] == head[b] || (std::isnan(head[a]) && std::isnan(head[b]));
-      });
-      if (!same) return true;
-    }
-  }
-  return false;
+  return {device.read(selection, in.batch->rows(), policy.budget), device.read(out)};
 }
 
 /// How many sets were compared exactly, and how many could not be.
@@ -346,7 +315,7 @@ TEST_P(Selecting, ByHand) {
     const Selection selection = device.selection(policy, hp, 1);
     device->attend(*RoleBatch(batch, Role::Select, policy), 0, device.rows(q, hp.q_width()), device.cache(cache),
                    selection, device.rows(1, hp.q_width()));
-    return device.read(selection, 1);
+    return device.read(selection, 1, policy.budget);
   };
   // 0 * NaN and 0 * infinity are NaN: positions 4 and 6 have no score of either head, position 5 -infinity of head 0.
   EXPECT_EQ(chosen({Scope::Head, Pooling::Max, 3, 0, 0}), (std::vector<int32_t>{1, 3, 9, 0, 2, 9}));
@@ -372,7 +341,7 @@ TEST_P(Selecting, TopPByHand) {
     const Selection selection = device.selection(policy, hp, 1);
     device->attend(*RoleBatch(batch, Role::Select, policy), 0, device.rows(q, hp.q_width()), device.cache(cache),
                    selection, device.rows(1, hp.q_width()));
-    std::vector<int32_t> positions = device.read(selection, 1);
+    std::vector<int32_t> positions = device.read(selection, 1, policy.budget);
     positions.erase(std::remove(positions.begin(), positions.end(), -1), positions.end());
     return positions;
   };

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "model/rope.h"
 
@@ -42,6 +43,7 @@ HostBatch::HostBatch(std::vector<ChunkShape> chunks, int vocab, Random& random, 
     chunk.first_row = static_cast<int>(tokens_.size());
     chunk.rows = chunks[c].rows;
     chunk.position = chunks[c].position;
+    chunk.cached = chunk.context();
     sparse_.push_back(chunks[c].sparse);
     chunk.blocks = tables_[c];
     for (int i = 0; i < chunk.rows; ++i) {
@@ -144,8 +146,27 @@ std::vector<float> Device::read(Rows rows) {
 }
 
 KvLayer Device::cache(const HostCache& host) {
-  return {reinterpret_cast<Bf16*>(put(host.values.data(), sizeof(Bf16) * host.values.size())), host.kv_heads,
-          host.head_dim};
+  return {.data = reinterpret_cast<Bf16*>(put(host.values.data(), sizeof(Bf16) * host.values.size())),
+          .kv_heads = host.kv_heads,
+          .head_dim = host.head_dim};
+}
+
+KvLayer Device::sketched(const HostCache& host, int bits) {
+  KvLayer layer = cache(host);
+  std::vector<BlockId> blocks(host.values.size() / (layer.tile_elements() * layer.kv_heads));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  const SketchLayout layout{layer.head_dim, bits};
+  buffers_.push_back(backend_->allocate(layout.bytes() * layer.kv_heads * blocks.size(), "a test"));
+  layer.sketches[bits / 2] = buffers_.back().as<std::byte>();
+  backend_->sketch(layer, blocks);
+  return layer;
+}
+
+std::vector<std::byte> Device::read_sketches(KvLayer cache, int bits, int blocks) {
+  const SketchLayout layout{cache.head_dim, bits};
+  std::vector<std::byte> host(static_cast<size_t>(layout.bytes()) * cache.kv_heads * blocks);
+  backend_->read(host.data(), cache.sketch(bits, 0, 0), host.size());
+  return host;
 }
 
 HostCache Device::read(KvLayer cache, const HostCache& like) {
@@ -159,28 +180,33 @@ Selection Device::selection(const Policy& policy, const Hyperparameters& hp, int
                             const std::vector<int32_t>& positions) {
   Selection selection;
   selection.row_units = scope_units(policy.scope, hp.heads, hp.kv_heads);
-  selection.row_positions = selection.row_units * policy.budget;
-  const std::vector<int32_t> none(static_cast<size_t>(rows) * selection.row_positions, -1);
-  const std::vector<int32_t>& given = positions.empty() ? none : positions;
-  const std::vector<int32_t> counts(static_cast<size_t>(rows) * selection.row_units, policy.budget);
-  selection.positions = reinterpret_cast<int32_t*>(put(given.data(), sizeof(int32_t) * given.size()));
+  const size_t stride = most_selected(policy), sets = static_cast<size_t>(rows) * selection.row_units;
+  selection.row_positions = selection.row_units * most_selected(policy);
+  std::vector<int32_t> spread(sets * stride, -1);
+  for (size_t set = 0; set < sets && !positions.empty(); ++set) {
+    std::copy_n(positions.begin() + static_cast<ptrdiff_t>(set) * policy.budget, policy.budget,
+                spread.begin() + static_cast<ptrdiff_t>(set * stride));
+  }
+  const std::vector<int32_t> counts(sets, policy.budget);
+  selection.positions = reinterpret_cast<int32_t*>(put(spread.data(), sizeof(int32_t) * spread.size()));
   selection.counts = reinterpret_cast<int32_t*>(put(counts.data(), sizeof(int32_t) * counts.size()));
   return selection;
 }
 
-std::vector<int32_t> Device::read(const Selection& selection, int rows) {
+std::vector<int32_t> Device::read(const Selection& selection, int rows, int width) {
   std::vector<int32_t> host(static_cast<size_t>(rows) * selection.row_positions);
   backend_->read(reinterpret_cast<std::byte*>(host.data()), reinterpret_cast<const std::byte*>(selection.positions),
                  sizeof(int32_t) * host.size());
   std::vector<int32_t> counts(static_cast<size_t>(rows) * selection.row_units);
   backend_->read(reinterpret_cast<std::byte*>(counts.data()), reinterpret_cast<const std::byte*>(selection.counts),
                  sizeof(int32_t) * counts.size());
-  const int budget = selection.row_positions / selection.row_units;
-  for (size_t unit = 0; unit < counts.size(); ++unit) {
-    std::fill(host.begin() + static_cast<ptrdiff_t>(unit * budget + counts[unit]),
-              host.begin() + static_cast<ptrdiff_t>((unit + 1) * budget), -1);
+  const ptrdiff_t stride = selection.row_positions / selection.row_units;
+  std::vector<int32_t> sets(counts.size() * width, -1);
+  for (size_t set = 0; set < counts.size(); ++set) {
+    const auto from = host.begin() + static_cast<ptrdiff_t>(set) * stride;
+    std::copy_n(from, std::min(counts[set], width), sets.begin() + static_cast<ptrdiff_t>(set) * width);
   }
-  return host;
+  return sets;
 }
 
 void expect_close(const char* what, const std::vector<float>& got, const std::vector<float>& reference,

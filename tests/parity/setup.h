@@ -70,7 +70,7 @@ class RoleBatch {
 /// The cache of one layer in host memory, laid out as KvLayer says.
 struct HostCache {
   HostCache(const Hyperparameters& hp, int blocks);
-  KvLayer view() { return {values.data(), kv_heads, head_dim}; }
+  KvLayer view() { return {.data = values.data(), .kv_heads = kv_heads, .head_dim = head_dim}; }
   /// The row [K | V] of a position of a chunk.
   const Bf16* row(const Chunk& chunk, int kv_head, int position) const;
   Bf16* row(const Chunk& chunk, int kv_head, int position);
@@ -108,13 +108,17 @@ class Device {
   Rows rows(int count, int width) { return rows(std::vector<float>(static_cast<size_t>(count) * width), width); }
   std::vector<float> read(Rows rows);
   KvLayer cache(const HostCache& host);
+  /// The same with sketches of so many bits of all blocks, written by the backend.
+  KvLayer sketched(const HostCache& host, int bits);
+  /// The sketches of `blocks` blocks.
+  std::vector<std::byte> read_sketches(KvLayer cache, int bits, int blocks);
   HostCache read(KvLayer cache, const HostCache& like);
   Weight weight(const HostWeight& host) { return host.bytes.empty() ? Weight{} : backend_->upload(host.view); }
   /// `positions` [rows, units, budget].
   Selection selection(const Policy& policy, const Hyperparameters& hp, int rows,
                       const std::vector<int32_t>& positions = {});
-  /// What is selected: [rows, units, budget], -1 behind the counted ones.
-  std::vector<int32_t> read(const Selection& selection, int rows);
+  /// What is selected: the first `width` positions of every set, [rows, units, width], -1 behind the counted ones.
+  std::vector<int32_t> read(const Selection& selection, int rows, int width);
 
  private:
   std::byte* put(const void* host, size_t bytes);

@@ -1,0 +1,236 @@
+// A Scan layer on every backend against the reference: the sketches bit for bit, the selected positions, the output.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "model/plan.h"
+#include "parity/bounds.h"
+
+namespace tidal::parity {
+namespace {
+
+struct Shape {
+  int group, kv_heads, head_dim;
+};
+
+/// Contexts on both sides of the edges of blocks, of a budget of 64, and of the pieces that a long one is cut into.
+const std::vector<int> kContexts = {65, 66, 127, 128, 129, 191, 192, 1153, 2049};
+
+struct Inputs {
+  Inputs(const Shape& shape, const std::vector<int>& contexts, Random& random)
+      : hp(attention_shape(shape.group, shape.kv_heads, shape.head_dim)),
+        batch(chunks(contexts), hp.vocab, random, false),
+        cache(random_cache(hp, batch.blocks(), random)),
+        q(random.uniform(static_cast<size_t>(batch->rows()) * hp.q_width(), 3.0f)) {
+    // Channels of unlike ranges, one of them far from 0, as models have them.
+    for (Bf16* row = cache.values.data(); row < cache.values.data() + cache.values.size(); row += 2 * hp.head_dim) {
+      for (int d = 0; d < hp.head_dim; d += 5) row[d] = to_bf16(to_float(row[d]) * (d == 10 ? 8.0f : 0.25f));
+      row[3] = to_bf16(to_float(row[3]) + 30);
+    }
+  }
+
+  static std::vector<ChunkShape> chunks(const std::vector<int>& contexts) {
+    std::vector<ChunkShape> result;
+    for (const int context : contexts) result.push_back({context - 1, 1, true});
+    return result;
+  }
+
+  const float* query(const Chunk& chunk, int head) const {
+    return q.data() + static_cast<size_t>(chunk.first_row) * hp.q_width() + static_cast<size_t>(head) * hp.head_dim;
+  }
+
+  /// What head `head` ranks positions by, from the words of backend/sketch.h.
+  reference::Scores scores(const Chunk& chunk, int head, int bits) const {
+    const SketchLayout layout{hp.head_dim, bits};
+    std::vector<std::byte> sketch(layout.bytes());
+    reference::Scores result(chunk.context());
+    const int filled = chunk.context() / kBlockTokens * kBlockTokens;
+    for (int p = 0; p < filled; p += kBlockTokens) {
+      sketch_block(layout, cache.row(chunk, head / hp.group(), p), sketch.data());
+      sketch_scores(layout, query(chunk, head), sketch.data(), result.data() + p);
+    }
+    for (int p = filled; p < chunk.context(); ++p) {
+      const Bf16* key = cache.row(chunk, head / hp.group(), p);
+      double sum = 0;
+      for (int d = 0; d < hp.head_dim; ++d) sum += static_cast<double>(query(chunk, head)[d]) * to_float(key[d]);
+      result[p] = static_cast<float>(sum);
+    }
+    return result;
+  }
+
+  Hyperparameters hp;
+  HostBatch batch;
+  HostCache cache;
+  std::vector<float> q;
+};
+
+struct Scanned {
+  std::vector<int32_t> positions;  // [rows, units, most_selected]
+  std::vector<float> out;
+  std::vector<std::byte> sketches;
+};
+
+Scanned scan(const std::string& backend, const Inputs& in, const Policy& policy, int threads = 2) {
+  Device device(backend, threads);
+  device.begin(in.hp, in.batch);
+  const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
+  const Selection selection = device.selection(policy, in.hp, in.batch->rows());
+  const KvLayer cache = device.sketched(in.cache, policy.sketch_bits);
+  device->attend(*RoleBatch(in.batch, Role::Scan, policy), 0, device.rows(in.q, in.hp.q_width()), cache, selection,
+                 out);
+  return {device.read(selection, in.batch->rows(), most_selected(policy)), device.read(out),
+          device.read_sketches(cache, policy.sketch_bits, in.batch.blocks())};
+}
+
+using Parameters = std::tuple<std::string, Shape, int>;
+
+class ScanParity : public testing::TestWithParam<Parameters> {
+ protected:
+  const std::string& backend() const { return std::get<0>(GetParam()); }
+  const Shape& shape() const { return std::get<1>(GetParam()); }
+  int bits() const { return std::get<2>(GetParam()); }
+  Random random_{static_cast<uint64_t>(1000 * shape().head_dim + 10 * shape().group + bits())};
+};
+
+std::vector<Policy> policies(int bits) {
+  std::vector<Policy> policies;
+  for (const auto& [scope, pooling] : {std::pair{Scope::Head, Pooling::Max},
+                                       {Scope::Kv, Pooling::Max},
+                                       {Scope::Shared, Pooling::Max},
+                                       {Scope::Kv, Pooling::Sum},
+                                       {Scope::Shared, Pooling::Sum}}) {
+    for (const auto& [budget, sinks, recent] : {std::tuple{1, 0, 0}, {64, 0, 0}, {64, 4, 16}, {64, 4, 60}}) {
+      Policy policy{scope, pooling, budget, sinks, recent};
+      policy.sketch_bits = bits;
+      policies.push_back(policy);
+    }
+  }
+  return policies;
+}
+
+std::vector<int32_t> set_of(const std::vector<int32_t>& all, const Policy& policy, size_t set) {
+  const auto first = all.begin() + static_cast<ptrdiff_t>(set * most_selected(policy));
+  return {first, std::find(first, first + most_selected(policy), -1)};
+}
+
+TEST_P(ScanParity, SketchesSetsAndOutput) {
+  const Inputs in(shape(), kContexts, random_);
+  const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
+  std::vector<std::vector<reference::Scores>> scores;  // [chunk][head]
+  for (const Chunk& chunk : in.batch->chunks) {
+    scores.emplace_back();
+    for (int h = 0; h < in.hp.heads; ++h) scores.back().push_back(in.scores(chunk, h, bits()));
+  }
+  int exact = 0, undecided = 0;
+  for (const Policy& policy : policies(bits())) {
+    const Scanned ours = scan(backend(), in, policy), theirs = scan("reference", in, policy);
+    ASSERT_EQ(ours.sketches, theirs.sketches);
+    const int units = scope_units(policy.scope, in.hp.heads, in.hp.kv_heads), heads = in.hp.heads / units;
+    for (const Chunk& chunk : in.batch->chunks) {
+      const Policy own_policy = scan_policy(policy, chunk.context());
+      for (int unit = 0; unit < units; ++unit) {
+        const size_t set = static_cast<size_t>(chunk.first_row) * units + unit;
+        const std::vector<int32_t> a = set_of(ours.positions, policy, set), b = set_of(theirs.positions, policy, set);
+        // The budget of the full blocks, and the block still filling.
+        const int filled = chunk.context() / kBlockTokens * kBlockTokens, filling = chunk.context() - filled;
+        ASSERT_EQ(a.size(), std::min(policy.budget, filled) + static_cast<size_t>(filling));
+        ASSERT_TRUE(std::is_sorted(a.begin(), a.end(), std::less_equal<>()));
+        for (int i = 1; i <= std::max({1, filling, policy.recent}); ++i) {
+          ASSERT_EQ(a[a.size() - i], chunk.context() - i);
+        }
+        for (int i = 0; i < policy.sinks; ++i) ASSERT_EQ(a[i], i);
+        const std::span own(scores[&chunk - in.batch->chunks.data()].data() + static_cast<ptrdiff_t>(unit) * heads,
+                            heads);
+        EXPECT_EQ(b, reference::select_positions(own, own_policy, scale));
+        const bool pooled = policy.pooling == Pooling::Sum && policy.scope != Scope::Head;
+        if (a != b && pooled && rounding_decides(own, own_policy, scale, b)) {
+          ++undecided;
+          continue;
+        }
+        ++exact;
+        EXPECT_EQ(a, b) << "context " << chunk.context() << ", unit " << unit << ", scope "
+                        << tidal::to_string(policy.scope) << ", budget " << policy.budget;
+        for (int h = unit * heads; a == b && h < (unit + 1) * heads; ++h) {
+          const ptrdiff_t first = in.query(chunk, h) - in.q.data();
+          const auto row = [&](const std::vector<float>& out) {
+            return std::vector<float>(out.begin() + first, out.begin() + first + in.hp.head_dim);
+          };
+          expect_close("scan", row(ours.out), row(theirs.out),
+                       attention_bounds(in.query(chunk, h), in.cache, chunk, h / in.hp.group(), a, true));
+        }
+      }
+    }
+  }
+  EXPECT_GE(exact, 9 * undecided) << "too many sets hang on rounding for this to be a test";
+}
+
+TEST_P(ScanParity, ThreadsChangeNothing) {
+  const Inputs in(shape(), {70, 2100}, random_);
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    Policy policy{scope, Pooling::Sum, 64, 4, 16};
+    policy.sketch_bits = bits();
+    const Scanned alone = scan(backend(), in, policy, 1);
+    for (const int threads : {2, 3}) {
+      const Scanned together = scan(backend(), in, policy, threads);
+      EXPECT_EQ(together.positions, alone.positions);
+      EXPECT_EQ(together.out, alone.out);
+      EXPECT_EQ(together.sketches, alone.sketches);
+    }
+  }
+}
+
+// A key that is no number spoils scores, nothing else: every set has its size, in order, within the context.
+TEST_P(ScanParity, ValuesThatAreNoNumbers) {
+  Inputs in(shape(), {65, 129, 300}, random_);
+  for (const Chunk& chunk : in.batch->chunks) {
+    for (int h = 0; h < in.hp.kv_heads; ++h) {
+      in.cache.row(chunk, h, 5)[1] = to_bf16(std::nanf(""));
+      in.cache.row(chunk, h, 20)[2] = to_bf16(std::numeric_limits<float>::infinity());
+    }
+  }
+  for (const Policy& policy : policies(bits())) {
+    const Scanned ours = scan(backend(), in, policy);
+    const int units = scope_units(policy.scope, in.hp.heads, in.hp.kv_heads);
+    for (const Chunk& chunk : in.batch->chunks) {
+      for (int unit = 0; unit < units; ++unit) {
+        const auto set = set_of(ours.positions, policy, static_cast<size_t>(chunk.first_row) * units + unit);
+        const int filled = chunk.context() / kBlockTokens * kBlockTokens;
+        ASSERT_EQ(static_cast<int>(set.size()), std::min(policy.budget, filled) + chunk.context() - filled);
+        ASSERT_TRUE(std::is_sorted(set.begin(), set.end(), std::less_equal<>()));
+        ASSERT_GE(set.front(), 0);
+        ASSERT_EQ(set.back(), chunk.context() - 1);
+      }
+    }
+  }
+}
+
+// Top-p counts the approximate mass: with more of it allowed, a set only grows.
+TEST_P(ScanParity, TopPShortens) {
+  const Inputs in(shape(), {700}, random_);
+  size_t before = 0;
+  for (const double top_p : {0.05, 0.5, 0.9, 1.0}) {
+    Policy policy{Scope::Kv, Pooling::Sum, 128, 4, 8};
+    policy.sketch_bits = bits();
+    policy.top_p = top_p;
+    const std::vector<int32_t> ours = set_of(scan(backend(), in, policy).positions, policy, 0);
+    EXPECT_GE(ours.size(), std::max<size_t>(before, 700 % kBlockTokens + 4));
+    before = ours.size();
+  }
+  EXPECT_EQ(before, 128u + 700 % kBlockTokens);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, ScanParity,
+                         testing::Combine(testing::ValuesIn(kBackends),
+                                          testing::Values(Shape{1, 3, 64}, Shape{3, 3, 64}, Shape{4, 2, 80},
+                                                          Shape{7, 2, 64}, Shape{4, 1, 128}, Shape{20, 1, 96},
+                                                          Shape{2, 1, 256}),
+                                          testing::Values(1, 2, 4)),
+                         [](const auto& info) {
+                           const Shape& shape = std::get<1>(info.param);
+                           return std::get<0>(info.param) + "_group" + std::to_string(shape.group) + "_dim" +
+                                  std::to_string(shape.head_dim) + "_bits" + std::to_string(std::get<2>(info.param));
+                         });
+
+}  // namespace
+}  // namespace tidal::parity
