@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
+
+#include "backend/reference/select.h"
 
 namespace tidal {
 namespace {
@@ -16,14 +19,23 @@ std::vector<Value> read_back(Backend& backend, const Value* from, size_t count) 
   return host;
 }
 
-/// Share of softmax(scores) at `positions`, ascending.
-float softmax_share(const std::vector<float>& scores, std::span<const int32_t> positions) {
+/// Share of softmax(scores * scale) at `positions`.
+float softmax_share(const std::vector<float>& scores, double scale, std::span<const int32_t> positions) {
   float top = -std::numeric_limits<float>::infinity();
   for (const float score : scores) top = std::fmax(top, score);
   double all = 0, held = 0;
-  for (const float score : scores) all += std::exp(static_cast<double>(score) - top);
-  for (const int32_t position : positions) held += std::exp(static_cast<double>(scores[position]) - top);
+  const auto weight = [&](float score) { return std::exp((static_cast<double>(score) - top) * scale); };
+  for (const float score : scores) all += weight(score);
+  for (const int32_t position : positions) held += weight(scores[position]);
   return static_cast<float>(held / all);
+}
+
+/// Share of the ascending `wanted` that the ascending `chosen` hold.
+float share_of(std::span<const int32_t> wanted, const std::vector<int32_t>& chosen) {
+  if (wanted.empty()) return 1;
+  std::vector<int32_t> both;
+  std::set_intersection(wanted.begin(), wanted.end(), chosen.begin(), chosen.end(), std::back_inserter(both));
+  return static_cast<float>(both.size()) / static_cast<float>(wanted.size());
 }
 
 }  // namespace
@@ -33,7 +45,11 @@ double LayerAttention::mean_mass() const {
 }
 
 AttentionProbe::AttentionProbe(Engine& engine)
-    : engine_(engine), backend_(engine.pool().backend()), hp_(engine.model().hp), layers_(hp_.layers) {
+    : engine_(engine),
+      backend_(engine.pool().backend()),
+      hp_(engine.model().hp),
+      layers_(hp_.layers),
+      scores_(hp_.heads) {
   engine.set_observer(this);
 }
 
@@ -46,12 +62,11 @@ void AttentionProbe::read_selection(const Chunk& chunk, const Selection& selecti
   }
 }
 
-void AttentionProbe::measure(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head, std::vector<float>& mass) {
+void AttentionProbe::score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head) {
   const int dim = kv.head_dim, group = hp_.group(), first_head = kv_head * group;
   const auto queries =
       read_back(backend_, q.row(chunk.first_row) + int64_t{first_head} * dim, static_cast<size_t>(group) * dim);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  std::vector<std::vector<float>> scores(group, std::vector<float>(chunk.context()));
+  for (int h = 0; h < group; ++h) scores_[first_head + h].resize(chunk.context());
   std::vector<float> key(dim);
   for (int begin = 0; begin < chunk.context(); begin += kBlockTokens) {
     const auto tile = read_back(backend_, kv.tile(chunk.blocks[begin / kBlockTokens], kv_head), kv.tile_elements());
@@ -60,14 +75,9 @@ void AttentionProbe::measure(const Chunk& chunk, const Rows& q, KvLayer kv, int 
       for (int d = 0; d < dim; ++d) key[d] = to_float(row[d]);
       for (int h = 0; h < group; ++h) {
         const float* query = queries.data() + static_cast<ptrdiff_t>(h) * dim;
-        scores[h][p] = scale * std::inner_product(key.begin(), key.end(), query, 0.0f);
+        scores_[first_head + h][p] = std::inner_product(key.begin(), key.end(), query, 0.0f);
       }
     }
-  }
-  const int units = static_cast<int>(selected_.size());
-  for (int h = 0; h < group; ++h) {
-    const int head = first_head + h;
-    mass[head] = softmax_share(scores[h], selected_[static_cast<size_t>(head) * units / hp_.heads]);
   }
 }
 
@@ -79,11 +89,26 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
   attention.role = chunk.role(layer);
   attention.mass.assign(hp_.heads, 1.0f);
   attention.selected.clear();
-  if (attention.role == Role::Select) {
+  attention.agreement.clear();
+  if (selects(attention.role)) {
     read_selection(chunk, selection);
     attention.selected = selected_;
-  } else if (attention.role == Role::Sparse) {
-    for (int h = 0; h < hp_.kv_heads; ++h) measure(chunk, q, kv, h, attention.mass);
+  }
+  if (attention.role != Role::Sparse && attention.role != Role::Scan) return;
+  for (int h = 0; h < hp_.kv_heads; ++h) score(chunk, q, kv, h);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(kv.head_dim));
+  const size_t units = selected_.size(), heads = hp_.heads / units;
+  for (size_t head = 0; head < attention.mass.size(); ++head) {
+    attention.mass[head] = softmax_share(scores_[head], scale, selected_[head / heads]);
+  }
+  if (attention.role != Role::Scan) return;
+  const Policy policy = scan_policy(chunk.policy, chunk.context());
+  const Reserved reserved = reserved_positions(policy);
+  for (size_t unit = 0; unit < units; ++unit) {
+    const std::span own(scores_.data() + unit * heads, heads);
+    const std::vector<int32_t> exact = reference::select_positions(own, policy, scale);
+    const std::span ranked = std::span(exact).subspan(reserved.sinks, exact.size() - reserved.sinks - reserved.recent);
+    attention.agreement.push_back(share_of(ranked, selected_[unit]));
   }
 }
 

@@ -14,16 +14,19 @@ struct LayerAttention {
   /// [heads] share of the layer's own softmax over the whole context that the positions it read hold: 1 for Dense and
   /// Select.
   std::vector<float> mass;
-  /// [units] positions that a Select layer chose, ascending; empty for other roles and while the context fits in the
-  /// budget.
+  /// [units] positions that a Select or Scan layer chose, ascending; empty for other roles and while the context fits
+  /// in the budget.
   std::vector<std::vector<int32_t>> selected;
+  /// [units] of a Scan layer: of the positions that the exact scores would choose by the same policy, reserved ones
+  /// aside, the share that it chose. Empty for other roles.
+  std::vector<float> agreement;
 
   double mean_mass() const;
 };
 
 /// Watches the decode steps of an engine, from construction to destruction; of a batch the first sequence that decodes
-/// sparsely, else the first. Reads K of the whole context back from the backend at every Sparse layer, so it slows
-/// decoding down, and changes nothing. Steps of more than one row are ignored.
+/// sparsely, else the first. Reads K of the whole context back from the backend at every Sparse and Scan layer, so it
+/// slows decoding down, and changes nothing. Steps of more than one row are ignored.
 class AttentionProbe final : public ForwardObserver {
  public:
   explicit AttentionProbe(Engine& engine);
@@ -38,14 +41,15 @@ class AttentionProbe final : public ForwardObserver {
 
  private:
   void read_selection(const Chunk& chunk, const Selection& selection);
-  /// Softmax mass of `selected_` for the query heads of one KV head.
-  void measure(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head, std::vector<float>& mass);
+  /// Raw scores q.k of the query heads of one KV head over the whole context, to scores_.
+  void score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head);
 
   Engine& engine_;
   Backend& backend_;
   Hyperparameters hp_;
   std::vector<LayerAttention> layers_;
-  std::vector<std::vector<int32_t>> selected_;  // [units] of the last Select layer
+  std::vector<std::vector<int32_t>> selected_;  // [units] of the last Select or Scan layer
+  std::vector<std::vector<float>> scores_;      // [heads][context]
 };
 
 }  // namespace tidal
