@@ -94,7 +94,8 @@ TEST_P(Allocation, IsCounted) {
 
 TEST_P(Allocation, DecodingNeedsNone) {
   const Plan plans[] = {Plan::full(6), small_plan(), Plan::tidal(6, 4, paper_policy(kBudget)),
-                        Plan::tidal(6, 3, {Scope::Kv, Pooling::Sum, kBudget, 4, 8})};
+                        Plan::tidal(6, 3, {Scope::Kv, Pooling::Sum, kBudget, 4, 8}),
+                        Plan::sketch(6, 0, sketch_policy(kBudget))};
   for (const Plan& plan : plans) {
     SmallEngine setup("cpu", GetParam(), plan);
     Sequence sequence = setup.prefilled(60, 1);
