@@ -27,8 +27,9 @@ struct BenchFlags {
   std::string model, shape, type = "q4_0", text;
   int prompt = 512, generate = 64, repetitions = 5;
   std::optional<int> threads;
-  std::string depths = "0", batches = "1", attention = "full,tidal", baseline, fill = "prefill", format = "md";
+  std::string depths = "0", batches = "1", baseline, fill = "prefill", format = "md";
   std::string backend = "cpu";
+  std::optional<std::string> attention;
   bool details = false;
   PlanOptions plan;
 };
@@ -118,16 +119,18 @@ void run_bench(const BenchFlags& flags) {
   std::vector<std::string> notes = {
       fmt::format("{}: {} threads on {}; cache filled by {}; medians of {} runs.", run.common.model, threads,
                   run.common.machine, flags.fill, flags.repetitions),
-      fmt::format("GB/s: weights and K/V that a decode step must read. The limit, this machine's read stream: {:.1f} "
-                  "GB/s.",
-                  run.limit)};
+      fmt::format(
+          "GB/s: weights, K/V and sketches that a decode step must read. The limit, this machine's read stream: {:.1f} "
+          "GB/s.",
+          run.limit)};
   try {
-    bench_tidal(run, *backend, *model, plans);
+    const int64_t sketches = bench_tidal(run, *backend, *model, plans);
     const int64_t peak = peak_memory(), weights = model->file_bytes;
     const int64_t cache = run.kv_bytes_per_token * run.context() * run.batches.back();
     if (peak > 0 && weights > 0) {
-      notes.push_back(fmt::format("tidal's peak memory: {}; the model file has {}, the KV cache {}.", mebibytes(peak),
-                                  mebibytes(weights), mebibytes(cache)));
+      notes.push_back(fmt::format("tidal's peak memory: {}; the model file has {}, the KV cache {}{}.", mebibytes(peak),
+                                  mebibytes(weights), mebibytes(cache),
+                                  sketches > 0 ? ", the sketches " + mebibytes(sketches) : ""));
     }
     model.reset();
     if (!flags.baseline.empty()) bench_llama(run, flags.model);
@@ -156,10 +159,8 @@ void add_bench_command(CLI::App& app) {
   bench->add_option("-r,--repetitions", flags->repetitions, "Runs of every test; the median counts")
       ->capture_default_str();
   bench->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
-  bench
-      ->add_option("--attention", flags->attention,
-                   "Kinds of attention: full, tidal, exact (of the model's own text, batch 1), a list")
-      ->capture_default_str();
+  bench->add_option("--attention", flags->attention, std::string(kBenchAttentionHelp) + "; exact takes batch 1")
+      ->type_name("WORD,...");
   bench->add_option("--backend", flags->backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
   bench->add_option("--baseline", flags->baseline, "Also measure another engine in this process: llama.cpp");
   bench->add_option("--fill", flags->fill, "How the cache gets to the depth: prefill, or random numbers (fast)")

@@ -54,10 +54,26 @@ std::vector<std::string> word_list(const std::string& flag, const std::string& t
   return words;
 }
 
-std::vector<BenchPlan> bench_plans(const std::string& words, const PlanOptions& options, const Hyperparameters& hp) {
+const char* const kBenchAttentionHelp =
+    "Kinds of attention, a list: full, tidal, sketch; exact: full attention's own text, drafted by the plan that tidal "
+    "run takes; exact-tidal and exact-sketch: drafted by that kind (default: full and the kind that tidal run takes)";
+
+std::vector<BenchPlan> bench_plans(const std::optional<std::string>& words, const PlanOptions& options,
+                                   const Hyperparameters& hp) {
+  const std::string usual = words ? "" : "full," + kind_of(make_plan(options, hp));
+  const std::string prefix = "exact";
   std::vector<BenchPlan> plans;
-  for (const std::string& word : word_list("--attention", words, {"full", "tidal", "exact"})) {
-    plans.push_back({word, word == "full" ? Plan::full(hp.layers) : make_plan(options, hp)});
+  std::vector<std::string> kinds;
+  for (const std::string& word : word_list("--attention", words.value_or(usual),
+                                           {"full", "tidal", "sketch", "exact", "exact-tidal", "exact-sketch"})) {
+    const bool exact = word.starts_with(prefix);
+    plans.push_back({.attention = word, .exact = exact, .plan = {}, .source = {}});
+    kinds.push_back(!exact ? word : word == prefix ? "" : word.substr(prefix.size() + 1));
+  }
+  const std::vector<ChosenPlan> chosen = choose_plans(options, kinds, hp);
+  for (size_t i = 0; i < plans.size(); ++i) {
+    plans[i].plan = chosen[i].plan;
+    plans[i].source = chosen[i].source;
   }
   return plans;
 }

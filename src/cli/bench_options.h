@@ -3,6 +3,7 @@
 
 #include <ggml.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,12 @@ std::vector<int> number_list(const std::string& flag, const std::string& text, i
 /// `known`.
 std::vector<std::string> word_list(const std::string& flag, const std::string& text,
                                    const std::vector<std::string>& known);
-/// The plans of a list of kinds of attention (full, tidal). Throws Error for another word.
-std::vector<BenchPlan> bench_plans(const std::string& words, const PlanOptions& options, const Hyperparameters& hp);
+/// What --attention of these commands takes, for --help.
+extern const char* const kBenchAttentionHelp;
+/// The plans of a list of kinds of attention: full, tidal, sketch, exact, exact-tidal, exact-sketch; no list: full and
+/// the kind that choose_plan() takes. Throws Error for another word.
+std::vector<BenchPlan> bench_plans(const std::optional<std::string>& words, const PlanOptions& options,
+                                   const Hyperparameters& hp);
 /// Throws Error unless `word` is empty or names an engine that can be the baseline.
 void check_baseline(const std::string& word);
 /// A type of weights by ggml's name (q4_0, q4_K, ..., case does not matter). Throws Error for any other.

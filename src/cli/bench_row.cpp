@@ -119,7 +119,7 @@ BenchFormat bench_format_from(const std::string& word) {
 std::string markdown_table(const std::vector<BenchRow>& rows) {
   const bool ratio = std::any_of(rows.begin(), rows.end(), [](const BenchRow& row) { return row.engine != "tidal"; });
   const bool exact =
-      std::any_of(rows.begin(), rows.end(), [](const BenchRow& row) { return row.attention == "exact"; });
+      std::any_of(rows.begin(), rows.end(), [](const BenchRow& row) { return row.attention.starts_with("exact"); });
   constexpr size_t kWords = 3;  // columns on the left that are aligned left
   std::vector<std::vector<std::string>> table = {
       {"engine", "attention", "test", "depth", "batch", "KV", "tok/s", "ms/token", "ms min", "GB/s", "of limit"}};

@@ -11,7 +11,7 @@ namespace tidal {
 /// One test of one engine.
 struct BenchRow {
   std::string engine;                     ///< tidal or llama.cpp
-  std::string attention;                  ///< full, tidal or exact
+  std::string attention;                  ///< full, tidal, sketch, exact, ...
   std::string test;                       ///< pp512: prefill of 512 tokens; tg64: decoding of 64
   int depth = 0;                          ///< positions in the cache before the test
   int batch = 1;                          ///< sequences decoded together
@@ -20,12 +20,12 @@ struct BenchRow {
   double ms_min = 0;                      ///< the same of the fastest step or run
   std::optional<double> gb_per_s;         ///< decoding: bytes that a step must read over its median time, 1e9 bytes
   std::optional<double> limit_share;      ///< gb_per_s over the machine's read stream
-  std::optional<double> accepted_drafts;  ///< exact mode: share of the tidal drafts; none where nothing was drafted
+  std::optional<double> accepted_drafts;  ///< exact mode: share of the sparse drafts; none where nothing was drafted
   std::optional<double> accepted_copies;  ///< exact mode: share of the drafts copied from the text
   std::string machine;                    ///< processor, "" where unknown
   std::string model;
   int threads = 1;
-  std::optional<int> budget;   ///< of tidal attention
+  std::optional<int> budget;   ///< of sparse attention
   std::optional<int> correct;  ///< tokens between corrections, where its plan has them
   std::string kv_type;         ///< element type of the cache
   std::string fill;            ///< how the cache was filled to the depth: prefill or random

@@ -149,10 +149,10 @@ void test_tidal(const BenchRun& run, Engine& engine, const BenchPlan& plan, std:
   if (run.generate == 0) return;
   which.attention = plan.attention;
   if (plan.plan.has_sparse()) which.budget = plan.plan.policy.budget;
-  if (plan.plan.correct > 0 && plan.attention == "tidal") which.correct = plan.plan.correct;
+  if (plan.plan.correct > 0 && !plan.exact) which.correct = plan.plan.correct;
   say(run, which, "decode");
   engine.set_plan(plan.plan);
-  if (plan.attention == "exact") {
+  if (plan.exact) {
     if (sequences.size() == 1) test_exact(run, engine, *sequences[0], which);
     return;
   }
@@ -219,7 +219,7 @@ double full_attention_bytes(const BenchRun& run, int depth) {
   return static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
 }
 
-void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
+int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
   const int largest = run.batches.back();
   EngineOptions options;
   options.context = run.context();
@@ -242,6 +242,7 @@ void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std:
       }
     }
   }
+  return engine.pool().sketch_bytes();
 }
 
 void bench_llama(const BenchRun& run, const std::string& path) {

@@ -61,12 +61,15 @@ double full_attention_bytes(const BenchRun& run, int depth);
 
 /// One kind of attention of our engine.
 struct BenchPlan {
-  std::string attention;  ///< full, tidal or exact: the tidal plan drafts, and the text is the model's own, greedy
+  std::string attention;  ///< full, tidal, sketch, exact, exact-tidal, exact-sketch
+  bool exact = false;     ///< the plan drafts, and the text is the model's own, greedy
   Plan plan;
+  std::string source;  ///< of ChosenPlan
 };
 
-/// Our engine, each plan in turn. The engine is made for run.context() and the largest batch.
-void bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans);
+/// Our engine, each plan in turn. The engine is made for run.context() and the largest batch. Returns the bytes of
+/// memory that its sketches took.
+int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans);
 /// llama.cpp with the model at `path`.
 void bench_llama(const BenchRun& run, const std::string& path);
 

@@ -13,6 +13,7 @@
 #include "cli/machine.h"
 #include "cli/output.h"
 #include "cli/plan_options.h"
+#include "cli/plan_text.h"
 #include "cli/terminal.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
@@ -25,7 +26,8 @@ namespace tidal {
 namespace {
 
 struct CompareOptions {
-  std::string model, file, question, attention = "full,tidal", baseline;
+  std::string model, file, question, baseline;
+  std::optional<std::string> attention;
   int steps = 32;
   bool raw = false;
   std::optional<int> threads;
@@ -173,7 +175,7 @@ void Comparison::run() {
   status_.clear();
   note(fmt::format("{} tokens of {} and the question", tokens_.size(), options_.file));
   for (const BenchPlan& plan : plans_) {
-    if (plan.plan.has_sparse()) note(describe(plan.plan, reselect_source(options_.plan, model_.hp)));
+    if (plan.plan.has_sparse()) note(describe(plan.plan, plan.source));
   }
   {
     Sequence document = engine_->create();
@@ -202,8 +204,7 @@ void add_compare_command(CLI::App& app) {
   command->add_option("-p,--prompt", options->question, "The question about it")->required();
   command->add_option("-n,--predict,--n-predict", options->steps, "Most tokens of an answer")->capture_default_str();
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
-  command->add_option("--attention", options->attention, "Kinds of attention: full, tidal, a list")
-      ->capture_default_str();
+  command->add_option("--attention", options->attention, kBenchAttentionHelp)->type_name("WORD,...");
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   command->add_option("--baseline", options->baseline, "Also measure another engine on the same text: llama.cpp");
   add_plan_options(*command, options->plan);

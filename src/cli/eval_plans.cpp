@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <charconv>
-#include <iterator>
 
+#include "cli/plan_text.h"
 #include "core/error.h"
 
 namespace tidal {
@@ -50,33 +50,43 @@ void combine(std::vector<PlanOptions>& options, std::optional<Value> PlanOptions
   options = std::move(all);
 }
 
-std::string layer_text(const std::vector<int>& layers) {
-  std::string text;
-  for (const int layer : layers) text += (text.empty() ? "" : "+") + std::to_string(layer);
-  return text;
+bool listed(const std::vector<std::string>& words, const char* word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
 }
 
-/// A policy's default recent positions, as PlanOptions has them for a budget.
-bool default_recent(const Policy& policy, const Policy& usual) {
-  if (policy.budget_share == 0) return policy.recent_share == 0 && policy.recent == usual.recent;
-  return policy.recent_share == static_cast<double>(usual.recent) / usual.budget;
-}
-
-std::string policy_text(const Policy& policy) {
-  Policy paper = paper_policy(policy.budget);
-  paper.budget_share = policy.budget_share;
-  paper.top_p = policy.top_p;
-  if (policy == paper) return ", paper";
-  const Policy usual = default_policy(policy.budget);
-  std::string text;
-  if (policy.scope != usual.scope) text += fmt::format(", scope {}", to_string(policy.scope));
-  if (policy.pooling != usual.pooling) text += fmt::format(", pooling {}", to_string(policy.pooling));
-  if (policy.sinks != usual.sinks) text += fmt::format(", sinks {}", policy.sinks);
-  if (!default_recent(policy, policy.budget_share > 0 ? default_policy(Policy{}.budget) : usual)) {
-    text += policy.recent_share > 0 ? fmt::format(", recent {:g}%", 100 * policy.recent_share)
-                                    : fmt::format(", recent {}", policy.recent);
+/// The kinds of attention that combinations are made of; "" for the one that choose_plan() takes. None where plan files
+/// are all.
+std::vector<std::string> kinds_of(const EvalPlanFlags& flags, bool files) {
+  std::vector<std::string> kinds;
+  for (const std::string& word : split(flags.attentions)) {
+    if (word != "full" && word != "tidal" && word != "sketch") {
+      fail("--attention: '{}' is not known, expected tidal, sketch or both", word);
+    }
+    if (word != "full" && !listed(kinds, word.c_str())) kinds.push_back(word);
   }
-  return text;
+  if (!flags.attentions.empty()) {
+    if (kinds.empty()) fail("--attention: full attention is always beside the plans, expected tidal, sketch or both");
+    return kinds;
+  }
+  if (!flags.reselects.empty() || listed(split(flags.policies), "paper")) kinds.emplace_back("tidal");
+  if (!flags.dense_layers.empty() || (!flags.sketches.empty() && !files)) kinds.emplace_back("sketch");
+  if (kinds.empty() && (!flags.policies.empty() || !files)) kinds.emplace_back();
+  return kinds;
+}
+
+/// All combinations of one kind: of the lists that are not for both.
+std::vector<PlanOptions> combinations(const EvalPlanFlags& flags, const std::string& kind, PlanOptions base) {
+  if (!kind.empty()) base.attention = kind;
+  std::vector<std::string> policies = split(flags.policies);
+  if (kind == "sketch") std::erase(policies, "paper");
+  std::vector<PlanOptions> options = {base};
+  combine(options, &PlanOptions::policy, policies);
+  if (kind == "tidal") combine(options, &PlanOptions::reselect, numbers<int>("--reselect", flags.reselects));
+  if (kind == "sketch") {
+    combine(options, &PlanOptions::dense_layers, numbers<int>("--dense-layers", flags.dense_layers));
+    combine(options, &PlanOptions::sketch, numbers<int>("--sketch", flags.sketches));
+  }
+  return options;
 }
 
 }  // namespace
@@ -90,8 +100,13 @@ void add_eval_plan_flags(CLI::App& app, EvalPlanFlags& flags) {
         ->allow_extra_args(false)
         ->group("Plans side by side (lists with commas, or repeat the flag; all combinations)");
   };
-  add("--budget", flags.budgets, "Positions that a Sparse layer reads: 64,256, or 5%, or 5%,128 for at least 128",
-      "TIDAL_BUDGET", "K,...");
+  add("--attention", flags.attentions,
+      "tidal, sketch, beside full attention (default: what the other lists are for, else the plan file's kind or "
+      "tidal)",
+      "TIDAL_ATTENTION", "WORD,...");
+  add("--budget", flags.budgets,
+      "Positions that a Sparse or Scan layer reads: 64,256, or 5%, or 5%,128 for at least 128", "TIDAL_BUDGET",
+      "K,...");
   add("--policy", flags.policies, "default, paper", "TIDAL_POLICY", "WORD,...");
   add("--scope", flags.scopes, "head, kv, shared", "TIDAL_SCOPE", "WORD,...");
   add("--pooling", flags.poolings, "max, sum", "TIDAL_POOLING", "WORD,...");
@@ -99,7 +114,10 @@ void add_eval_plan_flags(CLI::App& app, EvalPlanFlags& flags) {
   add("--recent", flags.recents, "Last positions that are always read: 64, or 25% of the budget", "TIDAL_RECENT",
       "N,...");
   add("--select-top-p", flags.top_ps, "Read no more than hold this share of the mass", "TIDAL_SELECT_TOP_P", "P,...");
-  add("--reselect", flags.reselects, "The middle layer that selects", "TIDAL_RESELECT", "LAYER,...");
+  add("--reselect", flags.reselects, "Tidal attention's middle layer that selects", "TIDAL_RESELECT", "LAYER,...");
+  add("--sketch", flags.sketches, "Bits of sketch attention's sketches: 1, 2, 4", "TIDAL_SKETCH", "N,...");
+  add("--dense-layers", flags.dense_layers, "First layers that sketch attention leaves Dense", "TIDAL_DENSE_LAYERS",
+      "N,...");
   add("--correct", flags.corrections, "Correct the cache after every T tokens, 0 for never", "TIDAL_CORRECT", "T,...");
   add("--plan", flags.files,
       "Plan files, each with every budget (default: MODEL.tidal.json if there is one; none: no file)", "TIDAL_PLAN",
@@ -121,36 +139,33 @@ std::vector<std::string> budget_list(const std::vector<std::string>& given) {
   return budgets;
 }
 
-std::string plan_name(const Plan& plan) {
-  if (!plan.has_sparse()) return "full";
-  const std::vector<int> select = plan.layers(Role::Select), dense = plan.layers(Role::Dense);
-  std::string text = fmt::format("K={}, select {}", budget_text(plan.policy), layer_text(select));
-  // Layers before the first Select can be nothing but Dense.
-  std::vector<int> further;
-  std::copy_if(dense.begin(), dense.end(), std::back_inserter(further),
-               [&](int layer) { return layer > select.front(); });
-  if (!further.empty()) text += ", dense " + layer_text(further);
-  text += policy_text(plan.policy);
-  if (plan.correct > 0) text += fmt::format(", correct {}", plan.correct);
-  return text;
-}
-
 std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& model, const Hyperparameters& hp) {
-  const bool combinations = !flags.policies.empty() || !flags.reselects.empty();
-  std::vector<PlanOptions> from_files;
-  for (const std::string& file : split(flags.files)) {
-    if (file != "none") from_files.emplace_back().file = file;
-  }
-  if (flags.files.empty() && !combinations) {
-    PlanOptions found;
-    find_plan_file(found, model);
-    if (!found.file.empty()) from_files.push_back(found);
-  }
+  std::vector<std::string> files = split(flags.files);
+  std::erase(files, "none");
+  const std::vector<std::string> kinds = kinds_of(flags, !files.empty());
+  PlanOptions base;
+  if (flags.files.empty()) find_plan_file(base, model);
   std::vector<PlanOptions> options;
-  if (combinations || from_files.empty()) options.emplace_back();
-  combine(options, &PlanOptions::policy, split(flags.policies));
-  combine(options, &PlanOptions::reselect, numbers<int>("--reselect", flags.reselects));
-  options.insert(options.end(), from_files.begin(), from_files.end());
+  for (const std::string& kind : kinds) {
+    const std::vector<PlanOptions> more = combinations(flags, kind, base);
+    options.insert(options.end(), more.begin(), more.end());
+  }
+  bool scans = listed(kinds, "sketch");
+  for (const std::string& file : files) {
+    std::vector<PlanOptions> more(1);
+    more[0].file = file;
+    if (kind_of(load_plan(file, hp)) == "sketch") {
+      scans = true;
+      combine(more, &PlanOptions::sketch, numbers<int>("--sketch", flags.sketches));
+    }
+    options.insert(options.end(), more.begin(), more.end());
+  }
+  const auto need = [](bool given, const char* flag, bool kind, const char* name) {
+    if (given && !kind) fail("{}: is for {} attention, which none of the plans is", flag, name);
+  };
+  need(!flags.reselects.empty(), "--reselect", listed(kinds, "tidal"), "tidal");
+  need(!flags.dense_layers.empty(), "--dense-layers", listed(kinds, "sketch"), "sketch");
+  need(!flags.sketches.empty(), "--sketch", scans, "sketch");
   combine(options, &PlanOptions::scope, split(flags.scopes));
   combine(options, &PlanOptions::pooling, split(flags.poolings));
   combine(options, &PlanOptions::sinks, numbers<int>("--sinks", flags.sinks));
@@ -164,10 +179,10 @@ std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& 
 
   std::vector<EvalPlan> plans = {{"full", "full attention in all layers", Plan::full(hp.layers)}};
   for (const PlanOptions& option : options) {
-    const Plan plan = make_plan(option, hp);
+    const auto [plan, source] = choose_plan(option, hp);
     const std::string name = plan_name(plan);
     if (std::any_of(plans.begin(), plans.end(), [&](const EvalPlan& other) { return other.name == name; })) continue;
-    plans.push_back({name, describe(plan, reselect_source(option, hp)), plan});
+    plans.push_back({name, describe(plan, source), plan});
   }
   return plans;
 }

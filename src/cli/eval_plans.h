@@ -11,10 +11,11 @@ namespace tidal {
 
 /// The lists as they were given: a flag may be repeated, and hold several values with commas between.
 struct EvalPlanFlags {
-  std::vector<std::string> budgets, policies, scopes, poolings, sinks, recents, top_ps, reselects, corrections, files;
+  std::vector<std::string> attentions, budgets, policies, scopes, poolings, sinks, recents, top_ps, reselects, sketches,
+      dense_layers, corrections, files;
 };
 
-/// The flags of add_plan_options(), as lists. `flags` must outlive the parsing.
+/// The flags of add_plan_options() and --attention, as lists. `flags` must outlive the parsing.
 void add_eval_plan_flags(CLI::App& app, EvalPlanFlags& flags);
 
 struct EvalPlan {
@@ -23,17 +24,15 @@ struct EvalPlan {
   Plan plan;
 };
 
-/// What tells a plan from every other one, in few words: "full"; "K=256, select 2+9" for the default policy; otherwise
-/// with "paper" or with what differs from the default policy behind it.
-std::string plan_name(const Plan& plan);
-
 /// Budgets of a list: "64,256" are two; a number behind a percentage is its floor, so that "64,5%,128" are 64 and
 /// "5%,128".
 std::vector<std::string> budget_list(const std::vector<std::string>& given);
 
 /// Full attention, then all combinations of the lists, then every plan file with every budget and every other flag of
-/// the policy; each plan once. With files and neither a policy nor a reselect layer only the files; without anything
-/// the plan beside the model, if there is one, or the default. Throws Error naming the flag that is wrong.
+/// the policy; each plan once. Every kind of --attention makes combinations of its own: --reselect and --policy paper
+/// are only for tidal, --sketch and --dense-layers for sketch, and imply their kind where --attention is not given.
+/// With files and nothing that asks for combinations only the files; without anything the plan beside the model, if
+/// there is one, or the default. Throws Error naming the flag that is wrong.
 std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& model, const Hyperparameters& hp);
 
 }  // namespace tidal

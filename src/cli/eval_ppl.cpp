@@ -119,7 +119,7 @@ std::string table(const std::vector<PlanResult>& results) {
 
 /// A plan's name without its budget: plans that differ in nothing else are one curve.
 std::string curve_name(const EvalPlan& plan) {
-  const size_t comma = plan.name.find(", select ");
+  const size_t comma = plan.name.find(", ");
   return plan.name.substr(comma + 2);
 }
 

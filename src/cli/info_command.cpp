@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/plan_options.h"
+#include "cli/plan_text.h"
 #include "engine/engine.h"
 #include "model/gguf.h"
 
@@ -32,8 +33,7 @@ struct DepthBytes {
 struct Info {
   std::string path;
   Model model;
-  Plan plan;
-  std::string reselect_source;
+  ChosenPlan plan;
   std::string rope_scaling;  // "none" where the file does not say
   double rope_base = 0;      // 0 where the file does not say
   std::map<std::string, int> tensor_types;
@@ -58,13 +58,12 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   info.model = load_model(flags.model, backend);
   const Hyperparameters& hp = info.model.hp;
   check_budget(flags.plan, hp.context);
-  info.plan = make_plan(flags.plan, hp);
-  info.reselect_source = reselect_source(flags.plan, hp);
+  info.plan = choose_plan(flags.plan, hp);
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
   info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");
   for (const auto& [name, weight] : file.tensors()) ++info.tensor_types[ggml_type_name(weight.type)];
-  info.reads = decode_reads(backend, info.model, info.plan);
+  info.reads = decode_reads(backend, info.model, info.plan.plan);
   return info;
 }
 
@@ -76,8 +75,8 @@ std::string as_json(const Info& info) {
   for (const DepthBytes& read : info.reads) {
     reads.push_back({{"depth", read.depth}, {"full", read.full}, {"tidal", read.tidal}});
   }
-  Json plan = Json::parse(to_json(info.plan, hp));
-  plan["source"] = info.reselect_source;
+  Json plan = Json::parse(to_json(info.plan.plan, hp));
+  plan["source"] = info.plan.source;
   const Json json = {
       {"file", info.path},
       {"file_bytes", info.model.file_bytes},
@@ -132,7 +131,7 @@ std::string as_text(const Info& info) {
   line("rope",
        fmt::format("{} elements of a head, paired {}, base {}, scaling {}", hp.rope.dims, pairing_name(hp.rope.pairing),
                    info.rope_base > 0 ? fmt::format("{:g}", info.rope_base) : "not given", info.rope_scaling));
-  line("plan", describe(info.plan, info.reselect_source));
+  line("plan", describe(info.plan.plan, info.plan.source));
   line("weights", fmt::format("{} read per decoded token", megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                megabytes(hp.kv_bytes_per_token() * hp.context)));

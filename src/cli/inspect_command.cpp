@@ -10,6 +10,7 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/plan_options.h"
+#include "cli/plan_text.h"
 #include "cli/terminal.h"
 #include "cli/thread_count.h"
 #include "cli/whole_file.h"
@@ -24,7 +25,7 @@ namespace {
 
 struct InspectCommand {
   std::string model, document, question, page;
-  std::string question_as = "sparse", attention = "tidal";
+  std::string question_as = "sparse";
   int answer = 64;
   int exact = kDefaultDrafts;
   const CLI::Option* exact_option = nullptr;
@@ -39,9 +40,11 @@ void check(const InspectCommand& options) {
   if (options.question_as != "sparse" && options.question_as != "dense") {
     fail("--question: '{}' is not known, expected sparse or dense", options.question_as);
   }
-  if (options.attention == "full") fail("--attention: full attention selects nothing to look at, expected tidal");
+  check_kind(options.plan);
+  if (options.plan.attention == "full") {
+    fail("--attention: full attention selects nothing to look at, expected tidal or sketch");
+  }
   if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
-  if (options.attention != "tidal") fail("--attention: '{}' is not known, expected tidal", options.attention);
 }
 
 std::string read_document(const std::string& path) {
@@ -96,13 +99,13 @@ void run(const InspectCommand& options) {
   const Model model = load_model(options.model, *backend);
   const Tokenizer tokenizer(options.model);
   check_budget(options.plan, options.context.value_or(model.hp.context));
-  const Plan plan = make_plan(options.plan, model.hp);
+  const auto [plan, source] = choose_plan(options.plan, model.hp);
   const bool exact = options.exact_option->count() > 0;
   if (exact && plan.correct > 0) fail("--exact: every round corrects the cache, expected a plan without --correct");
   const InspectPrompt prompt =
       inspect_prompt(tokenizer, document, options.question, !options.raw && tokenizer.has_chat_template());
   const int context = context_for(options, prompt, model.hp);
-  const std::string words = describe(plan, reselect_source(options.plan, model.hp));
+  const std::string words = describe(plan, source);
   note(words);
 
   const Interrupt interrupt;
@@ -150,7 +153,7 @@ void add_inspect_command(CLI::App& app) {
       ->envname("TIDAL_CTX_SIZE")
       ->type_name("N");
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
-  command->add_option("--attention", options->attention, "tidal, the one that selects")->capture_default_str();
+  add_attention_option(*command, options->plan, "tidal|sketch");
   options->exact_option =
       command
           ->add_option("--exact", options->exact,

@@ -65,24 +65,17 @@ void set_budget(Policy& policy, const Budget& budget) {
   policy.budget_share = budget.share;
 }
 
-Policy policy_from(const std::string& word, const Budget& budget) {
+/// `usual`: default_policy() or sketch_policy().
+Policy policy_from(const std::string& word, const Budget& budget, Policy (*usual)(int)) {
   if (word == "paper") {
     Policy policy = paper_policy(budget.positions);
     policy.budget_share = budget.share;
     return policy;
   }
   if (word != "default") fail("--policy: '{}' is not known, expected default or paper", word);
-  Policy policy = default_policy(budget.positions);
+  Policy policy = usual(budget.positions);
   if (budget.share > 0) set_budget(policy, budget);
   return policy;
-}
-
-Plan file_plan(const PlanOptions& options, const Hyperparameters& hp) {
-  if (options.policy) fail("--policy: the plan of --plan has its own, give only one of the two");
-  if (options.reselect) fail("--reselect: the plan of --plan has its own, give only one of the two");
-  Plan plan = load_plan(options.file, hp);
-  if (options.budget) set_budget(plan.policy, budget_from(*options.budget));
-  return plan;
 }
 
 void adjust(Policy& policy, const PlanOptions& options) {
@@ -108,16 +101,88 @@ void adjust(Policy& policy, const PlanOptions& options) {
     }
     policy.top_p = *options.top_p;
   }
+  if (options.sketch) {
+    if (*options.sketch != 1 && *options.sketch != 2 && *options.sketch != 4) {
+      fail("--sketch: {} bits given, expected 1, 2 or 4", *options.sketch);
+    }
+    policy.sketch_bits = *options.sketch;
+  }
 }
 
-// "2, 9": the layers of one role.
-std::string layers_with(const Plan& plan, Role role) {
-  std::string text;
-  for (const int layer : plan.layers(role)) text += (text.empty() ? "" : ", ") + std::to_string(layer);
-  return text.empty() ? "none" : text;
+constexpr const char* kKinds = "full, tidal or sketch";
+/// Where neither a flag nor a plan file decides.
+constexpr const char* kDefaultKind = "tidal";
+
+bool scans(const Plan& plan) { return plan.count(Role::Scan) > 0; }
+
+/// A flag that only tidal attention takes, "" for none.
+const char* tidal_flag(const PlanOptions& options) {
+  return options.reselect ? "--reselect" : options.policy == "paper" ? "--policy paper" : "";
 }
 
-std::string percent(double share) { return fmt::format("{:g}%", 100 * share); }
+/// A flag that only sketch attention takes, "" for none.
+const char* sketch_flag(const PlanOptions& options) {
+  return options.dense_layers ? "--dense-layers" : options.sketch ? "--sketch" : "";
+}
+
+/// The kind of attention that the flags ask for, "" where they leave it open.
+std::string asked_kind(const PlanOptions& options) {
+  const std::string tidal = tidal_flag(options), sketch = sketch_flag(options);
+  if (options.attention) {
+    const std::string& kind = *options.attention;
+    if (kind != "full" && kind != "tidal" && kind != "sketch") {
+      fail("--attention: '{}' is not known, expected {}", kind, kKinds);
+    }
+    if (kind == "tidal" && !sketch.empty()) fail("{}: is for sketch attention, but --attention is tidal", sketch);
+    if (kind == "sketch" && !tidal.empty()) fail("{}: is for tidal attention, but --attention is sketch", tidal);
+    return kind;
+  }
+  if (!tidal.empty() && !sketch.empty()) {
+    fail("{}: is for tidal attention and {} for sketch, give only one of the two", tidal, sketch);
+  }
+  return !tidal.empty() ? "tidal" : !sketch.empty() ? "sketch" : "";
+}
+
+/// The plan of the file, its budget set; none where it was only found and another kind of attention is asked for.
+std::optional<Plan> file_plan(const PlanOptions& options, const std::string& kind, const Hyperparameters& hp) {
+  if (options.file.empty()) return {};
+  const char* twice = options.policy         ? "--policy"
+                      : options.reselect     ? "--reselect"
+                      : options.dense_layers ? "--dense-layers"
+                                             : nullptr;
+  if (twice) {
+    if (options.found) return {};
+    fail("{}: the plan of --plan has its own, give only one of the two", twice);
+  }
+  Plan plan = load_plan(options.file, hp);
+  if (!kind.empty() && kind != kind_of(plan)) {
+    if (options.found) return {};
+    if (!options.attention)
+      fail("{}: is for sketch attention, but {} scans no layer", sketch_flag(options), options.file);
+    fail("--plan: {} is for {} attention, but --attention is {}", options.file, kind_of(plan), kind);
+  }
+  if (options.budget) set_budget(plan.policy, budget_from(*options.budget));
+  return plan;
+}
+
+ChosenPlan tidal_plan(const PlanOptions& options, const Budget& budget, const Hyperparameters& hp) {
+  const char* source = options.reselect           ? "given"
+                       : reselect_is_measured(hp) ? "measured for this model"
+                                                  : "by rule, not measured for this model; tidal calibrate measures it";
+  return {Plan::tidal(hp.layers, options.reselect.value_or(default_reselect(hp)),
+                      policy_from(options.policy.value_or("default"), budget, default_policy)),
+          source};
+}
+
+ChosenPlan sketch_plan(const PlanOptions& options, const Budget& budget, const Hyperparameters& hp) {
+  const int dense = options.dense_layers.value_or(0);
+  if (dense < 0 || dense >= hp.layers) {
+    fail("--dense-layers: {} given, expected 0 to {} so that one of {} layers is left to scan", dense, hp.layers - 1,
+         hp.layers);
+  }
+  return {Plan::sketch(hp.layers, dense, policy_from(options.policy.value_or("default"), budget, sketch_policy)),
+          options.dense_layers ? "given" : "default"};
+}
 
 }  // namespace
 
@@ -126,7 +191,7 @@ void add_plan_options(CLI::App& app, PlanOptions& options) {
     app.add_option(name, value, what)->envname(variable)->type_name(type)->group(kGroup);
   };
   add("--budget", options.budget,
-      "Positions that a Sparse layer reads: 256, 5% of the context, 5%,128 for at least 128 (default: 256)",
+      "Positions that a Sparse or Scan layer reads: 256, 5% of the context, 5%,128 for at least 128 (default: 256)",
       "TIDAL_BUDGET", "K");
   add("--policy", options.policy, "How they are selected (default: default)", "TIDAL_POLICY", "default|paper");
   add("--scope", options.scope, "Who shares one selection (default: the policy's)", "TIDAL_SCOPE", "head|kv|shared");
@@ -142,6 +207,10 @@ void add_plan_options(CLI::App& app, PlanOptions& options) {
       "P");
   add("--reselect", options.reselect, "The middle layer that selects (default: measured, else by rule)",
       "TIDAL_RESELECT", "LAYER");
+  add("--sketch", options.sketch, "Bits of a key's element in the sketch that sketch attention selects by (default: 2)",
+      "TIDAL_SKETCH", "1|2|4");
+  add("--dense-layers", options.dense_layers, "First layers that sketch attention leaves Dense (default: 0)",
+      "TIDAL_DENSE_LAYERS", "N");
   add("--correct", options.correct,
       "Compute the K/V of sparsely decoded tokens again, densely, after every T of them (default: never)",
       "TIDAL_CORRECT", "T");
@@ -151,6 +220,16 @@ void add_plan_options(CLI::App& app, PlanOptions& options) {
       "TIDAL_PLAN", "FILE");
 }
 
+void add_attention_option(CLI::App& app, PlanOptions& options, const char* kinds) {
+  app.add_option("--attention", options.attention,
+                 fmt::format("tidal: two layers select for the others; sketch: every layer selects by a sketch of its "
+                             "own keys (default: what the plan file is for, else {})",
+                             kDefaultKind))
+      ->envname("TIDAL_ATTENTION")
+      ->type_name(kinds)
+      ->group(kGroup);
+}
+
 std::string calibrated_plan_file(const std::string& model) { return model + ".tidal.json"; }
 
 void find_plan_file(PlanOptions& options, const std::string& model) {
@@ -158,7 +237,7 @@ void find_plan_file(PlanOptions& options, const std::string& model) {
     options.file.clear();
     return;
   }
-  if (!options.file.empty() || options.policy || options.reselect || model.empty()) return;
+  if (!options.file.empty() || model.empty()) return;
   const std::string file = calibrated_plan_file(model);
   std::error_code ignored;
   if (!std::filesystem::exists(file, ignored)) return;
@@ -166,23 +245,60 @@ void find_plan_file(PlanOptions& options, const std::string& model) {
   options.found = true;
 }
 
-Plan make_plan(const PlanOptions& options, const Hyperparameters& hp) {
-  Plan plan;
-  if (!options.file.empty()) {
-    plan = file_plan(options, hp);
+void check_kind(const PlanOptions& options) { asked_kind(options); }
+
+ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp) {
+  const std::string kind = asked_kind(options);
+  if (kind == "full") return {Plan::full(hp.layers), "given"};
+  ChosenPlan chosen;
+  if (const std::optional<Plan> plan = file_plan(options, kind, hp)) {
+    chosen = {*plan, (options.found ? "found in " : "from ") + options.file};
   } else {
     const Budget budget = options.budget ? budget_from(*options.budget) : Budget{};
-    plan = Plan::tidal(hp.layers, options.reselect.value_or(default_reselect(hp)),
-                       policy_from(options.policy.value_or("default"), budget));
+    const std::string made = kind.empty() ? kDefaultKind : kind;
+    chosen = made == "sketch" ? sketch_plan(options, budget, hp) : tidal_plan(options, budget, hp);
   }
-  adjust(plan.policy, options);
+  adjust(chosen.plan.policy, options);
   if (options.correct) {
     if (*options.correct < 1) fail("--correct: {} given, at least 1 token is needed", *options.correct);
-    plan.correct = *options.correct;
+    chosen.plan.correct = *options.correct;
   }
-  plan.check(hp);
-  return plan;
+  chosen.plan.check(hp);
+  return chosen;
 }
+
+std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vector<std::string>& kinds,
+                                     const Hyperparameters& hp) {
+  const auto listed = [&](const char* kind) { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); };
+  const std::string file_kind =
+      options.file.empty() || options.found || listed("") ? "" : kind_of(load_plan(options.file, hp));
+  const auto need = [&](const std::string& what, const char* kind) {
+    if (what.empty() || listed(kind) || listed("")) return;
+    fail("{}: is for {} attention, which --attention does not list", what, kind);
+  };
+  if (listed("tidal") || listed("sketch")) {
+    need(tidal_flag(options), "tidal");
+    need(sketch_flag(options), "sketch");
+    need(file_kind.empty() ? "" : "--plan", file_kind.c_str());
+  }
+  std::vector<ChosenPlan> plans;
+  for (const std::string& kind : kinds) {
+    PlanOptions own = options;
+    if (!kind.empty()) own.attention = kind;
+    if (kind == "tidal") own.sketch = own.dense_layers = {};
+    if (kind == "sketch") {
+      own.reselect = {};
+      if (own.policy == "paper") own.policy = {};
+    }
+    if (!file_kind.empty() && kind != file_kind) own.file.clear();
+    plans.push_back(choose_plan(own, hp));
+  }
+  return plans;
+}
+
+Plan make_plan(const PlanOptions& options, const Hyperparameters& hp) { return choose_plan(options, hp).plan; }
+
+std::string kind_of(const Plan& plan) { return scans(plan) ? "sketch" : "tidal"; }
 
 void check_budget(const PlanOptions& options, int context) {
   if (options.budget) {
@@ -194,32 +310,6 @@ void check_budget(const PlanOptions& options, int context) {
   if (options.correct && *options.correct > context) {
     fail("--correct: {} tokens are more than the context of {}, expected at most that", *options.correct, context);
   }
-}
-
-std::string reselect_source(const PlanOptions& options, const Hyperparameters& hp) {
-  if (!options.file.empty()) return (options.found ? "found in " : "from ") + options.file;
-  if (options.reselect) return "given";
-  return reselect_is_measured(hp) ? "measured for this model"
-                                  : "by rule, not measured for this model; tidal calibrate measures it";
-}
-
-std::string budget_text(const Policy& policy) {
-  std::string text = policy.budget_share > 0 ? fmt::format("{},{}", percent(policy.budget_share), policy.budget)
-                                             : std::to_string(policy.budget);
-  if (policy.top_p < 1) text += fmt::format(" at top-p {:g}", policy.top_p);
-  return text;
-}
-
-std::string describe(const Plan& plan, const std::string& source) {
-  const Policy& policy = plan.policy;
-  const std::string recent =
-      policy.recent_share > 0 ? percent(policy.recent_share) : std::to_string(std::max(policy.recent, 1));
-  return fmt::format(
-      "tidal attention: Dense {}; Select {} ({}); Sparse the other {}; budget {} ({} sinks, {} recent), "
-      "scope {}, pooling {}{}",
-      layers_with(plan, Role::Dense), layers_with(plan, Role::Select), source, plan.count(Role::Sparse),
-      budget_text(policy), policy.sinks, recent, to_string(policy.scope), to_string(policy.pooling),
-      plan.correct > 0 ? fmt::format("; corrected every {} tokens", plan.correct) : "");
 }
 
 }  // namespace tidal

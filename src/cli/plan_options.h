@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "model/plan.h"
 
@@ -11,43 +12,62 @@ namespace tidal {
 
 /// Empty: the plan file's or the default.
 struct PlanOptions {
-  std::optional<std::string> budget;   ///< "256", "5%" of the context, or "5%,128": at least 128
-  std::optional<std::string> policy;   ///< default or paper
-  std::optional<std::string> scope;    ///< head, kv or shared
-  std::optional<std::string> pooling;  ///< max or sum
+  std::optional<std::string> attention;  ///< full, tidal or sketch
+  std::optional<std::string> budget;     ///< "256", "5%" of the context, or "5%,128": at least 128
+  std::optional<std::string> policy;     ///< default or paper
+  std::optional<std::string> scope;      ///< head, kv or shared
+  std::optional<std::string> pooling;    ///< max or sum
   std::optional<int> sinks;
   std::optional<std::string> recent;  ///< "64", or "25%" of the budget
   std::optional<double> top_p;        ///< share of the attention mass
-  std::optional<int> reselect;        ///< the middle Select layer
+  std::optional<int> reselect;        ///< the middle Select layer; of tidal attention
+  std::optional<int> sketch;          ///< bits of the sketch; of sketch attention
+  std::optional<int> dense_layers;    ///< first layers that stay Dense; of sketch attention
   std::optional<int> correct;         ///< tokens between cache corrections
   std::string file;                   ///< JSON plan; "" for none
   bool found = false;                 ///< the file was found beside the model, not asked for
 };
 
-/// --budget, --policy, --scope, --pooling, --sinks, --recent, --select-top-p, --reselect, --correct, --plan and their
-/// TIDAL_* variables. `options` must outlive the parsing.
+/// --budget, --policy, --scope, --pooling, --sinks, --recent, --select-top-p, --reselect, --sketch, --dense-layers,
+/// --correct, --plan and their TIDAL_* variables. `options` must outlive the parsing.
 void add_plan_options(CLI::App& app, PlanOptions& options);
+/// --attention and TIDAL_ATTENTION, for commands that take one kind; `kinds` like "full|tidal|sketch".
+void add_attention_option(CLI::App& app, PlanOptions& options, const char* kinds);
 
 /// The plan that `tidal calibrate` writes for a model: MODEL.tidal.json.
 std::string calibrated_plan_file(const std::string& model);
-/// Takes that file as the plan when it is there and no flag says otherwise (--plan, --policy, --reselect).
+/// Takes that file as the plan when it is there and --plan names no other. choose_plan() leaves it aside where
+/// --policy,
+/// --reselect or --dense-layers say otherwise or another kind of attention is asked for.
 void find_plan_file(PlanOptions& options, const std::string& model);
 
-/// The tidal plan of these options. Beside a plan file a budget replaces the file's (sinks stay, recent keeps its
-/// share), and so do the other flags of the policy; --policy and --reselect contradict the file. Throws Error naming
-/// the flag that is wrong.
+/// Throws Error for flags that contradict each other, as far as that can be known without a model and its plan file.
+void check_kind(const PlanOptions& options);
+
+/// A plan and where the roles of its layers come from.
+struct ChosenPlan {
+  Plan plan;
+  std::string source;  ///< "from PLAN.json", "found in PLAN.json", "given", "measured for this model", ...
+};
+
+/// The plan of these options. Its kind of attention is --attention's, else what --reselect and --policy paper (tidal)
+/// or
+/// --sketch and --dense-layers (sketch) imply, else the plan file's, else tidal. A file with a Scan layer is for sketch
+/// attention, any other for tidal. Beside a plan file a budget replaces the file's (sinks stay, recent keeps its
+/// share), and so do the other flags of the policy; --policy, --reselect and --dense-layers contradict the file. Throws
+/// Error naming the flag that is wrong.
+ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp);
+/// One for every kind of a list: full, tidal, sketch, or "" for what choose_plan() takes. Of the flags and files that
+/// are only for one kind the others know nothing; throws Error where no kind of the list takes them.
+std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vector<std::string>& kinds,
+                                     const Hyperparameters& hp);
+/// choose_plan() without its source.
 Plan make_plan(const PlanOptions& options, const Hyperparameters& hp);
+/// Kind of attention of a plan that is not full: tidal or sketch.
+std::string kind_of(const Plan& plan);
 
 /// Throws Error when a budget was asked for that `context` positions can never exceed, so that nothing would be sparse,
 /// or a correction that would never come.
 void check_budget(const PlanOptions& options, int context);
-
-/// Where the middle Select layer comes from: "from PLAN.json", "given", "measured for this model" or "by rule, not
-/// measured for this model".
-std::string reselect_source(const PlanOptions& options, const Hyperparameters& hp);
-/// The plan in one line: which layers are Dense and Select, where that comes from, and the policy.
-std::string describe(const Plan& plan, const std::string& source);
-/// The budget of a policy as the flag writes it: "256", "5%,128", with top-p "256 at top-p 0.95".
-std::string budget_text(const Policy& policy);
 
 }  // namespace tidal

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
+#include "cli/plan_text.h"
 #include "cli/run_chat.h"
 #include "cli/run_options.h"
 #include "cli/terminal.h"
@@ -42,7 +43,7 @@ class Run {
   std::unique_ptr<Backend> backend_;
   Model model_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  Plan plan_;
+  ChosenPlan plan_;
   StatusLine status_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Sampler> sampler_;
@@ -63,19 +64,15 @@ Run::Run(const RunOptions& options)
   if (context > hp.context) {
     warn(fmt::format("a context of {} is longer than the {} that the model was trained for", context, hp.context));
   }
-  if (options.attention == "full") {
-    plan_ = Plan::full(hp.layers);
-  } else {
-    check_budget(options.plan, context > 0 ? context : hp.context);
-    plan_ = make_plan(options.plan, hp);
-  }
-  if (!options.save_plan.empty()) save_plan(options.save_plan, plan_, hp);
+  if (options.plan.attention != "full") check_budget(options.plan, context > 0 ? context : hp.context);
+  plan_ = choose_plan(options.plan, hp);
+  if (!options.save_plan.empty()) save_plan(options.save_plan, plan_.plan, hp);
 }
 
 void Run::make_engine(int context) {
   sampler_ = std::make_unique<Sampler>(*tokenizer_, sampler_options(options_, context));
-  engine_ =
-      std::make_unique<Engine>(*backend_, model_, plan_, EngineOptions{.context = context, .chunk = options_.chunk});
+  engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan,
+                                     EngineOptions{.context = context, .chunk = options_.chunk});
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
   if (options_.is_exact()) {
     if (options_.exact > context) {
@@ -85,10 +82,7 @@ void Run::make_engine(int context) {
   }
 }
 
-void Run::tell_plan() const {
-  note(plan_.has_sparse() ? describe(plan_, reselect_source(options_.plan, model_.hp))
-                          : "full attention in all layers");
-}
+void Run::tell_plan() const { note(describe(plan_.plan, plan_.source)); }
 
 std::vector<Token> Run::prompt_tokens(const std::string& text) const {
   if (!chat_) return tokenizer_->encode(text, true, true);
@@ -203,7 +197,7 @@ void add_run_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("run", "Continue a prompt, or chat");
   add_run_options(*command, *options);
   command->callback([options] {
-    if (options->attention != "full") find_plan_file(options->plan, options->model);
+    find_plan_file(options->plan, options->model);
     run(*options);
   });
 }

@@ -26,7 +26,7 @@ std::string summary(const ExactStatistics& statistics) {
     return fmt::format("{} of {} ({:.0f} %)", drafts.accepted, drafts.tried, 100 * drafts.acceptance());
   };
   const double rounds = static_cast<double>(std::max<int64_t>(statistics.rounds, 1));
-  return fmt::format("exact: accepted {} tidal drafts, {} copied from the text; {:.2f} tokens a round",
+  return fmt::format("exact: accepted {} sparse drafts, {} copied from the text; {:.2f} tokens a round",
                      counts(statistics.sparse), counts(statistics.copied),
                      1 + static_cast<double>(statistics.all().accepted) / rounds);
 }

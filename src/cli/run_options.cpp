@@ -87,15 +87,13 @@ void add_run_options(CLI::App& app, RunOptions& options) {
   app.add_option("--backend", options.backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
   add_text_options(app, options);
   add_sampling_options(app, options);
-  app.add_option("--attention", options.attention, "full or tidal (sparse)")
-      ->envname("TIDAL_ATTENTION")
-      ->capture_default_str()
-      ->group("Sparse attention");
+  add_attention_option(app, options.plan, "full|tidal|sketch");
   options.exact_option =
-      app.add_option("--exact", options.exact,
-                     fmt::format("Full attention's text at up to tidal's speed: draft up to T tokens sparsely, keep "
-                                 "those that full attention confirms (default T: {})",
-                                 kDefaultDrafts))
+      app.add_option(
+             "--exact", options.exact,
+             fmt::format("Full attention's text at up to sparse attention's speed: draft up to T tokens sparsely, keep "
+                         "those that full attention confirms (default T: {})",
+                         kDefaultDrafts))
           ->type_name("T")
           ->expected(0, 1)
           ->default_str(std::to_string(kDefaultDrafts))
@@ -123,12 +121,12 @@ void check(const RunOptions& options) {
   if (!options.grammar.empty() && !options.grammar_file.empty()) {
     fail("grammar: give either --grammar or --grammar-file, not both");
   }
-  if (options.attention != "full" && options.attention != "tidal") {
-    fail("--attention: '{}' is not known, expected full or tidal", options.attention);
-  }
+  check_kind(options.plan);
   if (options.is_exact()) {
     if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
-    if (options.attention == "full") fail("--exact: drafts are tidal attention's, so --attention full leaves none");
+    if (options.plan.attention == "full") {
+      fail("--exact: drafts are sparse attention's, so --attention full leaves none");
+    }
     if (options.plan.correct) fail("--correct: every round of --exact corrects the cache, give only one of the two");
   }
 }

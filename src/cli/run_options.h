@@ -27,7 +27,6 @@ struct RunOptions {
   bool ignore_end = false;
   bool chat = false, interactive = false;
   std::string system;
-  std::string attention = "tidal";
   const CLI::Option* exact_option = nullptr;
   int exact = kDefaultDrafts;  ///< most drafts of a round of exact mode, where the option is given
   PlanOptions plan;

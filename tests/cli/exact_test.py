@@ -19,7 +19,7 @@ class Exact(Refusal, ModelTest):
                 result = self.run_model(*many, "--budget", "48", "--exact", *drafts)
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertEqual(result.stdout.decode(), full)
-                self.assertRegex(result.stderr, r"exact: accepted \d+ of \d+ .*tidal drafts, \d+ of \d+ .*copied.*tokens a round")
+                self.assertRegex(result.stderr, r"exact: accepted \d+ of \d+ .*sparse drafts, \d+ of \d+ .*copied.*tokens a round")
 
     def test_sampled_text_is_that_of_full_attention_with_the_same_seed(self):
         for seed in ("1", "2", "3"):
