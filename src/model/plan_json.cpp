@@ -96,18 +96,20 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
          hp.kv_heads);
   }
 
-  const Object roles(top.at("roles"), name + ": roles", {"dense", "select"});
+  const Object roles(top.at("roles"), name + ": roles", {"dense", "select", "scan"});
   Plan plan;
   plan.roles.assign(layers, Role::Sparse);
-  for (const Role role : {Role::Dense, Role::Select}) {
+  for (const Role role : {Role::Dense, Role::Select, Role::Scan}) {
+    if (role == Role::Scan && !roles.has(to_string(role))) continue;  // absent where no layer scans
     for (const int layer : roles.integers(to_string(role))) {
       if (layer < 0 || layer >= layers) fail("{}: roles: layer {} is not one of {}", name, layer, layers);
       if (plan.roles[layer] != Role::Sparse) fail("{}: roles: layer {} stands there twice", name, layer);
       plan.roles[layer] = role;
     }
   }
-  const Object policy(top.at("policy"), name + ": policy",
-                      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p"});
+  const Object policy(
+      top.at("policy"), name + ": policy",
+      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p", "sketch"});
   plan.policy = {.scope = scope_from(policy.text("scope")),
                  .pooling = pooling_from(policy.text("pooling")),
                  .budget = policy.integer("budget"),
@@ -116,6 +118,7 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
   if (policy.has("budget_share")) plan.policy.budget_share = policy.number("budget_share");
   if (policy.has("recent_share")) plan.policy.recent_share = policy.number("recent_share");
   if (policy.has("top_p")) plan.policy.top_p = policy.number("top_p");
+  if (policy.has("sketch")) plan.policy.sketch_bits = policy.integer("sketch");
   if (top.has("correct")) plan.correct = top.integer("correct");
   if (top.has("about")) top.text("about");
   plan.check(hp);
@@ -143,6 +146,10 @@ std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::stri
   if (plan.policy.budget_share > 0) policy["budget_share"] = plan.policy.budget_share;
   if (plan.policy.recent_share > 0) policy["recent_share"] = plan.policy.recent_share;
   if (plan.policy.top_p < 1) policy["top_p"] = plan.policy.top_p;
+  if (plan.count(Role::Scan) > 0) {
+    json["roles"]["scan"] = plan.layers(Role::Scan);
+    policy["sketch"] = plan.policy.sketch_bits;
+  }
   if (plan.correct > 0) json["correct"] = plan.correct;
   if (!about.empty()) json["about"] = about;
   return json.dump(2) + "\n";

@@ -89,7 +89,7 @@ TEST(PlanJson, MissingFields) {
 
 TEST(PlanJson, UnknownFields) {
   EXPECT_EQ(error_after([](Json& j) { j["extra"] = 1; }), "p.json: field 'extra' is not known");
-  EXPECT_EQ(error_after([](Json& j) { j["roles"]["scan"] = {3}; }), "p.json: roles: field 'scan' is not known");
+  EXPECT_EQ(error_after([](Json& j) { j["roles"]["skan"] = {3}; }), "p.json: roles: field 'skan' is not known");
   EXPECT_EQ(error_after([](Json& j) { j["policy"]["bugdet"] = 3; }), "p.json: policy: field 'bugdet' is not known");
 }
 
@@ -128,9 +128,9 @@ TEST(PlanJson, WrongRoles) {
   EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {-1}; }), "p.json: roles: layer -1 is not one of 6");
   EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {1, 2}; }), "p.json: roles: layer 1 stands there twice");
   EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = {3}; }),
-            "p.json: plan: layer 2 is Sparse, but no layer before it is Select");
+            "p.json: plan: layer 2 is Sparse, but no layer before it is Select or Scan");
   EXPECT_EQ(error_after([](Json& j) { j["roles"]["select"] = Json::array(); }),
-            "p.json: plan: layer 2 is Sparse, but no layer before it is Select");
+            "p.json: plan: layer 2 is Sparse, but no layer before it is Select or Scan");
 }
 
 TEST(PlanJson, AnotherModel) {
@@ -172,6 +172,46 @@ TEST(PlanJson, SharesTopPAndCorrection) {
             "p.json: plan: correct is -1, expected a number of tokens, or 0 for never");
 }
 
+TEST(PlanJson, ScanLayers) {
+  for (const int bits : {1, 2, 4}) {
+    Plan original = Plan::sketch(6, 0, sketch_policy(64));
+    original.policy.sketch_bits = bits;
+    // All scan, some stay Dense, later layers use the selection of a Scan or a Select layer.
+    for (const std::vector<Role>& roles :
+         {std::vector<Role>(6, Role::Scan),
+          {Role::Dense, Role::Dense, Role::Scan, Role::Scan, Role::Scan, Role::Scan},
+          {Role::Scan, Role::Sparse, Role::Sparse, Role::Scan, Role::Dense, Role::Sparse},
+          {Role::Dense, Role::Select, Role::Sparse, Role::Scan, Role::Sparse, Role::Select}}) {
+      original.roles = roles;
+      EXPECT_EQ(plan_from_json(to_json(original, model()), "p.json", model()), original);
+    }
+  }
+  const Json json = Json::parse(to_json(Plan::sketch(6, 2, sketch_policy(64)), model()));
+  EXPECT_EQ(json["roles"], Json::parse(R"({"dense": [0, 1], "select": [], "scan": [2, 3, 4, 5]})"));
+  EXPECT_EQ(json["policy"], Json::parse(R"({"scope": "kv", "pooling": "sum", "budget": 64, "sinks": 4, "recent": 16,
+                                            "sketch": 2})"));
+  // Plans without one are written as they always were.
+  Plan tidal = plan();
+  tidal.policy.sketch_bits = 4;
+  EXPECT_EQ(to_json(tidal, model()), to_json(plan(), model()));
+}
+
+TEST(PlanJson, WrongScanLayers) {
+  const auto scan = [](const Json& layers) { return error_after([&](Json& j) { j["roles"]["scan"] = layers; }); };
+  EXPECT_EQ(scan({3, 5}), "no error");
+  EXPECT_EQ(scan({3, 3}), "p.json: roles: layer 3 stands there twice");
+  EXPECT_EQ(scan({4}), "p.json: roles: layer 4 stands there twice") << "it is Select";
+  EXPECT_EQ(scan({1}), "p.json: roles: layer 1 stands there twice") << "it is Dense";
+  EXPECT_EQ(scan({6}), "p.json: roles: layer 6 is not one of 6");
+  EXPECT_EQ(scan("all"), "p.json: roles: field 'scan' is not a list of layers");
+  const auto sketch = [](const Json& bits) { return error_after([&](Json& j) { j["policy"]["sketch"] = bits; }); };
+  EXPECT_EQ(sketch(4), "no error");
+  for (const int bits : {0, 3, 8, -2}) {
+    EXPECT_EQ(sketch(bits), fmt::format("p.json: plan: a sketch of {} bits, expected 1, 2 or 4", bits));
+  }
+  EXPECT_EQ(sketch("2"), "p.json: policy: field 'sketch' holds \"2\", expected an integer");
+}
+
 TEST(PlanJson, Files) {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / fmt::format("tidal-plan-{}", ::getpid());
@@ -199,6 +239,7 @@ TEST(PlanJson, Words) {
   EXPECT_STREQ(to_string(Role::Dense), "dense");
   EXPECT_STREQ(to_string(Role::Select), "select");
   EXPECT_STREQ(to_string(Role::Sparse), "sparse");
+  EXPECT_STREQ(to_string(Role::Scan), "scan");
 }
 
 }  // namespace

@@ -22,18 +22,18 @@ Hyperparameters with_layers(int layers) {
   return hp;
 }
 
-/// One letter a layer: D, S(elect) or '.' for Sparse.
+constexpr std::string_view kLetters = "DS.C";  // Dense, Select, Sparse, Scan
+
+/// One letter a layer.
 std::string letters(const Plan& plan) {
   std::string text;
-  for (const Role role : plan.roles) text += role == Role::Dense ? 'D' : role == Role::Select ? 'S' : '.';
+  for (const Role role : plan.roles) text += kLetters[static_cast<size_t>(role)];
   return text;
 }
 
 Plan of(const std::string& letters, const Policy& policy = default_policy(256)) {
   Plan plan;
-  for (const char c : letters) {
-    plan.roles.push_back(c == 'D' ? Role::Dense : c == 'S' ? Role::Select : Role::Sparse);
-  }
+  for (const char c : letters) plan.roles.push_back(static_cast<Role>(kLetters.find(c)));
   plan.policy = policy;
   return plan;
 }
@@ -70,11 +70,38 @@ TEST(Plan, ReselectOutOfRange) {
             "needed");
 }
 
+TEST(Plan, SketchScansAllBehindTheDenseLayers) {
+  const Plan plan = Plan::sketch(5, 0, sketch_policy(64));
+  EXPECT_EQ(letters(plan), "CCCCC");
+  EXPECT_TRUE(plan.has_sparse());
+  EXPECT_TRUE(plan.sparse_at(65));
+  EXPECT_FALSE(plan.sparse_at(64));
+  EXPECT_EQ(plan.policy, sketch_policy(64));
+  EXPECT_EQ(letters(Plan::sketch(5, 2, sketch_policy(64))), "DDCCC");
+  EXPECT_EQ(letters(Plan::sketch(5, 4, sketch_policy(64))), "DDDDC");
+  EXPECT_EQ(letters(Plan::sketch(1, 0, sketch_policy(64))), "C");
+  for (const int dense : {-1, 5, 6}) {
+    EXPECT_EQ(error_of([&] { Plan::sketch(5, dense, sketch_policy(64)); }),
+              fmt::format("plan: {} Dense layers of 5, expected 0 to 4 so that one is left to scan", dense));
+  }
+}
+
+TEST(Plan, CheckTakesAnyMixBehindALayerThatSelects) {
+  for (const char* roles : {"CCCC", "C...", "DDC.", "C.S.", "S.C.", "DCDC"}) {
+    EXPECT_EQ(check_error(of(roles), 4), "no error") << roles;
+  }
+  EXPECT_EQ(check_error(of(".CCC"), 4), "plan: layer 0 is Sparse, but no layer before it is Select or Scan");
+  for (const int bits : {0, 3, 8}) {
+    EXPECT_EQ(check_error(of("CCCC", {.sketch_bits = bits}), 4),
+              fmt::format("plan: a sketch of {} bits, expected 1, 2 or 4", bits));
+  }
+}
+
 TEST(Plan, CheckRefusesWhatCannotRun) {
   EXPECT_EQ(check_error(of("DDS."), 5), "plan: it has 4 layers, but the model has 5");
-  EXPECT_EQ(check_error(of("D.S."), 4), "plan: layer 1 is Sparse, but no layer before it is Select");
-  EXPECT_EQ(check_error(of("DDD."), 4), "plan: layer 3 is Sparse, but no layer before it is Select");
-  EXPECT_EQ(check_error(of("...."), 4), "plan: layer 0 is Sparse, but no layer before it is Select");
+  EXPECT_EQ(check_error(of("D.S."), 4), "plan: layer 1 is Sparse, but no layer before it is Select or Scan");
+  EXPECT_EQ(check_error(of("DDD."), 4), "plan: layer 3 is Sparse, but no layer before it is Select or Scan");
+  EXPECT_EQ(check_error(of("...."), 4), "plan: layer 0 is Sparse, but no layer before it is Select or Scan");
   EXPECT_EQ(check_error(of("S..."), 4), "no error");
   EXPECT_EQ(check_error(of("DDSS"), 4), "no error");
   EXPECT_EQ(check_error(of(".."), 4), "plan: it has 2 layers, but the model has 4");
@@ -100,11 +127,12 @@ TEST(Plan, CheckRefusesPoliciesThatDoNotFit) {
 
 TEST(Plan, DefaultPolicyFitsEveryBudget) {
   for (int budget = 1; budget <= 300; ++budget) {
-    for (const Policy& policy : {default_policy(budget), paper_policy(budget)}) {
+    for (const Policy& policy : {default_policy(budget), paper_policy(budget), sketch_policy(budget)}) {
       EXPECT_EQ(check_error(of("DDS.", policy), 4), "no error") << "budget " << budget;
     }
   }
   EXPECT_EQ(default_policy(256), (Policy{Scope::Shared, Pooling::Sum, 256, 4, 64}));
+  EXPECT_EQ(sketch_policy(256), (Policy{Scope::Kv, Pooling::Sum, 256, 4, 64}));
   EXPECT_EQ(paper_policy(256), (Policy{Scope::Head, Pooling::Max, 256, 0, 0}));
 }
 
