@@ -83,9 +83,12 @@ class Watch {
 void Watch::describe_plan(int context) {
   InspectReport& report = result_.report;
   const Hyperparameters& hp = engine_.model().hp;
-  const Policy policy = engine_.plan().policy.at(context);
+  Policy policy = engine_.plan().policy.at(context);
+  if (engine_.plan().count(Role::Scan) > 0) policy = scan_policy(policy, context);
   for (const Role role : engine_.plan().roles) {
-    report.roles.emplace_back(role == Role::Dense ? "Dense" : role == Role::Select ? "Select" : "Sparse");
+    std::string name = to_string(role);
+    name[0] -= 'a' - 'A';
+    report.roles.push_back(std::move(name));
   }
   report.heads = hp.heads;
   report.unit = policy.scope == Scope::Head ? "head" : policy.scope == Scope::Kv ? "KV head" : "set";
@@ -114,7 +117,7 @@ void Watch::step(Token token) {
   for (size_t layer = 0; layer < roles.size(); ++layer) {
     const LayerAttention& attention = probe_->layers()[layer];
     step.mass.insert(step.mass.end(), attention.mass.begin(), attention.mass.end());
-    if (roles[layer] != Role::Select) continue;
+    if (!selects(roles[layer])) continue;
     step.selected.push_back(attention.selected);
     step.selected.back().resize(result_.report.units);  // none while the context fits in the budget
   }

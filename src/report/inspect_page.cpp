@@ -90,7 +90,8 @@ void check_report(const InspectReport& report) {
     fail("inspect page: {} steps from position {} on are more than its {} pieces", report.steps.size(),
          report.first_step, positions);
   }
-  const auto select_layers = std::count(report.roles.begin(), report.roles.end(), "Select");
+  const auto select_layers = std::count_if(report.roles.begin(), report.roles.end(),
+                                           [](const std::string& role) { return role == "Select" || role == "Scan"; });
   for (size_t i = 0; i < report.steps.size(); ++i) check_step(report, i, static_cast<size_t>(select_layers));
 }
 

@@ -13,8 +13,8 @@ namespace tidal {
 /// What one decode step attended to.
 struct InspectStep {
   std::vector<float> mass;  ///< [layers * heads] share of the full softmax that the positions read hold, 0 to 1
-  /// [select layers][units] positions chosen, ascending, each below the step's context; empty sets for a step whose
-  /// context fits the budget.
+  /// [Select and Scan layers][units] positions chosen, ascending, each below the step's context; empty sets for a step
+  /// whose context fits the budget.
   std::vector<std::vector<std::vector<int32_t>>> selected;
   double probability = 0;  ///< of the token that follows, 0 to 1
 };
@@ -38,10 +38,10 @@ struct InspectReport {
   int question = 0;                                        ///< the next ones: the question; the rest is the answer
   int first_step = 0;                                      ///< position of the first decode step
   std::string end;                                         ///< name of the token that ended the answer; "" if none did
-  std::vector<std::string> roles;                          ///< [layers] Dense, Select or Sparse
+  std::vector<std::string> roles;                          ///< [layers] Dense, Select, Sparse, Scan
   int heads = 0;                                           ///< query heads
   std::string unit = "set";                                ///< what has a set of its own: "set", "KV head", "head"
-  int units = 1;                                           ///< sets of a Select layer
+  int units = 1;                                           ///< sets of a layer that selects
   int sinks = 0;                                           ///< first positions that are always selected
   int recent = 0;                                          ///< last positions that are always selected
   std::vector<InspectStep> steps;                          ///< in the order of positions, without gaps

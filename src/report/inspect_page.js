@@ -32,8 +32,12 @@ function eachPosition(set, visit) {
 }
 
 const roles = data.roles;
-const selectLayers = roles.flatMap((role, layer) => role === 'Select' ? [layer] : []);
-const sparseLayers = roles.flatMap((role, layer) => role === 'Sparse' ? [layer] : []);
+const selects = (role) => role === 'Select' || role === 'Scan';
+const readsSelected = (role) => role === 'Sparse' || role === 'Scan';
+const selectLayers = roles.flatMap((role, layer) => selects(role) ? [layer] : []);
+const sparseLayers = roles.flatMap((role, layer) => readsSelected(role) ? [layer] : []);
+/** "Sparse", "Scan" or both, for sentences on the layers that do not read everything. */
+const sparseName = ['Sparse', 'Scan'].filter((role) => roles.includes(role)).join(' and ');
 const prompt = data.document + data.question;
 
 // Spans of whole characters: text, first position, number of positions.

@@ -23,7 +23,7 @@ function drawMass() {
     const button = $('chart').children[layer];
     button.style.setProperty('--h', 100 * now + '%');
     button.style.setProperty('--t', 100 * answerMass[layer] + '%');
-    button.firstChild.hidden = !token || role !== 'Sparse';
+    button.firstChild.hidden = !token || !readsSelected(role);
     button.tabIndex = layer === state.focus ? 0 : -1;
     button.classList.toggle('here', layer === state.focus);
     button.title = `Layer ${layer}, ${role}: ${percent(now)}`;
@@ -36,7 +36,7 @@ function drawMass() {
   drawHeads();
 }
 
-/** The place among the Select layers of the one whose positions a layer reads; -1 for one that reads everything. */
+/** The place among the layers that select of the one whose positions a layer reads; -1 for one that reads everything. */
 function sourceOf(layer) {
   return roles[layer] === 'Dense' ? -1 : selectLayers.filter((select) => select <= layer).length - 1;
 }
@@ -48,9 +48,10 @@ function drawHeads() {
   const what = {
     Dense: 'reads everything.', Select: 'reads everything and selects.',
     Sparse: `reads what layer ${selectLayers[sourceOf(layer)]} selected:`,
+    Scan: 'selects by a sketch of its keys and reads that:',
   };
   $('layer-text').textContent = `Layer ${layer} (${role}) ${what[role]}`;
-  const heads = role === 'Sparse' ? Array.from({length: data.heads}, (_, head) => head) : [];
+  const heads = readsSelected(role) ? Array.from({length: data.heads}, (_, head) => head) : [];
   $('heads').replaceChildren(...heads.flatMap((head) => {
     const value = mean(shown.map((step) => headMasses(step.masses, layer)[head]));
     const bar = element('span');
@@ -89,7 +90,7 @@ function summaryParts() {
     const mass = mean(answerSteps.map((step) => step.mass));
     const worst = answerSteps.reduce((low, step) => step.mass < low.mass ? step : low, answerSteps[0]);
     if (worst && sparseLayers.length) {
-      parts.push(`The Sparse layers captured ${percent(mass)} of their attention mass on average, least ` +
+      parts.push(`The ${sparseName} layers captured ${percent(mass)} of their attention mass on average, least ` +
           `(${percent(worst.mass)}) at `, quote(worst.read), '.');
     }
     return parts;
@@ -102,7 +103,7 @@ function summaryParts() {
                        : ' The context fits the budget, so that every layer read all of it. ');
   if (sparseLayers.length) {
     const worst = sparseLayers.reduce((low, layer) => step.layers[layer] < step.layers[low] ? layer : low);
-    parts.push(`The Sparse layers captured ${percent(step.mass)} of their attention mass, least ` +
+    parts.push(`The ${sparseName} layers captured ${percent(step.mass)} of their attention mass, least ` +
         `(${percent(step.layers[worst])}) in layer ${worst}.`);
   }
   return parts;
@@ -144,11 +145,11 @@ function update() {
   remember();
 }
 
-/** The layer whose heads are shown is one that reads what the chosen Select layer selected. */
+/** The layer whose heads are shown is one that reads what the chosen layer selected. */
 function focusOnReader() {
   if (state.layer < 0 || sourceOf(state.focus) === state.layer) return;
   const select = selectLayers[state.layer];
-  state.focus = roles[select + 1] === 'Sparse' ? select + 1 : select;
+  state.focus = roles[select] === 'Select' && roles[select + 1] === 'Sparse' ? select + 1 : select;
 }
 
 function show(change) {

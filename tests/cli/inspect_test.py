@@ -140,6 +140,26 @@ class Page(InspectTest):
                     self.assertEqual(set(heads), {1})
             self.assertTrue(0 < step["p"] <= 1)
 
+    def test_sketch(self):
+        html, _ = self.html("--attention", "sketch", "--dense-layers", "2", "--budget", str(BUDGET), "-n", "4")
+        data = page_data(html)
+        self.assertEqual(data["roles"], ["Dense"] * 2 + ["Scan"] * 28)
+        self.assertEqual((data["unit"], data["units"]), ("KV head", 3))
+        self.assertEqual(data["recent"], max(RECENT, (data["document"] + data["question"]) % 64))
+        for index, step in enumerate(data["steps"]):
+            context = data["first"] + index + 1
+            filling = context % 64  # the block still filling is selected whole, on top of the budget
+            self.assertEqual([len(layer) for layer in step["sets"]], [3] * 28)
+            for encoded in (unit for layer in step["sets"] for unit in layer):
+                chosen = positions(encoded)
+                self.assertEqual(len(chosen), BUDGET + filling)
+                self.assertEqual(chosen[:SINKS], list(range(SINKS)))
+                self.assertEqual(chosen[-max(RECENT, filling):], list(range(context - max(RECENT, filling), context)))
+            masses = shares(step["mass"])
+            self.assertEqual(set(masses[: 2 * data["heads"]]), {1})
+            self.assertLess(min(masses), 1)
+            self.assertGreater(min(masses[2 * data["heads"] :]), 0)
+
     def test_dense_question_answers_as_run_does(self):
         html, result = self.html("--budget", str(BUDGET), "-n", "8", "--question", "dense")
         prompt = document().strip() + "\n\n" + QUESTION
@@ -244,6 +264,14 @@ class Browser(InspectTest):
             # Heat and bars: some pixels far more red than blue, some the other way round.
             self.assertTrue(any(c[0] > c[2] + 60 for c in colours), "nothing is shaded")
             self.assertTrue(any(c[2] > c[0] + 60 for c in colours), "there are no bars")
+
+    def test_page_of_a_sketch_plan(self):
+        self.html("--budget", str(BUDGET), "--attention", "sketch", "-n", "4")
+        dom, console = self.browse("--dump-dom")
+        self.assertEqual(console, [])
+        self.assertIn('data-ready="true"', dom)
+        self.assertRegex(dom, r'<p id="summary"[^>]*>.*The Scan layers captured \d+')
+        self.assertIn("selects by a sketch of its keys and reads that:", dom)
 
     def test_keys(self):
         html, _ = self.html("--budget", str(BUDGET), "--scope", "kv", "-n", "4")
