@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "backend/sketch.h"
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/plan_options.h"
@@ -27,29 +28,37 @@ struct InfoFlags {
 /// Bytes that one decode step reads at a depth.
 struct DepthBytes {
   int depth = 0;
-  int64_t full = 0, tidal = 0;
+  int64_t full = 0, tidal = 0, sketch = 0;
 };
 
 struct Info {
   std::string path;
   Model model;
-  ChosenPlan plan;
+  ChosenPlan plan;           // what tidal run takes
+  Plan tidal, sketch;        // of either kind of attention
+  int64_t sketch_bytes = 0;  // memory per token, where a plan scans
   std::string rope_scaling;  // "none" where the file does not say
   double rope_base = 0;      // 0 where the file does not say
   std::map<std::string, int> tensor_types;
   std::vector<DepthBytes> reads;
 };
 
-std::vector<DepthBytes> decode_reads(Backend& backend, const Model& model, const Plan& plan) {
-  std::vector<DepthBytes> reads;
-  for (int depth = 1024; depth < model.hp.context; depth *= 4) reads.push_back({.depth = depth});
-  reads.push_back({.depth = model.hp.context});
+void read_bytes(Info& info, Backend& backend) {
+  const Hyperparameters& hp = info.model.hp;
+  for (int depth = 1024; depth < hp.context; depth *= 4) info.reads.push_back({.depth = depth});
+  info.reads.push_back({.depth = hp.context});
   // One position is all that the engine has to hold to know what it would read.
-  Engine engine(backend, model, Plan::full(model.hp.layers), {.context = 1});
-  for (DepthBytes& read : reads) read.full = engine.decode_bytes(read.depth);
-  engine.set_plan(plan);
-  for (DepthBytes& read : reads) read.tidal = engine.decode_bytes(read.depth);
-  return reads;
+  const Engine engine(backend, info.model, Plan::full(hp.layers), {.context = 1});
+  for (DepthBytes& read : info.reads) {
+    read.full = engine.decode_bytes(read.depth);
+    read.tidal = engine.decode_bytes(read.depth, info.tidal);
+    read.sketch = engine.decode_bytes(read.depth, info.sketch);
+  }
+}
+
+/// Memory of the sketches of all layers per position.
+int64_t sketch_bytes_per_token(const Hyperparameters& hp, int bits) {
+  return SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads * hp.layers / kBlockTokens;
 }
 
 Info collect(const InfoFlags& flags, Backend& backend) {
@@ -59,11 +68,15 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   const Hyperparameters& hp = info.model.hp;
   check_budget(flags.plan, hp.context);
   info.plan = choose_plan(flags.plan, hp);
+  const std::vector<ChosenPlan> kinds = choose_plans(flags.plan, {"tidal", "sketch"}, hp);
+  info.tidal = kinds[0].plan;
+  info.sketch = kinds[1].plan;
+  info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch.policy.sketch_bits);
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
   info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");
   for (const auto& [name, weight] : file.tensors()) ++info.tensor_types[ggml_type_name(weight.type)];
-  info.reads = decode_reads(backend, info.model, info.plan.plan);
+  read_bytes(info, backend);
   return info;
 }
 
@@ -73,7 +86,7 @@ std::string as_json(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
   Json reads = Json::array();
   for (const DepthBytes& read : info.reads) {
-    reads.push_back({{"depth", read.depth}, {"full", read.full}, {"tidal", read.tidal}});
+    reads.push_back({{"depth", read.depth}, {"full", read.full}, {"tidal", read.tidal}, {"sketch", read.sketch}});
   }
   Json plan = Json::parse(to_json(info.plan.plan, hp));
   plan["source"] = info.plan.source;
@@ -101,6 +114,9 @@ std::string as_json(const Info& info) {
       {"weight_bytes_per_token", info.model.decode_weight_bytes()},
       {"kv_bytes_per_token", hp.kv_bytes_per_token()},
       {"kv_bytes_at_context", hp.kv_bytes_per_token() * hp.context},
+      {"sketch_bits", info.sketch.policy.sketch_bits},
+      {"sketch_bytes_per_token", info.sketch_bytes},
+      {"sketch_bytes_at_context", info.sketch_bytes * hp.context},
       {"decode_bytes", reads},
   };
   // Names in files need not be UTF-8.
@@ -135,11 +151,18 @@ std::string as_text(const Info& info) {
   line("weights", fmt::format("{} read per decoded token", megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                megabytes(hp.kv_bytes_per_token() * hp.context)));
-  text += "\nread per decoded token, weights and K/V\n";
-  text += fmt::format("{:>10}{:>14}{:>14}{:>9}\n", "context", "full", "tidal", "ratio");
+  line("sketches",
+       fmt::format("{} bit{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
+                   "where a plan scans",
+                   info.sketch.policy.sketch_bits, info.sketch.policy.sketch_bits == 1 ? "" : "s",
+                   static_cast<double>(info.sketch_bytes) / 1e3, megabytes(info.sketch_bytes * hp.context)));
+  text += "\nread per decoded token: weights, K/V and sketches\n";
+  text += fmt::format("{:>10}{:>14}{:>14}{:>9}{:>14}{:>9}\n", "context", "full", "tidal", "ratio", "sketch", "ratio");
   for (const DepthBytes& read : info.reads) {
-    text += fmt::format("{:>10}{:>14}{:>14}{:>8.2f}x\n", read.depth, megabytes(read.full), megabytes(read.tidal),
-                        static_cast<double>(read.full) / static_cast<double>(read.tidal));
+    const auto full = static_cast<double>(read.full);
+    text += fmt::format("{:>10}{:>14}{:>14}{:>8.2f}x{:>14}{:>8.2f}x\n", read.depth, megabytes(read.full),
+                        megabytes(read.tidal), full / static_cast<double>(read.tidal), megabytes(read.sketch),
+                        full / static_cast<double>(read.sketch));
   }
   return text;
 }
@@ -154,6 +177,7 @@ void add_info_command(CLI::App& app) {
       ->type_name("FILE")
       ->required();
   command->add_flag("--json", flags->json, "As JSON");
+  add_attention_option(*command, flags->plan, "full|tidal|sketch");
   add_plan_options(*command, flags->plan);
   command->callback([flags] {
     find_plan_file(flags->plan, flags->model);
