@@ -52,16 +52,22 @@ void measure_place(EvalSession& session, Engine& engine, std::span<const Token> 
       const Json key = layer_key(first, *missing[p], static_cast<int>(l));
       if (session.find(key)) continue;
       const LayerRecall& layer = recall[p][l];
-      session.add(key,
-                  {{"role", to_string(layer.role)}, {"mass", layer.mass.mean()}, {"mass_error", layer.mass.error()}});
+      Json values = {{"role", to_string(layer.role)}, {"mass", layer.mass.mean()}, {"mass_error", layer.mass.error()}};
+      if (layer.role == Role::Scan) {
+        // None where the context fits in the budget, so that the layer scanned nothing.
+        values["agreement"] = layer.agreement.count() > 0 ? Json(layer.agreement.mean()) : Json(nullptr);
+      }
+      session.add(key, values);
     }
   }
 }
 
 struct PlanRecall {
   const EvalPlan* plan = nullptr;
-  std::vector<MeanError> layers;
+  std::vector<MeanError> mass, agreement;  // [layers]
 };
+
+bool reads_selected(Role role) { return role == Role::Sparse || role == Role::Scan; }
 
 std::vector<PlanRecall> results(const EvalSession& session, const Places& places) {
   std::vector<PlanRecall> results;
@@ -69,37 +75,63 @@ std::vector<PlanRecall> results(const EvalSession& session, const Places& places
     if (!plan.plan.has_sparse()) continue;
     PlanRecall& result = results.emplace_back();
     result.plan = &plan;
-    result.layers.resize(session.model().hp.layers);
-    for (size_t l = 0; l < result.layers.size(); ++l) {
+    result.mass.resize(session.model().hp.layers);
+    result.agreement.resize(session.model().hp.layers);
+    for (size_t l = 0; l < result.mass.size(); ++l) {
       for (const int64_t first : places.firsts()) {
-        result.layers[l].add(number(session.find(layer_key(first, plan, static_cast<int>(l)))->at("mass")));
+        const Json& row = *session.find(layer_key(first, plan, static_cast<int>(l)));
+        result.mass[l].add(number(row["mass"]));
+        if (row.contains("agreement") && !row["agreement"].is_null()) {
+          result.agreement[l].add(number(row["agreement"]));
+        }
       }
     }
   }
   return results;
 }
 
-std::string table(const std::vector<PlanRecall>& results) {
+std::string percent(double share) { return fmt::format("{:.1f} %", 100 * share); }
+
+/// Layers down, plans across, with a mean at the end of the layers that have a figure; `role`: what stands for others.
+std::string layer_table(const std::vector<const PlanRecall*>& results, std::vector<MeanError> PlanRecall::*figures,
+                        bool (*has_figure)(Role)) {
   std::vector<std::vector<std::string>> lines = {{"layer"}};
-  for (const PlanRecall& result : results) lines[0].push_back(result.plan->name);
-  for (size_t l = 0; !results.empty() && l < results[0].layers.size(); ++l) {
+  for (const PlanRecall* result : results) lines[0].push_back(result->plan->name);
+  std::vector<MeanError> means(results.size());
+  for (size_t l = 0; l < (results[0]->*figures).size(); ++l) {
     std::vector<std::string>& line = lines.emplace_back();
     line.push_back(std::to_string(l));
-    for (const PlanRecall& result : results) {
-      const Role role = result.plan->plan.roles[l];
-      line.push_back(role == Role::Sparse ? fmt::format("{:.1f} %", 100 * result.layers[l].mean()) : to_string(role));
+    for (size_t p = 0; p < results.size(); ++p) {
+      const Role role = results[p]->plan->plan.roles[l];
+      const MeanError& figure = (results[p]->*figures)[l];
+      if (has_figure(role) && figure.count() > 0) {
+        means[p].add(figure.mean());
+        line.push_back(percent(figure.mean()));
+      } else {
+        line.emplace_back(to_string(role));
+      }
     }
   }
-  std::vector<std::string> means = {"Sparse layers"};
-  for (const PlanRecall& result : results) {
-    MeanError mean;
-    for (size_t l = 0; l < result.layers.size(); ++l) {
-      if (result.plan->plan.roles[l] == Role::Sparse) mean.add(result.layers[l].mean());
-    }
-    means.push_back(fmt::format("{:.1f} %", 100 * mean.mean()));
-  }
-  lines.push_back(means);
+  std::vector<std::string>& last = lines.emplace_back();
+  last.emplace_back("mean");
+  for (const MeanError& mean : means) last.push_back(mean.count() > 0 ? percent(mean.mean()) : "-");
   return markdown_table(lines);
+}
+
+std::string mass_table(const std::vector<PlanRecall>& results) {
+  std::vector<const PlanRecall*> all;
+  for (const PlanRecall& result : results) all.push_back(&result);
+  return layer_table(all, &PlanRecall::mass, reads_selected);
+}
+
+/// Of the plans that scan; "" where none does.
+std::string agreement_table(const std::vector<PlanRecall>& results) {
+  std::vector<const PlanRecall*> scanning;
+  for (const PlanRecall& result : results) {
+    if (result.plan->plan.count(Role::Scan) > 0) scanning.push_back(&result);
+  }
+  if (scanning.empty()) return "";
+  return layer_table(scanning, &PlanRecall::agreement, [](Role role) { return role == Role::Scan; });
 }
 
 LineChart chart(const std::vector<PlanRecall>& results, const PlaceFlags& flags, const std::string& model) {
@@ -113,8 +145,8 @@ LineChart chart(const std::vector<PlanRecall>& results, const PlaceFlags& flags,
   for (const PlanRecall& result : results) {
     LineSeries& series = chart.series.emplace_back();
     series.name = result.plan->name;
-    for (size_t l = 0; l < result.layers.size(); ++l) {
-      series.points.push_back({static_cast<double>(l), result.layers[l].mean()});
+    for (size_t l = 0; l < result.mass.size(); ++l) {
+      series.points.push_back({static_cast<double>(l), result.mass[l].mean()});
     }
   }
   return chart;
@@ -136,11 +168,17 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }
   const std::vector<PlanRecall> all = results(session, places);
-  session.print(table(all));
+  if (!all.empty()) session.print(mass_table(all));
   session.print(fmt::format(
       "\nShare of each layer's own attention over the whole context that the positions it read hold: mean over heads, "
       "{} steps and {} {}, {} tokens before them.\n",
       flags.places.steps, flags.places.places, flags.places.places == 1 ? "place" : "places", flags.places.prefix));
+  if (const std::string agreement = agreement_table(all); !agreement.empty()) {
+    session.print("\n" + agreement);
+    session.print(
+        "\nShare of the positions that exact scores of a Scan layer's own keys would select that its sketch selects, "
+        "those selected whatever their scores aside.\n");
+  }
   if (session.draws()) session.draw(to_svg(chart(all, flags.places, session.model_name())));
 }
 

@@ -1,5 +1,7 @@
 #include "eval/recall.h"
 
+#include <numeric>
+
 #include "core/error.h"
 #include "engine/attention_probe.h"
 #include "eval/teacher_forced.h"
@@ -16,12 +18,19 @@ std::vector<std::vector<LayerRecall>> measure_recall(Engine& engine, const Seque
   std::vector<std::vector<LayerRecall>> recall;
   for (const Plan& plan : plans) {
     auto& layers = recall.emplace_back();
-    for (const Role role : plan.roles) layers.push_back({role, {}});
+    for (const Role role : plan.roles) layers.push_back({role, {}, {}});
   }
   const AttentionProbe probe(engine);
   teacher_forced(engine, prefix, tokens, plans, [&](const ForcedStep& at) {
     auto& layers = recall[at.plan];
-    for (size_t l = 0; l < layers.size(); ++l) layers[l].mass.add(probe.layers()[l].mean_mass());
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const LayerAttention& attention = probe.layers()[l];
+      layers[l].mass.add(attention.mean_mass());
+      const std::vector<float>& agreement = attention.agreement;
+      if (agreement.empty()) continue;
+      const double sum = std::accumulate(agreement.begin(), agreement.end(), 0.0);
+      layers[l].agreement.add(sum / static_cast<double>(agreement.size()));
+    }
     if (step) step();
     return true;
   });

@@ -13,6 +13,7 @@ namespace tidal {
 struct LayerRecall {
   Role role = Role::Dense;  ///< by the plan
   MeanError mass;           ///< share of the layer's own softmax, averaged over heads, at every step
+  MeanError agreement;      ///< of Scan layers: LayerAttention::agreement, averaged over units, at every step
 };
 
 /// Feeds `tokens` one a step behind `prefix` by every plan and watches what its layers read: [plans][layers]. `step()`
