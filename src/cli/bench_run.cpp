@@ -8,7 +8,6 @@
 #include "cli/llama_baseline.h"
 #include "core/error.h"
 #include "core/timer.h"
-#include "engine/exact.h"
 #include "engine/greedy_chooser.h"
 
 namespace tidal {
@@ -125,11 +124,8 @@ void test_exact(const BenchRun& run, Engine& engine, Sequence& sequence, const B
   const ExactStatistics& statistics = decoder.statistics();
   const double tokens = static_cast<double>(run.generate) * run.repetitions;
   BenchRow row = decode_row(run, which, std::move(seconds), static_cast<double>(statistics.bytes) / tokens);
-  const auto share = [](const DraftCounts& drafts) {
-    return drafts.tried > 0 ? std::optional(drafts.acceptance()) : std::nullopt;
-  };
-  row.accepted_drafts = share(statistics.sparse);
-  row.accepted_copies = share(statistics.copied);
+  row.accepted_drafts = acceptance(statistics.sparse);
+  row.accepted_copies = acceptance(statistics.copied);
   run.report(row);
 }
 
@@ -212,6 +208,10 @@ BenchRow decode_row(const BenchRun& run, const BenchCase& which, std::vector<dou
   row.gb_per_s = step_bytes * row.tokens_per_second / which.batch * 1e-9;
   if (run.limit > 0) row.limit_share = *row.gb_per_s / run.limit;
   return row;
+}
+
+std::optional<double> acceptance(const DraftCounts& drafts) {
+  return drafts.tried > 0 ? std::optional(drafts.acceptance()) : std::nullopt;
 }
 
 double full_attention_bytes(const BenchRun& run, int depth) {

@@ -9,6 +9,7 @@
 
 #include "cli/bench_row.h"
 #include "engine/engine.h"
+#include "engine/exact.h"
 
 namespace tidal {
 
@@ -54,6 +55,9 @@ struct BenchCase {
 /// step, weights included, on average.
 BenchRow prefill_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds);
 BenchRow decode_row(const BenchRun& run, const BenchCase& which, std::vector<double> seconds, double bytes);
+
+/// Share of the drafts that were accepted; none where none was tried.
+std::optional<double> acceptance(const DraftCounts& drafts);
 
 /// Bytes that a decode step of one sequence reads by full attention `depth` positions deep, weights included, on
 /// average over run.generate steps.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <set>
 
 #include "cli/bench_options.h"
 #include "cli/bench_run.h"
@@ -19,6 +20,7 @@
 #include "core/error.h"
 #include "core/read_stream.h"
 #include "core/timer.h"
+#include "eval/exact_text.h"
 #include "model/mapped_file.h"
 #include "text/tokenizer.h"
 
@@ -47,6 +49,10 @@ class Comparison {
   }
   void prefill(Sequence& document);
   void answer(const BenchPlan& plan, const Sequence& document);
+  void answer_exactly(const BenchPlan& plan, const Sequence& document);
+  Token first_token() const {
+    return static_cast<Token>(std::max_element(first_logits_.begin(), first_logits_.end()) - first_logits_.begin());
+  }
   void baseline();
   BenchCase row_case(const std::string& engine, const std::string& attention, int depth) const;
 
@@ -143,6 +149,25 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
   rows_.push_back(decode_row(run_, which, std::move(seconds), bytes));
 }
 
+void Comparison::answer_exactly(const BenchPlan& plan, const Sequence& document) {
+  const Token first = first_token();
+  const ExactText exact =
+      exact_text(*engine_, document, first, options_.steps, plan.plan, {}, [&](int) { check_stopped(); });
+  std::vector<Token> tokens = {first};
+  tokens.insert(tokens.end(), exact.tokens.begin(), exact.tokens.end() - 1);
+  const auto end = std::find_if(tokens.begin(), tokens.end(), [&](Token token) { return tokenizer_.is_end(token); });
+  std::string text;
+  std::for_each(tokens.begin(), end, [&](Token token) { text += tokenizer_.piece(token); });
+  write_out(fmt::format("{} attention: {}{}\n", plan.attention, text, end != tokens.end() ? "" : " ..."));
+  BenchCase which = row_case("tidal", plan.attention, document.length());
+  which.budget = plan.plan.policy.budget;
+  BenchRow row = decode_row(run_, which, {exact.seconds / options_.steps},
+                            static_cast<double>(exact.statistics.bytes) / options_.steps);
+  row.accepted_drafts = acceptance(exact.statistics.sparse);
+  row.accepted_copies = acceptance(exact.statistics.copied);
+  rows_.push_back(row);
+}
+
 void Comparison::baseline() {
   status_.show("llama.cpp: loading, choosing the faster type of cache");
   const std::function<bool()> stopped = [&] { return interrupt_.raised(); };
@@ -174,13 +199,15 @@ void Comparison::run() {
   run_.limit = ReadStream(run_.common.threads).measure();
   status_.clear();
   note(fmt::format("{} tokens of {} and the question", tokens_.size(), options_.file));
+  std::set<std::string> said;
   for (const BenchPlan& plan : plans_) {
-    if (plan.plan.has_sparse()) note(describe(plan.plan, plan.source));
+    const std::string words = describe(plan.plan, plan.source);
+    if (plan.plan.has_sparse() && said.insert(words).second) note(words);
   }
   {
     Sequence document = engine_->create();
     prefill(document);
-    for (const BenchPlan& plan : plans_) answer(plan, document);
+    for (const BenchPlan& plan : plans_) plan.exact ? answer_exactly(plan, document) : answer(plan, document);
   }
   if (!options_.baseline.empty()) {
     engine_.reset();  // one engine at a time, in memory too
@@ -198,7 +225,7 @@ void Comparison::run() {
 void add_compare_command(CLI::App& app) {
   const auto options = std::make_shared<CompareOptions>();
   CLI::App* command =
-      app.add_subcommand("compare", "Ask about a document with full and with tidal attention, and measure both");
+      app.add_subcommand("compare", "Ask about a document with several kinds of attention, and measure them");
   command->add_option("-m,--model", options->model, "GGUF model file")->envname("TIDAL_MODEL")->required();
   command->add_option("-f,--file", options->file, "The document, a text file")->required();
   command->add_option("-p,--prompt", options->question, "The question about it")->required();
