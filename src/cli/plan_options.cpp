@@ -270,8 +270,7 @@ ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp) {
 std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vector<std::string>& kinds,
                                      const Hyperparameters& hp) {
   const auto listed = [&](const char* kind) { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); };
-  const std::string file_kind =
-      options.file.empty() || options.found || listed("") ? "" : kind_of(load_plan(options.file, hp));
+  const std::string file_kind = options.file.empty() || options.found ? "" : kind_of(load_plan(options.file, hp));
   const auto need = [&](const std::string& what, const char* kind) {
     if (what.empty() || listed(kind) || listed("")) return;
     fail("{}: is for {} attention, which --attention does not list", what, kind);
@@ -290,7 +289,7 @@ std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vect
       own.reselect = {};
       if (own.policy == "paper") own.policy = {};
     }
-    if (!file_kind.empty() && kind != file_kind) own.file.clear();
+    if (!file_kind.empty() && !kind.empty() && kind != file_kind) own.file.clear();
     plans.push_back(choose_plan(own, hp));
   }
   return plans;
