@@ -40,7 +40,13 @@ class Flags(Refusal, ProgramTest):
             (("-s", "-2"), ("--seed", "-2")),
             (("-t", "0"), ("threads", "0 given")),
             (("-t", "-1"), ("threads", "-1 given")),
-            (("--attention", "half"), ("half", "full or tidal")),
+            (("--attention", "half"), ("half", "full, tidal or sketch")),
+            (("--attention", "tidal", "--sketch", "2"), ("--sketch", "--attention is tidal")),
+            (("--attention", "tidal", "--dense-layers", "2"), ("--dense-layers", "--attention is tidal")),
+            (("--attention", "sketch", "--reselect", "9"), ("--reselect", "--attention is sketch")),
+            (("--attention", "sketch", "--policy", "paper"), ("--policy paper", "--attention is sketch")),
+            (("--sketch", "2", "--reselect", "9"), ("--reselect", "--sketch", "only one of the two")),
+            (("--attention", "full", "--exact"), ("--exact", "--attention full leaves none")),
             (("-f", "y"), ("-p or -f",)),
             (("--grammar", "x", "--grammar-file", "y"), ("--grammar-file",)),
             (("--backend", "abacus"), ("abacus", "cpu or reference")),
@@ -146,6 +152,11 @@ class Plans(Refusal, ModelTest):
         self.refused(self.run_model("-p", "x", "--scope", "layer"), "'layer'", "head, kv, shared")
         for layer in ("-1", "2", "30"):
             self.refused(self.run_model("-p", "x", "--reselect", layer), "reselect", layer)
+        for bits in ("0", "3", "8", "-2"):
+            self.refused(self.run_model("-p", "x", "--sketch", bits), f"--sketch: {bits} bits", "1, 2 or 4")
+        self.refused(self.run_model("-p", "x", "--sketch", "two"), "--sketch", "two")
+        for layers in ("-1", "30"):
+            self.refused(self.run_model("-p", "x", "--dense-layers", layers), f"--dense-layers: {layers} given", "0 to 29")
 
     def plan(self, change):
         """A sound plan, then changed."""
@@ -162,9 +173,13 @@ class Plans(Refusal, ModelTest):
 
         for change, words in (
             (set_value("model", "layers", 24), ("24 layers", "30 layers")),
-            (set_value("roles", "select", [5, 9]), ("layer 2 is Sparse", "no layer before it is Select")),
-            (set_value("roles", "select", []), ("no layer before it is Select",)),
+            (set_value("roles", "select", [5, 9]), ("layer 2 is Sparse", "no layer before it is Select or Scan")),
+            (set_value("roles", "select", []), ("no layer before it is Select or Scan",)),
             (set_value("roles", "select", [2, 99]), ("layer 99",)),
+            (set_value("roles", "scan", [5, 5]), ("layer 5 stands there twice",)),
+            (set_value("roles", "scan", [2]), ("layer 2 stands there twice",)),
+            (set_value("roles", "scam", [3]), ("'scam' is not known",)),
+            (set_value("policy", "sketch", 3), ("sketch of 3 bits",)),
             (set_value("policy", "budget", 0), ("budget",)),
             (set_value("policy", "scope", "galaxy"), ("galaxy",)),
             (lambda plan: plan.pop("roles"), ("'roles' is missing",)),
@@ -182,6 +197,11 @@ class Plans(Refusal, ModelTest):
         path = self.plan(lambda plan: None)
         self.refused(self.run_model("-p", "x", "--plan", path, "--reselect", "9"), "--reselect", "--plan")
         self.refused(self.run_model("-p", "x", "--plan", path, "--policy", "paper"), "--policy", "--plan")
+        self.refused(self.run_model("-p", "x", "--plan", path, "--dense-layers", "2"), "--dense-layers", "--plan")
+        self.refused(self.run_model("-p", "x", "--plan", path, "--sketch", "2"), "--sketch", path, "scans no layer")
+        self.refused(self.run_model("-p", "x", "--plan", path, "--attention", "sketch"), "--plan", "is for tidal attention")
+        path = self.plan(lambda plan: plan["roles"].update(dense=[], select=[], scan=list(range(30))))
+        self.refused(self.run_model("-p", "x", "--plan", path, "--attention", "tidal"), "--plan", "is for sketch attention")
 
 
 class ChatTemplate(Refusal, ModelTest):

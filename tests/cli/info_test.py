@@ -40,6 +40,26 @@ class Info(ModelTest):
             self.assertEqual(read["tidal"], info["weight_bytes_per_token"] + rows * per_layer)
         self.assertEqual(info["decode_bytes"][-1]["depth"], 8192)
 
+    def test_sketches(self):
+        for bits in (1, 2, 4):
+            info = json.loads(self.info("--json", "--sketch", str(bits), "--dense-layers", "2", "--budget", "128"))
+            self.assertEqual(info["plan"]["roles"]["scan"], list(range(2, 30)))
+            # Of 64 keys of a KV head: minimum and scale, 2 bytes each, of 64 channels, and codes.
+            block = 2 * 2 * 64 + 64 * 64 * bits // 8
+            self.assertEqual(info["sketch_bits"], bits)
+            self.assertEqual(info["sketch_bytes_per_token"], 30 * 3 * block // 64)
+            self.assertEqual(info["sketch_bytes_at_context"], 30 * 3 * block // 64 * 8192)
+            per_layer = info["kv_bytes_per_token"] // info["layers"]
+            for read in info["decode_bytes"]:
+                self.assertEqual(read["depth"] % 64, 0)  # no block is still filling
+                kv = (2 * read["depth"] + 28 * 128) * per_layer
+                self.assertEqual(read["sketch"], info["weight_bytes_per_token"] + kv + 28 * 3 * block * read["depth"] // 64)
+                self.assertLess(read["tidal"], read["full"])
+        text = self.info("--attention", "sketch")
+        self.assertIn("2 bits: 1.80 kB per token, 14.7 MB at the trained context", text)
+        self.assertIn("sketch attention: Scan all 30 by 2 bits (default)", text)
+        self.assertIn("tidal attention: Dense 0, 1; Select 2, 17", self.info("--attention", "tidal"))
+
     def test_json_holds_a_plan_that_run_takes(self):
         plan = json.loads(self.info("--json", "--reselect", "9"))["plan"]
         source = plan.pop("source")

@@ -1,5 +1,6 @@
 """The flags of a policy, and the plan that lies beside a model."""
 
+import json
 import os
 import unittest
 
@@ -45,6 +46,63 @@ class Policies(Refusal, ModelTest):
         with open(plan, "r+", encoding="utf-8") as file:  # cut in half
             file.truncate(os.path.getsize(plan) // 2)
         self.refused(self.tidal(*run), plan, "is not valid JSON")
+
+    def test_kinds_of_attention(self):
+        run = ("-p", LONG, "-n", "2", "--temp", "0", "--budget", "64")
+        told = self.run_model(*run, "--attention", "sketch").stderr
+        self.assertIn("sketch attention: Scan all 30 by 2 bits (default); budget 64 (4 sinks, 16 recent), scope kv", told)
+        self.assertEqual(self.run_model(*run, variables={"TIDAL_ATTENTION": "sketch"}).stderr.splitlines()[0],
+                         told.splitlines()[0])
+        told = self.run_model(*run, "--sketch", "1", "--dense-layers", "2").stderr
+        self.assertIn("Dense 0, 1; Scan the other 28 by 1 bit (given)", told)
+        told = self.run_model(*run, "--attention", "sketch", "--scope", "shared", "--pooling", "max", "--sinks", "0",
+                              "--recent", "1", "--correct", "8").stderr
+        self.assertIn("budget 64 (0 sinks, 1 recent), scope shared, pooling max; corrected every 8 tokens", told)
+        self.assertIn("full attention in all layers", self.run_model(*run, "--attention", "full").stderr)
+
+    def test_a_context_that_fits_in_the_budget_is_full_attention(self):
+        run = ("-p", LONG, "-n", "12", "--temp", "0")
+        self.assertEqual(self.text(*run, "--attention", "sketch", "--budget", "512"),
+                         self.text(*run, "--attention", "full"))
+
+    def test_sketch_plans_as_files(self):
+        plan = os.path.join(self.folder, "plan.json")
+        run = ("-p", LONG, "-n", "8", "--temp", "0")
+        sketch = ("--attention", "sketch", "--sketch", "4", "--dense-layers", "1", "--budget", "48")
+        text = self.text(*run, *sketch, "--save-plan", plan)
+        with open(plan, encoding="utf-8") as file:
+            saved = json.load(file)
+        self.assertEqual(saved["roles"], {"dense": [0], "select": [], "scan": list(range(1, 30))})
+        self.assertEqual(saved["policy"]["sketch"], 4)
+        self.assertEqual(self.text(*run, "--plan", plan), text)
+        self.assertIn("Scan the other 29 by 1 bit", self.run_model(*run, "--plan", plan, "--sketch", "1").stderr)
+
+    def test_a_plan_beside_the_model_is_for_its_kind(self):
+        model = os.path.join(self.folder, "model.gguf")
+        os.symlink(os.path.abspath(MODEL), model)
+        plan = model + ".tidal.json"
+        save = ("run", "-m", MODEL, "-p", "x", "-n", "0", "--save-plan", plan)
+        self.assertEqual(self.tidal(*save, "--dense-layers", "3").returncode, 0)
+
+        def told(*flags):
+            return self.tidal("run", "-m", model, "-p", "x", "-n", "1", *flags).stderr
+
+        found = f"Dense 0, 1, 2; Scan the other 27 by 2 bits (found in {plan})"
+        self.assertIn(found, told())
+        self.assertIn(found, told("--attention", "sketch"))
+        self.assertIn("Dense 0, 1; Select 2, 17 (measured", told("--attention", "tidal"))
+        self.assertIn("Select 2, 9 (given)", told("--reselect", "9"))
+        self.assertIn("full attention", told("--attention", "full"))
+        os.remove(plan)
+        self.assertEqual(self.tidal(*save, "--reselect", "9").returncode, 0)
+        self.assertIn("Select 2, 9 (found", told("--attention", "tidal"))
+        self.assertIn("Scan all 30 by 2 bits (default)", told("--attention", "sketch"))
+
+    def test_exact_mode_drafts_by_sketches(self):
+        run = ("-p", LONG, "-n", "24", "--temp", "0")
+        result = self.run_model(*run, "--attention", "sketch", "--budget", "32", "--exact")
+        self.assertRegex(result.stderr, r"exact: accepted \d+ of \d+ .*sparse drafts")
+        self.assertEqual(result.stdout.decode().rstrip("\n"), self.text(*run, "--attention", "full").rstrip("\n"))
 
 
 if __name__ == "__main__":
