@@ -106,6 +106,31 @@ class Perplexity(EvalTest):
         self.assertEqual([row["plan"] for row in self.rows()[1]],
                          ["full", "K=64, select 2+17", "K=10%,16, select 2+17", "K=5%,64, select 2+17"])
 
+    def test_kinds_of_attention_side_by_side(self):
+        table = self.succeeded(self.ppl("--attention", "tidal,sketch", "--budget", "32,300", "--sketch", "2,4", "--reselect",
+                                        "9", "--dense-layers", "0,2", "-o", self.rows_file))
+        sketches = [f"K={budget}, sketch {bits} bits{dense}" for dense in ("", ", dense 0-1") for bits in (2, 4)
+                    for budget in (32, 300)]
+        names = ["full", "K=32, select 2+9", "K=300, select 2+9", *sketches]
+        rows = self.rows()[1]
+        self.assertEqual([row["plan"] for row in rows], names)
+        kl = {row["plan"]: row["kl"] for row in rows}
+        self.assertLess(kl["K=32, sketch 2 bits"], kl["K=32, select 2+9"])
+        for name in names:
+            self.assertIn("| " + name + " ", table)
+            if name.startswith("K=32"):
+                self.assertGreater(kl[name], 0)
+            else:
+                self.assertEqual(kl[name], 0)  # the context fits in the budget
+        picture = self.picture(os.path.join(self.folder, "rows.svg"))
+        for words in ("select 2+9", "sketch 2 bits", "sketch 4 bits, dense 0-1"):
+            self.assertIn(words, picture)
+
+    def test_lists_that_no_plan_takes(self):
+        self.refused(self.ppl("--attention", "tidal", "--sketch", "2"), "--sketch", "none of the plans")
+        self.refused(self.ppl("--attention", "sketch", "--reselect", "9"), "--reselect", "none of the plans")
+        self.refused(self.ppl("--attention", "dense"), "'dense'", "tidal, sketch or both")
+
     def test_a_plan_file_beside_flags(self):
         plan = os.path.join(self.folder, "plan.json")
         self.succeeded(self.tidal("run", "-m", MODEL, "-p", "x", "-n", "0", "--reselect", "9", "--save-plan", plan))
@@ -243,6 +268,43 @@ class Recall(EvalTest):
         self.assertGreater(mean[64], mean[32])
         self.assertEqual(len(re.findall(r"^\| \d+ ", table, re.MULTILINE)), 30)
         self.assertIn("attention mass", self.picture(os.path.join(self.folder, "rows.svg")).lower())
+
+    def test_scan_layers(self):
+        table = self.succeeded(self.eval("recall", "-f", self.text_file, "--prefix", "250", "--steps", "3", "--places", "1",
+                                         "--budget", "32", "--attention", "tidal,sketch", "--sketch", "1,4",
+                                         "--dense-layers", "1", "-o", self.rows_file))
+        _, rows = self.rows()
+        agreement = {}
+        for row in rows:
+            if row["role"] != "scan":
+                self.assertNotIn("agreement", row)
+                continue
+            self.assertTrue(0 < row["mass"] < 1, row)
+            self.assertTrue(0 < row["agreement"] <= 1, row)
+            agreement.setdefault(row["plan"], []).append(row["agreement"])
+        rough, fine = (agreement[f"K=32, sketch {bits}, dense 0"] for bits in ("1 bit", "4 bits"))
+        self.assertEqual((len(agreement), len(rough), len(fine)), (2, 29, 29))
+        self.assertGreater(sum(fine), sum(rough))
+        # One table of the mass, one of the agreement, where tidal plans have no place.
+        self.assertEqual(len(re.findall(r"^\| \d+ ", table, re.MULTILINE)), 2 * 30)
+        self.assertEqual(len(re.findall(r"^\| layer .*select 2\+17", table, re.MULTILINE)), 1)
+        self.assertIn(f"{100 * fine[0]:.1f} %", table)
+
+
+class Exact(EvalTest):
+    def test_both_kinds_of_drafts(self):
+        table = self.succeeded(self.eval("exact", "-f", self.text_file, "--lengths", "300", "--prompts", "2", "-n", "16",
+                                         "--budget", "48", "--attention", "tidal,sketch", "--no-copies", "-o",
+                                         self.rows_file))
+        _, rows = self.rows()
+        self.assertEqual([row["plan"] for row in rows], ["full", "K=48, select 2+17", "K=48, sketch 2 bits"] * 2)
+        for row in rows:
+            if row["plan"] != "full":
+                self.assertTrue(row["same"], row)
+                self.assertTrue(0 < row["drafts_tried"], row)
+                self.assertTrue(0 <= row["drafts_accepted"] <= row["drafts_tried"], row)
+        for name in ("K=48, select 2+17", "K=48, sketch 2 bits"):
+            self.assertRegex(table, re.escape("| " + name) + r" +\| +300 \| +2 of 2 \| +\d+ of \d+")
 
 
 class LongBench(EvalTest):
