@@ -1,8 +1,9 @@
-// Attention: Dense, Select and Sparse rows of decoding over a cold cache, and causal prefill.
+// Attention: Dense, Select, Sparse and Scan rows of decoding over a cold cache, and causal prefill.
 #include <algorithm>
 #include <numeric>
 #include <random>
 
+#include "backend/cpu/scan_blocks.h"
 #include "common.h"
 #include "engine/kv_pool.h"
 #include "model/model.h"
@@ -49,6 +50,14 @@ class Cache {
   Batch batch() const { return {tokens_, positions_, {&chunk_, 1}, {}}; }
   Rows q() { return {q_.data(), chunk_.rows, hp_.q_width()}; }
   Rows out() { return {out_.data(), chunk_.rows, hp_.q_width()}; }
+  /// Sketches the keys of every full block.
+  void keep_sketches(int bits) {
+    pool_->keep_sketches(bits);
+    for (const KvLayer& kv : pool_->layers()) {
+      backend().sketch(kv, std::span(blocks_).first(static_cast<size_t>(context_ / kBlockTokens)));
+    }
+  }
+  const std::vector<BlockId>& blocks() const { return blocks_; }
   const KvLayer& layer(size_t index) const { return pool_->layers()[index % pool_->layers().size()]; }
   /// Bytes of K and V of one position in one layer.
   int64_t row_bytes() const { return int64_t{2} * 2 * hp_.kv_width(); }
@@ -77,12 +86,62 @@ void select(benchmark::State& state, const char* shape, const Policy& policy) {
   Cache cache(shape, static_cast<int>(state.range(0)));
   cache.set_role(Role::Select, policy);
   const int units = scope_units(policy.scope, cache.hp().heads, cache.hp().kv_heads);
-  std::vector<int32_t> positions(static_cast<size_t>(units) * policy.budget), counts(units);
-  const Selection selection{positions.data(), counts.data(), units * policy.budget, units};
+  std::vector<int32_t> positions(static_cast<size_t>(units) * most_selected(policy)), counts(units);
+  const Selection selection{positions.data(), counts.data(), units * most_selected(policy), units};
   size_t i = 0;
   const double seconds = time_loop(
       state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), selection, cache.out()); });
   count_bytes(state, static_cast<double>(cache.row_bytes() * cache.context()), seconds);
+}
+
+/// Bytes of the sketches of all full blocks in one layer.
+int64_t sketch_bytes(const Cache& cache, int bits) {
+  return SketchLayout{cache.hp().head_dim, bits}.bytes() * cache.hp().kv_heads * (cache.context() / kBlockTokens);
+}
+
+void scan(benchmark::State& state, const char* shape, const Policy& policy) {
+  Cache cache(shape, static_cast<int>(state.range(0)));
+  cache.keep_sketches(policy.sketch_bits);
+  cache.set_role(Role::Scan, policy);
+  const int units = scope_units(policy.scope, cache.hp().heads, cache.hp().kv_heads);
+  std::vector<int32_t> positions(static_cast<size_t>(units) * most_selected(policy)), counts(units);
+  const Selection selection{positions.data(), counts.data(), units * most_selected(policy), units};
+  size_t i = 0;
+  const double seconds = time_loop(
+      state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), selection, cache.out()); });
+  const int64_t selected = cache.row_bytes() * scan_policy(policy, cache.context()).budget;
+  count_bytes(state, static_cast<double>(sketch_bytes(cache, policy.sketch_bits) + selected), seconds);
+}
+
+/// The scores of a Scan layer alone: tasks as long as its pieces.
+void scores(benchmark::State& state, const char* shape) {
+  constexpr int kPiece = 16;  // blocks
+  const int context = static_cast<int>(state.range(0)), bits = static_cast<int>(state.range(1));
+  Cache cache(shape, context);
+  cache.keep_sketches(bits);
+  const Hyperparameters& hp = cache.hp();
+  const SketchLayout layout{hp.head_dim, bits};
+  const int blocks = context / kBlockTokens, pieces = (blocks + kPiece - 1) / kPiece;
+  std::vector<float> to(static_cast<size_t>(hp.heads) * context);
+  std::vector<std::vector<const std::byte*>> sketches;  // [layer * kv_head], of all blocks
+  for (int l = 0; l < cache.layers(); ++l) {
+    for (int h = 0; h < hp.kv_heads; ++h) {
+      std::vector<const std::byte*>& own = sketches.emplace_back();
+      for (int b = 0; b < blocks; ++b) own.push_back(cache.layer(l).sketch(bits, cache.blocks()[b], h));
+    }
+  }
+  size_t layer = 0;
+  const double seconds = time_loop(state, [&] {
+#pragma omp parallel for schedule(dynamic) num_threads(threads())
+    for (int task = 0; task < pieces * hp.kv_heads; ++task) {
+      const int begin = task / hp.kv_heads * kPiece, head = task % hp.kv_heads;
+      scan_blocks({cache.q().row(0) + static_cast<int64_t>(head) * hp.group() * hp.head_dim, hp.group(), layout,
+                   sketches[layer * hp.kv_heads + head].data() + begin, std::min(kPiece, blocks - begin),
+                   to.data() + static_cast<int64_t>(head) * hp.group() * context + begin * kBlockTokens, context});
+    }
+    layer = (layer + 1) % cache.layers();
+  });
+  count_bytes(state, static_cast<double>(sketch_bytes(cache, bits)), seconds);
 }
 
 /// Random sets of `budget` positions. Those of one layer share no position, and each layer has had its turn before the
@@ -109,7 +168,7 @@ void sparse(benchmark::State& state, const char* shape) {
   int sets = 0;
   std::vector<int32_t> positions = random_sets(cache, budget, sets);
   int32_t count = budget;
-  Selection selection{nullptr, &count, budget, 1};
+  Selection selection{nullptr, &count, most_selected(default_policy(budget)), 1};
   size_t i = 0;
   const double seconds = time_loop(state, [&] {
     selection.positions = positions.data() + i % sets * budget;
@@ -140,6 +199,8 @@ const bool registered = [] {
     add("select", select, default_policy(256))->ArgName("context")->Arg(16384);
     add("select_paper", select, paper_policy(256))->ArgName("context")->Arg(16384);
     add("sparse", sparse)->ArgNames({"context", "K"})->ArgsProduct({{2048, 4096, 8192, 16384, 32768}, {64, 256, 1024}});
+    add("scan", scan, sketch_policy(256))->ArgName("context")->Arg(8192)->Arg(16384)->Arg(32768);
+    add("scan_blocks", scores)->ArgNames({"context", "bits"})->ArgsProduct({{16384}, {1, 2, 4}});
     add("prefill_attention", prefill)->ArgName("depth")->Arg(0)->Arg(4096)->Arg(16384);
   }
   return true;

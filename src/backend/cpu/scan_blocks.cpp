@@ -3,6 +3,10 @@
 namespace tidal {
 
 void scan_blocks(const ScanArgs& args) {
+  if (!scan_blocks_vnni(args)) scan_blocks_plain(args);
+}
+
+void scan_blocks_plain(const ScanArgs& args) {
   for (int b = 0; b < args.blocks; ++b) {
     for (int h = 0; h < args.heads; ++h) {
       sketch_scores(args.layout, args.q + h * args.layout.head_dim, args.sketches[b],

@@ -17,7 +17,13 @@ struct ScanArgs {
   std::ptrdiff_t stride = 0;
 };
 
-/// Scores bit for bit as sketch_scores() has them, each sketch read once for all heads.
+/// Scores bit for bit as sketch_scores() has them (those that are no number in any pattern), each sketch read once for
+/// up to 8 heads. Takes the faster of the two below that this processor has.
 void scan_blocks(const ScanArgs& args);
+
+/// By plain loops, on any processor.
+void scan_blocks_plain(const ScanArgs& args);
+/// By integer dot products of AVX512-VNNI. Returns false, having done nothing, where the processor has none.
+bool scan_blocks_vnni(const ScanArgs& args);
 
 }  // namespace tidal
