@@ -1,58 +1,31 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
-#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <set>
 
+#include "cli/calibrate_flags.h"
 #include "cli/calibrate_report.h"
 #include "cli/calibrate_rows.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
-#include "cli/plan_options.h"
 #include "cli/terminal.h"
 #include "cli/thread_count.h"
 #include "cli/whole_file.h"
 #include "core/error.h"
 #include "core/timer.h"
-#include "eval/calibration_choice.h"
 #include "eval/calibration_losses.h"
 #include "eval/calibration_texts.h"
 #include "eval/plan_search.h"
+#include "eval/sketch_search.h"
 #include "model/mapped_file.h"
 #include "report/progress.h"
 #include "text/tokenizer.h"
 
 namespace tidal {
 namespace {
-
-struct CalibrateFlags {
-  std::string model, text, output;
-  Wanted wanted;
-  CalibrationShape shape;
-  std::optional<int> threads;
-  int batch = 15;
-  bool exhaustive = false;
-  PlanOptions plan;
-};
-
-void check(const CalibrateFlags& flags) {
-  if (flags.wanted.selects && flags.wanted.target_kl) fail("--selects and --target-kl: give only one of the two");
-  if (flags.wanted.selects && *flags.wanted.selects < 1) {
-    fail("--selects: {} given, at least 1 is needed", *flags.wanted.selects);
-  }
-  if (flags.wanted.target_kl && !(std::isfinite(*flags.wanted.target_kl) && *flags.wanted.target_kl > 0)) {
-    fail("--target-kl: {:g} given, expected a number above 0", *flags.wanted.target_kl);
-  }
-  if (flags.batch < 1 || flags.batch > 256) fail("--batch: {} given, expected 1 to 256", flags.batch);
-  const char* looked_for = "calibrate looks for the layers itself";
-  if (flags.plan.reselect) fail("--reselect: {}", looked_for);
-  if (!flags.plan.file.empty() && flags.plan.file != "none") fail("--plan: {}", looked_for);
-  if (flags.plan.correct && *flags.plan.correct != 0) fail("--correct: calibrate measures plans without corrections");
-}
 
 std::string default_text(const std::string& model) {
   const std::filesystem::path beside = std::filesystem::path(model).parent_path() / "kjv.txt";
@@ -79,14 +52,18 @@ class Calibrate {
 
  private:
   SearchOptions search_options() const;
-  std::vector<TextLoss> measure(std::span<const SelectLayers> plans, int text);
+  SketchSearchOptions sketch_search_options() const;
+  std::vector<TextLoss> measure(std::span<const Candidate> plans, int text);
   bool advance(int64_t units);
   int64_t expected_work() const;
   void summarise();
+  void summarise_sweeps();
+  /// Plans of this kind: a step's time from full attention's and that of its first plan.
+  void expect_seconds(PlanKind kind);
   double timed(const std::string& what, const Plan& plan);
   void finish();
   std::string about(const CalibratedPlan& plan) const;
-  TextLoss loss_of_kind(const SelectLayers& select, bool retrieval) const;
+  TextLoss loss_of_kind(const Candidate& plan, bool retrieval) const;
 
   const CalibrateFlags& flags_;
   const Interrupt interrupt_;
@@ -94,13 +71,14 @@ class Calibrate {
   std::unique_ptr<Backend> backend_;
   Model model_;
   const std::string text_path_, plan_path_;
-  Policy policy_;
+  const CandidatePolicies policies_;
   CalibrationTexts texts_;
-  WholeFile plan_file_, frontier_file_, sweep_file_;
+  WholeFile plan_file_, frontier_file_, sweep_file_, reuse_file_;
   std::unique_ptr<CalibrationRows> rows_;
   std::unique_ptr<CalibrationLosses> losses_;
   LossTable table_;
-  std::vector<std::vector<RankedPlan>> found_;
+  std::vector<std::vector<RankedPlan>> found_;  // tidal plans
+  SketchPlans sketches_;
   CalibrationReport report_;
   // Of the progress line: decoded steps of plans; two prefilled tokens count as one.
   Timer timer_;
@@ -113,11 +91,12 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
       model_(load_model(flags.model, *backend_)),
       text_path_(flags.text.empty() ? default_text(flags.model) : flags.text),
       plan_path_(flags.output.empty() ? calibrated_plan_file(flags.model) : flags.output),
-      policy_(make_plan(flags.plan, model_.hp).policy),
+      policies_(candidate_policies(flags, model_.hp)),
       plan_file_(plan_path_),
       frontier_file_(beside(plan_path_, ".frontier.svg")),
       sweep_file_(beside(plan_path_, ".sweep.svg")),
-      table_([this](std::span<const SelectLayers> plans, int text) { return measure(plans, text); }) {
+      reuse_file_(beside(plan_path_, ".reuse.svg")),
+      table_([this](std::span<const Candidate> plans, int text) { return measure(plans, text); }) {
   const Hyperparameters& hp = model_.hp;
   const int most = hp.layers - 2;
   if (flags.wanted.selects && *flags.wanted.selects > most) {
@@ -128,14 +107,14 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
   const MappedFile file = map_file(text_path_, "a text file");
   const std::string_view text(reinterpret_cast<const char*>(file.data), file.size);
   const Tokenizer tokenizer(flags.model);
-  texts_ = calibration_texts(tokenizer, text, text_path_, flags.shape, policy_.at(0).budget);
+  texts_ = calibration_texts(tokenizer, text, text_path_, flags.shape, policies_.tidal.at(0).budget);
   const int context = texts_.prefix;
-  if (policy_.at(context).budget >= context) {
-    fail("--budget: {} positions of a prefix of {} leave nothing out, expected fewer", policy_.at(context).budget,
-         context);
+  if (policies_.tidal.at(context).budget >= context) {
+    fail("--budget: {} positions of a prefix of {} leave nothing out, expected fewer",
+         policies_.tidal.at(context).budget, context);
   }
-  rows_ =
-      std::make_unique<CalibrationRows>(beside(plan_path_, ".rows.jsonl"), model_, text, policy_, flags.shape, context);
+  rows_ = std::make_unique<CalibrationRows>(beside(plan_path_, ".rows.jsonl"), model_, text, policies_, flags.shape,
+                                            context);
   for (const auto& [key, loss] : rows_->losses()) {
     table_.add(key.first, key.second, loss);
     earlier_ += loss.tokens;
@@ -144,7 +123,7 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
   options.batch = flags.batch;
   options.prefilled = [this](int64_t tokens) { return advance((tokens + half_++ % 2) / 2); };
   options.decoded = [this](int64_t steps) { return advance(steps); };
-  losses_ = std::make_unique<CalibrationLosses>(*backend_, model_, texts_.texts, policy_, std::move(options));
+  losses_ = std::make_unique<CalibrationLosses>(*backend_, model_, texts_.texts, policies_, std::move(options));
 }
 
 SearchOptions Calibrate::search_options() const {
@@ -162,7 +141,19 @@ SearchOptions Calibrate::search_options() const {
   return options;
 }
 
-std::vector<TextLoss> Calibrate::measure(std::span<const SelectLayers> plans, int text) {
+SketchSearchOptions Calibrate::sketch_search_options() const {
+  SketchSearchOptions options;
+  options.layers = model_.hp.layers;
+  std::erase_if(options.dense, [&](int dense) { return dense > options.layers - 2; });
+  if (flags_.plan.dense_layers) options.dense = {*flags_.plan.dense_layers};
+  if (flags_.plan.sketch) options.bits = {options.first_bits = *flags_.plan.sketch};
+  options.texts = texts_.choice;
+  // What a single layer loses is small against what texts differ by, but all plans see the same ones.
+  options.sweep_texts = flags_.exhaustive ? texts_.choice : std::max(1, (texts_.first + 2) / 3);
+  return options;
+}
+
+std::vector<TextLoss> Calibrate::measure(std::span<const Candidate> plans, int text) {
   // In pieces, so that a kill loses little.
   std::vector<TextLoss> losses;
   const auto most = static_cast<size_t>(flags_.batch);
@@ -186,24 +177,25 @@ int64_t Calibrate::expected_work() const {
   // The same search over losses that cost nothing. What is tried last is always best: so no refinement ends early.
   int64_t steps = 0;
   double plan = 0;
-  LossTable invented([&](std::span<const SelectLayers> plans, int text) {
+  LossTable invented([&](std::span<const Candidate> plans, int text) {
     const auto tokens = static_cast<int64_t>(texts_.texts[static_cast<size_t>(text)].steps.size());
     std::vector<TextLoss> losses(plans.size());
     for (TextLoss& loss : losses) loss = {tokens, static_cast<double>(tokens) / ++plan, 0};
     steps += tokens * static_cast<int64_t>(plans.size());
     return losses;
   });
-  search_plans(invented, search_options());
+  if (flags_.wants(PlanKind::Tidal)) search_plans(invented, search_options());
+  if (flags_.wants(PlanKind::Sketch)) search_sketch_plans(invented, sketch_search_options());
   for (const CalibrationText& text : texts_.texts) {
     steps += (static_cast<int64_t>(text.prefix.size()) - text.shared) / 2;
   }
   return steps;
 }
 
-TextLoss Calibrate::loss_of_kind(const SelectLayers& select, bool retrieval) const {
+TextLoss Calibrate::loss_of_kind(const Candidate& plan, bool retrieval) const {
   TextLoss loss;
   for (int text = 0; text < texts_.choice; ++text) {
-    if (texts_.texts[static_cast<size_t>(text)].retrieval == retrieval) loss.add(table_.over(select, text, text + 1));
+    if (texts_.texts[static_cast<size_t>(text)].retrieval == retrieval) loss.add(table_.over(plan, text, text + 1));
   }
   return loss;
 }
@@ -222,32 +214,49 @@ void Calibrate::summarise() {
   report_.context = texts_.prefix;
   const auto bytes = [&](const Plan& plan) { return losses_->engine().decode_bytes(texts_.prefix, plan); };
   report_.full_bytes = bytes(Plan::full(hp.layers));
-  for (const std::vector<RankedPlan>& same : found_) {
-    for (const RankedPlan& plan : same) {
-      CalibratedPlan& entry = report_.plans.emplace_back();
-      entry.found = {plan.select, plan.loss.mean(), bytes(plan_with(plan.select, hp.layers, policy_))};
-      entry.all = plan.loss;
-      entry.text = loss_of_kind(plan.select, false);
-      entry.retrieval = loss_of_kind(plan.select, true);
-    }
+  std::vector<RankedPlan> all;
+  for (const std::vector<RankedPlan>& same : found_) all.insert(all.end(), same.begin(), same.end());
+  all.insert(all.end(), sketches_.plans.begin(), sketches_.plans.end());
+  for (const RankedPlan& ranked : all) {
+    CalibratedPlan& entry = report_.plans.emplace_back();
+    entry.found = {ranked.plan, ranked.loss.mean(), bytes(plan_with(ranked.plan, hp.layers, policies_))};
+    entry.all = ranked.loss;
+    entry.text = loss_of_kind(ranked.plan, false);
+    entry.retrieval = loss_of_kind(ranked.plan, true);
   }
   report_.chosen = report_.plans.size();
   mark_frontier(report_.plans);
-
-  const SelectLayers single = found_.front().front().select;
-  const Plan single_plan = plan_with(single, hp.layers, policy_);
   report_.full_seconds = timed("full", Plan::full(hp.layers));
-  const double single_seconds = timed(format_select(single), single_plan);
-  const StepTime time(report_.full_bytes, report_.full_seconds, bytes(single_plan), single_seconds);
-  for (CalibratedPlan& plan : report_.plans) plan.seconds = time.seconds(plan.found.bytes);
+  expect_seconds(PlanKind::Tidal);
+  expect_seconds(PlanKind::Sketch);
+  summarise_sweeps();
+}
 
-  const int seen = search_options().rungs.front();
-  for (const int first : search_options().first_select) {
-    for (int l = first + 1; l < hp.layers; ++l) {
-      report_.sweep.push_back({{first, l}, table_.over({first, l}, 0, seen)});
-      report_.sweep_tokens = report_.sweep.back().loss.tokens;
+void Calibrate::expect_seconds(PlanKind kind) {
+  std::optional<StepTime> time;
+  for (CalibratedPlan& plan : report_.plans) {
+    if (plan.found.plan.kind != kind) continue;
+    if (!time) {
+      const double seconds =
+          timed(format_candidate(plan.found.plan), plan_with(plan.found.plan, model_.hp.layers, policies_));
+      time.emplace(report_.full_bytes, report_.full_seconds, plan.found.bytes, seconds);
+    }
+    plan.seconds = time->seconds(plan.found.bytes);
+  }
+}
+
+void Calibrate::summarise_sweeps() {
+  if (flags_.wants(PlanKind::Tidal)) {
+    const int seen = search_options().rungs.front();
+    for (const int first : search_options().first_select) {
+      for (int l = first + 1; l < model_.hp.layers; ++l) {
+        const Candidate plan = Candidate::tidal({first, l});
+        report_.sweep.push_back({plan, table_.over(plan, 0, seen)});
+      }
     }
   }
+  report_.reuse = sketches_.sweep;
+  report_.reuse_base = {sketches_.best, sketches_.best_loss};
 }
 
 std::string Calibrate::about(const CalibratedPlan& plan) const {
@@ -269,22 +278,26 @@ void Calibrate::finish() {
   } catch (const Error& error) {
     none = error;  // the table still tells what there is
   }
-  std::vector<SelectLayers> shown;
-  for (const size_t i : shown_plans(report_)) shown.push_back(report_.plans[i].found.select);
+  std::vector<Candidate> shown;
+  for (const size_t i : shown_plans(report_)) shown.push_back(report_.plans[i].found.plan);
   const int end = static_cast<int>(texts_.texts.size());
   table_.require(shown, texts_.choice, end);
   for (const size_t i : shown_plans(report_)) {
     CalibratedPlan& plan = report_.plans[i];
-    plan.held_out = table_.over(plan.found.select, texts_.choice, end);
+    plan.held_out = table_.over(plan.found.plan, texts_.choice, end);
   }
   status_.clear();
   write_out(table(report_));
   frontier_file_.write(frontier_svg(report_));
-  sweep_file_.write(sweep_svg(report_));
+  if (!report_.sweep.empty()) sweep_file_.write(sweep_svg(report_));
+  if (!report_.reuse.empty()) {
+    write_out("\n" + reuse_table(report_));
+    reuse_file_.write(reuse_svg(report_));
+  }
   if (none) throw Error(*none);
   const CalibratedPlan& chosen = report_.plans[report_.chosen];
-  plan_file_.write(to_json(plan_with(chosen.found.select, model_.hp.layers, policy_), model_.hp, about(chosen)));
-  note(fmt::format("{}: Select {}; {}", plan_path_, format_select(chosen.found.select), about(chosen)));
+  plan_file_.write(to_json(plan_with(chosen.found.plan, model_.hp.layers, policies_), model_.hp, about(chosen)));
+  note(fmt::format("{}: {}; {}", plan_path_, format_candidate(chosen.found.plan), about(chosen)));
 }
 
 void Calibrate::run() {
@@ -295,7 +308,8 @@ void Calibrate::run() {
   total_ = expected_work();
   timer_.restart();
   try {
-    found_ = search_plans(table_, search_options());
+    if (flags_.wants(PlanKind::Tidal)) found_ = search_plans(table_, search_options());
+    if (flags_.wants(PlanKind::Sketch)) sketches_ = search_sketch_plans(table_, sketch_search_options());
     summarise();
     finish();
   } catch (const CalibrationLosses::Halted&) {
@@ -309,35 +323,9 @@ void Calibrate::run() {
 
 void add_calibrate_command(CLI::App& app) {
   const auto flags = std::make_shared<CalibrateFlags>();
-  CLI::App* command = app.add_subcommand("calibrate", "Find the layers that should select in a model, on your text");
-  command->add_option("-m,--model", flags->model, "GGUF model file")->envname("TIDAL_MODEL")->required();
-  command->add_option("-f,--file", flags->text, "A long text like those you will use (default: kjv.txt)");
-  command->add_option("--selects", flags->wanted.selects,
-                      "Take the best plan with at most N Select layers beyond the first (default: as many as improve "
-                      "the KL by a tenth each, at most 4)");
-  command->add_option("--target-kl", flags->wanted.target_kl, "Take the cheapest plan of at most this KL divergence");
-  command->add_option("-o,--output", flags->output, "The plan (default: MODEL.tidal.json, which tidal run finds)");
-  command->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
-  const char* group = "Measurement";
-  CalibrationShape& shape = flags->shape;
-  command->add_option("--prefix", shape.prefix, "Tokens before the first step (default: 4096, or half of a short text)")
-      ->group(group);
-  command->add_option("--steps", shape.steps, "Tokens decoded at each place")->capture_default_str()->group(group);
-  command->add_option("--stretches", shape.stretches, "How often at each place; after the first for finalists only")
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--places", shape.places, "Places in the text to choose by")->capture_default_str()->group(group);
-  command->add_option("--prompts", shape.prompts, "Retrieval prompts to choose by")
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--held-out", shape.held_out, "Further places, only to report on")
-      ->capture_default_str()
-      ->group(group);
-  command->add_option("--batch", flags->batch, "Plans decoded together; changes the time, not the result")
-      ->capture_default_str()
-      ->group(group);
-  command->add_flag("--exhaustive", flags->exhaustive, "Measure every plan on all texts")->group(group);
-  add_plan_options(*command, flags->plan);
+  CLI::App* command = app.add_subcommand(
+      "calibrate", "Find the best plans for a model on your text: the layers that should select, or scan");
+  add_calibrate_flags(*command, *flags);
   command->callback([flags] {
     check(*flags);
     Calibrate(*flags).run();

@@ -1,4 +1,4 @@
-// What `tidal calibrate` shows: a table, the frontier, the sweep.
+// What `tidal calibrate` shows: the plans and the frontier, the sweeps over single layers.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "eval/calibration_choice.h"
-#include "eval/plan_search.h"
+#include "eval/loss_table.h"
 
 namespace tidal {
 
@@ -24,20 +24,25 @@ struct CalibrationReport {
   int context = 0;          ///< positions at which bytes and seconds are meant
   int64_t full_bytes = 0;
   double full_seconds = 0;
-  std::vector<CalibratedPlan> plans;  ///< finalists of the search
+  std::vector<CalibratedPlan> plans;  ///< finalists of the searches, tidal plans first
   size_t chosen = 0;                  ///< index into plans; plans.size() for none
   std::vector<RankedPlan> sweep;      ///< every single further Select layer, over the texts that all of them saw
-  int64_t sweep_tokens = 0;
+  std::vector<RankedPlan> reuse;      ///< every single layer that reuses the selection before it instead of scanning
+  RankedPlan reuse_base;              ///< the same plan with none, over the same texts
 };
 
 /// Marks the plans on the frontier.
 void mark_frontier(std::vector<CalibratedPlan>& plans);
-/// The plans worth a line: the best for every number of further Select layers, the frontier and the chosen one, by
-/// rising bytes.
+/// The plans worth a line: the best for every number of further Select layers, all that scan, the frontier and the
+/// chosen one, by rising bytes.
 std::vector<size_t> shown_plans(const CalibrationReport& report);
 
 std::string table(const CalibrationReport& report);
 std::string frontier_svg(const CalibrationReport& report);
 std::string sweep_svg(const CalibrationReport& report);
+
+/// What each layer loses that reuses a selection, from the least on.
+std::string reuse_table(const CalibrationReport& report);
+std::string reuse_svg(const CalibrationReport& report);
 
 }  // namespace tidal

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "eval/calibration_texts.h"
-#include "eval/plan_search.h"
+#include "eval/loss_table.h"
 #include "model/model.h"
 #include "model/plan.h"
 #include "report/result_file.h"
@@ -19,12 +19,12 @@ class CalibrationRows {
  public:
   /// Opens or creates the file. Its header holds everything that a measurement depends on; which plan is asked for in
   /// the end is not part of that. Throws Error for a file of other settings or with rows of another kind.
-  CalibrationRows(const std::string& path, const Model& model, std::string_view text, const Policy& policy,
+  CalibrationRows(const std::string& path, const Model& model, std::string_view text, const CandidatePolicies& policies,
                   const CalibrationShape& shape, int prefix);
 
   /// By plan and text.
-  const std::map<std::pair<SelectLayers, int>, TextLoss>& losses() const { return losses_; }
-  void add(const SelectLayers& select, int text, const TextLoss& loss);
+  const std::map<std::pair<Candidate, int>, TextLoss>& losses() const { return losses_; }
+  void add(const Candidate& plan, int text, const TextLoss& loss);
 
   /// Seconds of a decode step.
   std::optional<double> seconds(const std::string& what) const;
@@ -32,7 +32,7 @@ class CalibrationRows {
 
  private:
   ResultFile file_;
-  std::map<std::pair<SelectLayers, int>, TextLoss> losses_;
+  std::map<std::pair<Candidate, int>, TextLoss> losses_;
 };
 
 }  // namespace tidal

@@ -26,9 +26,9 @@ EngineOptions engine_options(std::span<const CalibrationText> texts, int batch) 
 }  // namespace
 
 CalibrationLosses::CalibrationLosses(Backend& backend, const Model& model, std::span<const CalibrationText> texts,
-                                     const Policy& policy, Options options)
+                                     const CandidatePolicies& policies, Options options)
     : texts_(texts),
-      policy_(policy),
+      policies_(policies),
       options_(std::move(options)),
       engine_(backend, model, Plan::full(model.hp.layers), engine_options(texts, options_.batch)),
       prefixes_(texts.size()) {}
@@ -54,7 +54,7 @@ const Sequence& CalibrationLosses::prefilled(int text) {
   return prefix.emplace(std::move(sequence));
 }
 
-std::vector<TextLoss> CalibrationLosses::measure(std::span<const SelectLayers> plans, int text) {
+std::vector<TextLoss> CalibrationLosses::measure(std::span<const Candidate> plans, int text) {
   const Sequence& prefix = prefilled(text);
   const std::vector<Token>& tokens = texts_[static_cast<size_t>(text)].steps;
   std::vector<TextLoss> losses(plans.size());
@@ -62,8 +62,8 @@ std::vector<TextLoss> CalibrationLosses::measure(std::span<const SelectLayers> p
   NextToken full;
   for (size_t first = 0; first < plans.size(); first += most) {
     std::vector<Plan> batch;
-    for (const SelectLayers& select : plans.subspan(first, std::min(most, plans.size() - first))) {
-      batch.push_back(plan_with(select, engine_.model().hp.layers, policy_));
+    for (const Candidate& plan : plans.subspan(first, std::min(most, plans.size() - first))) {
+      batch.push_back(plan_with(plan, engine_.model().hp.layers, policies_));
     }
     const bool whole = teacher_forced(engine_, prefix, tokens, batch, [&](const ForcedStep& step) {
       if (step.plan == 0) full.set(step.full);

@@ -9,7 +9,7 @@
 
 #include "engine/engine.h"
 #include "eval/calibration_texts.h"
-#include "eval/plan_search.h"
+#include "eval/loss_table.h"
 
 namespace tidal {
 
@@ -27,11 +27,11 @@ class CalibrationLosses {
   struct Halted {};
 
   /// Backend, model and texts must outlive it. Throws Error when memory is short.
-  CalibrationLosses(Backend& backend, const Model& model, std::span<const CalibrationText> texts, const Policy& policy,
-                    Options options);
+  CalibrationLosses(Backend& backend, const Model& model, std::span<const CalibrationText> texts,
+                    const CandidatePolicies& policies, Options options);
 
   /// A loss for each plan, in their order. What a plan gets depends neither on its company nor on the threads.
-  std::vector<TextLoss> measure(std::span<const SelectLayers> plans, int text);
+  std::vector<TextLoss> measure(std::span<const Candidate> plans, int text);
 
   /// Seconds of a decode step by `plan` behind the first text's prefix: the median of its steps.
   double step_seconds(const Plan& plan);
@@ -42,7 +42,7 @@ class CalibrationLosses {
   const Sequence& prefilled(int text);
 
   std::span<const CalibrationText> texts_;
-  Policy policy_;
+  CandidatePolicies policies_;
   Options options_;
   Engine engine_;
   std::vector<std::optional<Sequence>> prefixes_;  // by text

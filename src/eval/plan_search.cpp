@@ -16,13 +16,16 @@ double rank(double mean) { return std::isfinite(mean) ? mean : std::numeric_limi
 bool better(const RankedPlan& a, const RankedPlan& b) {
   const double x = rank(a.loss.mean()), y = rank(b.loss.mean());
   if (x != y) return x < y;
-  if (a.select.size() != b.select.size()) return a.select.size() < b.select.size();
-  return a.select < b.select;
+  if (a.plan.select.size() != b.plan.select.size()) return a.plan.select.size() < b.plan.select.size();
+  return a.plan.select < b.plan.select;
 }
 
-std::vector<RankedPlan> ranked(const LossTable& table, std::span<const SelectLayers> plans, int texts) {
+std::vector<RankedPlan> ranked(LossTable& table, std::span<const SelectLayers> plans, int texts) {
+  std::vector<Candidate> candidates;
+  for (const SelectLayers& select : plans) candidates.push_back(Candidate::tidal(select));
+  table.require(candidates, 0, texts);
   std::vector<RankedPlan> result;
-  for (const SelectLayers& select : plans) result.push_back({select, table.over(select, 0, texts)});
+  for (const Candidate& plan : candidates) result.push_back({plan, table.over(plan, 0, texts)});
   std::sort(result.begin(), result.end(), better);
   return result;
 }
@@ -32,8 +35,8 @@ std::vector<SelectLayers> survivors(const std::vector<RankedPlan>& plans, size_t
   std::vector<SelectLayers> kept;
   std::set<int> firsts;
   for (size_t i = 0; i < plans.size(); ++i) {
-    const bool leads = firsts.insert(plans[i].select.front()).second;
-    if (i < count || leads) kept.push_back(plans[i].select);
+    const bool leads = firsts.insert(plans[i].plan.select.front()).second;
+    if (i < count || leads) kept.push_back(plans[i].plan.select);
   }
   return kept;
 }
@@ -67,7 +70,7 @@ class Search {
     const std::vector<RankedPlan>& smaller = best_[n - 1];
     std::vector<SelectLayers> plans;
     for (size_t i = 0; i < std::min(smaller.size(), static_cast<size_t>(options_.beam)); ++i) {
-      const SelectLayers& select = smaller[i].select;
+      const SelectLayers& select = smaller[i].plan.select;
       for (int l = select.front() + 1; l < options_.layers; ++l) {
         if (std::binary_search(select.begin(), select.end(), l)) continue;
         SelectLayers more = select;
@@ -80,9 +83,9 @@ class Search {
 
   void refine(size_t n) {
     for (int round = 0; round < options_.refinements; ++round) {
-      const SelectLayers before = best_[n].front().select;
+      const SelectLayers before = best_[n].front().plan.select;
       try_plans(neighbours(before, options_), static_cast<size_t>(std::max(1, options_.finalists / 2)));
-      if (best_[n].front().select == before) break;
+      if (best_[n].front().plan.select == before) break;
     }
   }
 
@@ -93,7 +96,7 @@ class Search {
       if (tried_.insert(select).second) fresh.push_back(select);
     }
     for (RankedPlan& plan : halve(table_, std::move(fresh), options_.rungs, finalists)) {
-      std::vector<RankedPlan>& same = best_[plan.select.size() - 2];
+      std::vector<RankedPlan>& same = best_[plan.plan.select.size() - 2];
       same.insert(std::upper_bound(same.begin(), same.end(), plan, better), std::move(plan));
     }
   }
@@ -106,69 +109,10 @@ class Search {
 
 }  // namespace
 
-Plan plan_with(const SelectLayers& select, int layers, const Policy& policy) {
-  Plan plan;
-  plan.policy = policy;
-  plan.roles.assign(static_cast<size_t>(layers), Role::Sparse);
-  int last = -1;
-  for (const int l : select) {
-    if (l <= last || l >= layers)
-      fail("plan: Select {} is no rising list of layers of {}", format_select(select), layers);
-    plan.roles[static_cast<size_t>(l)] = Role::Select;
-    last = l;
-  }
-  const int dense = select.empty() ? layers : select.front();
-  std::fill_n(plan.roles.begin(), dense, Role::Dense);
-  return plan;
-}
-
-std::string format_select(const SelectLayers& select) {
-  std::string text;
-  for (size_t i = 0; i < select.size(); ++i) {
-    if (i > 0) text += i == 1 ? " + " : ", ";
-    text += std::to_string(select[i]);
-  }
-  return text;
-}
-
-void TextLoss::add(const TextLoss& other) {
-  tokens += other.tokens;
-  sum += other.sum;
-  squares += other.squares;
-}
-
-double TextLoss::mean() const { return tokens > 0 ? sum / static_cast<double>(tokens) : 0; }
-
-double TextLoss::error() const {
-  if (tokens < 2) return 0;
-  const auto n = static_cast<double>(tokens);
-  return std::sqrt(std::max(0.0, squares / n - mean() * mean()) / (n - 1));
-}
-
-void LossTable::require(std::span<const SelectLayers> plans, int first, int end) {
-  for (int text = first; text < end; ++text) {
-    std::vector<SelectLayers> missing;
-    std::set<SelectLayers> asked;
-    for (const SelectLayers& select : plans) {
-      if (!known(select, text) && asked.insert(select).second) missing.push_back(select);
-    }
-    if (missing.empty()) continue;
-    const std::vector<TextLoss> losses = measure_(missing, text);
-    for (size_t i = 0; i < missing.size(); ++i) add(missing[i], text, losses.at(i));
-  }
-}
-
-TextLoss LossTable::over(const SelectLayers& select, int first, int end) const {
-  TextLoss loss;
-  for (int text = first; text < end; ++text) loss.add(known_.at({select, text}));
-  return loss;
-}
-
 std::vector<RankedPlan> halve(LossTable& table, std::vector<SelectLayers> plans, std::span<const int> rungs,
                               size_t finalists) {
   std::vector<RankedPlan> result;
   for (size_t r = 0; r < rungs.size() && !plans.empty(); ++r) {
-    table.require(plans, 0, rungs[r]);
     result = ranked(table, plans, rungs[r]);
     if (r + 1 == rungs.size()) break;
     const bool next_is_last = r + 2 == rungs.size();

@@ -1,64 +1,13 @@
-// The search for Select layers: a sweep over single ones, then a beam of growing sets, all by successive halving.
+// The search for the Select layers of tidal plans: a sweep over single ones, then a beam of growing sets, all by
+// successive halving.
 #pragma once
 
-#include <cstdint>
-#include <functional>
-#include <map>
 #include <span>
-#include <string>
-#include <utility>
 #include <vector>
 
-#include "model/plan.h"
+#include "eval/loss_table.h"
 
 namespace tidal {
-
-/// The Select layers of a plan, ascending. Layers before the first are Dense, all others Sparse. What follows the first
-/// are the *further* ones.
-using SelectLayers = std::vector<int>;
-
-/// Throws Error when the layers are not ascending inside a model of `layers`.
-Plan plan_with(const SelectLayers& select, int layers, const Policy& policy);
-/// "2 + 9, 17": the first and the further ones.
-std::string format_select(const SelectLayers& select);
-
-/// What a plan loses at the tokens of one text: enough for a mean and its standard error.
-struct TextLoss {
-  int64_t tokens = 0;
-  double sum = 0;
-  double squares = 0;  ///< sum of the squared losses
-
-  void add(double loss) {
-    ++tokens;
-    sum += loss;
-    squares += loss * loss;
-  }
-  void add(const TextLoss& other);
-  double mean() const;
-  /// Standard error of the mean, tokens taken as independent; 0 for fewer than two.
-  double error() const;
-};
-
-/// What is known of plans on texts. Nothing is measured twice.
-class LossTable {
- public:
-  /// Measures plans on one text: a loss for each, in their order.
-  using Measure = std::function<std::vector<TextLoss>(std::span<const SelectLayers> plans, int text)>;
-
-  explicit LossTable(Measure measure) : measure_(std::move(measure)) {}
-
-  /// Known from elsewhere.
-  void add(const SelectLayers& select, int text, const TextLoss& loss) { known_[{select, text}] = loss; }
-  /// Measures what is not known of these plans on texts [first, end), all plans on one text together.
-  void require(std::span<const SelectLayers> plans, int first, int end);
-  /// Over texts [first, end), which must be known.
-  TextLoss over(const SelectLayers& select, int first, int end) const;
-  bool known(const SelectLayers& select, int text) const { return known_.contains({select, text}); }
-
- private:
-  Measure measure_;
-  std::map<std::pair<SelectLayers, int>, TextLoss> known_;
-};
 
 struct SearchOptions {
   int layers = 0;                             ///< of the model
@@ -68,12 +17,6 @@ struct SearchOptions {
   int finalists = 5;       ///< plans that reach the last rung
   int beam = 2;            ///< sets that another layer is added to
   int refinements = 2;     ///< most rounds of moving and removing single layers, per number of layers
-};
-
-/// A plan that was measured on all texts.
-struct RankedPlan {
-  SelectLayers select;
-  TextLoss loss;
 };
 
 /// Successive halving: all plans on the first rung's texts, the best third of them on the second's, and so on; the best

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <string_view>
 #include <tuple>
 
 namespace tidal {
@@ -35,19 +37,34 @@ void draw_label(svg::Picture& picture, LabelPlacer& placer, double x, double y, 
                {.size = kLabelSize, .colour = on ? "#222222" : "#666666", .bold = point.chosen, .halo = true});
 }
 
-double draw_legend(svg::Picture& picture, bool chosen) {
+svg::Marker shape(size_t kind) {
+  constexpr svg::Marker kShapes[] = {svg::Marker::Circle, svg::Marker::Diamond, svg::Marker::Square,
+                                     svg::Marker::Triangle};
+  return kShapes[kind % std::size(kShapes)];
+}
+
+double draw_legend(svg::Picture& picture, bool chosen, const std::vector<std::string>& kinds) {
   const double x = kArea.right + 20, y = kArea.top + 8;
-  const auto entry = [&](double at, const char* name) { picture.text(x + 30, at + 4, name, {}); };
+  const auto entry = [&](double at, std::string_view name) { picture.text(x + 30, at + 4, name, {}); };
   picture.line(x, y, x + 24, y, {kOn, 2, ""});
   picture.marker(svg::Marker::Circle, x + 12, y, 5, kOn, "#ffffff");
   entry(y, "Pareto frontier");
   picture.marker(svg::Marker::Circle, x + 12, y + 20, 4, kOff, "#ffffff");
   entry(y + 20, "beaten by others");
+  double below = y + 40;
   if (chosen) {
-    picture.marker(svg::Marker::Circle, x + 12, y + 40, 8, "none", kChosen);
-    entry(y + 40, "chosen");
+    picture.marker(svg::Marker::Circle, x + 12, below, 8, "none", kChosen);
+    entry(below, "chosen");
+    below += 20;
   }
-  return x + 30 + svg::text_width("beaten by others", 12) + 16;
+  double width = svg::text_width("beaten by others", 12);
+  for (size_t kind = 0; kind < kinds.size(); ++kind) {
+    picture.marker(shape(kind), x + 12, below, 5, "#ffffff", "#222222");
+    entry(below, kinds[kind]);
+    width = std::max(width, svg::text_width(kinds[kind], 12));
+    below += 20;
+  }
+  return x + 30 + width + 16;
 }
 
 }  // namespace
@@ -98,7 +115,7 @@ std::string to_svg(const FrontierChart& chart) {
     for (size_t i = 0; i < drawn.size(); ++i) {
       if (on[i] != front) continue;
       const double px = x(drawn[i].cost), py = y(drawn[i].loss);
-      picture.marker(svg::Marker::Circle, px, py, front ? 5 : 4, front ? kOn : kOff, "#ffffff");
+      picture.marker(shape(drawn[i].kind), px, py, front ? 5 : 4, front ? kOn : kOff, "#ffffff");
       if (drawn[i].chosen) picture.marker(svg::Marker::Circle, px, py, 8, "none", kChosen);
       placer.block(px, py, drawn[i].chosen ? 9 : 6);
       chosen = chosen || drawn[i].chosen;
@@ -124,7 +141,7 @@ std::string to_svg(const FrontierChart& chart) {
                              chart.points.size()),
                  {.size = 11, .colour = "#666666"});
   }
-  const double width = std::max(draw_legend(picture, chosen), 40 + svg::text_width(chart.title, 16));
+  const double width = std::max(draw_legend(picture, chosen, chart.kinds), 40 + svg::text_width(chart.title, 16));
   return picture.document(width, kHeight, chart.title, chart.description);
 }
 

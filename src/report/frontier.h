@@ -24,6 +24,7 @@ struct FrontierPoint {
   double cost = 0;
   double loss = 0;
   bool chosen = false;  ///< drawn with a ring
+  size_t kind = 0;      ///< index into FrontierChart::kinds
 };
 
 struct FrontierChart {
@@ -31,6 +32,7 @@ struct FrontierChart {
   std::string description;  ///< for readers who do not see the picture
   Axis cost = {"bytes read per token", Scale::Span, Unit::Bytes};
   Axis loss = {"KL divergence", Scale::Linear, Unit::Number};
+  std::vector<std::string> kinds;  ///< names, each with a marker of its own: four at most; none where there is one kind
   std::vector<FrontierPoint> points;
 };
 

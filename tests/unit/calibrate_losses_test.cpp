@@ -45,24 +45,27 @@ class CalibrationLossesTest : public testing::Test {
         model_(test::random_small_model(test::small_shape(kLayers), GGML_TYPE_F32, *backend_)) {}
 
   CalibrationLosses losses(CalibrationLosses::Options options = {.batch = 2, .prefilled = {}, .decoded = {}}) {
-    return {*backend_, model_, texts_, policy_, std::move(options)};
+    return {*backend_, model_, texts_, policies_, std::move(options)};
   }
 
   std::unique_ptr<Backend> backend_;
   Model model_;
   const std::vector<CalibrationText> texts_ = texts();
-  const Policy policy_ = default_policy(24);
+  const CandidatePolicies policies_ = {default_policy(24), sketch_policy(24)};
 };
 
 TEST_F(CalibrationLossesTest, AreTheKlOfEveryStepDecodedAlone) {
-  const std::vector<SelectLayers> plans = {{1, 3}, {2, 4}, {2, 3, 4}, {3, 5}, {1, 2, 3, 4, 5}};
+  const std::vector<Candidate> plans = {Candidate::tidal({1, 3}),         Candidate::tidal({2, 4}),
+                                        Candidate::sketch(2, 0),          Candidate::tidal({2, 3, 4}),
+                                        Candidate::sketch(4, 1, {3, 4}),  Candidate::sketch(1, 2),
+                                        Candidate::tidal({1, 2, 3, 4, 5})};
   CalibrationLosses calibration = losses();
   for (const int text : {1, 0}) {
     const std::vector<TextLoss> measured = calibration.measure(plans, text);
     ASSERT_EQ(measured.size(), plans.size());
     const CalibrationText& source = texts_[static_cast<size_t>(text)];
     for (size_t i = 0; i < plans.size(); ++i) {
-      const Plan plan = plan_with(plans[i], kLayers, policy_);
+      const Plan plan = plan_with(plans[i], kLayers, policies_);
       Engine engine(*backend_, model_, plan, {.context = 256, .tokens = 512});
       Engine full(*backend_, model_, Plan::full(kLayers), {.context = 256, .tokens = 512});
       Sequence a = engine.create(), b = full.create();
@@ -78,7 +81,7 @@ TEST_F(CalibrationLossesTest, AreTheKlOfEveryStepDecodedAlone) {
       }
       EXPECT_EQ(measured[i].tokens, static_cast<int64_t>(source.steps.size()));
       // Sums of about 100 terms in double, of logits that are the same but for the chunks of the prefill.
-      EXPECT_NEAR(measured[i].sum, sum, 1e-3 * sum) << format_select(plans[i]) << " on text " << text;
+      EXPECT_NEAR(measured[i].sum, sum, 1e-3 * sum) << format_candidate(plans[i]) << " on text " << text;
       EXPECT_NEAR(measured[i].squares, squares, 2e-3 * squares);
       // The last plan has no Sparse layer.
       EXPECT_EQ(measured[i].mean() > 0, i + 1 < plans.size());
@@ -87,18 +90,19 @@ TEST_F(CalibrationLossesTest, AreTheKlOfEveryStepDecodedAlone) {
 }
 
 TEST_F(CalibrationLossesTest, DependNeitherOnCompanyNorOnThreadsNorOnOrder) {
-  const std::vector<SelectLayers> plans = {{2, 4}, {1, 3}, {2, 3, 4}, {3, 5}};
+  const std::vector<Candidate> plans = {Candidate::tidal({2, 4}), Candidate::sketch(2, 1), Candidate::sketch(4, 0, {2}),
+                                        Candidate::tidal({2, 3, 4}), Candidate::sketch(1, 0)};
   std::vector<double> alone;
   {
     CalibrationLosses calibration = losses({.batch = 1, .prefilled = {}, .decoded = {}});
-    for (const SelectLayers& select : plans) alone.push_back(calibration.measure(std::span(&select, 1), 1)[0].sum);
+    for (const Candidate& plan : plans) alone.push_back(calibration.measure(std::span(&plan, 1), 1)[0].sum);
   }
   const auto backend = make_backend("cpu", 3);
   const Model model = test::random_small_model(test::small_shape(kLayers), GGML_TYPE_F32, *backend);
-  CalibrationLosses together(*backend, model, texts_, policy_, {.batch = 4, .prefilled = {}, .decoded = {}});
+  CalibrationLosses together(*backend, model, texts_, policies_, {.batch = 4, .prefilled = {}, .decoded = {}});
   together.measure(plans, 0);
   const std::vector<TextLoss> measured = together.measure(plans, 1);
-  for (size_t i = 0; i < plans.size(); ++i) EXPECT_EQ(measured[i].sum, alone[i]) << format_select(plans[i]);
+  for (size_t i = 0; i < plans.size(); ++i) EXPECT_EQ(measured[i].sum, alone[i]) << format_candidate(plans[i]);
 }
 
 TEST_F(CalibrationLossesTest, CountsItsWorkOnceAndStopsWhenTold) {
@@ -107,7 +111,7 @@ TEST_F(CalibrationLossesTest, CountsItsWorkOnceAndStopsWhenTold) {
   options.batch = 2;
   options.prefilled = [&](int64_t tokens) { return prefilled += tokens, true; };
   options.decoded = [&](int64_t steps) { return decoded += steps, true; };
-  const std::vector<SelectLayers> plans = {{2, 4}, {1, 3}, {3, 5}};
+  const std::vector<Candidate> plans = {Candidate::tidal({2, 4}), Candidate::sketch(2, 0), Candidate::tidal({3, 5})};
   CalibrationLosses calibration = losses(options);
   calibration.measure(plans, 1);
   EXPECT_EQ(prefilled, 150 + 60);  // the parent, and what differs from it
@@ -124,7 +128,9 @@ TEST_F(CalibrationLossesTest, CountsItsWorkOnceAndStopsWhenTold) {
   EXPECT_THROW(earlier.measure(plans, 0), CalibrationLosses::Halted);
 }
 
-TEST_F(CalibrationLossesTest, TimesAStep) { EXPECT_GT(losses().step_seconds(plan_with({2, 4}, kLayers, policy_)), 0); }
+TEST_F(CalibrationLossesTest, TimesAStep) {
+  EXPECT_GT(losses().step_seconds(plan_with(Candidate::tidal({2, 4}), kLayers, policies_)), 0);
+}
 
 TEST(SpreadPlaces, FromTheStartToTheEnd) {
   EXPECT_THAT(spread_places(3, 10, 110), ElementsAre(0, 50, 100));

@@ -26,9 +26,10 @@ class Invented {
   explicit Invented(Formula formula, double noise = 0) : formula_(std::move(formula)), noise_(noise) {}
 
   LossTable table() {
-    return LossTable([this](std::span<const SelectLayers> plans, int text) {
+    return LossTable([this](std::span<const Candidate> plans, int text) {
       std::vector<TextLoss> losses;
-      for (const SelectLayers& select : plans) {
+      for (const auto& [kind, select, bits, dense, sparse] : plans) {
+        EXPECT_EQ(kind, PlanKind::Tidal);
         EXPECT_EQ(asked_[text].insert(select).second, true) << format_select(select) << " twice on text " << text;
         uint64_t stream = static_cast<uint64_t>(text) + 1;
         for (const int l : select) stream = stream * 131 + static_cast<uint64_t>(l);
@@ -110,7 +111,7 @@ TEST(PlanSearch, OneReselectLayerIsTheBestOfAll) {
     LossTable table = invented.table();
     const auto found = search_plans(table, options(24, 1));
     ASSERT_EQ(found.size(), 1u);
-    EXPECT_EQ(found[0][0].select, best_of_all(formula, 24, 1));
+    EXPECT_EQ(found[0][0].plan.select, best_of_all(formula, 24, 1));
     // Every pair on the first texts, few on the last.
     EXPECT_EQ(invented.asked(0), 22u + 21 + 20);
     EXPECT_LE(invented.asked(11), 8u + 2);
@@ -129,7 +130,7 @@ TEST(PlanSearch, NoiseDoesNotChoose) {
     LossTable table = invented.table();
     const auto found = search_plans(table, options(24, 1));
     const double best = formula(best_of_all(formula, 24, 1));
-    EXPECT_LE(formula(found[0][0].select) - best, 0.25 * (worst - best)) << format_select(found[0][0].select);
+    EXPECT_LE(formula(found[0][0].plan.select) - best, 0.25 * (worst - best)) << format_select(found[0][0].plan.select);
   }
 }
 
@@ -143,10 +144,10 @@ TEST(PlanSearch, BeamAndRefinementComeCloseToTheBestSets) {
     const auto found = search_plans(table, options(16, 3));
     ASSERT_EQ(found.size(), 3u);
     for (size_t n = 0; n < 3; ++n) {
-      EXPECT_EQ(found[n][0].select.size(), n + 2);
+      EXPECT_EQ(found[n][0].plan.select.size(), n + 2);
       for (size_t i = 1; i < found[n].size(); ++i) EXPECT_LE(found[n][i - 1].loss.mean(), found[n][i].loss.mean());
     }
-    found_sum += formula(found[2][0].select);
+    found_sum += formula(found[2][0].plan.select);
     best_sum += formula(best_of_all(formula, 16, 3));
   }
   EXPECT_LE(found_sum, 1.05 * best_sum);
@@ -163,32 +164,32 @@ TEST(PlanSearch, RefinementMovesALayerThatWasRightOnlyWhileItWasAlone) {
   LossTable table = invented.table();
   SearchOptions search = options(20, 2);
   search.beam = 1;
-  EXPECT_THAT(search_plans(table, search)[1][0].select, ElementsAre(2, 7, 14));
+  EXPECT_THAT(search_plans(table, search)[1][0].plan.select, ElementsAre(2, 7, 14));
   search.refinements = 0;
   Invented again(formula);
   LossTable other = again.table();
-  EXPECT_THAT(search_plans(other, search)[1][0].select, testing::Not(ElementsAre(2, 7, 14)));
+  EXPECT_THAT(search_plans(other, search)[1][0].plan.select, testing::Not(ElementsAre(2, 7, 14)));
 }
 
 TEST(PlanSearch, TiesGoToLowerLayers) {
   Invented invented([](const SelectLayers& select) { return select.size() == 3 ? 1.0 : 2.0; });
   LossTable table = invented.table();
   const auto found = search_plans(table, options(8, 2));
-  EXPECT_THAT(found[0][0].select, ElementsAre(1, 2));
-  EXPECT_THAT(found[1][0].select, ElementsAre(1, 2, 3));
+  EXPECT_THAT(found[0][0].plan.select, ElementsAre(1, 2));
+  EXPECT_THAT(found[1][0].plan.select, ElementsAre(1, 2, 3));
 }
 
 TEST(PlanSearch, KnownLossesAreNotAskedForAndLeadToTheSamePlans) {
   const auto needs = needs_of(18, 7);
   Invented invented([&](const SelectLayers& select) { return drift_loss(select, needs); }, 0.3);
-  std::vector<std::tuple<SelectLayers, int, TextLoss>> rows;
+  std::vector<std::tuple<Candidate, int, TextLoss>> rows;
   LossTable source = invented.table();
-  const auto record = [&](std::span<const SelectLayers> plans, int text) {
+  const auto record = [&](std::span<const Candidate> plans, int text) {
     std::vector<TextLoss> losses;
     source.require(plans, text, text + 1);
-    for (const SelectLayers& select : plans) {
-      losses.push_back(source.over(select, text, text + 1));
-      rows.emplace_back(select, text, losses.back());
+    for (const Candidate& plan : plans) {
+      losses.push_back(source.over(plan, text, text + 1));
+      rows.emplace_back(plan, text, losses.back());
     }
     return losses;
   };
@@ -197,9 +198,9 @@ TEST(PlanSearch, KnownLossesAreNotAskedForAndLeadToTheSamePlans) {
   // Cut anywhere, as a kill would.
   for (const size_t kept : {size_t{0}, rows.size() / 3, rows.size() - 1, rows.size()}) {
     size_t asked = 0;
-    LossTable resumed([&](std::span<const SelectLayers> plans, int text) {
+    LossTable resumed([&](std::span<const Candidate> plans, int text) {
       std::vector<TextLoss> losses;
-      for (const SelectLayers& select : plans) losses.push_back(source.over(select, text, text + 1));
+      for (const Candidate& plan : plans) losses.push_back(source.over(plan, text, text + 1));
       asked += plans.size();
       return losses;
     });
@@ -209,7 +210,7 @@ TEST(PlanSearch, KnownLossesAreNotAskedForAndLeadToTheSamePlans) {
     ASSERT_EQ(again.size(), found.size());
     for (size_t n = 0; n < found.size(); ++n) {
       ASSERT_EQ(again[n].size(), found[n].size());
-      for (size_t i = 0; i < found[n].size(); ++i) EXPECT_EQ(again[n][i].select, found[n][i].select);
+      for (size_t i = 0; i < found[n].size(); ++i) EXPECT_EQ(again[n][i].plan.select, found[n][i].plan.select);
     }
   }
 }
@@ -221,7 +222,7 @@ TEST(PlanSearch, StopsWhereTheModelHasNoMoreLayers) {
   search.first_select = {1, 2};
   const auto found = search_plans(table, search);
   ASSERT_EQ(found.size(), 4u);
-  EXPECT_THAT(found[1][0].select, ElementsAre(1, 2, 3));
+  EXPECT_THAT(found[1][0].plan.select, ElementsAre(1, 2, 3));
   EXPECT_TRUE(found[2].empty());
   EXPECT_TRUE(found[3].empty());
 }
@@ -232,11 +233,11 @@ TEST(PlanSearch, NaNAndInfinityAreNeverBest) {
     return select.back() == 9 ? 3.0 : select.back() % 2 == 0 ? nan : infinity;
   });
   LossTable table = invented.table();
-  EXPECT_EQ(search_plans(table, options(12, 1))[0][0].select.back(), 9);
+  EXPECT_EQ(search_plans(table, options(12, 1))[0][0].plan.select.back(), 9);
 }
 
 TEST(PlanSearch, RefusesWhatLeavesNothingToTry) {
-  LossTable table([](std::span<const SelectLayers> plans, int) { return std::vector<TextLoss>(plans.size()); });
+  LossTable table([](std::span<const Candidate> plans, int) { return std::vector<TextLoss>(plans.size()); });
   const auto error = [&](const std::function<void(SearchOptions&)>& change) {
     SearchOptions search = options(12, 2);
     change(search);
@@ -269,9 +270,9 @@ TEST(Halve, KeepsTheBestThirdAndTheBestOfEveryFirstLayer) {
   EXPECT_EQ(invented.asked(1), 11u);  // a third, and the best of first Select 1
   EXPECT_EQ(invented.asked(2), 3u);
   ASSERT_EQ(kept.size(), 3u);
-  EXPECT_THAT(kept[0].select, ElementsAre(2, 4));
-  EXPECT_THAT(kept[1].select, ElementsAre(3, 4));
-  EXPECT_THAT(kept[2].select, ElementsAre(1, 4));
+  EXPECT_THAT(kept[0].plan.select, ElementsAre(2, 4));
+  EXPECT_THAT(kept[1].plan.select, ElementsAre(3, 4));
+  EXPECT_THAT(kept[2].plan.select, ElementsAre(1, 4));
   EXPECT_EQ(kept[0].loss.tokens, 3 * 32);
 }
 
@@ -296,31 +297,6 @@ TEST(Neighbours, MoveByTwoOrLoseOne) {
     EXPECT_EQ(select.size(), 2u);
     EXPECT_TRUE(select[0] < select[1] && select[0] >= 1 && select[0] <= 3) << format_select(select);
   }
-}
-
-TEST(TextLossTest, MeanAndErrorAreThoseOfTheTokens) {
-  TextLoss loss;
-  EXPECT_EQ(loss.mean(), 0);
-  EXPECT_EQ(loss.error(), 0);
-  loss.add(1);
-  EXPECT_EQ(loss.error(), 0);
-  for (const double value : {2.0, 3.0, 6.0}) loss.add(value);
-  EXPECT_DOUBLE_EQ(loss.mean(), 3);
-  // Variance (4 + 1 + 0 + 9) / 3, of the mean of four.
-  EXPECT_DOUBLE_EQ(loss.error(), std::sqrt(14.0 / 3 / 4));
-}
-
-TEST(PlanWith, GivesRolesToAllLayers) {
-  const Plan plan = plan_with({2, 4}, 6, default_policy(64));
-  EXPECT_THAT(plan.roles,
-              ElementsAre(Role::Dense, Role::Dense, Role::Select, Role::Sparse, Role::Select, Role::Sparse));
-  EXPECT_EQ(plan.policy, default_policy(64));
-  EXPECT_EQ(plan_with({}, 3, default_policy(64)).count(Role::Dense), 3);
-  for (const SelectLayers& wrong : {SelectLayers{4, 2}, {2, 2}, {2, 6}, {-1, 2}}) {
-    EXPECT_THAT(test::error_of([&] { plan_with(wrong, 6, default_policy(64)); }), HasSubstr("no rising list"));
-  }
-  EXPECT_EQ(format_select({2, 9, 17}), "2 + 9, 17");
-  EXPECT_EQ(format_select({2}), "2");
 }
 
 }  // namespace

@@ -230,6 +230,22 @@ TEST(Frontier, ChartMarksItsPoints) {
   for (const FrontierPoint& point : plans_chart().points) EXPECT_EQ(test::count(texts, point.label), 1u) << point.label;
 }
 
+TEST(Frontier, ChartTellsKindsByTheirMarkers) {
+  FrontierChart chart = plans_chart();
+  const auto shapes = [&](const char* name) { return test::attributes(to_svg(chart), name, "fill").size(); };
+  const size_t circles = shapes("circle"), others = shapes("polygon");
+  chart.kinds = {"tidal", "sketch"};
+  EXPECT_EQ(shapes("circle"), circles + 1);  // the legend's
+  EXPECT_EQ(shapes("polygon"), others + 1);
+  for (size_t i = 0; i < 5; ++i) chart.points[i].kind = 1;
+  EXPECT_EQ(shapes("circle"), circles + 1 - 5);
+  EXPECT_EQ(shapes("polygon"), others + 1 + 5);
+  const auto texts = test::texts(to_svg(chart));
+  EXPECT_EQ(test::count(texts, "tidal"), 1u);
+  EXPECT_EQ(test::count(texts, "sketch"), 1u);
+  test::expect_chart(to_svg(chart), "frontier_kinds");
+}
+
 TEST(Frontier, ChartLabelsKeepOffEachOther) {
   std::vector<test::DrawnText> labels;
   for (const test::DrawnText& text : test::texts(to_svg(plans_chart()))) {
