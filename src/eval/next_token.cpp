@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "core/error.h"
 
@@ -15,10 +16,32 @@ void check_token(Token token, size_t vocab) {
   }
 }
 
+constexpr int64_t kChunk = 4096;  // logits that one thread adds up
+
+/// The sum of term(i) over [0, size), the sums of chunks added in order: the same for any number of threads.
+template <typename Term>
+double chunked_sum(size_t size, const Term& term) {
+  const auto count = static_cast<int64_t>(size), chunks = (count + kChunk - 1) / kChunk;
+  std::vector<double> sums(static_cast<size_t>(chunks));
+#pragma omp parallel for schedule(static) if (chunks > 2)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    double sum = 0;
+    const int64_t end = std::min(count, (chunk + 1) * kChunk);
+    for (int64_t i = chunk * kChunk; i < end; ++i) sum += term(static_cast<size_t>(i));
+    sums[static_cast<size_t>(chunk)] = sum;
+  }
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
 /// The highest logit, which keeps exp() in range. NaN is left to the sum.
 double highest(std::span<const float> logits) {
   float top = -std::numeric_limits<float>::infinity();
-  for (const float logit : logits) top = std::fmax(top, logit);
+  const auto count = static_cast<int64_t>(logits.size());
+#pragma omp parallel for schedule(static) reduction(max : top) if (count > 2 * kChunk)
+  for (int64_t i = 0; i < count; ++i) {
+    const float logit = logits[static_cast<size_t>(i)];
+    top = logit > top ? logit : top;
+  }
   return top;
 }
 
@@ -27,9 +50,7 @@ double highest(std::span<const float> logits) {
 double log_sum_exp(std::span<const float> logits) {
   const double top = highest(logits);
   if (std::isinf(top)) return top;
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - top);
-  return top + std::log(sum);
+  return top + std::log(chunked_sum(logits.size(), [&](size_t i) { return std::exp(logits[i] - top); }));
 }
 
 double negative_log_likelihood(std::span<const float> logits, Token token) {
@@ -51,18 +72,21 @@ void NextToken::set(std::span<const float> logits) {
   logits_.assign(logits.begin(), logits.end());
   log_sum_ = log_sum_exp(logits);
   probabilities_.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) probabilities_[i] = std::exp(logits[i] - log_sum_);
+  const auto count = static_cast<int64_t>(logits.size());
+#pragma omp parallel for schedule(static) if (count > 2 * kChunk)
+  for (int64_t i = 0; i < count; ++i) {
+    probabilities_[static_cast<size_t>(i)] = std::exp(logits[static_cast<size_t>(i)] - log_sum_);
+  }
 }
 
 double NextToken::kl_divergence(std::span<const float> logits) const {
   if (logits.size() != logits_.size()) {
     fail("logits: {} of them cannot be compared with {}", logits.size(), logits_.size());
   }
-  double difference = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
+  const double difference = chunked_sum(logits.size(), [&](size_t i) {
     // What has no probability adds nothing, even where both logits are -infinity.
-    if (probabilities_[i] != 0) difference += probabilities_[i] * (static_cast<double>(logits_[i]) - logits[i]);
-  }
+    return probabilities_[i] != 0 ? probabilities_[i] * (static_cast<double>(logits_[i]) - logits[i]) : 0;
+  });
   return difference + log_sum_exp(logits) - log_sum_;
 }
 

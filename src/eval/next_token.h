@@ -9,7 +9,7 @@
 
 namespace tidal {
 
-/// log(sum(exp(logits))), accumulated in double.
+/// log(sum(exp(logits))), accumulated in double. As everything here, the same for any number of threads.
 double log_sum_exp(std::span<const float> logits);
 /// -log softmax(logits)[token], nats. Throws Error for a token outside the vocabulary.
 double negative_log_likelihood(std::span<const float> logits, Token token);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/backend.h"
 #include "eval/next_token.h"
 #include "support/error.h"
 #include "support/random.h"
@@ -85,6 +86,32 @@ TEST(NextToken, BestIsTheFirstOfTheHighest) {
   NextToken reference;
   reference.set(Logits{0, 5, 1});
   EXPECT_EQ(reference.best(), 1);
+}
+
+TEST(NextToken, LargeVocabulariesAreAddedUpTheSameByAnyNumberOfThreads) {
+  for (const size_t vocab : {8193u, 50001u}) {
+    std::vector<float> full(vocab), logits(vocab);
+    test::Random random(vocab);
+    for (size_t i = 0; i < vocab; ++i) logits[i] = (full[i] = random.normal(4.0f)) + random.normal(0.3f);
+    // By the definition, in long double.
+    long double p_sum = 0, q_sum = 0, kl = 0;
+    for (size_t i = 0; i < vocab; ++i) {
+      p_sum += std::exp(static_cast<long double>(full[i]));
+      q_sum += std::exp(static_cast<long double>(logits[i]));
+    }
+    for (size_t i = 0; i < vocab; ++i) {
+      const long double difference = static_cast<long double>(full[i]) - static_cast<long double>(logits[i]);
+      kl += std::exp(static_cast<long double>(full[i])) / p_sum * (difference - std::log(p_sum) + std::log(q_sum));
+    }
+    std::vector<double> found;
+    for (const int threads : {1, 2, 3, 5}) {
+      const auto backend = make_backend("cpu", threads);  // sets how many there are
+      found.push_back(kl_divergence(full, logits));
+      EXPECT_NEAR(log_sum_exp(full), static_cast<double>(std::log(p_sum)), 1e-12);
+    }
+    EXPECT_NEAR(found[0], static_cast<double>(kl), 1e-12);
+    EXPECT_THAT(found, testing::Each(found[0]));
+  }
 }
 
 TEST(MeanError, IsThatOfTheSample) {
