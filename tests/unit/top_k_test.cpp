@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -91,6 +92,38 @@ TEST(TopK, RangeInside) {
   const std::vector<float> scores = random.uniform(500, 1.0f);
   for (const int first : {0, 1, 63, 400}) {
     for (const int k : {1, 17, 90}) expect_sorted(scores, first, 97, k);
+  }
+}
+
+// Long enough that most scores are left out by groups: sorted ones share few groups, and ends of every length remain.
+TEST(TopK, FewOfMany) {
+  Random random(3);
+  for (const int count : {1000, 4096, 16384, 16399, 40001}) {
+    std::vector<float> scores = random.uniform(count, 1.0f);
+    for (const int k : {1, 2, 63, 188, 500}) {
+      expect_sorted(scores, 0, count, k);
+      expect_sorted(scores, 3, count - 5, k);
+    }
+    std::vector<float> sorted = scores;
+    std::sort(sorted.begin(), sorted.end());
+    for (const int k : {1, 63, 500}) expect_sorted(sorted, 0, count, k);
+    std::reverse(sorted.begin(), sorted.end());
+    for (const int k : {1, 63, 500}) expect_sorted(sorted, 0, count, k);
+    // Scores that differ in their lowest bits alone: the bound is rough, the choice is not.
+    for (float& score : sorted)
+      score = std::bit_cast<float>(0x3f800000u + static_cast<uint32_t>(random.integer(0, 99)));
+    for (const int k : {1, 63, 500}) expect_sorted(sorted, 0, count, k);
+  }
+}
+
+TEST(TopK, FewNumbersAmongMany) {
+  Random random(4);
+  for (const float other : {kNan, -kInfinity, 0.0f}) {
+    for (const int count : {2048, 2055, 20000}) {
+      std::vector<float> scores(count, other);
+      for (int i = 0; i < 100; ++i) scores[random.integer(0, count - 1)] = random.uniform(1.0f);
+      for (const int k : {1, 50, 150}) expect_sorted(scores, 0, count, k);
+    }
   }
 }
 
