@@ -2,19 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/memory.h"
-#include "backend/cpu/scan_blocks.h"
-#include "backend/cpu/vector_ops.h"
 
 namespace tidal {
 namespace {
 
 constexpr int kDensePiece = 1024;  // positions of one piece of dense attention
 constexpr int kSparsePieces = 16;  // most pieces of sparse attention, while they are shorter than a dense one
-constexpr int kScanPiece = 1024;   // positions of one piece of a scan, whole blocks
 constexpr int kWave = 16;          // rows whose pieces are in flight together; bounds the memory for parts
 
 int pieces(int count, int piece) { return (count + piece - 1) / piece; }
@@ -28,7 +24,6 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   heads_ = hp.heads;
   group_ = hp.group();
   head_dim_ = hp.head_dim;
-  max_context_ = max_context;
   scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
   // Scope head is the most divided: every query head has pieces of its own.
   const size_t parts =
@@ -37,14 +32,13 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   task_ends_.reserve(parts);
   part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
   done_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(kWave) * hp.heads);
-  const size_t score_bytes = sizeof(float) * heads_ * static_cast<size_t>(max_context);
-  scores_ = allocate_memory(score_bytes, "attention scores");
+  // Whole cache lines, and heads are no power of two apart: their lines would share few places of the cache.
+  score_stride_ = (int64_t{max_context} + 15) / 16 * 16 + 16;
+  scores_ = allocate_memory(sizeof(float) * heads_ * static_cast<size_t>(score_stride_), "attention scores");
   selector_.reserve(hp, max_context);
+  scan_.reserve(hp, max_context);
   maximum_.resize(heads_);
   sum_.resize(heads_);
-  const size_t scan_parts = static_cast<size_t>(heads_) * (pieces(max_context, kScanPiece) + 1);
-  piece_maximum_.resize(scan_parts);
-  piece_sum_.resize(scan_parts);
 }
 
 // Rounded up so that every part starts on a cache line of its own.
@@ -123,8 +117,8 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   args.count = count;
   args.scale = scale_;
   if (scores) {
-    args.scores = scores + static_cast<int64_t>(item.first_head) * max_context_ + item.begin;
-    args.scores_stride = max_context_;
+    args.scores = scores + item.first_head * score_stride_ + item.begin;
+    args.scores_stride = score_stride_;
   }
   args.part = part(item.part);
   attend_rows(args);
@@ -153,60 +147,12 @@ void Attention::add_sparse(const Chunk& chunk, const Selection& selection) {
 void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   add_dense(chunk);
   run_items(q, kv, out, scores_.as<float>());
-  selector_.select({scores_.as<float>(), max_context_, maximum_.data(), sum_.data(), scale_}, chunk, chunk.policy,
+  selector_.select({scores_.as<float>(), score_stride_, maximum_.data(), sum_.data(), scale_}, chunk, chunk.policy,
                    selection);
 }
 
-void Attention::score_piece(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int begin, int end, float* maximum,
-                            float* sum) {
-  const int first_head = kv_head * group_;
-  float* const scores = scores_.as<float>() + static_cast<int64_t>(first_head) * max_context_ + begin;
-  const float* query = q.row(chunk.first_row) + static_cast<int64_t>(first_head) * head_dim_;
-  const SketchLayout layout{head_dim_, chunk.policy.sketch_bits};
-  if (end % kBlockTokens == 0) {
-    const std::byte* sketches[kScanPiece / kBlockTokens];
-    const int blocks = (end - begin) / kBlockTokens;
-    for (int b = 0; b < blocks; ++b) {
-      sketches[b] = kv.sketch(layout.bits, chunk.blocks[begin / kBlockTokens + b], kv_head);
-    }
-    scan_blocks({query, group_, layout, sketches, blocks, scores, max_context_});
-  } else {
-    for (int h = 0; h < group_; ++h) {
-      for (int p = begin; p < end; ++p) {
-        const Bf16* key = kv.tile(chunk.blocks[p / kBlockTokens], kv_head) + p % kBlockTokens * int64_t{2} * head_dim_;
-        scores[h * static_cast<int64_t>(max_context_) + p - begin] = dot(query + h * head_dim_, key, head_dim_);
-      }
-    }
-  }
-  for (int h = 0; h < group_; ++h) {
-    softmax_statistics(scores + h * static_cast<int64_t>(max_context_), end - begin, scale_, maximum[h], sum[h]);
-  }
-}
-
 void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  const int context = chunk.context(), filled = context / kBlockTokens * kBlockTokens;
-  const int full = pieces(filled, kScanPiece), parts = full + (filled < context ? 1 : 0);
-  const int kv_heads = heads_ / group_;
-#pragma omp parallel for schedule(dynamic) num_threads(threads_)
-  for (int task = 0; task < parts * kv_heads; ++task) {
-    const int part = task / kv_heads, kv_head = task % kv_heads;
-    const int begin = part < full ? part * kScanPiece : filled;
-    const int end = part < full ? std::min(filled, begin + kScanPiece) : context;
-    const int first = (kv_head * parts + part) * group_;
-    score_piece(chunk, q, kv, kv_head, begin, end, piece_maximum_.data() + first, piece_sum_.data() + first);
-  }
-  for (int h = 0; h < heads_; ++h) {
-    const int first = h / group_ * parts * group_ + h % group_;
-    float maximum = -std::numeric_limits<float>::infinity(), sum = 0;
-    for (int part = 0; part < parts; ++part) maximum = std::max(maximum, piece_maximum_[first + part * group_]);
-    for (int part = 0; part < parts; ++part) {
-      sum += piece_sum_[first + part * group_] * std::exp(piece_maximum_[first + part * group_] - maximum);
-    }
-    maximum_[h] = maximum;
-    sum_[h] = sum;
-  }
-  selector_.select({scores_.as<float>(), max_context_, maximum_.data(), sum_.data(), scale_}, chunk,
-                   scan_policy(chunk.policy, context), selection);
+  scan_.select(chunk, q.row(chunk.first_row), kv, scores_.as<float>(), score_stride_, selection);
   add_sparse(chunk, selection);
   run_items(q, kv, out, nullptr);
 }

@@ -9,6 +9,7 @@
 #include "backend/batch.h"
 #include "backend/cpu/attend_rows.h"
 #include "backend/cpu/gemm.h"
+#include "backend/cpu/scan.h"
 #include "backend/cpu/selector.h"
 
 namespace tidal {
@@ -18,7 +19,7 @@ namespace tidal {
 /// through prefill_attention.
 class Attention {
  public:
-  Attention(int threads, Gemm& gemm) : threads_(threads), gemm_(gemm), selector_(threads) {}
+  Attention(int threads, Gemm& gemm) : threads_(threads), gemm_(gemm), selector_(threads), scan_(threads, selector_) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
 
@@ -43,9 +44,6 @@ class Attention {
   void add_sparse(const Chunk& chunk, const Selection& selection);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
   void scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
-  /// The scores of a Scan layer's row at positions [begin, end), of full blocks alone or of the one still filling, for
-  /// the query heads of one KV head, and their softmax statistics [group].
-  void score_piece(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int begin, int end, float* maximum, float* sum);
   /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk: row r over `count` +
   /// r positions.
   void add(const Chunk& chunk, int rows, int first_head, int heads, const int32_t* selected, int count, int piece);
@@ -58,17 +56,18 @@ class Attention {
 
   int threads_;
   Gemm& gemm_;
-  int heads_ = 0, group_ = 0, head_dim_ = 0, max_context_ = 0;
+  int heads_ = 0, group_ = 0, head_dim_ = 0;
   float scale_ = 1;
   std::vector<Item> items_;
   std::vector<int> task_ends_;  // behind the last item of every task: what one thread does in one go
   int parts_ = 0, counters_ = 0;
-  std::unique_ptr<std::atomic<int>[]> done_;      // finished pieces per counter
-  Buffer part_memory_;                            // [parts][part_floats()]
-  Buffer scores_;                                 // [heads, max_context], raw q.k of the row being selected for
-  std::vector<float> maximum_, sum_;              // [heads], softmax statistics of that row
-  std::vector<float> piece_maximum_, piece_sum_;  // [kv_heads, pieces, group], the same of the pieces of a scan
+  std::unique_ptr<std::atomic<int>[]> done_;  // finished pieces per counter
+  Buffer part_memory_;                        // [parts][part_floats()]
+  int64_t score_stride_ = 0;                  // floats from one head's scores to the next one's
+  Buffer scores_;                             // [heads, score_stride_], raw q.k of the row being selected for
+  std::vector<float> maximum_, sum_;          // [heads], softmax statistics of that row
   Selector selector_;
+  Scan scan_;
 };
 
 /// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context.

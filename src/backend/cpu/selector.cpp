@@ -88,16 +88,27 @@ int Selector::keep_mass(const Policy& policy, const float* ranking, const float*
   return static_cast<int>(end - positions);
 }
 
+void Selector::take(const float* ranking, const Chunk& chunk, const Policy& policy, int unit,
+                    const Selection& selection) {
+  const Reserved reserved = reserved_positions(policy);
+  const int chosen = policy.budget - reserved.sinks - reserved.recent;
+  int32_t* const first = selection.unit(chunk, unit);
+  int32_t* positions = first;
+  for (int i = 0; i < reserved.sinks; ++i) *positions++ = i;
+  top_k(ranking, reserved.sinks, context_ - reserved.sinks - reserved.recent, chosen, positions);
+  positions += chosen;
+  for (int i = context_ - reserved.recent; i < context_; ++i) *positions++ = i;
+  selection.count(chunk, unit) =
+      policy.top_p < 1 && chosen > 0 ? keep_mass(policy, ranking, pooled(unit), first, unit) : policy.budget;
+}
+
 void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy& policy, const Selection& selection) {
   const Reserved reserved = reserved_positions(policy);
   const int context = context_ = chunk.context();
   const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;
-  const int chosen = policy.budget - reserved.sinks - reserved.recent;
-  const bool by_mass = policy.top_p < 1;
   const bool own_scores = policy.scope == Scope::Head;  // nothing to pool for the ranking
-  const auto pooled = [&](int unit) { return pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_; };
 
-  if ((!own_scores || by_mass) && chosen > 0) {
+  if ((!own_scores || policy.top_p < 1) && policy.budget > reserved.sinks + reserved.recent) {
     const Pooling pooling = own_scores ? Pooling::Sum : policy.pooling;
     const int ranges = (context + kPoolPiece - 1) / kPoolPiece;
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
@@ -109,15 +120,26 @@ void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy&
   }
 #pragma omp parallel for schedule(dynamic) num_threads(threads_) if (units > 1)
   for (int unit = 0; unit < units; ++unit) {
-    const float* ranking = own_scores ? scores.scores + unit * scores.stride : pooled(unit);
-    int32_t* const first = selection.unit(chunk, unit);
-    int32_t* positions = first;
-    for (int i = 0; i < reserved.sinks; ++i) *positions++ = i;
-    top_k(ranking, reserved.sinks, context - reserved.sinks - reserved.recent, chosen, positions);
-    positions += chosen;
-    for (int i = context - reserved.recent; i < context; ++i) *positions++ = i;
-    selection.count(chunk, unit) =
-        by_mass && chosen > 0 ? keep_mass(policy, ranking, pooled(unit), first, unit) : policy.budget;
+    take(own_scores ? scores.scores + unit * scores.stride : pooled(unit), chunk, policy, unit, selection);
+  }
+}
+
+void Selector::select(const RowTerms& terms, const Chunk& chunk, const Policy& policy, const Selection& selection) {
+  context_ = chunk.context();
+  const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;
+#pragma omp parallel num_threads(threads_)
+  {
+    // Static: threads find the terms of the KV heads that they scored in their own cache.
+#pragma omp for schedule(static)
+    for (int task = 0; task < units * terms.pieces; ++task) {
+      const int unit = task / terms.pieces, piece = task % terms.pieces;
+      const int begin = piece == 0 ? 0 : terms.ends[piece - 1];
+      weighted_sum(terms.terms + unit * heads * terms.stride + begin, terms.stride,
+                   terms.factors + unit * heads * terms.pieces + piece, terms.pieces, heads, terms.ends[piece] - begin,
+                   pooled(unit) + begin);
+    }
+#pragma omp for schedule(static)
+    for (int unit = 0; unit < units; ++unit) take(pooled(unit), chunk, policy, unit, selection);
   }
 }
 

@@ -17,6 +17,16 @@ struct RowScores {
   float scale = 1;
 };
 
+/// The terms of each head's softmax, made piece by piece of the context: what terms[h * stride + p] has to be
+/// multiplied by to be the probability of position p is factors[h * pieces + the piece of p].
+struct RowTerms {
+  const float* terms = nullptr;
+  int64_t stride = 0;
+  const float* factors = nullptr;  ///< [heads, pieces]
+  const int* ends = nullptr;       ///< [pieces], the position behind each piece, ascending
+  int pieces = 0;
+};
+
 /// Pools scores by the policy's scope and takes the top positions. Follows the rules in backend/policy.h.
 class Selector {
  public:
@@ -25,9 +35,17 @@ class Selector {
   void reserve(const Hyperparameters& hp, int max_context);
   /// Fills the units of a sparse chunk in `selection`, by `policy`: the chunk's, or scan_policy() of it.
   void select(const RowScores& scores, const Chunk& chunk, const Policy& policy, const Selection& selection);
+  /// The same from the terms of finite softmaxes, for a policy that takes_terms().
+  void select(const RowTerms& terms, const Chunk& chunk, const Policy& policy, const Selection& selection);
+  static bool takes_terms(const Policy& policy) {
+    return policy.pooling == Pooling::Sum && policy.scope != Scope::Head;
+  }
 
  private:
   void pool(const RowScores& scores, int first_head, int heads, int begin, int end, Pooling pooling, float* pooled);
+  /// The positions of one set, by `ranking` [context].
+  void take(const float* ranking, const Chunk& chunk, const Policy& policy, int unit, const Selection& selection);
+  float* pooled(int unit) { return pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_; }
   /// Keeps of `count` ascending positions, all but the reserved ones chosen by `ranking`, as few as hold top_p of the
   /// set's `mass` [context]. Returns how many.
   int keep_mass(const Policy& policy, const float* ranking, const float* mass, int32_t* positions, int unit);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/vector_ops.cpp"
@@ -159,20 +160,91 @@ void SoftmaxStatistics(const float* scores, int count, float scale, float& maxim
   sum += hn::GetLane(hn::SumOfLanes(d, totals));
 }
 
-float Dot(const float* x, const Bf16* y, int count) {
+// 2^x for x <= 0, by a polynomial fitted on [-0.5, 0.5] for the fraction: added to 1.5 * 2^23 x becomes whole, and the
+// sum's lowest bits go into the exponent.
+template <typename D, typename V = hn::Vec<D>>
+HWY_INLINE V Exp2(D d, V x) {
+  const hn::RebindToUnsigned<D> du;
+  const V magic = hn::Set(d, 0x1.8p23f);
+  const V shifted = hn::Add(x, magic);
+  const V part = hn::Sub(x, hn::Sub(shifted, magic));
+  V y = hn::Set(d, 1.32217e-3f);
+  y = hn::MulAdd(y, part, hn::Set(d, 9.67716e-3f));
+  y = hn::MulAdd(y, part, hn::Set(d, 5.550958e-2f));
+  y = hn::MulAdd(y, part, hn::Set(d, 2.4022135e-1f));
+  y = hn::MulAdd(y, part, hn::Set(d, 6.9314674e-1f));
+  y = hn::MulAdd(y, part, hn::Set(d, 1.0f));
+  const auto scaled = hn::Add(hn::BitCast(du, y), hn::ShiftLeft<23>(hn::BitCast(du, shifted)));
+  // NaN compares as false, and stays: the sum of its bits would be anything.
+  const V result = hn::IfThenElse(hn::IsNaN(x), x, hn::BitCast(d, scaled));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -125.0f)), result);
+}
+
+void SoftmaxTerms(float* scores, int count, float scale, float& maximum, float& sum) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const float lowest = -std::numeric_limits<float>::infinity();
+  Vec tops = hn::Set(d, lowest), more_tops = tops;
+  int i = 0;
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    tops = hn::Max(hn::LoadU(d, scores + i), tops);
+    more_tops = hn::Max(hn::LoadU(d, scores + i + lanes), more_tops);
+  }
+  float top = hn::GetLane(hn::MaxOfLanes(d, hn::Max(tops, more_tops)));
+  for (; i < count; ++i) top = std::max(top, scores[i]);
+  maximum = top * scale;
+  // With nothing finite every term is 2^-infinity = 0; subtracting -infinity would make it NaN.
+  const float base = maximum == lowest ? 0.0f : maximum;
+  Vec totals = hn::Zero(d);
+  sum = 0;
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto x = hn::MulSub(hn::LoadU(tag, scores + at), hn::Set(tag, scale), hn::Set(tag, base));
+    const auto y = Exp2(tag, x);
+    hn::StoreU(y, tag, scores + at);
+    if constexpr (std::is_same_v<decltype(tag), F32>) {
+      totals = hn::Add(totals, y);
+    } else {
+      sum += hn::GetLane(y);
+    }
+  });
+  sum += hn::GetLane(hn::SumOfLanes(d, totals));
+}
+
+void WeightedSum(const float* rows, int64_t stride, const float* factors, int64_t factor_stride, int count, int width,
+                 float* to) {
+  ForEach(width, [&](int at, auto tag) HWY_ATTR {
+    auto sum = hn::Mul(hn::LoadU(tag, rows + at), hn::Set(tag, factors[0]));
+    for (int r = 1; r < count; ++r) {
+      sum = hn::MulAdd(hn::LoadU(tag, rows + r * stride + at), hn::Set(tag, factors[r * factor_stride]), sum);
+    }
+    hn::StoreU(sum, tag, to + at);
+  });
+}
+
+void KeyScores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride) {
   const F32 d;
   const hn::Rebind<uint16_t, F32> d16;
   const hn::Rebind<uint32_t, F32> d32;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  Vec sums = hn::Zero(d);
-  int i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(y + i)));
-    sums = hn::MulAdd(hn::LoadU(d, x + i), hn::BitCast(d, hn::ShiftLeft<16>(bits)), sums);
+  HWY_ALIGN float key[256];
+  for (int r = 0; r < count; ++r, keys += int64_t{2} * head_dim) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(keys);
+    int i = 0;
+    for (; i + lanes <= head_dim; i += lanes) {
+      hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, halves + i)))), d, key + i);
+    }
+    for (; i < head_dim; ++i) key[i] = to_float(keys[i]);
+    for (int h = 0; h < heads; ++h) {
+      const float* own = q + static_cast<int64_t>(h) * head_dim;
+      Vec sums = hn::Zero(d);
+      float sum = 0;
+      for (i = 0; i + lanes <= head_dim; i += lanes) {
+        sums = hn::MulAdd(hn::LoadU(d, own + i), hn::LoadU(d, key + i), sums);
+      }
+      for (; i < head_dim; ++i) sum += own[i] * key[i];
+      scores[h * stride + r] = sum + hn::GetLane(hn::SumOfLanes(d, sums));
+    }
   }
-  float sum = hn::GetLane(hn::SumOfLanes(d, sums));
-  for (; i < count; ++i) sum += x[i] * to_float(y[i]);
-  return sum;
 }
 
 }  // namespace
@@ -192,7 +264,9 @@ HWY_EXPORT(PoolMax);
 HWY_EXPORT(PoolProbabilities);
 HWY_EXPORT(SoftmaxStep);
 HWY_EXPORT(SoftmaxStatistics);
-HWY_EXPORT(Dot);
+HWY_EXPORT(SoftmaxTerms);
+HWY_EXPORT(WeightedSum);
+HWY_EXPORT(KeyScores);
 
 void rms_norm(const float* x, const float* weight, int count, float epsilon, float* out) {
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, count, epsilon, out);
@@ -213,7 +287,16 @@ float softmax_step(float* scores, int count, float scale, float& maximum, float&
 void softmax_statistics(const float* scores, int count, float scale, float& maximum, float& sum) {
   HWY_DYNAMIC_DISPATCH(SoftmaxStatistics)(scores, count, scale, maximum, sum);
 }
-float dot(const float* x, const Bf16* y, int count) { return HWY_DYNAMIC_DISPATCH(Dot)(x, y, count); }
+void softmax_terms(float* scores, int count, float scale, float& maximum, float& sum) {
+  HWY_DYNAMIC_DISPATCH(SoftmaxTerms)(scores, count, scale, maximum, sum);
+}
+void weighted_sum(const float* rows, int64_t stride, const float* factors, int64_t factor_stride, int count, int width,
+                  float* to) {
+  HWY_DYNAMIC_DISPATCH(WeightedSum)(rows, stride, factors, factor_stride, count, width, to);
+}
+void key_scores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(KeyScores)(q, heads, head_dim, keys, count, scores, stride);
+}
 
 }  // namespace tidal
 #endif  // HWY_ONCE
