@@ -132,11 +132,12 @@ void scores(benchmark::State& state, const char* shape) {
   }
   size_t layer = 0;
   const double seconds = time_loop(state, [&] {
-#pragma omp parallel for schedule(dynamic) num_threads(threads())
+#pragma omp parallel for schedule(static) num_threads(threads())
     for (int task = 0; task < pieces * hp.kv_heads; ++task) {
-      const int begin = task / hp.kv_heads * kPiece, head = task % hp.kv_heads;
+      const int begin = task % pieces * kPiece, head = task / pieces,
+                after = std::min(8, std::max(0, blocks - begin - kPiece));
       scan_blocks({cache.q().row(0) + static_cast<int64_t>(head) * hp.group() * hp.head_dim, hp.group(), layout,
-                   sketches[layer * hp.kv_heads + head].data() + begin, std::min(kPiece, blocks - begin),
+                   sketches[layer * hp.kv_heads + head].data() + begin, std::min(kPiece, blocks - begin), after,
                    to.data() + static_cast<int64_t>(head) * hp.group() * context + begin * kBlockTokens, context});
     }
     layer = (layer + 1) % cache.layers();

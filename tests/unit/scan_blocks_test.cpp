@@ -77,7 +77,7 @@ void expect_plain_scores(const Blocks& blocks, const std::vector<float>& q, int 
   const int width = blocks.count() * kBlockTokens;
   std::vector<float> scores(static_cast<size_t>(heads) * (width + kRowPad), kUntouched);
   const std::vector<const std::byte*> sketches = blocks.pointers();
-  scan_blocks({q.data(), heads, layout, sketches.data(), blocks.count(), scores.data(), width + kRowPad});
+  scan_blocks({q.data(), heads, layout, sketches.data(), blocks.count(), 0, scores.data(), width + kRowPad});
   float expected[kBlockTokens];
   for (int h = 0; h < heads; ++h) {
     const float* own = scores.data() + h * (width + kRowPad);

@@ -46,10 +46,15 @@ void Scan::score(const Row& row, int kv_head, int piece) {
     return key_scores(q, group_, head_dim_, keys, end - begin, scores, row.stride);
   }
   const SketchLayout layout{head_dim_, chunk.policy.sketch_bits};
-  const std::byte* sketches[kPieceBlocks];
-  const int blocks = (end - begin) / kBlockTokens;
-  for (int b = 0; b < blocks; ++b) sketches[b] = row.kv->sketch(layout.bits, chunk.blocks[first_block + b], kv_head);
-  scan_blocks({q, group_, layout, sketches, blocks, scores, row.stride});
+  // Most often the thread goes on with the piece behind.
+  constexpr int kAfter = 8;
+  const std::byte* sketches[kPieceBlocks + kAfter];
+  const int blocks = (end - begin) / kBlockTokens, filled = chunk.context() / kBlockTokens;
+  const int after = std::min(kAfter, filled - first_block - blocks);
+  for (int b = 0; b < blocks + after; ++b) {
+    sketches[b] = row.kv->sketch(layout.bits, chunk.blocks[first_block + b], kv_head);
+  }
+  scan_blocks({q, group_, layout, sketches, blocks, after, scores, row.stride});
 }
 
 void Scan::make_terms(const Row& row, int kv_head, int piece) {

@@ -11,8 +11,9 @@ struct ScanArgs {
   const float* q = nullptr;  ///< [heads, head_dim]
   int heads = 0;             ///< query heads that share the sketches' KV head, >= 1
   SketchLayout layout;
-  const std::byte* const* sketches = nullptr;  ///< [blocks]
+  const std::byte* const* sketches = nullptr;  ///< [blocks + blocks_after]
   int blocks = 0;
+  int blocks_after = 0;     ///< whose scores are not wanted yet, but soon: they may be asked of memory
   float* scores = nullptr;  ///< of head h, block b and its position p: to scores[h * stride + kBlockTokens * b + p]
   std::ptrdiff_t stride = 0;
 };

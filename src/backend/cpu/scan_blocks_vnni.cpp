@@ -23,7 +23,7 @@ constexpr int kMaxQuads = kMaxDim / SketchLayout::kQuad;
 constexpr int kMaxHeads = 8;  // whose sums fit in registers together
 constexpr int kChunk = 64;    // channels whose weights fill a vector
 constexpr int kStripes = kBlockTokens / SketchLayout::kStripe;
-constexpr int kAhead = 2;  // blocks between the one that is asked of memory and the one in work
+constexpr int kAhead = 4;  // blocks between the one that is asked of memory and the one in work
 
 /// What of one block belongs to a query head: see sketch_query().
 struct Prepared {
@@ -190,10 +190,11 @@ TIDAL_TARGET void scan(const ScanArgs& a) {
   Prepared prepared;
   const int dim = a.layout.head_dim;
   sort_query<kHeads>(a.q, dim, sorted);
+  const int last = a.blocks + a.blocks_after - 1;
   for (int b = 0; b < a.blocks; ++b) {
     prepare<kHeads>(a.q, sorted, dim, a.sketches[b], prepared);
     score<kBits, kHeads>(a.layout, a.sketches[b] + a.layout.codes_offset(), prepared, a.scores + kBlockTokens * b,
-                         a.stride, a.sketches[std::min(b + kAhead, a.blocks - 1)]);
+                         a.stride, a.sketches[std::min(b + kAhead, last)]);
   }
 }
 
