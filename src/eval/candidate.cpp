@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 
 #include "core/error.h"
 
@@ -44,6 +45,11 @@ Plan sketch_plan(const Candidate& candidate, int layers, Policy policy) {
 }
 
 }  // namespace
+
+bool Candidate::operator<(const Candidate& other) const {
+  return std::tie(kind, select, bits, dense, sparse) <
+         std::tie(other.kind, other.select, other.bits, other.dense, other.sparse);
+}
 
 const char* to_string(PlanKind kind) { return kind == PlanKind::Tidal ? "tidal" : "sketch"; }
 

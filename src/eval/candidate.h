@@ -1,8 +1,8 @@
 // What calibration chooses among: plans of two kinds, each told by the few numbers that make it.
 #pragma once
 
-#include <compare>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/plan.h"
@@ -36,7 +36,9 @@ struct Candidate {
     return {.kind = PlanKind::Sketch, .bits = bits, .dense = dense, .sparse = std::move(sparse)};
   }
 
-  auto operator<=>(const Candidate&) const = default;
+  bool operator==(const Candidate&) const = default;
+  /// Any order, for maps.
+  bool operator<(const Candidate& other) const;
 };
 
 /// The policy of each kind of plan.

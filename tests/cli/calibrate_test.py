@@ -16,9 +16,9 @@ TEXT = " ".join(
     for day in range(1, 61)
     for who, where, what in (("miller", "river", "stone"), ("smith", "market", "apple"), ("monk", "library", "book"))
 )
-# A sweep over the 81 plans with one reselect layer in a second or two.
-SMALL = {"--prefix": "200", "--budget": "64", "--steps": "3", "--places": "2", "--prompts": "0", "--held-out": "1",
-         "--stretches": "1"}
+# A sweep over the 81 tidal plans with one reselect layer, or over some 35 that scan, in a second or two.
+SMALL = {"--kinds": "tidal", "--prefix": "200", "--budget": "64", "--steps": "3", "--places": "2", "--prompts": "0",
+         "--held-out": "1", "--stretches": "1"}
 
 
 class Calibrate(ModelTest):
@@ -57,7 +57,7 @@ class Output(Calibrate):
         self.assertEqual(plan["roles"]["dense"], list(range(first)))
         self.assertEqual(plan["policy"]["budget"], 64)
         chosen = [line for line in table if "chosen" in line[""]]
-        self.assertEqual([line["Select"] for line in chosen], [f"{first} + {reselect}"])
+        self.assertEqual([(line["kind"], line["plan"]) for line in chosen], [("tidal", f"Select {first} + {reselect}")])
         # By the rows: the lowest mean of the plans that were measured at both places, and the table says so.
         losses = {}
         for row in self.rows()[1:]:
@@ -71,7 +71,7 @@ class Output(Calibrate):
         # A place held out, three steps, for every plan of the table.
         held_out = {tuple(row["select"]) for row in self.rows()[1:] if row.get("text") == 2}
         self.assertEqual(len(held_out), len(table) - 1)
-        self.assertEqual(table[-1]["Select"], "full")
+        self.assertEqual(table[-1]["kind"], "full")
         self.text("-p", "A text", "-n", "1", "--plan", self.plan)
         for name, words in (("plan.frontier.svg", b"bytes read per token"), ("plan.sweep.svg", b"reselect layer")):
             picture = self.read(name)
@@ -82,12 +82,12 @@ class Output(Calibrate):
 
     def test_more_select_layers_and_retrieval_prompts(self):
         table = self.table(self.calibrate("--selects", "2", "--prompts", "1", "--places", "1"))
-        sizes = {len(json.loads("[" + line["Select"].replace(" +", ",") + "]")) for line in table[:-1]}
+        sizes = {len(json.loads("[" + line["plan"].removeprefix("Select ").replace(" +", ",") + "]")) for line in table[:-1]}
         self.assertEqual(sizes, {2, 3})
         for line in table[:-1]:
             self.assertRegex(line["on retrieval"], r"^\d+\.\d{4} ± \d+\.\d{4}$")
-        kl = {line["Select"]: float(line["KL"].split()[0]) for line in table[:-1]}
-        chosen = [line["Select"] for line in table if "chosen" in line[""]]
+        kl = {line["plan"]: float(line["KL"].split()[0]) for line in table[:-1]}
+        chosen = [line["plan"] for line in table if "chosen" in line[""]]
         self.assertEqual(kl[chosen[0]], min(kl.values()))
 
     def test_target(self):
@@ -105,8 +105,67 @@ class Output(Calibrate):
             r"^tidal: --target-kl: no plan has a KL of at most 1e-09; the best one found, Select [\d +,]+, has [\d.]+",
         )
         self.assertFalse(os.path.exists(self.plan))
-        self.assertTrue(result.stdout.decode().startswith("| Select "))
+        self.assertTrue(result.stdout.decode().startswith("| kind "))
         self.assertEqual(self.read("plan.rows.jsonl"), rows)
+
+
+class Sketch(Calibrate):
+    """Plans that scan, beside the others."""
+
+    def tables(self, text):
+        plans, reuse = text.split("\n\n")
+        return self.table(plans), self.table(reuse)
+
+    def test_both_kinds(self):
+        table, reuse = self.tables(self.calibrate("--kinds", "tidal,sketch", "--selects", "1"))
+        kinds = [line["kind"] for line in table]
+        self.assertEqual(set(kinds), {"tidal", "sketch", "full"})
+        # One line for every plan that scans: 3 counts of Dense layers, 2 more widths, 1 to 16 layers that reuse.
+        self.assertEqual(kinds.count("sketch"), 3 + 2 + 5)
+        widths = {line["plan"][0] for line in table if line["kind"] == "sketch"}
+        self.assertEqual(widths, {"1", "2", "4"})
+        # The frontier is that of both kinds together.
+        points = [(float(line["MB per token"]), float(line["KL"].split()[0]), "frontier" in line[""]) for line in table[:-1]]
+        for megabytes, kl, on in points:
+            if on:
+                self.assertFalse([other for other in points if other[0] < megabytes and other[1] < kl], points)
+        # Every layer behind the first one that scans, from the least loss on.
+        title = next(iter(reuse[0]))
+        self.assertEqual(reuse[0][title], "none")
+        layers = [int(line[title]) for line in reuse[1:]]
+        self.assertEqual(layers and len(set(layers)), len(layers))
+        self.assertGreaterEqual(len(layers), 27)
+        self.assertEqual(max(layers), 29)
+        losses = [float(line["KL"].split()[0]) for line in reuse[1:]]
+        self.assertEqual(losses, sorted(losses))
+        picture = self.read("plan.frontier.svg")
+        for word in (b">tidal<", b">sketch<"):
+            self.assertIn(word, picture)
+        self.assertIn(b"all scan", self.read("plan.reuse.svg"))
+        # Rows tell the kinds apart, and a run for one of them goes on with those of both.
+        rows = self.rows()[1:]
+        self.assertTrue(all(("select" in row) != ("bits" in row) for row in rows if "text" in row))
+        before = self.read("plan.rows.jsonl")
+        self.calibrate("--kinds", "sketch")
+        self.assertEqual(self.read("plan.rows.jsonl"), before)
+
+    def test_the_chosen_plan_scans_and_runs(self):
+        table, _ = self.tables(self.calibrate("--kinds", "sketch", "--target-kl", "100"))
+        plan = json.loads(self.read("plan.json"))
+        self.assertTrue(plan["roles"]["scan"])
+        self.assertEqual(plan["policy"]["scope"], "kv")
+        self.assertEqual({line["kind"] for line in table}, {"sketch", "full"})
+        self.assertIn("chosen", table[0][""])  # the cheapest
+        self.text("-p", "A text", "-n", "1", "--plan", self.plan)
+        names = ["plan.frontier.svg", "plan.json", "plan.reuse.svg", "plan.rows.jsonl", "text.txt"]
+        self.assertEqual(sorted(os.listdir(self.folder)), names)
+
+    def test_width_and_dense_layers_given(self):
+        table, reuse = self.tables(self.calibrate("--kinds", "sketch", "--sketch", "4", "--dense-layers", "2"))
+        plans = {line["plan"] for line in table[:-1]}
+        self.assertTrue(all(plan.startswith("4-bit Scan, Dense 0, 1") for plan in plans), plans)
+        self.assertIn("4-bit Scan, Dense 0, 1", plans)
+        self.assertEqual(len(reuse), 1 + 27)
 
 
 class Resume(Calibrate):
@@ -192,6 +251,10 @@ class Refused(Calibrate):
             (("--target-kl", "inf"), ("--target-kl: inf given",)),
             (("--target-kl", "low"), ("--target-kl", "low")),
             (("--selects", "2", "--target-kl", ".1"), ("--selects and --target-kl",)),
+            (("--kinds", "paper"), ("--kinds: 'paper' is not known, expected tidal, sketch or both",)),
+            (("--kinds", "sketch", "--selects", "2"), ("--selects: only tidal plans select",)),
+            (("--kinds", "tidal", "--sketch", "2"), ("--sketch: only sketch plans scan",)),
+            (("--kinds", "sketch", "--dense-layers", "30"), ("--dense-layers: 30 given",)),
             (("--reselect", "9"), ("--reselect: calibrate looks for the layers itself",)),
             (("--plan", "x.json"), ("--plan: calibrate looks for the layers itself",)),
             (("--policy", "best"), ("'best'", "default or paper")),
