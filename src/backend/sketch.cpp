@@ -21,49 +21,84 @@ void put_bf16(std::byte* to, int index, float value) {
   std::memcpy(to + sizeof rounded * index, &rounded, sizeof rounded);
 }
 
+constexpr int kStrip = 16;  // channels sketched together, whose keys and codes stay in the first-level cache
+
+/// Some channels of a block.
+struct Strip {
+  std::array<std::array<float, kStrip>, kBlockTokens> keys;
+  std::array<std::array<uint8_t, kStrip>, kBlockTokens> codes;
+  std::array<float, kStrip> code_sum = {}, square_sum = {}, key_sum = {}, product_sum = {};
+
+  Strip(const Bf16* tile, int head_dim) {
+    for (int p = 0; p < kBlockTokens; ++p) {
+      for (int d = 0; d < kStrip; ++d) keys[p][d] = to_float(tile[int64_t{p} * 2 * head_dim + d]);
+    }
+  }
+
+  void choose_codes(int levels) {
+    std::array<float, kStrip> low = keys[0], high = keys[0], inverse;
+    for (const auto& key : keys) {
+      for (int d = 0; d < kStrip; ++d) {
+        low[d] = std::min(low[d], key[d]);
+        high[d] = std::max(high[d], key[d]);
+      }
+    }
+    for (int d = 0; d < kStrip; ++d) {
+      const float range = high[d] - low[d];
+      inverse[d] = range > 0 ? static_cast<float>(levels) / range : 0;
+    }
+    const auto most = static_cast<float>(levels - 1);
+    for (int p = 0; p < kBlockTokens; ++p) {
+      for (int d = 0; d < kStrip; ++d) {
+        const float value = keys[p][d];
+        const float step = (value - low[d]) * inverse[d];
+        // In this order NaN becomes 0.
+        const auto code = static_cast<int>(std::min(std::max(0.0f, step), most));
+        const auto real = static_cast<float>(code);
+        code_sum[d] += real;
+        square_sum[d] += real * real;
+        key_sum[d] += value;
+        product_sum[d] += real * value;
+        codes[p][d] = static_cast<uint8_t>(code);
+      }
+    }
+  }
+
+  /// Those of the channels from `first` on, into the bytes where they lie.
+  void add_codes(const SketchLayout& layout, int first, std::byte* sketch) const {
+    for (int d = 0; d < kStrip; d += SketchLayout::kQuad) {
+      const int shift = layout.shift(first + d);
+      for (int p = 0; p < kBlockTokens; ++p) {
+        std::byte* const to = sketch + layout.byte(p, first + d);
+        uint32_t quad, before;
+        std::memcpy(&quad, codes[p].data() + d, sizeof quad);
+        std::memcpy(&before, to, sizeof before);
+        before |= quad << shift;  // a code stays within its byte
+        std::memcpy(to, &before, sizeof before);
+      }
+    }
+  }
+};
+
 }  // namespace
 
 void sketch_block(const SketchLayout& layout, const Bf16* tile, std::byte* sketch) {
-  const int dim = layout.head_dim, most = layout.levels() - 1;
-  std::array<float, kMaxDim> low, high, inverse, code_sum, square_sum, key_sum, product_sum;
-  const auto key = [&](int p, int d) { return to_float(tile[int64_t{p} * 2 * dim + d]); };
-  for (int d = 0; d < dim; ++d) {
-    low[d] = high[d] = key(0, d);
-    code_sum[d] = square_sum[d] = key_sum[d] = product_sum[d] = 0;
-  }
-  for (int p = 1; p < kBlockTokens; ++p) {
-    for (int d = 0; d < dim; ++d) {
-      low[d] = std::min(low[d], key(p, d));
-      high[d] = std::max(high[d], key(p, d));
-    }
-  }
-  for (int d = 0; d < dim; ++d) {
-    const float range = high[d] - low[d];
-    inverse[d] = range > 0 ? static_cast<float>(layout.levels()) / range : 0;
-  }
+  const int dim = layout.head_dim;
   std::memset(sketch + layout.codes_offset(), 0, static_cast<size_t>(layout.bytes()) - layout.codes_offset());
-  for (int p = 0; p < kBlockTokens; ++p) {
-    for (int d = 0; d < dim; ++d) {
-      const float value = key(p, d);
-      const float step = (value - low[d]) * inverse[d];
-      // In this order NaN becomes 0.
-      const int code = static_cast<int>(std::min(std::max(0.0f, step), static_cast<float>(most)));
-      const auto real = static_cast<float>(code);
-      code_sum[d] += real;
-      square_sum[d] += real * real;
-      key_sum[d] += value;
-      product_sum[d] += real * value;
-      sketch[layout.byte(p, d)] |= static_cast<std::byte>(code << layout.shift(d));
+  for (int first = 0; first < dim; first += kStrip) {
+    Strip strip(tile + first, dim);
+    strip.choose_codes(layout.levels());
+    strip.add_codes(layout, first, sketch);
+    constexpr float kCount = kBlockTokens;
+    for (int d = 0; d < kStrip; ++d) {
+      const float codes = strip.code_sum[d], keys = strip.key_sum[d];
+      // 0 only when all codes are the same, so when all keys are.
+      const float spread = kCount * strip.square_sum[d] - codes * codes;
+      const float slope = spread > 0 ? (kCount * strip.product_sum[d] - codes * keys) / spread : 0.0f;
+      const float scale = to_float(to_bf16(slope));
+      put_bf16(sketch, dim + first + d, scale);
+      put_bf16(sketch, first + d, (keys - scale * codes) / kCount);
     }
-  }
-  constexpr float kCount = kBlockTokens;
-  for (int d = 0; d < dim; ++d) {
-    // 0 only when all codes are the same, so when all keys are.
-    const float spread = kCount * square_sum[d] - code_sum[d] * code_sum[d];
-    const float slope = spread > 0 ? (kCount * product_sum[d] - code_sum[d] * key_sum[d]) / spread : 0.0f;
-    const float scale = to_float(to_bf16(slope));
-    put_bf16(sketch, dim + d, scale);
-    put_bf16(sketch, d, (key_sum[d] - scale * code_sum[d]) / kCount);
   }
 }
 
