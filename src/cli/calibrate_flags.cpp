@@ -22,7 +22,7 @@ void add_calibrate_flags(CLI::App& command, CalibrateFlags& flags) {
       ->capture_default_str();
   command.add_option("--selects", flags.wanted.selects,
                      "Tidal plans with at most N Select layers beyond the first, the best of them (default: as many as "
-                     "improve the KL by a tenth each, at most 4)");
+                     "improve the KL by a tenth each, at most 4; no more are tried where a sketch plan is far better)");
   command.add_option("--target-kl", flags.wanted.target_kl,
                      "Take the cheapest plan of at most this KL divergence, of all kinds");
   command.add_option("-o,--output", flags.output, "The plan (default: MODEL.tidal.json, which tidal run finds)");

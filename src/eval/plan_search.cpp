@@ -53,6 +53,7 @@ class Search {
       if (best_[n].empty()) break;
       // All pairs have been tried: they have no better neighbours.
       if (n > 0) refine(n);
+      if (options_.enough && options_.enough(best_[n].front())) break;
     }
     return std::move(best_);
   }

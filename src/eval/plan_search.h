@@ -2,6 +2,7 @@
 // successive halving.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct SearchOptions {
   int finalists = 5;       ///< plans that reach the last rung
   int beam = 2;            ///< sets that another layer is added to
   int refinements = 2;     ///< most rounds of moving and removing single layers, per number of layers
+  /// Asked with the best plan of every number of further layers: true where no more layers need to be tried.
+  std::function<bool(const RankedPlan& best)> enough = {};
 };
 
 /// Successive halving: all plans on the first rung's texts, the best third of them on the second's, and so on; the best

@@ -227,6 +227,24 @@ TEST(PlanSearch, StopsWhereTheModelHasNoMoreLayers) {
   EXPECT_TRUE(found[3].empty());
 }
 
+TEST(PlanSearch, StopsWhereItIsToldThatThereIsEnough) {
+  const auto formula = [](const SelectLayers& select) { return 1.0 / static_cast<double>(select.size()); };
+  SearchOptions search = options(12, 4);
+  std::vector<size_t> asked;
+  search.enough = [&](const RankedPlan& best) {
+    asked.push_back(best.plan.select.size());
+    return asked.size() == 2;
+  };
+  Invented invented(formula);
+  LossTable table = invented.table();
+  const auto found = search_plans(table, search);
+  EXPECT_THAT(asked, ElementsAre(2, 3));
+  ASSERT_EQ(found.size(), 4u);
+  EXPECT_FALSE(found[1].empty());
+  EXPECT_TRUE(found[2].empty());
+  EXPECT_FALSE(invented.was_asked({1, 2, 3, 4}, 0));
+}
+
 TEST(PlanSearch, NaNAndInfinityAreNeverBest) {
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   Invented invented([&](const SelectLayers& select) {
