@@ -24,7 +24,7 @@ void pool_probabilities(const float* scores, int count, float maximum, float sca
 float softmax_step(float* scores, int count, float scale, float& maximum, float& sum);
 /// maximum = the highest of scores[i] * scale, and sum of exp(scores[i] * scale - maximum); NaN gives the sum NaN.
 void softmax_statistics(const float* scores, int count, float scale, float& maximum, float& sum);
-/// The terms of a softmax in place of its scores: scores[i] = 2^(scores[i] * scale - maximum), to 3e-7 and 0 below
+/// The terms of a softmax in place of its scores: scores[i] = 2^(scores[i] * scale - maximum), to 6e-7 and 0 below
 /// 2^-125, where `maximum` is the highest of scores[i] * scale (scale > 0), and their sum. The sum is NaN when a score
 /// is NaN or +infinity.
 void softmax_terms(float* scores, int count, float scale, float& maximum, float& sum);

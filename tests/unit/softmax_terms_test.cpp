@@ -1,0 +1,124 @@
+// The vector operations of a Scan layer, against double precision.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "backend/cpu/vector_ops.h"
+#include "support/random.h"
+
+namespace tidal {
+namespace {
+
+using test::Random;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TEST(SoftmaxTerms, AgainstDoublePrecision) {
+  Random random(1);
+  for (const float bound : {1e-3f, 1.0f, 30.0f, 300.0f}) {
+    for (const int count : {1, 2, 15, 16, 17, 31, 32, 33, 64, 1000, 1024}) {
+      const std::vector<float> scores = random.uniform(count, bound);
+      for (const float scale : {0.125f, 0.18033688f}) {
+        std::vector<float> terms = scores;
+        float maximum = 0, sum = 0;
+        softmax_terms(terms.data(), count, scale, maximum, sum);
+        EXPECT_EQ(maximum, *std::max_element(scores.begin(), scores.end()) * scale);
+        double total = 0;
+        for (int i = 0; i < count; ++i) {
+          const double exponent = double{scores[i]} * scale - maximum, exact = std::exp2(exponent);
+          total += exact;
+          if (exponent < -125.001) {
+            EXPECT_EQ(terms[i], 0) << exponent;
+          } else if (exponent > -124.999) {
+            // The exponent is rounded once, to 2^-24 of itself.
+            const double error = 6e-7 + std::abs(exponent) * 0x1p-24;
+            EXPECT_NEAR(terms[i], exact, exact * error) << exponent;
+          }
+        }
+        EXPECT_NEAR(sum, total, total * (6e-7 + 2 * bound * scale * 0x1p-24 + count * 0x1p-24));
+      }
+    }
+  }
+}
+
+TEST(SoftmaxTerms, TheHighestIsOne) {
+  for (const float top : {-1e30f, -3.0f, 0.0f, 7.25f, 1e30f}) {
+    std::vector<float> terms = {top, top, top};
+    float maximum = 0, sum = 0;
+    softmax_terms(terms.data(), 3, 0.125f, maximum, sum);
+    EXPECT_EQ(terms, std::vector<float>({1, 1, 1}));
+    EXPECT_EQ(sum, 3);
+  }
+}
+
+TEST(SoftmaxTerms, NoNumbers) {
+  for (const int count : {1, 16, 40}) {
+    for (int at = 0; at < count; at += 13) {
+      for (const float odd : {kNan, -kNan, kInfinity}) {
+        std::vector<float> terms(count, 1.0f);
+        terms[at] = odd;
+        float maximum = 0, sum = 0;
+        softmax_terms(terms.data(), count, 0.5f, maximum, sum);
+        EXPECT_TRUE(std::isnan(sum)) << odd << " at " << at << " of " << count;
+      }
+    }
+    std::vector<float> terms(count, -kInfinity);
+    float maximum = 0, sum = 1;
+    softmax_terms(terms.data(), count, 0.5f, maximum, sum);
+    EXPECT_EQ(maximum, -kInfinity);
+    EXPECT_EQ(sum, 0);
+    terms.assign(count, -kInfinity);
+    terms[count / 2] = 2;
+    softmax_terms(terms.data(), count, 0.5f, maximum, sum);
+    EXPECT_EQ(maximum, 1);
+    EXPECT_EQ(sum, 1);
+    EXPECT_EQ(std::count(terms.begin(), terms.end(), 0.0f), count - 1);
+  }
+}
+
+TEST(WeightedSum, AgainstDoublePrecision) {
+  Random random(2);
+  for (const int count : {1, 3, 14}) {
+    for (const int width : {1, 16, 37, 64}) {
+      const int stride = width + 3, factor_stride = 2;
+      const std::vector<float> rows = random.uniform(count * stride, 1.0f), factors = random.uniform(count * 2, 1.0f);
+      std::vector<float> sums(width + 1, -7.0f);
+      weighted_sum(rows.data(), stride, factors.data(), factor_stride, count, width, sums.data());
+      EXPECT_EQ(sums[width], -7);
+      for (int i = 0; i < width; ++i) {
+        double exact = 0;
+        for (int r = 0; r < count; ++r) exact += double{rows[r * stride + i]} * factors[r * factor_stride];
+        EXPECT_NEAR(sums[i], exact, count * count * 0x1p-24);
+      }
+    }
+  }
+}
+
+TEST(KeyScores, AgainstDoublePrecision) {
+  Random random(3);
+  for (const int dim : {16, 64, 80, 256}) {
+    for (const int count : {1, 63}) {
+      constexpr int kHeads = 3;
+      const std::vector<float> q = random.uniform(kHeads * dim, 1.0f);
+      std::vector<Bf16> keys(size_t{2} * dim * count);
+      for (Bf16& key : keys) key = to_bf16(random.uniform(1.0f));
+      const int stride = count + 2;
+      std::vector<float> scores(kHeads * stride, -7.0f);
+      key_scores(q.data(), kHeads, dim, keys.data(), count, scores.data(), stride);
+      for (int h = 0; h < kHeads; ++h) {
+        for (int r = 0; r < count; ++r) {
+          double exact = 0;
+          for (int d = 0; d < dim; ++d) exact += double{q[h * dim + d]} * to_float(keys[int64_t{r} * 2 * dim + d]);
+          EXPECT_NEAR(scores[h * stride + r], exact, dim * dim * 0x1p-24);
+        }
+        EXPECT_EQ(scores[h * stride + count], -7);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tidal
