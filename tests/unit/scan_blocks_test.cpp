@@ -17,6 +17,7 @@ using test::Random;
 
 constexpr int kRowPad = 5;  // floats between the scores of two heads, which nobody may touch
 constexpr float kUntouched = -12345.0f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// Some blocks of keys of one KV head, [64 tokens][K | V], and their sketches.
 class Blocks {
@@ -178,7 +179,6 @@ TEST_P(ScanBlocks, HugeAndTinyValues) {
 }
 
 TEST_P(ScanBlocks, NoNumbers) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();
   constexpr int kHeads = 9;
   for (const float value : {nan, -nan, kInfinity, -kInfinity}) {
@@ -192,6 +192,47 @@ TEST_P(ScanBlocks, NoNumbers) {
     q[layout_.head_dim * 2 + 7] = value;
     q[layout_.head_dim * 8] = value;
     expect_plain_scores(blocks, q, kHeads);
+  }
+}
+
+TEST_P(ScanBlocks, TermsOfASoftmax) {
+  for (const int heads : {1, 2, 3, 5, 7, 8, 11}) {
+    Blocks blocks(layout_, 3);
+    blocks.fill([&](int, int, int) { return random_.normal(1.0f); });
+    blocks.sketch();
+    std::vector<float> q(static_cast<size_t>(heads) * layout_.head_dim), reference(heads), sum(heads, kUntouched);
+    for (float& x : q) x = random_.normal(1.0f);
+    for (float& r : reference) r = random_.uniform(20.0f);
+    const float scale = 1.44f / std::sqrt(static_cast<float>(layout_.head_dim));
+    constexpr int kWidth = 3 * kBlockTokens;
+    std::vector<float> scores(static_cast<size_t>(heads) * kWidth), terms = scores;
+    const std::vector<const std::byte*> sketches = blocks.pointers();
+    ScanArgs args{q.data(), heads, layout_, sketches.data(), 3, 0, scores.data(), kWidth};
+    scan_blocks(args);
+    args.scores = terms.data();
+    scan_terms(args, {scale, reference.data(), sum.data()});
+    for (int h = 0; h < heads; ++h) {
+      double total = 0;
+      for (int i = h * kWidth; i < (h + 1) * kWidth; ++i) {
+        const double scaled = double{scores[i]} * scale, exact = std::exp2(scaled - reference[h]);
+        // Base and factor are scaled and rounded before they meet: each is less than 64 here, beside the reference.
+        EXPECT_NEAR(terms[i], exact, exact * (1e-6 + (64 + std::abs(scaled) + std::abs(reference[h])) * 0x1p-23));
+        total += terms[i];
+      }
+      EXPECT_NEAR(sum[h], total, total * 64 * 0x1p-24);
+    }
+    reference[0] = -kInfinity;
+    scan_terms(args, {scale, reference.data(), sum.data()});
+    EXPECT_FALSE(std::isfinite(sum[0]));
+    if (heads > 1) {
+      EXPECT_TRUE(std::isfinite(sum[1]));
+    }
+    reference[0] = -200;
+    scan_terms(args, {scale, reference.data(), sum.data()});
+    EXPECT_FALSE(std::isfinite(sum[0])) << "terms beyond float32";
+    reference[0] = 200;
+    scan_terms(args, {scale, reference.data(), sum.data()});
+    EXPECT_EQ(sum[0], 0) << "terms below float32";
   }
 }
 

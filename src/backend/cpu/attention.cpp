@@ -147,8 +147,8 @@ void Attention::add_sparse(const Chunk& chunk, const Selection& selection) {
 void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
   add_dense(chunk);
   run_items(q, kv, out, scores_.as<float>());
-  selector_.select({scores_.as<float>(), score_stride_, maximum_.data(), sum_.data(), scale_}, chunk, chunk.policy,
-                   selection);
+  selector_.select(RowScores{scores_.as<float>(), score_stride_, maximum_.data(), sum_.data(), scale_}, chunk,
+                   chunk.policy, selection);
 }
 
 void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {

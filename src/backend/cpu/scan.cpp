@@ -21,9 +21,8 @@ void Scan::reserve(const Hyperparameters& hp, int max_context) {
   scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
   const int pieces = max_context / (kPieceBlocks * kBlockTokens) + 2;
   ends_.reserve(pieces);
-  for (auto* of_pieces : {&maximum_, &sum_, &factors_}) of_pieces->resize(static_cast<size_t>(heads_) * pieces);
-  head_maximum_.resize(heads_);
-  head_sum_.resize(heads_);
+  sums_.resize(static_cast<size_t>(heads_) * pieces);
+  for (auto* of_heads : {&reference_, &factors_, &head_maximum_, &head_sum_}) of_heads->resize(heads_);
 }
 
 void Scan::divide(int context) {
@@ -35,15 +34,19 @@ void Scan::divide(int context) {
   if (filled < context) ends_.push_back(context);
 }
 
-void Scan::score(const Row& row, int kv_head, int piece) {
-  const int begin = piece == 0 ? 0 : ends_[piece - 1], end = ends_[piece];
+void Scan::score(const Row& row, int kv_head, int begin, int end, float* sum) {
   const int first_head = kv_head * group_, first_block = begin / kBlockTokens;
   const float* q = row.q + static_cast<int64_t>(first_head) * head_dim_;
   float* const scores = row.scores + first_head * row.stride + begin;
+  const ScanTerms terms{scale_ * kLog2e, reference_.data() + first_head, sum};
   const Chunk& chunk = *row.chunk;
   if (end % kBlockTokens != 0) {
     const Bf16* keys = row.kv->tile(chunk.blocks[first_block], kv_head);
-    return key_scores(q, group_, head_dim_, keys, end - begin, scores, row.stride);
+    key_scores(q, group_, head_dim_, keys, end - begin, scores, row.stride);
+    for (int h = 0; sum && h < group_; ++h) {
+      sum[h] = softmax_terms(scores + h * row.stride, end - begin, terms.scale, terms.reference[h]);
+    }
+    return;
   }
   const SketchLayout layout{head_dim_, chunk.policy.sketch_bits};
   // Most often the thread goes on with the piece behind.
@@ -54,32 +57,36 @@ void Scan::score(const Row& row, int kv_head, int piece) {
   for (int b = 0; b < blocks + after; ++b) {
     sketches[b] = row.kv->sketch(layout.bits, chunk.blocks[first_block + b], kv_head);
   }
-  scan_blocks({q, group_, layout, sketches, blocks, after, scores, row.stride});
+  const ScanArgs args{q, group_, layout, sketches, blocks, after, scores, row.stride};
+  if (sum) {
+    scan_terms(args, terms);
+  } else {
+    scan_blocks(args);
+  }
 }
 
-void Scan::make_terms(const Row& row, int kv_head, int piece) {
-  score(row, kv_head, piece);
-  const int begin = piece == 0 ? 0 : ends_[piece - 1];
+void Scan::find_references(const Row& row, int kv_head) {
+  const int count = std::min(row.chunk->context(), kBlockTokens);
+  score(row, kv_head, 0, count, nullptr);
   for (int h = kv_head * group_; h < (kv_head + 1) * group_; ++h) {
-    const size_t at = h * ends_.size() + piece;
-    softmax_terms(row.scores + h * row.stride + begin, ends_[piece] - begin, scale_ * kLog2e, maximum_[at], sum_[at]);
+    const float* const scores = row.scores + h * row.stride;
+    reference_[h] = *std::max_element(scores, scores + count) * (scale_ * kLog2e);
   }
 }
 
 bool Scan::find_factors() {
   const int pieces = static_cast<int>(ends_.size());
-  bool finite = true;
+  // So that neither a sum nor what it divides is out of the range of float32.
+  constexpr float kLeast = 0x1p-60f, kMost = 0x1p100f;
+  bool good = true;
   for (int h = 0; h < heads_; ++h) {
-    float* const own = factors_.data() + h * pieces;
-    const float* const sums = sum_.data() + h * pieces;
-    std::copy_n(maximum_.begin() + h * pieces, pieces, own);
-    float maximum, ignored, sum = 0;
-    softmax_terms(own, pieces, 1.0f, maximum, ignored);
-    for (int p = 0; p < pieces; ++p) sum += own[p] * sums[p];
-    finite = finite && std::isfinite(maximum) && std::isfinite(sum);
-    scale_by(1.0f / sum, pieces, own);
+    const float* const own = sums_.data() + h / group_ * pieces * group_ + h % group_;
+    float sum = 0;
+    for (int p = 0; p < pieces; ++p) sum += own[p * group_];
+    good = good && sum >= kLeast && sum <= kMost;
+    factors_[h] = 1.0f / sum;
   }
-  return finite;
+  return good;
 }
 
 void Scan::select_by_scores(const Row& row, const Policy& policy, const Selection& selection) {
@@ -87,14 +94,16 @@ void Scan::select_by_scores(const Row& row, const Policy& policy, const Selectio
 #pragma omp parallel num_threads(threads_)
   {
 #pragma omp for schedule(static)
-    for (int task = 0; task < heads_ / group_ * pieces; ++task) score(row, task / pieces, task % pieces);
+    for (int task = 0; task < heads_ / group_ * pieces; ++task) {
+      score(row, task / pieces, begin_of(task % pieces), ends_[task % pieces], nullptr);
+    }
 #pragma omp for schedule(static)
     for (int h = 0; h < heads_; ++h) {
       softmax_statistics(row.scores + h * row.stride, context, scale_, head_maximum_[h], head_sum_[h]);
     }
   }
-  selector_.select({row.scores, row.stride, head_maximum_.data(), head_sum_.data(), scale_}, *row.chunk, policy,
-                   selection);
+  selector_.select(RowScores{row.scores, row.stride, head_maximum_.data(), head_sum_.data(), scale_}, *row.chunk,
+                   policy, selection);
 }
 
 void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float* scores, int64_t stride,
@@ -104,11 +113,19 @@ void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float* 
   divide(chunk.context());
   if (!Selector::takes_terms(policy)) return select_by_scores(row, policy, selection);
   const int pieces = static_cast<int>(ends_.size());
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int task = 0; task < heads_ / group_ * pieces; ++task) make_terms(row, task / pieces, task % pieces);
+#pragma omp parallel num_threads(threads_)
+  {
+#pragma omp for schedule(static)
+    for (int h = 0; h < heads_ / group_; ++h) find_references(row, h);
+#pragma omp for schedule(static)
+    for (int task = 0; task < heads_ / group_ * pieces; ++task) {
+      const int piece = task % pieces;
+      score(row, task / pieces, begin_of(piece), ends_[piece], sums_.data() + static_cast<ptrdiff_t>(task) * group_);
+    }
+  }
   // Rare: the terms have taken the place of the scores that are asked for now.
   if (!find_factors()) return select_by_scores(row, policy, selection);
-  selector_.select({scores, stride, factors_.data(), ends_.data(), pieces}, chunk, policy, selection);
+  selector_.select(RowTerms{scores, stride, factors_.data()}, chunk, policy, selection);
 }
 
 }  // namespace tidal

@@ -28,21 +28,24 @@ class Scan {
   };
 
   void divide(int context);
-  /// Raw scores of a piece for the query heads of one KV head.
-  void score(const Row& row, int kv_head, int piece);
-  /// The same, then softmax terms in their place.
-  void make_terms(const Row& row, int kv_head, int piece);
-  /// From the statistics of the pieces to the factors of their terms. Returns false where a head's are not finite.
+  /// Raw scores of the positions [begin, end), of full blocks alone or of the one still filling, for the query heads of
+  /// one KV head; with `sum` [group] their terms and the sums of those.
+  void score(const Row& row, int kv_head, int begin, int end, float* sum);
+  /// References of a KV head's query heads: what they give the first block.
+  void find_references(const Row& row, int kv_head);
+  /// From the sums of the pieces to the factors of the terms. Returns false where a head's are not finite.
   bool find_factors();
   void select_by_scores(const Row& row, const Policy& policy, const Selection& selection);
+  int begin_of(int piece) const { return piece == 0 ? 0 : ends_[piece - 1]; }
 
   int threads_;
   Selector& selector_;
   int heads_ = 0, group_ = 0, head_dim_ = 0;
   float scale_ = 1;
-  std::vector<int> ends_;             // position behind each piece: of full blocks, then of the block still filling
-  std::vector<float> maximum_, sum_;  // [heads, pieces], of softmax_terms()
-  std::vector<float> factors_;        // [heads, pieces]
+  std::vector<int> ends_;                       // position behind each piece: of full blocks, then of the one filling
+  std::vector<float> reference_;                // [heads], about the highest score * scale of the row
+  std::vector<float> sums_;                     // [kv_heads, pieces, group], of terms
+  std::vector<float> factors_;                  // [heads], 1 / the sum of all terms
   std::vector<float> head_maximum_, head_sum_;  // [heads], of raw scores
 };
 

@@ -1,9 +1,20 @@
 #include "backend/cpu/scan_blocks.h"
 
+#include "backend/cpu/vector_ops.h"
+
 namespace tidal {
 
 void scan_blocks(const ScanArgs& args) {
-  if (!scan_blocks_vnni(args)) scan_blocks_plain(args);
+  if (!scan_blocks_vnni(args, nullptr)) scan_blocks_plain(args);
+}
+
+void scan_terms(const ScanArgs& args, const ScanTerms& terms) {
+  if (scan_blocks_vnni(args, &terms)) return;
+  scan_blocks_plain(args);
+  for (int h = 0; h < args.heads; ++h) {
+    terms.sum[h] =
+        softmax_terms(args.scores + h * args.stride, args.blocks * kBlockTokens, terms.scale, terms.reference[h]);
+  }
 }
 
 void scan_blocks_plain(const ScanArgs& args) {

@@ -18,13 +18,25 @@ struct ScanArgs {
   std::ptrdiff_t stride = 0;
 };
 
+/// What makes of scores the terms of a softmax, 2^(score * scale - reference).
+struct ScanTerms {
+  float scale = 1;
+  const float* reference = nullptr;  ///< [heads]
+  float* sum = nullptr;              ///< [heads], receives the sums of the terms
+};
+
 /// Scores bit for bit as sketch_scores() has them (those that are no number in any pattern), each sketch read once for
 /// up to 8 heads. Takes the faster of the two below that this processor has.
 void scan_blocks(const ScanArgs& args);
 
+/// Terms instead of scores, to 1e-6 and 2^-23 of score * scale and of its reference; 0 below 2^-125. The sum is NaN or
+/// infinite when a term is.
+void scan_terms(const ScanArgs& args, const ScanTerms& terms);
+
 /// By plain loops, on any processor.
 void scan_blocks_plain(const ScanArgs& args);
-/// By integer dot products of AVX512-VNNI. Returns false, having done nothing, where the processor has none.
-bool scan_blocks_vnni(const ScanArgs& args);
+/// By integer dot products of AVX512-VNNI: terms where `terms` is set. Returns false, having done nothing, where the
+/// processor has none.
+bool scan_blocks_vnni(const ScanArgs& args, const ScanTerms* terms);
 
 }  // namespace tidal

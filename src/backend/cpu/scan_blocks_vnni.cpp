@@ -28,7 +28,7 @@ constexpr int kAhead = 4;  // blocks between the one that is asked of memory and
 /// What of one block belongs to a query head: see sketch_query().
 struct Prepared {
   alignas(64) int32_t weights[kMaxHeads * kMaxQuads];  // [heads][quads of channels], 0 behind head_dim
-  alignas(64) float base[16];                          // head h's is element slot(h)
+  alignas(64) float base[16];                          // head h's is element slot(h); for terms, less the reference
   alignas(64) float factor[16];
 };
 
@@ -93,8 +93,10 @@ TIDAL_INLINE void sort_query(const float* q, int dim, float* sorted) {
   }
 }
 
-template <int kHeads>
-TIDAL_INLINE void prepare(const float* q, const float* sorted, int dim, const std::byte* sketch, Prepared& to) {
+/// `scale` and `reference` (in slots): of the terms; 1 and 0 for scores.
+template <bool kTerms, int kHeads>
+TIDAL_INLINE void prepare(const float* q, const float* sorted, int dim, const std::byte* sketch, __m512 scale,
+                          __m512 reference, Prepared& to) {
   const int chunks = (dim + kChunk - 1) / kChunk;
   const std::byte* const scales_at = sketch + 2 * dim;
   __m512 bases[kHeads], tops[kHeads], scales[4];
@@ -118,8 +120,9 @@ TIDAL_INLINE void prepare(const float* q, const float* sorted, int dim, const st
   const __m512 top = reduce<Max>(tops);
   const __m512 most = _mm512_set1_ps(127.0f);
   alignas(64) float inverse[16];
-  _mm512_store_ps(to.base, base);
-  _mm512_store_ps(to.factor, _mm512_div_ps(top, most));
+  const __m512 step = _mm512_div_ps(top, most);
+  _mm512_store_ps(to.base, kTerms ? _mm512_fmsub_ps(base, scale, reference) : base);
+  _mm512_store_ps(to.factor, kTerms ? _mm512_mul_ps(step, scale) : step);
   _mm512_store_ps(inverse, _mm512_maskz_div_ps(_mm512_cmp_ps_mask(top, _mm512_setzero_ps(), _CMP_GT_OQ), most, top));
 
   // Added to this, a small number is rounded to an integer, ties to even, whose lowest byte is the sum's. Infinity and
@@ -144,9 +147,33 @@ TIDAL_INLINE void prepare(const float* q, const float* sorted, int dim, const st
   }
 }
 
-template <int kBits, int kHeads>
+/// 2^x, to 6e-7 and 0 below 2^-125. Added to 1.5 * 2^19 x becomes whole sixteenths, whose lowest bits choose of 16
+/// roots and whose others go into the root's exponent; a parabola fitted on [-1/32, 1/32] does the rest. NaN stays NaN;
+/// from 2^128 on it is not finite.
+TIDAL_INLINE __m512 exp2_of(__m512 x) {
+  // 2^(i/16), less i at the place where the exponent gets x's sixteenths.
+  const __m512i roots = _mm512_sub_epi32(
+      _mm512_castps_si512(_mm512_setr_ps(1.0f, 1.0442737f, 1.0905077f, 1.1387886f, 1.1892071f, 1.2418579f, 1.2968396f,
+                                         1.3542556f, 1.4142135f, 1.4768262f, 1.5422108f, 1.6104903f, 1.6817929f,
+                                         1.7562522f, 1.8340081f, 1.9152066f)),
+      _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 19));
+  const __m512 magic = _mm512_set1_ps(0x1.8p19f);
+  // Up to 2^129, whose exponent is that of infinity. The second operand where one is NaN.
+  x = _mm512_min_ps(_mm512_set1_ps(128.0f), x);
+  const __m512 shifted = _mm512_add_ps(x, magic);
+  const __m512 part = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
+  const __m512i sixteenths = _mm512_castps_si512(shifted);
+  const __m512 power = _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_permutexvar_epi32(sixteenths, roots), _mm512_slli_epi32(sixteenths, 19)));
+  const __m512 slope = _mm512_fmadd_ps(part, _mm512_set1_ps(0.24023535f), _mm512_set1_ps(0.6931878f));
+  const __mmask16 high = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);  // NaN is not less
+  return _mm512_maskz_fmadd_ps(high, _mm512_mul_ps(slope, part), power, power);
+}
+
+/// totals: [kHeads], to which terms are added.
+template <bool kTerms, int kBits, int kHeads>
 TIDAL_INLINE void score(const SketchLayout& layout, const std::byte* codes, const Prepared& of, float* scores,
-                        std::ptrdiff_t stride, const std::byte* next) {
+                        std::ptrdiff_t stride, const std::byte* next, __m512* totals) {
   constexpr int kPlanes = 8 / kBits;
   // Few heads would leave the multiplier waiting for their own last sum.
   constexpr int kTogether = kHeads <= 2 ? 4 : kHeads <= 4 ? 2 : 1;
@@ -177,45 +204,65 @@ TIDAL_INLINE void score(const SketchLayout& layout, const std::byte* codes, cons
     for (int h = 0; h < kHeads; ++h) {
       const __m512 factor = _mm512_set1_ps(of.factor[slot(h)]), base = _mm512_set1_ps(of.base[slot(h)]);
       for (int i = 0; i < kTogether; ++i) {
-        _mm512_storeu_ps(scores + h * stride + (s + i) * SketchLayout::kStripe,
-                         _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(sums[h][i]), base));
+        __m512 result = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(sums[h][i]), base);
+        if constexpr (kTerms) {
+          result = exp2_of(result);
+          totals[h] = _mm512_add_ps(totals[h], result);
+        }
+        _mm512_storeu_ps(scores + h * stride + (s + i) * SketchLayout::kStripe, result);
       }
     }
   }
 }
 
-template <int kBits, int kHeads>
-TIDAL_TARGET void scan(const ScanArgs& a) {
+template <bool kTerms, int kBits, int kHeads>
+TIDAL_TARGET void scan(const ScanArgs& a, const ScanTerms& terms) {
   alignas(64) float sorted[kHeads * kMaxDim];
+  alignas(64) float references[16] = {};
+  __m512 totals[kHeads];
+  for (int h = 0; h < kHeads; ++h) {
+    totals[h] = _mm512_setzero_ps();
+    if (kTerms) references[slot(h)] = terms.reference[h];
+  }
+  const __m512 reference = _mm512_load_ps(references), scale = _mm512_set1_ps(terms.scale);
   Prepared prepared;
   const int dim = a.layout.head_dim;
   sort_query<kHeads>(a.q, dim, sorted);
   const int last = a.blocks + a.blocks_after - 1;
   for (int b = 0; b < a.blocks; ++b) {
-    prepare<kHeads>(a.q, sorted, dim, a.sketches[b], prepared);
-    score<kBits, kHeads>(a.layout, a.sketches[b] + a.layout.codes_offset(), prepared, a.scores + kBlockTokens * b,
-                         a.stride, a.sketches[std::min(b + kAhead, last)]);
+    prepare<kTerms, kHeads>(a.q, sorted, dim, a.sketches[b], scale, reference, prepared);
+    score<kTerms, kBits, kHeads>(a.layout, a.sketches[b] + a.layout.codes_offset(), prepared,
+                                 a.scores + kBlockTokens * b, a.stride, a.sketches[std::min(b + kAhead, last)], totals);
+  }
+  if (kTerms) {
+    for (int h = 0; h < kHeads; ++h) terms.sum[h] = _mm512_reduce_add_ps(totals[h]);
   }
 }
 
-using Scan = void (*)(const ScanArgs&);
-template <int kBits>
-constexpr Scan kScan[kMaxHeads] = {scan<kBits, 1>, scan<kBits, 2>, scan<kBits, 3>, scan<kBits, 4>,
-                                   scan<kBits, 5>, scan<kBits, 6>, scan<kBits, 7>, scan<kBits, 8>};
+using Scan = void (*)(const ScanArgs&, const ScanTerms&);
+template <bool kTerms, int kBits>
+constexpr Scan kScan[kMaxHeads] = {scan<kTerms, kBits, 1>, scan<kTerms, kBits, 2>, scan<kTerms, kBits, 3>,
+                                   scan<kTerms, kBits, 4>, scan<kTerms, kBits, 5>, scan<kTerms, kBits, 6>,
+                                   scan<kTerms, kBits, 7>, scan<kTerms, kBits, 8>};
+template <bool kTerms>
+const Scan* scans(int bits) {
+  return bits == 1 ? kScan<kTerms, 1> : bits == 2 ? kScan<kTerms, 2> : kScan<kTerms, 4>;
+}
 
 }  // namespace
 
-bool scan_blocks_vnni(const ScanArgs& args) {
+bool scan_blocks_vnni(const ScanArgs& args, const ScanTerms* terms) {
   static const bool have = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!have) return false;
-  const Scan* const scans = args.layout.bits == 1 ? kScan<1> : args.layout.bits == 2 ? kScan<2> : kScan<4>;
+  const Scan* const all = terms ? scans<true>(args.layout.bits) : scans<false>(args.layout.bits);
   ScanArgs part = args;
   for (int done = 0; done < args.heads; done += part.heads) {
     part.heads = std::min(kMaxHeads, args.heads - done);
     part.q = args.q + done * args.layout.head_dim;
     part.scores = args.scores + done * args.stride;
-    scans[part.heads - 1](part);
+    all[part.heads - 1](part,
+                        terms ? ScanTerms{terms->scale, terms->reference + done, terms->sum + done} : ScanTerms{});
   }
   return true;
 }
@@ -225,7 +272,7 @@ bool scan_blocks_vnni(const ScanArgs& args) {
 #else
 
 namespace tidal {
-bool scan_blocks_vnni(const ScanArgs&) { return false; }
+bool scan_blocks_vnni(const ScanArgs&, const ScanTerms*) { return false; }
 }  // namespace tidal
 
 #endif

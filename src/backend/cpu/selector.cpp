@@ -11,7 +11,7 @@
 namespace tidal {
 namespace {
 
-constexpr int kPoolPiece = 2048;  // positions that one thread pools at a time
+constexpr int kPoolPiece = 1024;  // positions that one thread pools at a time
 
 // Softmax probabilities of a head whose scores are not all finite; rare, so plain code. NaN counts as -infinity, and
 // positions at +infinity share everything.
@@ -125,18 +125,17 @@ void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy&
 }
 
 void Selector::select(const RowTerms& terms, const Chunk& chunk, const Policy& policy, const Selection& selection) {
-  context_ = chunk.context();
+  const int context = context_ = chunk.context();
   const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;
+  const int ranges = (context + kPoolPiece - 1) / kPoolPiece;
 #pragma omp parallel num_threads(threads_)
   {
     // Static: threads find the terms of the KV heads that they scored in their own cache.
 #pragma omp for schedule(static)
-    for (int task = 0; task < units * terms.pieces; ++task) {
-      const int unit = task / terms.pieces, piece = task % terms.pieces;
-      const int begin = piece == 0 ? 0 : terms.ends[piece - 1];
-      weighted_sum(terms.terms + unit * heads * terms.stride + begin, terms.stride,
-                   terms.factors + unit * heads * terms.pieces + piece, terms.pieces, heads, terms.ends[piece] - begin,
-                   pooled(unit) + begin);
+    for (int task = 0; task < units * ranges; ++task) {
+      const int unit = task / ranges, begin = task % ranges * kPoolPiece, first_head = unit * heads;
+      weighted_sum(terms.terms + first_head * terms.stride + begin, terms.stride, terms.factors + first_head, heads,
+                   std::min(kPoolPiece, context - begin), pooled(unit) + begin);
     }
 #pragma omp for schedule(static)
     for (int unit = 0; unit < units; ++unit) take(pooled(unit), chunk, policy, unit, selection);

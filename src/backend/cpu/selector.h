@@ -17,14 +17,11 @@ struct RowScores {
   float scale = 1;
 };
 
-/// The terms of each head's softmax, made piece by piece of the context: what terms[h * stride + p] has to be
-/// multiplied by to be the probability of position p is factors[h * pieces + the piece of p].
+/// The terms of each head's softmax: the probability of position p is terms[h * stride + p] * factors[h].
 struct RowTerms {
   const float* terms = nullptr;
   int64_t stride = 0;
-  const float* factors = nullptr;  ///< [heads, pieces]
-  const int* ends = nullptr;       ///< [pieces], the position behind each piece, ascending
-  int pieces = 0;
+  const float* factors = nullptr;  ///< [heads]
 };
 
 /// Pools scores by the policy's scope and takes the top positions. Follows the rules in backend/policy.h.

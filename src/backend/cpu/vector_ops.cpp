@@ -159,12 +159,14 @@ void SoftmaxStatistics(const float* scores, int count, float scale, float& maxim
   sum += hn::GetLane(hn::SumOfLanes(d, totals));
 }
 
-// 2^x for x <= 0, by a polynomial fitted on [-0.5, 0.5] for the fraction: added to 1.5 * 2^23 x becomes whole, and the
-// sum's lowest bits go into the exponent.
+// 2^x, 0 below 2^-125 and not finite from 2^128 on, by a polynomial fitted on [-0.5, 0.5] for the fraction: added
+// to 1.5 * 2^23 x becomes whole, and the sum's lowest bits go into the exponent.
 template <typename D, typename V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const hn::RebindToUnsigned<D> du;
   const V magic = hn::Set(d, 0x1.8p23f);
+  // Up to 2^129, whose exponent is that of infinity.
+  x = hn::IfThenElse(hn::Gt(x, hn::Set(d, 128.0f)), hn::Set(d, 128.0f), x);
   const V shifted = hn::Add(x, magic);
   const V part = hn::Sub(x, hn::Sub(shifted, magic));
   V y = hn::Set(d, 1.32217e-3f);
@@ -179,68 +181,28 @@ HWY_INLINE V Exp2(D d, V x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -125.0f)), result);
 }
 
-#if HWY_TARGET <= HWY_AVX3
-// In fewer steps: added to 1.5 * 2^19 x becomes whole sixteenths, whose lowest bits choose of 16 roots and whose others
-// go into the root's exponent; a parabola fitted on [-1/32, 1/32] does the rest. NaN stays NaN.
-HWY_INLINE Vec Exp2(F32 d, Vec x) {
-  const hn::RebindToUnsigned<F32> du;
-  // 2^(i/16), less i at the place where the exponent gets x's sixteenths.
-  const auto roots =
-      hn::Sub(hn::BitCast(du, Vec{_mm512_setr_ps(1.0f, 1.0442737f, 1.0905077f, 1.1387886f, 1.1892071f, 1.2418579f,
-                                                 1.2968396f, 1.3542556f, 1.4142135f, 1.4768262f, 1.5422108f, 1.6104903f,
-                                                 1.6817929f, 1.7562522f, 1.8340081f, 1.9152066f)}),
-              hn::ShiftLeft<19>(hn::Iota(du, 0)));
-  const Vec magic = hn::Set(d, 0x1.8p19f);
-  const Vec shifted = hn::Add(x, magic);
-  const Vec part = hn::Sub(x, hn::Sub(shifted, magic));
-  const auto sixteenths = hn::BitCast(du, shifted);
-  const decltype(roots) root{_mm512_permutexvar_epi32(sixteenths.raw, roots.raw)};
-  const Vec power = hn::BitCast(d, hn::Add(root, hn::ShiftLeft<19>(sixteenths)));
-  const Vec slope = hn::MulAdd(part, hn::Set(d, 0.24023535f), hn::Set(d, 0.6931878f));
-  const Vec y = hn::MulAdd(hn::Mul(slope, part), power, power);
-  // Not less than, which NaN is.
-  const __mmask16 high = _mm512_cmp_ps_mask(x.raw, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
-  return Vec{_mm512_maskz_mov_ps(high, y.raw)};
-}
-#endif
-
-void SoftmaxTerms(float* scores, int count, float scale, float& maximum, float& sum) {
+float SoftmaxTerms(float* scores, int count, float scale, float reference) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  const float lowest = -std::numeric_limits<float>::infinity();
-  Vec tops = hn::Set(d, lowest), more_tops = tops;
-  int i = 0;
-  for (; i + 2 * lanes <= count; i += 2 * lanes) {
-    tops = hn::Max(hn::LoadU(d, scores + i), tops);
-    more_tops = hn::Max(hn::LoadU(d, scores + i + lanes), more_tops);
-  }
-  float top = hn::GetLane(hn::MaxOfLanes(d, hn::Max(tops, more_tops)));
-  for (; i < count; ++i) top = std::max(top, scores[i]);
-  maximum = top * scale;
-  // With nothing finite every term is 2^-infinity = 0; subtracting -infinity would make it NaN.
-  const float base = maximum == lowest ? 0.0f : maximum;
   const auto term = [&](int at, auto tag) HWY_ATTR {
-    const auto x = hn::MulSub(hn::LoadU(tag, scores + at), hn::Set(tag, scale), hn::Set(tag, base));
+    const auto x = hn::MulSub(hn::LoadU(tag, scores + at), hn::Set(tag, scale), hn::Set(tag, reference));
     const auto y = Exp2(tag, x);
     hn::StoreU(y, tag, scores + at);
     return y;
   };
-  Vec totals = hn::Zero(d), more_totals = totals;
-  i = 0;
-  for (; i + 2 * lanes <= count; i += 2 * lanes) {
-    totals = hn::Add(totals, term(i, d));
-    more_totals = hn::Add(more_totals, term(i + lanes, d));
-  }
-  sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(totals, more_totals)));
+  Vec totals = hn::Zero(d);
+  int i = 0;
+  for (; i + lanes <= count; i += lanes) totals = hn::Add(totals, term(i, d));
+  float sum = hn::GetLane(hn::SumOfLanes(d, totals));
   for (; i < count; ++i) sum += hn::GetLane(term(i, hn::CappedTag<float, 1>()));
+  return sum;
 }
 
-void WeightedSum(const float* rows, int64_t stride, const float* factors, int64_t factor_stride, int count, int width,
-                 float* to) {
+void WeightedSum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to) {
   ForEach(width, [&](int at, auto tag) HWY_ATTR {
     auto sum = hn::Mul(hn::LoadU(tag, rows + at), hn::Set(tag, factors[0]));
     for (int r = 1; r < count; ++r) {
-      sum = hn::MulAdd(hn::LoadU(tag, rows + r * stride + at), hn::Set(tag, factors[r * factor_stride]), sum);
+      sum = hn::MulAdd(hn::LoadU(tag, rows + r * stride + at), hn::Set(tag, factors[r]), sum);
     }
     hn::StoreU(sum, tag, to + at);
   });
@@ -312,12 +274,11 @@ float softmax_step(float* scores, int count, float scale, float& maximum, float&
 void softmax_statistics(const float* scores, int count, float scale, float& maximum, float& sum) {
   HWY_DYNAMIC_DISPATCH(SoftmaxStatistics)(scores, count, scale, maximum, sum);
 }
-void softmax_terms(float* scores, int count, float scale, float& maximum, float& sum) {
-  HWY_DYNAMIC_DISPATCH(SoftmaxTerms)(scores, count, scale, maximum, sum);
+float softmax_terms(float* scores, int count, float scale, float reference) {
+  return HWY_DYNAMIC_DISPATCH(SoftmaxTerms)(scores, count, scale, reference);
 }
-void weighted_sum(const float* rows, int64_t stride, const float* factors, int64_t factor_stride, int count, int width,
-                  float* to) {
-  HWY_DYNAMIC_DISPATCH(WeightedSum)(rows, stride, factors, factor_stride, count, width, to);
+void weighted_sum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to) {
+  HWY_DYNAMIC_DISPATCH(WeightedSum)(rows, stride, factors, count, width, to);
 }
 void key_scores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride) {
   HWY_DYNAMIC_DISPATCH(KeyScores)(q, heads, head_dim, keys, count, scores, stride);

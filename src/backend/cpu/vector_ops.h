@@ -24,13 +24,11 @@ void pool_probabilities(const float* scores, int count, float maximum, float sca
 float softmax_step(float* scores, int count, float scale, float& maximum, float& sum);
 /// maximum = the highest of scores[i] * scale, and sum of exp(scores[i] * scale - maximum); NaN gives the sum NaN.
 void softmax_statistics(const float* scores, int count, float scale, float& maximum, float& sum);
-/// The terms of a softmax in place of its scores: scores[i] = 2^(scores[i] * scale - maximum), to 6e-7 and 0 below
-/// 2^-125, where `maximum` is the highest of scores[i] * scale (scale > 0), and their sum. The sum is NaN when a score
-/// is NaN or +infinity.
-void softmax_terms(float* scores, int count, float scale, float& maximum, float& sum);
-/// to[i] = sum over r < count of rows[r * stride + i] * factors[r * factor_stride], in this order; count >= 1.
-void weighted_sum(const float* rows, int64_t stride, const float* factors, int64_t factor_stride, int count, int width,
-                  float* to);
+/// The terms of a softmax in place of its scores, scores[i] = 2^(scores[i] * scale - reference), to 3e-7 and 0 below
+/// 2^-125. Returns their sum, which is NaN or infinite when a term is.
+float softmax_terms(float* scores, int count, float scale, float reference);
+/// to[i] = sum over r < count of rows[r * stride + i] * factors[r], in this order; count >= 1.
+void weighted_sum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to);
 /// scores[h * stride + r] = q[h] . key of row r. q: [heads, head_dim]; keys: [count] rows [K | V], head_dim <= 256.
 void key_scores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride);
 /// to[i] *= factor.
