@@ -80,7 +80,7 @@ struct KvLayer {
   int kv_heads = 0;
   int head_dim = 0;
   /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
-  std::array<std::byte*, 3> sketches = {};
+  std::array<std::byte*, kSketchBits.size()> sketches = {};
 
   int64_t tile_elements() const { return int64_t{2} * kBlockTokens * head_dim; }
   /// The 64 rows [K | V] of one block and KV head.

@@ -16,6 +16,8 @@ enum class Role : uint8_t {
 
 /// Whether a layer of this role chooses positions, for itself or for those after it.
 inline constexpr bool selects(Role role) { return role == Role::Select || role == Role::Scan; }
+/// Whether it attends to selected positions only.
+inline constexpr bool reads_selected(Role role) { return role == Role::Sparse || role == Role::Scan; }
 
 /// Who shares one set of selected positions.
 enum class Scope {

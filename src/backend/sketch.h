@@ -1,6 +1,7 @@
 // The sketch of a block of keys: each element in 1, 2 or 4 bits, which Scan layers score positions by.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -9,6 +10,10 @@
 namespace tidal {
 
 inline constexpr int kBlockTokens = 64;  ///< positions in one block of the KV pool
+
+/// The widths that sketches come in.
+inline constexpr std::array<int, 3> kSketchBits = {1, 2, 4};
+inline constexpr bool is_sketch_width(int bits) { return bits == 1 || bits == 2 || bits == 4; }
 
 /// Where things are in the sketch of one block and KV head. The key of position p is about
 ///   K^[d] = minimum[d] + scale[d] * code[p, d].

@@ -21,6 +21,7 @@
 #include "core/read_stream.h"
 #include "core/timer.h"
 #include "eval/exact_text.h"
+#include "eval/next_token.h"
 #include "model/mapped_file.h"
 #include "text/tokenizer.h"
 
@@ -50,9 +51,6 @@ class Comparison {
   void prefill(Sequence& document);
   void answer(const BenchPlan& plan, const Sequence& document);
   void answer_exactly(const BenchPlan& plan, const Sequence& document);
-  Token first_token() const {
-    return static_cast<Token>(std::max_element(first_logits_.begin(), first_logits_.end()) - first_logits_.begin());
-  }
   void baseline();
   BenchCase row_case(const std::string& engine, const std::string& attention, int depth) const;
 
@@ -135,7 +133,7 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
   // Even a short answer gets its full number of steps, for their time.
   for (int i = 0; i < options_.steps; ++i) {
     check_stopped();
-    const auto token = static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    const Token token = argmax(logits);
     ended = ended || tokenizer_.is_end(token);
     if (!ended) text += tokenizer_.piece(token);
     const Timer timer;
@@ -150,7 +148,7 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
 }
 
 void Comparison::answer_exactly(const BenchPlan& plan, const Sequence& document) {
-  const Token first = first_token();
+  const Token first = argmax(first_logits_);
   const ExactText exact =
       exact_text(*engine_, document, first, options_.steps, plan.plan, {}, [&](int) { check_stopped(); });
   std::vector<Token> tokens = {first};

@@ -67,8 +67,6 @@ struct PlanRecall {
   std::vector<MeanError> mass, agreement;  // [layers]
 };
 
-bool reads_selected(Role role) { return role == Role::Sparse || role == Role::Scan; }
-
 std::vector<PlanRecall> results(const EvalSession& session, const Places& places) {
   std::vector<PlanRecall> results;
   for (const EvalPlan& plan : session.plans()) {
@@ -128,7 +126,7 @@ std::string mass_table(const std::vector<PlanRecall>& results) {
 std::string agreement_table(const std::vector<PlanRecall>& results) {
   std::vector<const PlanRecall*> scanning;
   for (const PlanRecall& result : results) {
-    if (result.plan->plan.count(Role::Scan) > 0) scanning.push_back(&result);
+    if (result.plan->plan.scans()) scanning.push_back(&result);
   }
   if (scanning.empty()) return "";
   return layer_table(scanning, &PlanRecall::agreement, [](Role role) { return role == Role::Scan; });

@@ -151,11 +151,10 @@ std::string as_text(const Info& info) {
   line("weights", fmt::format("{} read per decoded token", megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                megabytes(hp.kv_bytes_per_token() * hp.context)));
-  line("sketches",
-       fmt::format("{} bit{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
-                   "where a plan scans",
-                   info.sketch.policy.sketch_bits, info.sketch.policy.sketch_bits == 1 ? "" : "s",
-                   static_cast<double>(info.sketch_bytes) / 1e3, megabytes(info.sketch_bytes * hp.context)));
+  line("sketches", fmt::format("{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
+                               "where a plan scans",
+                               bits_text(info.sketch.policy), static_cast<double>(info.sketch_bytes) / 1e3,
+                               megabytes(info.sketch_bytes * hp.context)));
   text += "\nread per decoded token: weights, K/V and sketches\n";
   text += fmt::format("{:>10}{:>14}{:>14}{:>9}{:>14}{:>9}\n", "context", "full", "tidal", "ratio", "sketch", "ratio");
   for (const DepthBytes& read : info.reads) {

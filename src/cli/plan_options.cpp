@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "backend/sketch.h"
 #include "core/error.h"
 
 namespace tidal {
@@ -102,7 +103,7 @@ void adjust(Policy& policy, const PlanOptions& options) {
     policy.top_p = *options.top_p;
   }
   if (options.sketch) {
-    if (*options.sketch != 1 && *options.sketch != 2 && *options.sketch != 4) {
+    if (!is_sketch_width(*options.sketch)) {
       fail("--sketch: {} bits given, expected 1, 2 or 4", *options.sketch);
     }
     policy.sketch_bits = *options.sketch;
@@ -112,8 +113,6 @@ void adjust(Policy& policy, const PlanOptions& options) {
 constexpr const char* kKinds = "full, tidal or sketch";
 /// Where neither a flag nor a plan file decides.
 constexpr const char* kDefaultKind = "tidal";
-
-bool scans(const Plan& plan) { return plan.count(Role::Scan) > 0; }
 
 /// A flag that only tidal attention takes, "" for none.
 const char* tidal_flag(const PlanOptions& options) {
@@ -297,7 +296,7 @@ std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vect
 
 Plan make_plan(const PlanOptions& options, const Hyperparameters& hp) { return choose_plan(options, hp).plan; }
 
-std::string kind_of(const Plan& plan) { return scans(plan) ? "sketch" : "tidal"; }
+std::string kind_of(const Plan& plan) { return plan.scans() ? "sketch" : "tidal"; }
 
 void check_budget(const PlanOptions& options, int context) {
   if (options.budget) {

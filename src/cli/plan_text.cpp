@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "cli/plan_options.h"
+
 namespace tidal {
 namespace {
 
@@ -14,11 +16,6 @@ std::string layers_with(const Plan& plan, Role role) {
 }
 
 std::string percent(double share) { return fmt::format("{:g}%", 100 * share); }
-
-/// "1 bit", "2 bits".
-std::string bits_text(const Policy& policy) {
-  return fmt::format("{} bit{}", policy.sketch_bits, policy.sketch_bits == 1 ? "" : "s");
-}
 
 /// "2+9", and for layers in a row "0-4+9".
 std::string layer_text(const std::vector<int>& layers) {
@@ -101,6 +98,10 @@ std::string roles_text(const Plan& plan, const std::string& source) {
 
 }  // namespace
 
+std::string bits_text(const Policy& policy) {
+  return fmt::format("{} bit{}", policy.sketch_bits, policy.sketch_bits == 1 ? "" : "s");
+}
+
 std::string budget_text(const Policy& policy) {
   std::string text = policy.budget_share > 0 ? fmt::format("{},{}", percent(policy.budget_share), policy.budget)
                                              : std::to_string(policy.budget);
@@ -113,15 +114,15 @@ std::string describe(const Plan& plan, const std::string& source) {
   const Policy& policy = plan.policy;
   const std::string recent =
       policy.recent_share > 0 ? percent(policy.recent_share) : std::to_string(std::max(policy.recent, 1));
-  return fmt::format("{} attention: {}; budget {} ({} sinks, {} recent), scope {}, pooling {}{}",
-                     plan.count(Role::Scan) > 0 ? "sketch" : "tidal", roles_text(plan, source), budget_text(policy),
-                     policy.sinks, recent, to_string(policy.scope), to_string(policy.pooling),
+  return fmt::format("{} attention: {}; budget {} ({} sinks, {} recent), scope {}, pooling {}{}", kind_of(plan),
+                     roles_text(plan, source), budget_text(policy), policy.sinks, recent, to_string(policy.scope),
+                     to_string(policy.pooling),
                      plan.correct > 0 ? fmt::format("; corrected every {} tokens", plan.correct) : "");
 }
 
 std::string plan_name(const Plan& plan) {
   if (!plan.has_sparse()) return "full";
-  const bool scans = plan.count(Role::Scan) > 0;
+  const bool scans = plan.scans();
   std::string text = fmt::format("K={}, {}{}", budget_text(plan.policy), scans ? scan_text(plan) : select_text(plan),
                                  policy_text(plan.policy, scans));
   if (plan.correct > 0) text += fmt::format(", correct {}", plan.correct);

@@ -11,6 +11,8 @@ namespace tidal {
 std::string describe(const Plan& plan, const std::string& source);
 /// The budget of a policy as the flag writes it: "256", "5%,128", with top-p "256 at top-p 0.95".
 std::string budget_text(const Policy& policy);
+/// The width of a policy's sketches: "1 bit", "2 bits".
+std::string bits_text(const Policy& policy);
 
 /// What tells a plan from every other one of a model, in few words: "full"; "K=256, select 2+9" and "K=256, sketch 2
 /// bits" for the default policies, where all other layers are Dense before the first Select and else Sparse, or Scan;

@@ -94,7 +94,7 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
     read_selection(chunk, selection);
     attention.selected = selected_;
   }
-  if (attention.role != Role::Sparse && attention.role != Role::Scan) return;
+  if (!reads_selected(attention.role)) return;
   for (int h = 0; h < hp_.kv_heads; ++h) score(chunk, q, kv, h);
   const double scale = 1.0 / std::sqrt(static_cast<double>(kv.head_dim));
   const size_t units = selected_.size(), heads = hp_.heads / units;

@@ -51,7 +51,7 @@ void Engine::set_plan(const Plan& plan) {
 
 void Engine::reserve_selection(const Plan& plan) {
   if (!plan.has_sparse()) return;
-  if (plan.count(Role::Scan) > 0) pool_->keep_sketches(plan.policy.sketch_bits);
+  if (plan.scans()) pool_->keep_sketches(plan.policy.sketch_bits);
   Policy policy = plan.policy.at(options_.context);
   policy.budget = std::min(policy.budget, options_.context);  // what is not below the context selects nothing
   forward_->reserve_selection(options_.sequences, policy);
@@ -227,9 +227,10 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   const int64_t row = int64_t{2} * 2 * hp.head_dim;  // K and V of one position and KV head
   const int filled = context / kBlockTokens * kBlockTokens;
   const int64_t sketch = SketchLayout{hp.head_dim, policy.sketch_bits}.bytes() * hp.kv_heads * (filled / kBlockTokens);
+  const bool sparse_step = plan.sparse_at(context);
   int64_t rows = 0, sketches = 0;
   for (const Role role : plan.roles) {
-    const bool sparse = (role == Role::Sparse || role == Role::Scan) && plan.sparse_at(context);
+    const bool sparse = sparse_step && reads_selected(role);
     // With one set per query head, the heads of a group read their own rows.
     const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
     const int selected = role == Role::Scan ? scan_policy(policy, context).budget : policy.budget;

@@ -56,7 +56,7 @@ void KvPool::copy(BlockId to, BlockId from) {
     const size_t bytes = sizeof(Bf16) * static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), bytes);
-    for (const int bits : {1, 2, 4}) {
+    for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};
       backend_.copy(layer.sketch(bits, to, 0), layer.sketch(bits, from, 0),

@@ -41,7 +41,7 @@ class KvPool {
  private:
   Backend& backend_;
   Buffer memory_;
-  std::array<Buffer, 3> sketches_;  // of KvLayer::sketches, all layers
+  std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all layers
   std::vector<KvLayer> layers_;
   std::vector<int32_t> references_;
   std::vector<BlockId> free_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <tuple>
 
@@ -12,8 +11,6 @@ namespace tidal {
 namespace {
 
 int further(const FoundPlan& plan) { return static_cast<int>(plan.plan.select.size()) - 1; }
-
-double rank(double kl) { return std::isfinite(kl) ? kl : std::numeric_limits<double>::infinity(); }
 
 bool lower_kl(const FoundPlan& a, const FoundPlan& b) {
   const auto key = [](const FoundPlan& plan) { return std::tuple(std::isnan(plan.kl), plan.kl, plan.bytes); };

@@ -84,7 +84,7 @@ void Watch::describe_plan(int context) {
   InspectReport& report = result_.report;
   const Hyperparameters& hp = engine_.model().hp;
   Policy policy = engine_.plan().policy.at(context);
-  if (engine_.plan().count(Role::Scan) > 0) policy = scan_policy(policy, context);
+  if (engine_.plan().scans()) policy = scan_policy(policy, context);
   for (const Role role : engine_.plan().roles) {
     std::string name = to_string(role);
     name[0] -= 'a' - 'A';

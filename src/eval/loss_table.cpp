@@ -40,6 +40,8 @@ TextLoss LossTable::over(const Candidate& plan, int first, int end) const {
   return loss;
 }
 
+double rank(double loss) { return std::isfinite(loss) ? loss : std::numeric_limits<double>::infinity(); }
+
 size_t cheapest_good(std::span<const double> losses) {
   double lowest = std::numeric_limits<double>::infinity();
   for (const double loss : losses) lowest = std::fmin(lowest, loss);

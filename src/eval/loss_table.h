@@ -56,6 +56,9 @@ struct RankedPlan {
   TextLoss loss;
 };
 
+/// What losses are sorted by: NaN and infinity alike are the worst.
+double rank(double loss);
+
 /// What a loss must improve by to be worth a plan that costs more: a tenth.
 inline constexpr double kWorthwhile = 0.1;
 

@@ -1,17 +1,12 @@
 #include "eval/plan_search.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <set>
 
 #include "core/error.h"
 
 namespace tidal {
 namespace {
-
-/// NaN and infinity alike are the worst.
-double rank(double mean) { return std::isfinite(mean) ? mean : std::numeric_limits<double>::infinity(); }
 
 bool better(const RankedPlan& a, const RankedPlan& b) {
   const double x = rank(a.loss.mean()), y = rank(b.loss.mean());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/sketch.h"
 #include "core/error.h"
 
 namespace tidal {
@@ -23,7 +24,7 @@ void check_policy(const Policy& policy) {
   if (policy.top_p < 1 && policy.pooling == Pooling::Max && policy.scope != Scope::Head) {
     fail("plan: top-p needs the attention mass of the heads together, so pooling sum (or scope head), not max");
   }
-  if (policy.sketch_bits != 1 && policy.sketch_bits != 2 && policy.sketch_bits != 4) {
+  if (!is_sketch_width(policy.sketch_bits)) {
     fail("plan: a sketch of {} bits, expected 1, 2 or 4", policy.sketch_bits);
   }
   if (policy.sinks < 0 || policy.recent < 0) {
@@ -102,7 +103,7 @@ Plan Plan::sketch(int layers, int dense, const Policy& policy) {
   return plan;
 }
 
-bool Plan::has_sparse() const { return count(Role::Sparse) + count(Role::Scan) > 0; }
+bool Plan::has_sparse() const { return std::any_of(roles.begin(), roles.end(), reads_selected); }
 
 int Plan::count(Role role) const { return static_cast<int>(std::count(roles.begin(), roles.end(), role)); }
 

@@ -26,6 +26,8 @@ struct Plan {
 
   /// Whether a layer reads only selected positions: one that is Sparse or Scan.
   bool has_sparse() const;
+  /// Whether a layer selects by a sketch of its keys.
+  bool scans() const { return count(Role::Scan) > 0; }
   /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget.
   bool sparse_at(int context) const { return has_sparse() && context > policy.at(context).budget; }
   int count(Role role) const;

@@ -146,7 +146,7 @@ std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::stri
   if (plan.policy.budget_share > 0) policy["budget_share"] = plan.policy.budget_share;
   if (plan.policy.recent_share > 0) policy["recent_share"] = plan.policy.recent_share;
   if (plan.policy.top_p < 1) policy["top_p"] = plan.policy.top_p;
-  if (plan.count(Role::Scan) > 0) {
+  if (plan.scans()) {
     json["roles"]["scan"] = plan.layers(Role::Scan);
     policy["sketch"] = plan.policy.sketch_bits;
   }

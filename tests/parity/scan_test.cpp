@@ -20,7 +20,7 @@ const std::vector<int> kContexts = {65, 66, 127, 128, 129, 191, 192, 1153, 2049}
 struct Inputs {
   Inputs(const Shape& shape, const std::vector<int>& contexts, Random& random)
       : hp(attention_shape(shape.group, shape.kv_heads, shape.head_dim)),
-        batch(chunks(contexts), hp.vocab, random, false),
+        batch(decode_chunks(contexts), hp.vocab, random, false),
         cache(random_cache(hp, batch.blocks(), random)),
         q(random.uniform(static_cast<size_t>(batch->rows()) * hp.q_width(), 3.0f)) {
     // Channels of unlike ranges, one of them far from 0, as models have them.
@@ -28,12 +28,6 @@ struct Inputs {
       for (int d = 0; d < hp.head_dim; d += 5) row[d] = to_bf16(to_float(row[d]) * (d == 10 ? 8.0f : 0.25f));
       row[3] = to_bf16(to_float(row[3]) + 30);
     }
-  }
-
-  static std::vector<ChunkShape> chunks(const std::vector<int>& contexts) {
-    std::vector<ChunkShape> result;
-    for (const int context : contexts) result.push_back({context - 1, 1, true});
-    return result;
   }
 
   const float* query(const Chunk& chunk, int head) const {

@@ -46,7 +46,7 @@ const char* to_string(Kind kind) {
 struct Inputs {
   Inputs(const Shape& shape, const std::vector<int>& contexts, Kind kind, Random& random)
       : hp(attention_shape(shape.group, shape.kv_heads, shape.head_dim)),
-        batch(chunks(contexts), hp.vocab, random, false),
+        batch(decode_chunks(contexts), hp.vocab, random, false),
         cache(random_cache(hp, batch.blocks(), random)),
         q(static_cast<size_t>(batch->rows()) * hp.q_width()) {
     // At most 256 * 4 * 16 = 2^14: exact, and below the 2^8 of bf16's integers factor by factor.
@@ -58,12 +58,6 @@ struct Inputs {
         for (int p = 0; p < chunk.context(); ++p) fill_key(cache.row(chunk, h, p), kind, random);
       }
     }
-  }
-
-  static std::vector<ChunkShape> chunks(const std::vector<int>& contexts) {
-    std::vector<ChunkShape> result;
-    for (const int context : contexts) result.push_back({context - 1, 1, true});
-    return result;
   }
 
   void fill_key(Bf16* key, Kind kind, Random& random) const {

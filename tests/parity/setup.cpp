@@ -22,6 +22,12 @@ Hyperparameters attention_shape(int group, int kv_heads, int head_dim) {
   return hp;
 }
 
+std::vector<ChunkShape> decode_chunks(const std::vector<int>& contexts) {
+  std::vector<ChunkShape> result;
+  for (const int context : contexts) result.push_back({context - 1, 1, true});
+  return result;
+}
+
 HostBatch::HostBatch(std::vector<ChunkShape> chunks, int vocab, Random& random, bool share) {
   std::stable_sort(chunks.begin(), chunks.end(), [](const auto& a, const auto& b) { return a.rows < b.rows; });
   std::vector<std::pair<size_t, size_t>> slots;  // of tables_, those that get a block of their own

@@ -30,6 +30,9 @@ struct ChunkShape {
   bool sparse = false;
 };
 
+/// One sparse row at the end of each of these contexts.
+std::vector<ChunkShape> decode_chunks(const std::vector<int>& contexts);
+
 /// A batch over blocks in random order. Chunks share the blocks that are full before either begins with the one before,
 /// where `share` says so.
 class HostBatch {

@@ -87,7 +87,7 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
 
 void CpuBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
   const int tiles = static_cast<int>(blocks.size()) * kv.kv_heads;
-  for (const int bits : {1, 2, 4}) {
+  for (const int bits : kSketchBits) {
     if (!kv.keeps_sketch(bits)) continue;
 #pragma omp parallel for schedule(static) num_threads(threads_) if (tiles > 1)
     for (int tile = 0; tile < tiles; ++tile) {

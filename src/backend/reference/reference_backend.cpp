@@ -95,7 +95,7 @@ class ReferenceBackend final : public Backend {
 };
 
 void ReferenceBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
-  for (const int bits : {1, 2, 4}) {
+  for (const int bits : kSketchBits) {
     if (!kv.keeps_sketch(bits)) continue;
     for (const BlockId block : blocks) {
       for (int h = 0; h < kv.kv_heads; ++h) {
