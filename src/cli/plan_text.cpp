@@ -51,10 +51,13 @@ std::string scan_text(const Plan& plan) {
   return text;
 }
 
-/// A policy's default recent positions, as the flags have them for a budget.
-bool default_recent(const Policy& policy, const Policy& usual) {
-  if (policy.budget_share == 0) return policy.recent_share == 0 && policy.recent == usual.recent;
-  return policy.recent_share == static_cast<double>(usual.recent) / usual.budget;
+/// Whether a policy reserves the recent positions of the default one, `usual` of a budget: a share of the budget that is
+/// a share of the context itself.
+bool default_recent(const Policy& policy, Policy (*usual)(int budget)) {
+  if (policy.budget_share == 0) return policy.recent_share == 0 && policy.recent == usual(policy.budget).recent;
+  const Policy of_share = usual(Policy{}.budget);
+  if (of_share.recent == 0) return policy.recent_share == 0 && policy.recent == 0;
+  return policy.recent_share == static_cast<double>(of_share.recent) / of_share.budget;
 }
 
 /// What differs from the default policy of the plan's kind.
@@ -64,12 +67,13 @@ std::string policy_text(const Policy& policy, bool scans) {
   paper.top_p = policy.top_p;
   paper.sketch_bits = policy.sketch_bits;
   if (policy == paper && !scans) return ", paper";
-  const Policy usual = scans ? sketch_policy(policy.budget) : default_policy(policy.budget);
+  const auto make_usual = scans ? sketch_policy : default_policy;
+  const Policy usual = make_usual(policy.budget);
   std::string text;
   if (policy.scope != usual.scope) text += fmt::format(", scope {}", to_string(policy.scope));
   if (policy.pooling != usual.pooling) text += fmt::format(", pooling {}", to_string(policy.pooling));
   if (policy.sinks != usual.sinks) text += fmt::format(", sinks {}", policy.sinks);
-  if (!default_recent(policy, policy.budget_share > 0 ? default_policy(Policy{}.budget) : usual)) {
+  if (!default_recent(policy, make_usual)) {
     text += policy.recent_share > 0 ? fmt::format(", recent {:g}%", 100 * policy.recent_share)
                                     : fmt::format(", recent {}", policy.recent);
   }

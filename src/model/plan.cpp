@@ -137,9 +137,7 @@ Policy default_policy(int budget) {
 }
 
 Policy sketch_policy(int budget) {
-  Policy policy = default_policy(budget);
-  policy.scope = Scope::Kv;
-  return policy;
+  return {.scope = Scope::Kv, .pooling = Pooling::Sum, .budget = budget, .sinks = 0, .recent = 0};
 }
 
 Policy paper_policy(int budget) {

@@ -41,7 +41,8 @@ struct Plan {
 
 /// The project's default policy for a budget: shared, sum, 4 sinks and a quarter of the budget recent.
 Policy default_policy(int budget);
-/// The default policy where layers scan: the same with one set per KV head.
+/// The default policy where layers scan: kv, sum, nothing reserved. Every layer scores its own keys, so sinks are
+/// selected where they matter, and the block still filling is read anyway (docs/accuracy.md).
 Policy sketch_policy(int budget);
 /// The paper's policy: one set per query head by raw score, no sinks, no recent.
 Policy paper_policy(int budget);

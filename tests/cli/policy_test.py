@@ -50,14 +50,14 @@ class Policies(Refusal, ModelTest):
     def test_kinds_of_attention(self):
         run = ("-p", LONG, "-n", "2", "--temp", "0", "--budget", "64")
         told = self.run_model(*run, "--attention", "sketch").stderr
-        self.assertIn("sketch attention: Scan all 30 by 2 bits (default); budget 64 (4 sinks, 16 recent), scope kv", told)
+        self.assertIn("sketch attention: Scan all 30 by 2 bits (default); budget 64 (0 sinks, 1 recent), scope kv", told)
         self.assertEqual(self.run_model(*run, variables={"TIDAL_ATTENTION": "sketch"}).stderr.splitlines()[0],
                          told.splitlines()[0])
         told = self.run_model(*run, "--sketch", "1", "--dense-layers", "2").stderr
         self.assertIn("Dense 0, 1; Scan the other 28 by 1 bit (given)", told)
-        told = self.run_model(*run, "--attention", "sketch", "--scope", "shared", "--pooling", "max", "--sinks", "0",
-                              "--recent", "1", "--correct", "8").stderr
-        self.assertIn("budget 64 (0 sinks, 1 recent), scope shared, pooling max; corrected every 8 tokens", told)
+        told = self.run_model(*run, "--attention", "sketch", "--scope", "shared", "--pooling", "max", "--sinks", "4",
+                              "--recent", "16", "--correct", "8").stderr
+        self.assertIn("budget 64 (4 sinks, 16 recent), scope shared, pooling max; corrected every 8 tokens", told)
         self.assertIn("full attention in all layers", self.run_model(*run, "--attention", "full").stderr)
 
     def test_a_context_that_fits_in_the_budget_is_full_attention(self):

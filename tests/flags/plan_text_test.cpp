@@ -33,14 +33,21 @@ TEST(PlanName, SketchPlans) {
 
 TEST(PlanName, ThePolicyIsComparedWithTheDefaultOfItsKind) {
   Policy policy = default_policy(64);
-  EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=64, sketch 2 bits, scope shared");
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=64, sketch 2 bits, scope shared, sinks 4, recent 16");
   policy.scope = Scope::Kv;
-  EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=64, sketch 2 bits");
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", sketch_policy(64))), "K=64, sketch 2 bits");
   EXPECT_EQ(plan_name(plan_of("DDS...", policy)), "K=64, select 2, scope kv");
   policy.sinks = 0;
   policy.recent = 8;
   policy.pooling = Pooling::Max;
-  EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=64, sketch 2 bits, pooling max, sinks 0, recent 8");
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=64, sketch 2 bits, pooling max, recent 8");
+  Policy share = sketch_policy(64);
+  share.budget_share = 0.05;
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", share)), "K=5%,64, sketch 2 bits");
+  share.recent = 8;
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", share)), "K=5%,64, sketch 2 bits, recent 8");
+  share.recent_share = 0.25;
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", share)), "K=5%,64, sketch 2 bits, recent 25%");
   Plan corrected = plan_of("CCCCCC", sketch_policy(64));
   corrected.correct = 16;
   EXPECT_EQ(plan_name(corrected), "K=64, sketch 2 bits, correct 16");
@@ -77,7 +84,7 @@ TEST(Describe, SaysEveryRole) {
       "tidal attention: Dense 0, 1; Select 2, 4 (given); Sparse the other 2; budget 64 (4 sinks, 16 recent), scope "
       "shared, pooling sum");
   EXPECT_EQ(describe(plan_of("CCCCCC", policy), "default"),
-            "sketch attention: Scan all 6 by 2 bits (default); budget 64 (4 sinks, 16 recent), scope kv, pooling sum");
+            "sketch attention: Scan all 6 by 2 bits (default); budget 64 (0 sinks, 1 recent), scope kv, pooling sum");
   EXPECT_EQ(describe(plan_of("DDCCCC", policy), "given").substr(0, 59),
             "sketch attention: Dense 0, 1; Scan the other 4 by 2 bits (g");
   EXPECT_EQ(describe(plan_of("DSCC..", policy), "from p.json").substr(0, 92),

@@ -188,7 +188,7 @@ TEST(PlanJson, ScanLayers) {
   }
   const Json json = Json::parse(to_json(Plan::sketch(6, 2, sketch_policy(64)), model()));
   EXPECT_EQ(json["roles"], Json::parse(R"({"dense": [0, 1], "select": [], "scan": [2, 3, 4, 5]})"));
-  EXPECT_EQ(json["policy"], Json::parse(R"({"scope": "kv", "pooling": "sum", "budget": 64, "sinks": 4, "recent": 16,
+  EXPECT_EQ(json["policy"], Json::parse(R"({"scope": "kv", "pooling": "sum", "budget": 64, "sinks": 0, "recent": 0,
                                             "sketch": 2})"));
   // Plans without one are written as they always were.
   Plan tidal = plan();

@@ -132,7 +132,7 @@ TEST(Plan, DefaultPolicyFitsEveryBudget) {
     }
   }
   EXPECT_EQ(default_policy(256), (Policy{Scope::Shared, Pooling::Sum, 256, 4, 64}));
-  EXPECT_EQ(sketch_policy(256), (Policy{Scope::Kv, Pooling::Sum, 256, 4, 64}));
+  EXPECT_EQ(sketch_policy(256), (Policy{Scope::Kv, Pooling::Sum, 256, 0, 0}));
   EXPECT_EQ(paper_policy(256), (Policy{Scope::Head, Pooling::Max, 256, 0, 0}));
 }
 
