@@ -55,7 +55,9 @@ void measure_place(EvalSession& session, Engine& engine, std::span<const Token> 
       Json values = {{"role", to_string(layer.role)}, {"mass", layer.mass.mean()}, {"mass_error", layer.mass.error()}};
       if (layer.role == Role::Scan) {
         // None where the context fits in the budget, so that the layer scanned nothing.
-        values["agreement"] = layer.agreement.count() > 0 ? Json(layer.agreement.mean()) : Json(nullptr);
+        const auto figure = [](const MeanError& mean) { return mean.count() > 0 ? Json(mean.mean()) : Json(nullptr); };
+        values["agreement"] = figure(layer.agreement);
+        values["excess"] = figure(layer.excess);
       }
       session.add(key, values);
     }
@@ -64,7 +66,7 @@ void measure_place(EvalSession& session, Engine& engine, std::span<const Token> 
 
 struct PlanRecall {
   const EvalPlan* plan = nullptr;
-  std::vector<MeanError> mass, agreement;  // [layers]
+  std::vector<MeanError> mass, agreement, excess;  // [layers]
 };
 
 std::vector<PlanRecall> results(const EvalSession& session, const Places& places) {
@@ -75,13 +77,16 @@ std::vector<PlanRecall> results(const EvalSession& session, const Places& places
     result.plan = &plan;
     result.mass.resize(session.model().hp.layers);
     result.agreement.resize(session.model().hp.layers);
+    result.excess.resize(session.model().hp.layers);
     for (size_t l = 0; l < result.mass.size(); ++l) {
       for (const int64_t first : places.firsts()) {
         const Json& row = *session.find(layer_key(first, plan, static_cast<int>(l)));
         result.mass[l].add(number(row["mass"]));
-        if (row.contains("agreement") && !row["agreement"].is_null()) {
-          result.agreement[l].add(number(row["agreement"]));
-        }
+        const auto add = [&row](const char* name, MeanError& figure) {
+          if (row.contains(name) && !row[name].is_null()) figure.add(number(row[name]));
+        };
+        add("agreement", result.agreement[l]);
+        add("excess", result.excess[l]);
       }
     }
   }
@@ -89,10 +94,11 @@ std::vector<PlanRecall> results(const EvalSession& session, const Places& places
 }
 
 std::string percent(double share) { return fmt::format("{:.1f} %", 100 * share); }
+std::string signed_percent(double share) { return fmt::format("{:+.2f} %", 100 * share); }
 
 /// Layers down, plans across, with a mean at the end of the layers that have a figure; `role`: what stands for others.
 std::string layer_table(const std::vector<const PlanRecall*>& results, std::vector<MeanError> PlanRecall::*figures,
-                        bool (*has_figure)(Role)) {
+                        bool (*has_figure)(Role), std::string (*text)(double) = percent) {
   std::vector<std::vector<std::string>> lines = {{"layer"}};
   for (const PlanRecall* result : results) lines[0].push_back(result->plan->name);
   std::vector<MeanError> means(results.size());
@@ -104,7 +110,7 @@ std::string layer_table(const std::vector<const PlanRecall*>& results, std::vect
       const MeanError& figure = (results[p]->*figures)[l];
       if (has_figure(role) && figure.count() > 0) {
         means[p].add(figure.mean());
-        line.push_back(percent(figure.mean()));
+        line.push_back(text(figure.mean()));
       } else {
         line.emplace_back(to_string(role));
       }
@@ -112,7 +118,7 @@ std::string layer_table(const std::vector<const PlanRecall*>& results, std::vect
   }
   std::vector<std::string>& last = lines.emplace_back();
   last.emplace_back("mean");
-  for (const MeanError& mean : means) last.push_back(mean.count() > 0 ? percent(mean.mean()) : "-");
+  for (const MeanError& mean : means) last.push_back(mean.count() > 0 ? text(mean.mean()) : "-");
   return markdown_table(lines);
 }
 
@@ -122,15 +128,15 @@ std::string mass_table(const std::vector<PlanRecall>& results) {
   return layer_table(all, &PlanRecall::mass, reads_selected);
 }
 
-/// Of the plans that scan; "" where none does.
-std::string agreement_table(const std::vector<PlanRecall>& results) {
+std::vector<const PlanRecall*> scanning(const std::vector<PlanRecall>& results) {
   std::vector<const PlanRecall*> scanning;
   for (const PlanRecall& result : results) {
     if (result.plan->plan.scans()) scanning.push_back(&result);
   }
-  if (scanning.empty()) return "";
-  return layer_table(scanning, &PlanRecall::agreement, [](Role role) { return role == Role::Scan; });
+  return scanning;
 }
+
+bool scans(Role role) { return role == Role::Scan; }
 
 LineChart chart(const std::vector<PlanRecall>& results, const PlaceFlags& flags, const std::string& model) {
   LineChart chart;
@@ -171,11 +177,15 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
       "\nShare of each layer's own attention over the whole context that the positions it read hold: mean over heads, "
       "{} steps and {} {}, {} tokens before them.\n",
       flags.places.steps, flags.places.places, flags.places.places == 1 ? "place" : "places", flags.places.prefix));
-  if (const std::string agreement = agreement_table(all); !agreement.empty()) {
-    session.print("\n" + agreement);
+  if (const auto of_scans = scanning(all); !of_scans.empty()) {
+    session.print("\n" + layer_table(of_scans, &PlanRecall::agreement, scans));
     session.print(
         "\nShare of the positions that exact scores of a Scan layer's own keys would select that its sketch selects, "
         "those selected whatever their scores aside.\n");
+    session.print("\n" + layer_table(of_scans, &PlanRecall::excess, scans, signed_percent));
+    session.print(
+        "\nWhat a Scan layer's sketch says that its selected positions hold of the mass, less what they hold: how far "
+        "--select-top-p is off.\n");
   }
   if (session.draws()) session.draw(to_svg(chart(all, flags.places, session.model_name())));
 }

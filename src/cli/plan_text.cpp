@@ -51,8 +51,8 @@ std::string scan_text(const Plan& plan) {
   return text;
 }
 
-/// Whether a policy reserves the recent positions of the default one, `usual` of a budget: a share of the budget that is
-/// a share of the context itself.
+/// Whether a policy reserves the recent positions of the default one, `usual` of a budget: a share of the budget that
+/// is a share of the context itself.
 bool default_recent(const Policy& policy, Policy (*usual)(int budget)) {
   if (policy.budget_share == 0) return policy.recent_share == 0 && policy.recent == usual(policy.budget).recent;
   const Policy of_share = usual(Policy{}.budget);

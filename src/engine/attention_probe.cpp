@@ -62,10 +62,14 @@ void AttentionProbe::read_selection(const Chunk& chunk, const Selection& selecti
   }
 }
 
+std::vector<float> AttentionProbe::queries(const Chunk& chunk, const Rows& q, int head_dim, int kv_head) {
+  const int64_t count = int64_t{hp_.group()} * head_dim;
+  return read_back(backend_, q.row(chunk.first_row) + kv_head * count, static_cast<size_t>(count));
+}
+
 void AttentionProbe::score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head) {
   const int dim = kv.head_dim, group = hp_.group(), first_head = kv_head * group;
-  const auto queries =
-      read_back(backend_, q.row(chunk.first_row) + int64_t{first_head} * dim, static_cast<size_t>(group) * dim);
+  const std::vector<float> queries = this->queries(chunk, q, dim, kv_head);
   for (int h = 0; h < group; ++h) scores_[first_head + h].resize(chunk.context());
   std::vector<float> key(dim);
   for (int begin = 0; begin < chunk.context(); begin += kBlockTokens) {
@@ -81,6 +85,27 @@ void AttentionProbe::score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv
   }
 }
 
+void AttentionProbe::score_by_sketches(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head) {
+  const SketchLayout layout{kv.head_dim, chunk.policy.sketch_bits};
+  const std::vector<float> queries = this->queries(chunk, q, kv.head_dim, kv_head);
+  for (int b = 0; b < chunk.context() / kBlockTokens; ++b) {
+    const auto sketch = read_back(backend_, kv.sketch(layout.bits, chunk.blocks[b], kv_head), layout.bytes());
+    for (int h = 0; h < hp_.group(); ++h) {
+      sketch_scores(layout, queries.data() + static_cast<ptrdiff_t>(h) * kv.head_dim, sketch.data(),
+                    scores_[kv_head * hp_.group() + h].data() + static_cast<ptrdiff_t>(b) * kBlockTokens);
+    }
+  }
+}
+
+std::vector<float> AttentionProbe::selected_mass(double scale) const {
+  const size_t heads = scores_.size() / selected_.size();
+  std::vector<float> mass;
+  for (size_t head = 0; head < scores_.size(); ++head) {
+    mass.push_back(softmax_share(scores_[head], scale, selected_[head / heads]));
+  }
+  return mass;
+}
+
 void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv, const Selection& selection) {
   const auto sparse = std::find_if(batch.chunks.begin(), batch.chunks.end(), [](const Chunk& c) { return c.sparse(); });
   const Chunk& chunk = sparse == batch.chunks.end() ? batch.chunks[0] : *sparse;
@@ -90,6 +115,7 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
   attention.mass.assign(hp_.heads, 1.0f);
   attention.selected.clear();
   attention.agreement.clear();
+  attention.scored_mass.clear();
   if (selects(attention.role)) {
     read_selection(chunk, selection);
     attention.selected = selected_;
@@ -97,11 +123,9 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
   if (!reads_selected(attention.role)) return;
   for (int h = 0; h < hp_.kv_heads; ++h) score(chunk, q, kv, h);
   const double scale = 1.0 / std::sqrt(static_cast<double>(kv.head_dim));
-  const size_t units = selected_.size(), heads = hp_.heads / units;
-  for (size_t head = 0; head < attention.mass.size(); ++head) {
-    attention.mass[head] = softmax_share(scores_[head], scale, selected_[head / heads]);
-  }
+  attention.mass = selected_mass(scale);
   if (attention.role != Role::Scan) return;
+  const size_t units = selected_.size(), heads = hp_.heads / units;
   const Policy policy = scan_policy(chunk.policy, chunk.context());
   const Reserved reserved = reserved_positions(policy);
   for (size_t unit = 0; unit < units; ++unit) {
@@ -110,6 +134,8 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
     const std::span ranked = std::span(exact).subspan(reserved.sinks, exact.size() - reserved.sinks - reserved.recent);
     attention.agreement.push_back(share_of(ranked, selected_[unit]));
   }
+  for (int h = 0; h < hp_.kv_heads; ++h) score_by_sketches(chunk, q, kv, h);
+  attention.scored_mass = selected_mass(scale);
 }
 
 }  // namespace tidal

@@ -20,6 +20,9 @@ struct LayerAttention {
   /// [units] of a Scan layer: of the positions that the exact scores would choose by the same policy, reserved ones
   /// aside, the share that it chose. Empty for other roles.
   std::vector<float> agreement;
+  /// [heads] of a Scan layer: the share that `mass` is, by the softmax of the scores that it selected by. What top-p
+  /// goes by (Policy::top_p). Empty for other roles.
+  std::vector<float> scored_mass;
 
   double mean_mass() const;
 };
@@ -43,6 +46,12 @@ class AttentionProbe final : public ForwardObserver {
   void read_selection(const Chunk& chunk, const Selection& selection);
   /// Raw scores q.k of the query heads of one KV head over the whole context, to scores_.
   void score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head);
+  /// Puts those of the sketches in the place of the full blocks' scores, as a Scan layer has them.
+  void score_by_sketches(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head);
+  /// The mass of the selected positions by scores_, [heads].
+  std::vector<float> selected_mass(double scale) const;
+  /// [heads of the group] queries of one KV head.
+  std::vector<float> queries(const Chunk& chunk, const Rows& q, int head_dim, int kv_head);
 
   Engine& engine_;
   Backend& backend_;

@@ -7,6 +7,13 @@
 #include "eval/teacher_forced.h"
 
 namespace tidal {
+namespace {
+
+double mean(const std::vector<float>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+}  // namespace
 
 std::vector<std::vector<LayerRecall>> measure_recall(Engine& engine, const Sequence& prefix,
                                                      std::span<const Token> tokens, std::span<const Plan> plans,
@@ -18,7 +25,7 @@ std::vector<std::vector<LayerRecall>> measure_recall(Engine& engine, const Seque
   std::vector<std::vector<LayerRecall>> recall;
   for (const Plan& plan : plans) {
     auto& layers = recall.emplace_back();
-    for (const Role role : plan.roles) layers.push_back({role, {}, {}});
+    for (const Role role : plan.roles) layers.push_back({role, {}, {}, {}});
   }
   const AttentionProbe probe(engine);
   teacher_forced(engine, prefix, tokens, plans, [&](const ForcedStep& at) {
@@ -26,10 +33,9 @@ std::vector<std::vector<LayerRecall>> measure_recall(Engine& engine, const Seque
     for (size_t l = 0; l < layers.size(); ++l) {
       const LayerAttention& attention = probe.layers()[l];
       layers[l].mass.add(attention.mean_mass());
-      const std::vector<float>& agreement = attention.agreement;
-      if (agreement.empty()) continue;
-      const double sum = std::accumulate(agreement.begin(), agreement.end(), 0.0);
-      layers[l].agreement.add(sum / static_cast<double>(agreement.size()));
+      if (attention.agreement.empty()) continue;
+      layers[l].agreement.add(mean(attention.agreement));
+      layers[l].excess.add(mean(attention.scored_mass) - attention.mean_mass());
     }
     if (step) step();
     return true;

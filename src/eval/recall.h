@@ -14,6 +14,7 @@ struct LayerRecall {
   Role role = Role::Dense;  ///< by the plan
   MeanError mass;           ///< share of the layer's own softmax, averaged over heads, at every step
   MeanError agreement;      ///< of Scan layers: LayerAttention::agreement, averaged over units, at every step
+  MeanError excess;         ///< of Scan layers: LayerAttention::scored_mass less mass, averaged over heads
 };
 
 /// Feeds `tokens` one a step behind `prefix` by every plan and watches what its layers read: [plans][layers]. `step()`

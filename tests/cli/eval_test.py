@@ -274,19 +274,24 @@ class Recall(EvalTest):
                                          "--budget", "32", "--attention", "tidal,sketch", "--sketch", "1,4",
                                          "--dense-layers", "1", "-o", self.rows_file))
         _, rows = self.rows()
-        agreement = {}
+        agreement, excess = {}, {}
         for row in rows:
             if row["role"] != "scan":
                 self.assertNotIn("agreement", row)
+                self.assertNotIn("excess", row)
                 continue
             self.assertTrue(0 < row["mass"] < 1, row)
             self.assertTrue(0 < row["agreement"] <= 1, row)
+            self.assertTrue(0 < row["mass"] + row["excess"] <= 1.00001, row)
             agreement.setdefault(row["plan"], []).append(row["agreement"])
+            excess.setdefault(row["plan"], []).append(abs(row["excess"]))
         rough, fine = (agreement[f"K=32, sketch {bits}, dense 0"] for bits in ("1 bit", "4 bits"))
         self.assertEqual((len(agreement), len(rough), len(fine)), (2, 29, 29))
         self.assertGreater(sum(fine), sum(rough))
-        # One table of the mass, one of the agreement, where tidal plans have no place.
-        self.assertEqual(len(re.findall(r"^\| \d+ ", table, re.MULTILINE)), 2 * 30)
+        rough_excess, fine_excess = (excess[f"K=32, sketch {bits}, dense 0"] for bits in ("1 bit", "4 bits"))
+        self.assertGreater(sum(rough_excess), 2 * sum(fine_excess))
+        # One table of the mass, and two of what sketches make of it, where tidal plans have no place.
+        self.assertEqual(len(re.findall(r"^\| \d+ ", table, re.MULTILINE)), 3 * 30)
         self.assertEqual(len(re.findall(r"^\| layer .*select 2\+17", table, re.MULTILINE)), 1)
         self.assertIn(f"{100 * fine[0]:.1f} %", table)
 
