@@ -102,7 +102,7 @@ void add_eval_plan_flags(CLI::App& app, EvalPlanFlags& flags) {
   };
   add("--attention", flags.attentions,
       "tidal, sketch, beside full attention (default: what the other lists are for, else the plan file's kind or "
-      "tidal)",
+      "sketch)",
       "TIDAL_ATTENTION", "WORD,...");
   add("--budget", flags.budgets,
       "Positions that a Sparse or Scan layer reads: 64,256, or 5%, or 5%,128 for at least 128", "TIDAL_BUDGET",

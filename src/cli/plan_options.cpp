@@ -112,7 +112,7 @@ void adjust(Policy& policy, const PlanOptions& options) {
 
 constexpr const char* kKinds = "full, tidal or sketch";
 /// Where neither a flag nor a plan file decides.
-constexpr const char* kDefaultKind = "tidal";
+constexpr const char* kDefaultKind = "sketch";
 
 /// A flag that only tidal attention takes, "" for none.
 const char* tidal_flag(const PlanOptions& options) {

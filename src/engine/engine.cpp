@@ -229,11 +229,13 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   const int64_t sketch = SketchLayout{hp.head_dim, policy.sketch_bits}.bytes() * hp.kv_heads * (filled / kBlockTokens);
   const bool sparse_step = plan.sparse_at(context);
   int64_t rows = 0, sketches = 0;
+  int selected = 0;  // by the last layer that chose
   for (const Role role : plan.roles) {
     const bool sparse = sparse_step && reads_selected(role);
+    if (role == Role::Select) selected = policy.budget;
+    if (role == Role::Scan) selected = scan_policy(policy, context).budget;
     // With one set per query head, the heads of a group read their own rows.
     const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
-    const int selected = role == Role::Scan ? scan_policy(policy, context).budget : policy.budget;
     rows += int64_t{sparse ? selected : context} * readers;
     if (sparse && role == Role::Scan) sketches += sketch;
   }

@@ -78,7 +78,8 @@ function listed(values) {
 function summaryParts() {
   if (!steps.length) return ['No step was decoded: there is nothing to see but the text.'];
   const layers = state.layer < 0 ? selectLayers : [selectLayers[state.layer]];
-  const who = (layers.length > 1 ? 'Layers ' : 'Layer ') + listed(layers) +
+  const many = layers.length > 4;
+  const who = (many ? `${layers.length} layers` : (layers.length > 1 ? 'Layers ' : 'Layer ') + listed(layers)) +
       (state.unit < 0 ? '' : `, ${data.unit} ${state.unit},`);
   let different = 0;
   for (const value of share) different += value > 0;

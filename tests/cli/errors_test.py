@@ -161,7 +161,7 @@ class Plans(Refusal, ModelTest):
     def plan(self, change):
         """A sound plan, then changed."""
         path = os.path.join(self.folder, "plan.json")
-        self.assertEqual(self.run_model("-p", "x", "-n", "0", "--save-plan", path).returncode, 0)
+        self.assertEqual(self.run_model("-p", "x", "-n", "0", "--attention", "tidal", "--save-plan", path).returncode, 0)
         with open(path, encoding="utf-8") as file:
             plan = json.load(file)
         change(plan)

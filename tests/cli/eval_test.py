@@ -102,7 +102,7 @@ class Perplexity(EvalTest):
         self.assertIn(f"{sum(of_plan) / 2:.4f}", next(line for line in table.splitlines() if names[1] + " " in line))
 
     def test_budgets_as_shares_and_repeated_flags(self):
-        self.succeeded(self.ppl("--budget", "64,10%,16", "--budget", "5%", "-o", self.rows_file))
+        self.succeeded(self.ppl("--attention", "tidal", "--budget", "64,10%,16", "--budget", "5%", "-o", self.rows_file))
         self.assertEqual([row["plan"] for row in self.rows()[1]],
                          ["full", "K=64, select 2+17", "K=10%,16, select 2+17", "K=5%,64, select 2+17"])
 
@@ -138,13 +138,13 @@ class Perplexity(EvalTest):
         self.assertEqual([row["plan"] for row in self.rows()[1]], ["full", "K=32, select 2+14", "K=32, select 2+9"])
 
     def test_more_plans_later(self):
-        first = self.ppl("--budget", "32", "-o", self.rows_file)
+        first = self.ppl("--attention", "tidal", "--budget", "32", "-o", self.rows_file)
         self.succeeded(first)
-        later = self.succeeded(self.ppl("--budget", "32,64", "-o", self.rows_file))
+        later = self.succeeded(self.ppl("--attention", "tidal", "--budget", "32,64", "-o", self.rows_file))
         _, rows = self.rows()
         self.assertEqual([row["plan"] for row in rows], ["full", "K=32, select 2+17", "K=64, select 2+17"])
         whole = os.path.join(self.folder, "whole.jsonl")
-        self.assertEqual(self.succeeded(self.ppl("--budget", "32,64", "-o", whole)), later)
+        self.assertEqual(self.succeeded(self.ppl("--attention", "tidal", "--budget", "32,64", "-o", whole)), later)
         self.assertEqual(self.rows(whole)[1], rows)
 
 
@@ -254,7 +254,8 @@ class Needle(EvalTest):
 class Recall(EvalTest):
     def test_rows_and_picture(self):
         table = self.succeeded(self.eval("recall", "-f", self.text_file, "--prefix", "150", "--steps", "3", "--places",
-                                         "1", "--budget", "32,64", "-o", self.rows_file))
+                                         "1", "--attention", "tidal", "--budget", "32,64", "-o",
+                                         self.rows_file))
         _, rows = self.rows()
         self.assertEqual(len(rows), 2 * 30)
         for row in rows:

@@ -28,7 +28,7 @@ class Info(ModelTest):
         self.assertTrue(0.9 * info["file_bytes"] < info["weight_bytes_per_token"] < info["file_bytes"])
 
     def test_bytes_read_follow_from_the_plan(self):
-        info = json.loads(self.info("--json", "--budget", "128"))
+        info = json.loads(self.info("--json", "--attention", "tidal", "--budget", "128"))
         roles = info["plan"]["roles"]
         self.assertEqual(roles["dense"], [0, 1])
         self.assertEqual(roles["select"][0], 2)
@@ -72,7 +72,7 @@ class Info(ModelTest):
     def test_text_says_the_same(self):
         text = self.info()
         for words in ("llama", "9 of size 64, 3 KV heads", "8192 tokens", "49152 tokens", "23.0 kB per token",
-                      "188.7 MB at the trained context", "Dense 0, 1; Select 2,"):
+                      "188.7 MB at the trained context", "Scan all 30 by 2 bits"):
             self.assertIn(words, text)
 
     def test_bad_input_is_refused(self):

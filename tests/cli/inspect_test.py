@@ -91,6 +91,8 @@ class InspectTest(ModelTest):
 
     def inspect(self, *arguments, text=None, **options):
         path = self.file("doc.txt", document() if text is None else text)
+        if not {"--attention", "--sketch", "--plan"} & set(arguments):
+            arguments = ("--attention", "tidal", *arguments)
         return self.tidal("inspect", "-m", MODEL, "-f", path, "-p", QUESTION, "-o", self.page, *arguments, **options)
 
     def html(self, *arguments, **options):
@@ -141,7 +143,8 @@ class Page(InspectTest):
             self.assertTrue(0 < step["p"] <= 1)
 
     def test_sketch(self):
-        html, _ = self.html("--attention", "sketch", "--dense-layers", "2", "--budget", str(BUDGET), "-n", "4")
+        html, _ = self.html("--attention", "sketch", "--dense-layers", "2", "--budget", str(BUDGET), "--sinks", str(SINKS),
+                            "--recent", str(RECENT), "-n", "4")
         data = page_data(html)
         self.assertEqual(data["roles"], ["Dense"] * 2 + ["Scan"] * 28)
         self.assertEqual((data["unit"], data["units"]), ("KV head", 3))

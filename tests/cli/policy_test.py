@@ -12,8 +12,9 @@ LONG = "In the beginning God created the heaven and the earth. And the earth was
 
 class Policies(Refusal, ModelTest):
     def test_budgets_as_shares(self):
-        told = self.run_model("-p", LONG, "-n", "1", "--budget", "20%,32").stderr
-        self.assertIn("budget 20%,32 (4 sinks, 25% recent)", told)
+        run = ("-p", LONG, "-n", "1", "--budget", "20%,32")
+        self.assertIn("budget 20%,32 (4 sinks, 25% recent)", self.run_model(*run, "--attention", "tidal").stderr)
+        self.assertIn("budget 20%,32 (0 sinks, 1 recent)", self.run_model(*run, "--attention", "sketch").stderr)
         # 163 tokens and more: a fifth of them is what the number says.
         for value in ("5%x", "%", "0%", "101%", "nan%", "-5%", "5%,0", "5%,x", "5,5", ""):
             self.refused(self.run_model("-p", "x", f"--budget={value}"), "--budget")
@@ -31,7 +32,7 @@ class Policies(Refusal, ModelTest):
         self.refused(self.run_model("-p", "x", "--select-top-p", "0.9", "--pooling", "max"), "top-p", "pooling sum")
         self.refused(self.run_model("-p", "x", "--pooling", "mean"), "'mean'", "max, sum")
         self.refused(self.run_model("-p", "x", "--sinks=-1"), "--sinks")
-        self.refused(self.run_model("-p", "x", "--recent", "100%"), "do not fit in a budget")
+        self.refused(self.run_model("-p", "x", "--sinks", "4", "--recent", "100%"), "do not fit in a budget")
         self.refused(self.run_model("-p", "x", "--recent", "x"), "--recent")
 
     def test_a_plan_beside_the_model_is_found(self):

@@ -98,8 +98,9 @@ class Report(ModelTest):
 
     def test_the_plan_is_told(self):
         default = self.run_model("-p", PROMPT, "-n", "1").stderr
-        self.assertRegex(default, r"Dense 0, 1; Select 2, \d+ \((measured|by rule, not measured) for this model\)")
-        self.assertIn("budget 256", default)
+        self.assertIn("sketch attention: Scan all 30 by 2 bits (default); budget 256", default)
+        tidal = self.run_model("-p", PROMPT, "-n", "1", "--attention", "tidal").stderr
+        self.assertIn("Dense 0, 1; Select 2, 17 (measured for this model)", tidal)
         given = self.run_model("-p", PROMPT, "-n", "1", "--reselect", "9", "--budget", "64", "--scope", "head").stderr
         self.assertIn("Select 2, 9 (given)", given)
         self.assertIn("budget 64", given)
@@ -118,7 +119,7 @@ class Report(ModelTest):
 
     def test_a_budget_beside_a_plan_replaces_its_budget(self):
         path = os.path.join(self.folder, "plan.json")
-        self.text("-p", PROMPT, "-n", "1", "--budget", "64", "--save-plan", path)
+        self.text("-p", PROMPT, "-n", "1", "--attention", "tidal", "--budget", "64", "--save-plan", path)
         self.assertIn("budget 32 (4 sinks, 8 recent)", self.run_model("-p", PROMPT, "-n", "1", "--plan", path, "--budget", "32").stderr)
 
     def test_answers_end_where_they_should(self):

@@ -27,7 +27,7 @@ std::string error(const EvalPlanFlags& flags) {
   return error_of([&] { eval_plans(flags, "none.gguf", six_layers()); });
 }
 
-TEST(EvalPlans, WithoutListsTheDefault) { EXPECT_EQ(names({}), Names{"K=256, select 2+3"}); }
+TEST(EvalPlans, WithoutListsTheDefault) { EXPECT_EQ(names({}), Names{"K=256, sketch 2 bits"}); }
 
 TEST(EvalPlans, EveryKindCombinesItsOwnLists) {
   EXPECT_EQ(names({.attentions = {"tidal,sketch"}, .budgets = {"64", "256"}}),
@@ -45,7 +45,7 @@ TEST(EvalPlans, ListsImplyTheirKinds) {
   EXPECT_EQ(names({.sketches = {"1"}}), Names{"K=256, sketch 1 bit"});
   EXPECT_EQ(names({.dense_layers = {"1"}}), Names{"K=256, sketch 2 bits, dense 0"});
   EXPECT_EQ(names({.reselects = {"4"}, .sketches = {"1"}}), (Names{"K=256, select 2+4", "K=256, sketch 1 bit"}));
-  EXPECT_EQ(names({.policies = {"default"}}), Names{"K=256, select 2+3"});
+  EXPECT_EQ(names({.policies = {"default"}}), Names{"K=256, sketch 2 bits"});
 }
 
 TEST(EvalPlans, FilesAndCombinations) {
@@ -70,7 +70,7 @@ TEST(EvalPlans, AFoundFileIsForItsKind) {
   EXPECT_EQ(names({}, model), Names{found});
   EXPECT_EQ(names({.attentions = {"tidal,sketch"}}, model), (Names{"K=256, select 2+3", found}));
   EXPECT_EQ(names({.dense_layers = {"0"}}, model), Names{"K=256, sketch 2 bits"});
-  EXPECT_EQ(names({.files = {"none"}}, model), Names{"K=256, select 2+3"});
+  EXPECT_EQ(names({.files = {"none"}}, model), Names{"K=256, sketch 2 bits"});
 }
 
 TEST(EvalPlans, Refusals) {

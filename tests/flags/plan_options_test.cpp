@@ -20,8 +20,15 @@ std::string error(const PlanOptions& options) {
   return error_of([&] { make_plan(options, six_layers()); });
 }
 
-TEST(ChoosePlan, WithoutFlagsTidal) {
+TEST(ChoosePlan, WithoutFlagsSketch) {
   const ChosenPlan chosen = choose_plan({}, six_layers());
+  EXPECT_EQ(chosen.plan, Plan::sketch(6, 0, sketch_policy(256)));
+  EXPECT_EQ(chosen.source, "default");
+  EXPECT_EQ(kind_of(chosen.plan), "sketch");
+}
+
+TEST(ChoosePlan, TidalPlansSayWhereTheirLayersComeFrom) {
+  const ChosenPlan chosen = choose_plan({.attention = "tidal"}, six_layers());
   EXPECT_EQ(chosen.plan, Plan::tidal(6, default_reselect(six_layers()), default_policy(256)));
   EXPECT_EQ(chosen.source, "by rule, not measured for this model; tidal calibrate measures it");
   EXPECT_EQ(kind_of(chosen.plan), "tidal");
@@ -122,10 +129,10 @@ TEST(ChoosePlan, AFileThatIsOnlyFoundGivesWay) {
   EXPECT_EQ(with({.sketch = 1}), "K=128, sketch 1 bit, dense 0, sparse 3+5");
   EXPECT_EQ(with({.attention = "tidal"}), "K=256, select 2+3");
   EXPECT_EQ(with({.reselect = 4}), "K=256, select 2+4");
-  EXPECT_EQ(with({.policy = "default"}), "K=256, select 2+3");
+  EXPECT_EQ(with({.policy = "default"}), "K=256, sketch 2 bits");
   EXPECT_EQ(with({.dense_layers = 2}), "K=256, sketch 2 bits, dense 0-1");
   EXPECT_EQ(with({.attention = "full"}), "full");
-  EXPECT_EQ(with({.file = "none"}), "K=256, select 2+3");
+  EXPECT_EQ(with({.file = "none"}), "K=256, sketch 2 bits");
   folder.save("model.gguf.tidal.json", plan_of("DDS..S", default_policy(128)));
   EXPECT_EQ(with({}), "K=128, select 2+5");
   EXPECT_EQ(with({.attention = "sketch"}), "K=256, sketch 2 bits");

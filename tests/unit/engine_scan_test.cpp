@@ -210,6 +210,11 @@ TEST(ScanBytes, AreTheSketchTheSelectedRowsAndTheBlockStillFilling) {
   EXPECT_EQ(setup.engine.decode_bytes(300) - setup.model.decode_weight_bytes(),
             300 * row + 5 * ((kBudget + 300 % 64) * row + 300 / 64 * sketch));
   EXPECT_EQ(setup.engine.decode_bytes(kBudget) - setup.model.decode_weight_bytes(), 6 * kBudget * row);
+  // A Sparse layer reads what the Scan layer before it chose, the filling block included.
+  Plan reusing = setup.engine.plan();
+  reusing.roles.back() = Role::Sparse;
+  EXPECT_EQ(setup.engine.decode_bytes(300, reusing) - setup.model.decode_weight_bytes(),
+            300 * row + 5 * (kBudget + 300 % 64) * row + 4 * (300 / 64) * sketch);
 }
 
 }  // namespace
