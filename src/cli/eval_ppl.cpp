@@ -123,17 +123,18 @@ std::string curve_name(const EvalPlan& plan) {
   return plan.name.substr(comma + 2);
 }
 
-/// KL against the budget, or along the text when every curve would have one point.
-LineChart chart(const std::vector<PlanResult>& results, const PlaceFlags& flags, const std::string& model) {
-  const int context = flags.prefix + flags.steps;
+/// KL against what attention reads, or along the text when every curve would have one point. `weights`: the bytes of a
+/// token that are not attention's.
+LineChart chart(const std::vector<PlanResult>& results, const PlaceFlags& flags, const std::string& model,
+                int64_t weights) {
+  const auto read = [weights](const PlanResult& result) { return result.bytes.mean() - static_cast<double>(weights); };
   std::map<std::string, LineSeries> curves;
   size_t most = 0;
   for (const PlanResult& result : results) {
     if (!result.plan->plan.has_sparse()) continue;
     LineSeries& curve = curves[curve_name(*result.plan)];
     curve.name = curve_name(*result.plan);
-    curve.points.push_back(
-        {static_cast<double>(result.plan->plan.policy.at(context).budget), result.kl.mean(), result.kl_error});
+    curve.points.push_back({read(result), result.kl.mean(), result.kl_error});
     most = std::max(most, curve.points.size());
   }
   LineChart chart;
@@ -141,7 +142,8 @@ LineChart chart(const std::vector<PlanResult>& results, const PlaceFlags& flags,
   chart.description =
       fmt::format("KL divergence of the next-token distribution from full attention's, {} steps after {} tokens",
                   flags.steps, flags.prefix);
-  chart.x = {"budget (positions)", Scale::Log2, Unit::Count};
+  const std::string full = format_value(read(results.front()), Unit::Bytes);
+  chart.x = {fmt::format("K/V and sketches read per token (full attention: {})", full), Scale::Log10, Unit::Bytes};
   chart.y = {"KL(full || plan), nats", Scale::Log10, Unit::Number};
   if (most > 1) {
     for (auto& [name, curve] : curves) {
@@ -185,7 +187,8 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
       flags.places.places == 1 ? "One place" : fmt::format("{} places", flags.places.places), flags.places.steps,
       flags.places.prefix,
       flags.places.places == 1 ? "takes the steps for independent" : "comes from the spread between places"));
-  if (session.draws()) session.draw(to_svg(chart(all, flags.places, session.model_name())));
+  if (session.draws())
+    session.draw(to_svg(chart(all, flags.places, session.model_name(), session.model().decode_weight_bytes())));
 }
 
 }  // namespace
