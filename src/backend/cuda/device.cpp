@@ -53,6 +53,8 @@ void fail_with(cudaError_t code, const char* what) {
   }
 }
 
+void fail_with(const std::string& message) { throw Error(message); }
+
 void fail_without_memory(size_t bytes, const char* what) {
   cudaGetLastError();
   size_t free = 0, total = 0;

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <string>
 
 namespace tidal::cuda {
 
@@ -12,6 +13,10 @@ namespace tidal::cuda {
 [[noreturn]] void fail_with(cudaError_t code, const char* what);
 /// The same for memory of `bytes` that could not be had: says how much is free.
 [[noreturn]] void fail_without_memory(size_t bytes, const char* what);
+
+/// Throws tidal::Error with this message: core/error.h speaks {fmt}, which nvcc does not compile, so .cu files use
+/// this.
+[[noreturn]] void fail_with(const std::string& message);
 
 /// Throws unless `code` is success. `what` was being done, for the message.
 inline void check(cudaError_t code, const char* what) {
