@@ -56,7 +56,7 @@ fuzz() {
       build/fuzz/corpus build/fuzz/seeds
 }
 
-sources() { git ls-files '*.cpp' '*.h'; }
+sources() { git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'; }
 
 # Other versions format and warn otherwise; 14 is Debian 12's.
 format() {

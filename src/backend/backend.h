@@ -71,7 +71,10 @@ class Backend {
 std::unique_ptr<Backend> make_reference_backend();
 /// The fast CPU backend. `threads` >= 1.
 std::unique_ptr<Backend> make_cpu_backend(int threads);
-/// By name: "cpu" or "reference". Throws Error for any other.
+/// Whether there is a device that "cuda" would run on, in a build with CUDA.
+bool has_cuda_device();
+/// By name: "cpu", "cuda", "reference", or "auto" for cuda where it has a device, else cpu. Throws Error for any other,
+/// and for cuda without a device. `threads` is of account for cpu alone.
 std::unique_ptr<Backend> make_backend(std::string_view name, int threads);
 
 }  // namespace tidal

@@ -21,6 +21,8 @@ struct DeviceChunk {
   int32_t sinks;
   int32_t recent;
   float top_p;
+
+  bool operator==(const DeviceChunk&) const = default;
 };
 
 /// Device pointers, passed to kernels by value. Uploaded by one copy at the start of a pass.
@@ -31,6 +33,8 @@ struct StepTables {
   const int32_t* blocks;      ///< the chunks' block tables, one after the other
   const DeviceChunk* chunks;  ///< [chunks]
   const int32_t* logit_rows;  ///< [logit rows], ascending
+
+  bool operator==(const StepTables&) const = default;
 };
 
 }  // namespace tidal::cuda
