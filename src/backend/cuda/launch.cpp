@@ -1,30 +1,22 @@
 #include "backend/cuda/launch.h"
 
+#include "backend/cuda/device.h"
+
 namespace tidal::cuda {
-namespace {
-
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "the current device");
-  check(cudaDeviceGetAttribute(&value, which, device), "a property of the device");
-  return value;
-}
-
-}  // namespace
 
 // One device a process: asked once.
 bool overlaps_launches() {
-  static const bool result = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return result;
-}
-
-int multiprocessors() {
-  static const int result = attribute(cudaDevAttrMultiProcessorCount);
+  static const bool result = compute_capability() >= 90;
   return result;
 }
 
 int shared_memory_limit() {
-  static const int result = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  static const int result = [] {
+    int device = 0, bytes = 0;
+    check(cudaGetDevice(&device), "the current device");
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device's properties");
+    return bytes;
+  }();
   return result;
 }
 

@@ -12,8 +12,6 @@ namespace tidal::cuda {
 
 /// Whether the current device lets kernels overlap this way (compute capability 9.0 and above).
 bool overlaps_launches();
-/// Multiprocessors of the current device.
-int multiprocessors();
 /// Shared memory that one block of the current device may ask for, in bytes.
 int shared_memory_limit();
 

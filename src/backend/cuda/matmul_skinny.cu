@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/device.h"
 #include "backend/cuda/matmul_skinny.cuh"
 
 namespace tidal::cuda {

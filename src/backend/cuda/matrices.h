@@ -59,7 +59,8 @@ struct ProjectParams {
 struct MlpParams {
   const Layer* layer = nullptr;
   PassRows pass;
-  float* x = nullptr;  ///< [rows, width], added to
+  float* x = nullptr;           ///< [rows, width], added to
+  const Layer* next = nullptr;  ///< the layer that comes next, if any: its first weights are asked for early
 };
 
 struct LogitsParams {
