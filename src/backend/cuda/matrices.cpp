@@ -1,14 +1,12 @@
 #include "backend/cuda/matrices.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "backend/cuda/device.h"
-#include "backend/cuda/elementwise.h"
 #include "backend/cuda/error.h"
-#include "backend/cuda/matmul_lt.h"
-#include "backend/cuda/matmul_skinny.h"
-#include "core/buffer.h"
+#include "backend/cuda/matrices_state.h"
 
 namespace tidal::cuda {
 namespace {
@@ -16,9 +14,6 @@ namespace {
 /// Of the next product's weights, asked for while a product ends and while attention runs. Well below the level-2
 /// cache (50 MB), since attention reads through it too.
 constexpr int64_t kPrefetchBytes = int64_t{16} << 20;
-
-const __nv_bfloat16* bf16(const Weight& weight) { return reinterpret_cast<const __nv_bfloat16*>(weight.data); }
-const float* floats(const Weight& weight) { return reinterpret_cast<const float*>(weight.data); }
 
 Prefetch prefetch_of(const Weight& first) {
   Prefetch result;
@@ -34,9 +29,6 @@ Prefetch prefetch_of(const Weight& first, const Weight& second) {
   result.bytes[1] = std::min<int64_t>(static_cast<int64_t>(second.bytes()), kPrefetchBytes / 2);
   return result;
 }
-
-/// Whether matrices lie one behind the other, so that one product does both.
-bool joined(const Weight& first, const Weight& second) { return first.data + first.bytes() == second.data; }
 
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
@@ -59,77 +51,6 @@ struct Sizes {
 };
 
 }  // namespace
-
-struct Matrices::State {
-  Hyperparameters hp;
-  int max_rows = 0;
-  Buffer memory;
-  LtMatmul lt;
-
-  double* frequencies = nullptr;     ///< [dims / 2]
-  float2* angles = nullptr;          ///< [rows, dims / 2]
-  int32_t* slots = nullptr;          ///< [rows]
-  __nv_bfloat16* rounded = nullptr;  ///< [rows, max(width, q_width)]
-  float* factors = nullptr;          ///< [rows]
-  float* raw = nullptr;              ///< [rows, q_width + 2 kv_width], products before rotation
-  __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
-  __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
-  std::byte* products = nullptr;     ///< cuBLASLt's own
-
-  bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
-  int pairs() const { return hp.rope.dims / 2; }
-  /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
-  bool rotates_inside(const Layer& layer) const {
-    return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && hp.rope.dims % 16 == 0;
-  }
-
-  /// The input of a skinny product from float32 rows: as it is where these are few, rounded by a launch of its own
-  /// otherwise.
-  SkinnyInput input(const float* x, const Weight& norm, const int32_t* row_ids, int rows, int cols,
-                    cudaStream_t stream) {
-    SkinnyInput in;
-    if (skinny_takes_floats(rows, cols)) {
-      in.x = x;
-      in.norm = floats(norm);
-      in.row_ids = row_ids;
-      in.epsilon = hp.rms_epsilon;
-      return in;
-    }
-    launch_round({.x = x,
-                  .row_ids = row_ids,
-                  .norm = floats(norm),
-                  .epsilon = hp.rms_epsilon,
-                  .rows = rows,
-                  .cols = cols,
-                  .rounded = rounded,
-                  .factors = factors},
-                 stream);
-    in.rounded = rounded;
-    in.factors = norm ? factors : nullptr;
-    return in;
-  }
-  /// Rows for cuBLASLt, behind those of decode rows: normed and rounded.
-  const __nv_bfloat16* round_whole(const float* x, const Weight& norm, const int32_t* row_ids, PassRows pass, int cols,
-                                   cudaStream_t stream) {
-    __nv_bfloat16* to = rounded + static_cast<int64_t>(pass.decode_rows) * cols;
-    launch_round({.x = x,
-                  .row_ids = row_ids,
-                  .norm = floats(norm),
-                  .epsilon = hp.rms_epsilon,
-                  .rows = pass.rows - pass.decode_rows,
-                  .cols = cols,
-                  .rounded = to,
-                  .whole = true},
-                 stream);
-    return to;
-  }
-
-  void decode_qkv(const QkvParams& p, cudaStream_t stream);
-  void prefill_qkv(const QkvParams& p, cudaStream_t stream);
-  void prefill_mlp(const MlpParams& p, cudaStream_t stream);
-  /// Rotation of raw products of the rows from `first` on.
-  RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
-};
 
 Matrices::Matrices() : state_(std::make_unique<State>()) {}
 Matrices::~Matrices() = default;
@@ -243,36 +164,6 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   launch_rope_append(rope, stream);
 }
 
-void Matrices::State::prefill_qkv(const QkvParams& p, cudaStream_t stream) {
-  const Layer& layer = *p.layer;
-  const int first = p.pass.decode_rows, rows = p.pass.rows - first;
-  const int q_width = hp.q_width(), kv_width = hp.kv_width(), all = q_width + 2 * kv_width;
-  const __nv_bfloat16* x =
-      round_whole(p.x + static_cast<int64_t>(first) * hp.width, layer.attn_norm, nullptr, p.pass, hp.width, stream);
-  float* to = raw + static_cast<int64_t>(first) * all;
-  LtProduct product{.x = x, .w = bf16(layer.wq), .y = to, .rows = rows, .cols = hp.width, .stride = all};
-  if (joined(layer.wq, layer.wk) && joined(layer.wk, layer.wv)) {
-    product.w_rows = all;
-    lt.multiply(product, products, stream);
-  } else {
-    const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
-    float* at = to;
-    for (const Weight* weight : weights) {
-      product.w = bf16(*weight);
-      product.w_rows = static_cast<int>(weight->rows);
-      product.y = at;
-      lt.multiply(product, products, stream);
-      at += weight->rows;
-    }
-  }
-  RopeAppendParams rope = rope_append(p, first, rows);
-  rope.q_raw = to;
-  rope.k_raw = to + q_width;
-  rope.v_raw = to + q_width + kv_width;
-  rope.q_stride = rope.kv_stride = all;
-  launch_rope_append(rope, stream);
-}
-
 void Matrices::qkv(const QkvParams& p, cudaStream_t stream) {
   if (p.pass.decode_rows > 0) state_->decode_qkv(p, stream);
   if (p.pass.rows > p.pass.decode_rows) state_->prefill_qkv(p, stream);
@@ -295,66 +186,7 @@ void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
     product.next = prefetch_of(layer.gate, layer.up);
     launch_skinny_rows(product, stream);
   }
-  const int rows = p.pass.rows - first;
-  if (rows == 0) return;
-  float* x = p.x + static_cast<int64_t>(first) * width;
-  const __nv_bfloat16* out =
-      s.round_whole(p.out + static_cast<int64_t>(first) * q_width, {}, nullptr, p.pass, q_width, stream);
-  s.lt.multiply({.x = out,
-                 .w = bf16(layer.wo),
-                 .y = x,
-                 .rows = rows,
-                 .cols = q_width,
-                 .w_rows = width,
-                 .stride = width,
-                 .add = true},
-                s.products, stream);
-  if (layer.bo) launch_add_bias(x, floats(layer.bo), rows, width, stream);
-}
-
-void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
-  const Layer& layer = *p.layer;
-  const int first = p.pass.decode_rows, rows = p.pass.rows - first, ffn = hp.ffn;
-  float* x = p.x + static_cast<int64_t>(first) * hp.width;
-  const __nv_bfloat16* normed = round_whole(x, layer.ffn_norm, nullptr, p.pass, hp.width, stream);
-  __nv_bfloat16* both = gate_up + static_cast<int64_t>(first) * 2 * ffn;
-  __nv_bfloat16* silu = hidden + static_cast<int64_t>(first) * ffn;
-  LtProduct product{.x = normed,
-                    .w = bf16(layer.gate),
-                    .y = both,
-                    .rows = rows,
-                    .cols = hp.width,
-                    .w_rows = ffn,
-                    .stride = 2 * ffn,
-                    .rounded = true};
-  if (joined(layer.gate, layer.up)) {
-    product.w_rows = 2 * ffn;
-    lt.multiply(product, products, stream);
-  } else {
-    lt.multiply(product, products, stream);
-    product.w = bf16(layer.up);
-    product.y = both + ffn;
-    lt.multiply(product, products, stream);
-  }
-  launch_silu({.gate = both,
-               .up = both + ffn,
-               .gate_bias = floats(layer.b_gate),
-               .up_bias = floats(layer.b_up),
-               .hidden = silu,
-               .rows = rows,
-               .ffn = ffn,
-               .stride = 2 * ffn},
-              stream);
-  lt.multiply({.x = silu,
-               .w = bf16(layer.down),
-               .y = x,
-               .rows = rows,
-               .cols = ffn,
-               .w_rows = hp.width,
-               .stride = hp.width,
-               .add = true},
-              products, stream);
-  if (layer.b_down) launch_add_bias(x, floats(layer.b_down), rows, hp.width, stream);
+  if (p.pass.rows > first) s.prefill_project(p, stream);
 }
 
 void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
@@ -391,8 +223,7 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
 
 void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
   State& s = *state_;
-  const int first = p.pass.decode_rows, rows = p.pass.rows - first;
-  const int width = s.hp.width, vocab = static_cast<int>(p.output.rows);
+  const int first = p.pass.decode_rows, width = s.hp.width;
   if (first > 0) {
     SkinnyRows product;
     product.in = s.input(p.x, p.norm, p.logit_rows, first, width, stream);
@@ -400,19 +231,10 @@ void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
     product.y = p.logits;
     product.rows = first;
     product.cols = width;
-    product.w_rows = vocab;
+    product.w_rows = static_cast<int>(p.output.rows);
     launch_skinny_rows(product, stream);
   }
-  if (rows == 0) return;
-  const __nv_bfloat16* x = s.round_whole(p.x, p.norm, p.logit_rows + first, p.pass, width, stream);
-  s.lt.multiply({.x = x,
-                 .w = bf16(p.output),
-                 .y = p.logits + static_cast<int64_t>(first) * vocab,
-                 .rows = rows,
-                 .cols = width,
-                 .w_rows = vocab,
-                 .stride = vocab},
-                s.products, stream);
+  if (p.pass.rows > first) s.prefill_logits(p, stream);
 }
 
 }  // namespace tidal::cuda
