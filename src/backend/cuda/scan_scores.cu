@@ -389,10 +389,12 @@ void launch_scan_scores(const ScanScoresArgs& of, cudaStream_t stream) {
   // 16 bytes more: heads' weights start in different groups of banks.
   args.weight_words = layout.vectors() * layout.planes() + 4;
   const bool wide = of.head_dim > 128;
-  if (of.bits == 1) return wide ? launch<1, 1, true>(args, stream) : launch_instance<1, 1, false>(args, stream);
-  if (of.bits == 2) return wide ? launch<2, 2, true>(args, stream) : launch_instance<2, 1, false>(args, stream);
+  if (of.bits == 1)
+    return wide ? launch_instance<1, 1, true>(args, stream) : launch_instance<1, 1, false>(args, stream);
+  if (of.bits == 2)
+    return wide ? launch_instance<2, 2, true>(args, stream) : launch_instance<2, 1, false>(args, stream);
   if (wide) return launch_instance<4, 4, true>(args, stream);
-  return layout.vectors() > 8 ? launch<4, 2, false>(args, stream) : launch_instance<4, 1, false>(args, stream);
+  return layout.vectors() > 8 ? launch_instance<4, 2, false>(args, stream) : launch_instance<4, 1, false>(args, stream);
 }
 
 }  // namespace tidal::cuda
