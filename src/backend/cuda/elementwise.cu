@@ -56,35 +56,50 @@ __global__ void embed_kernel(const __nv_bfloat16* embedding, const int32_t* toke
   }
 }
 
+/// Groups of 4 columns that a thread of round_kernel keeps: rows of up to 8192 columns are read once.
+constexpr int kKept = 8;
+
 __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constant__ RoundParams p) {
   let_next_start();
-  wait_for_previous();
   __shared__ float squares[kRowThreads / 32];
   const int row = blockIdx.x, groups = p.cols / 4;
-  const int64_t source = p.row_ids ? p.row_ids[row] : row;
-  const auto* x = reinterpret_cast<const float4*>(p.x + source * p.cols);
   const auto* norm = reinterpret_cast<const float4*>(p.norm);
   auto* to = reinterpret_cast<uint2*>(p.rounded + static_cast<int64_t>(row) * p.cols);
+  wait_for_previous();
+  const int64_t source = p.row_ids ? p.row_ids[row] : row;
+  const auto* x = reinterpret_cast<const float4*>(p.x + source * p.cols);
+  float4 kept[kKept];
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    const int i = threadIdx.x + k * kRowThreads;
+    kept[k] = i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0);
+  }
   float factor = 1;
   if (p.norm) {
     // The order of row_norm.cuh, which the skinny product follows too.
     float sum = 0;
-    for (int i = threadIdx.x; i < groups; i += kRowThreads) sum = add_squares(sum, __ldcg(x + i));
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) sum = add_squares(sum, kept[k]);  // zeros behind the row's end change nothing
+    for (int i = threadIdx.x + kKept * kRowThreads; i < groups; i += kRowThreads) sum = add_squares(sum, __ldcg(x + i));
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
     __syncthreads();
     factor = norm_factor(squares, p.cols, p.epsilon);
     if (!p.whole && threadIdx.x == 0) p.factors[row] = factor;
   }
-  for (int i = threadIdx.x; i < groups; i += kRowThreads) {
-    float4 v = __ldcg(x + i);
+  const auto put = [&](int i, float4 v) {
     if (p.norm) {
       if (p.whole) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
       const float4 w = __ldg(norm + i);
       v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
     }
     to[i] = round_four(v.x, v.y, v.z, v.w);
+  };
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    if (const int i = threadIdx.x + k * kRowThreads; i < groups) put(i, kept[k]);
   }
+  for (int i = threadIdx.x + kKept * kRowThreads; i < groups; i += kRowThreads) put(i, __ldcg(x + i));
 }
 
 __global__ void silu_kernel(const __grid_constant__ SiluParams p) {
