@@ -10,6 +10,7 @@
 #include "backend/cuda/matrices.h"
 #include "backend/cuda/op_list.h"
 #include "backend/cuda/prefill_attention.h"
+#include "backend/cuda/read_stream.h"
 #include "backend/cuda/step_upload.h"
 #include "backend/cuda/weights.h"
 #include "core/error.h"
@@ -17,6 +18,8 @@
 namespace tidal::cuda {
 namespace {
 
+/// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
+constexpr int kPrefillRows = 2048;
 /// Most rows whose logits are made at once: bounds the memory for them.
 constexpr int kLogitRows = 64;
 
@@ -39,12 +42,18 @@ class CudaBackend final : public Backend {
   CudaBackend& operator=(const CudaBackend&) = delete;
 
   std::string_view name() const override { return "cuda"; }
+  std::string device() const override { return device_name(); }
   int decode_rows() const override { return kDecodeRows; }
+  int prefill_rows() const override { return kPrefillRows; }
+  double read_stream() override { return measure_read_stream(stream_); }
 
   Buffer allocate(size_t bytes, std::string_view what) override {
     return allocate_device(bytes, std::string(what).c_str());
   }
   Weight upload(const Weight& host) override { return weights_.upload(host); }
+  ggml_type matrix_type(ggml_type) const override { return GGML_TYPE_BF16; }
+  int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
+  int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;
   void write(std::byte* to, const std::byte* from, size_t bytes) override;
   void read(std::byte* to, const std::byte* from, size_t bytes) override;
@@ -115,6 +124,12 @@ void CudaBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
   }
   write(listed_blocks_.as<std::byte>(), reinterpret_cast<const std::byte*>(blocks.data()), blocks.size_bytes());
   launch_sketch_blocks(kv, listed_blocks_.as<BlockId>(), static_cast<int>(blocks.size()), stream_);
+}
+
+int64_t CudaBackend::reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
+  return Matrices::workspace_bytes(hp, max_rows) +
+         static_cast<int64_t>(DecodeAttention::workspace_bytes(hp, max_rows, max_context) +
+                              StepUpload::bytes(max_rows, max_context) + logits_bytes(hp, max_rows));
 }
 
 void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {

@@ -11,7 +11,10 @@ namespace {
 constexpr double kMebi = 1048576.0;
 constexpr int kLeastCapability = 80;
 
-void free_device(std::byte* data, size_t) { cudaFree(data); }
+void free_device(std::byte* data, size_t) {
+  cudaDeviceSynchronize();  // a copy may still be on its way
+  cudaFree(data);
+}
 void free_pinned(std::byte* data, size_t) { cudaFreeHost(data); }
 
 int attribute(cudaDeviceAttr which) {
@@ -75,6 +78,12 @@ void open_device() {
   check(cudaSetDevice(0), kWhat);
 }
 
+std::string device_name() {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, 0), "asking the device for its name");
+  return properties.name;
+}
+
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
 int compute_capability() {
@@ -91,7 +100,8 @@ Buffer allocate_device(size_t bytes, const char* what) {
   void* data = nullptr;
   const size_t size = std::max<size_t>(bytes, 256);
   const cudaError_t code = cudaMalloc(&data, size);
-  if (code == cudaErrorMemoryAllocation) fail_without_memory(bytes, what);
+  // A size beyond all address space is an invalid value.
+  if (code == cudaErrorMemoryAllocation || code == cudaErrorInvalidValue) fail_without_memory(bytes, what);
   check(code, what);
   Buffer buffer(static_cast<std::byte*>(data), bytes, free_device);
   // The fill is on a stream of its own, which others do not wait for.

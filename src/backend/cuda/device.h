@@ -14,6 +14,7 @@ namespace tidal::cuda {
 /// device older than compute capability 8.0.
 void open_device();
 
+std::string device_name();
 int multiprocessors();
 /// 10 * major + minor, e.g. 90.
 int compute_capability();
