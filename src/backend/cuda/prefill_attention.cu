@@ -106,12 +106,26 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
 template <int kDim>
 __device__ inline void load_block(const Bf16* from, int valid, uint32_t to) {
   using S = Sizes<kDim>;
-  constexpr int kPieces = 2 * kDim / kPiece;  // of a row
+  constexpr unsigned kPieces = 2 * kDim / kPiece;  // of a row
+  constexpr unsigned kCopies = kKeys * kPieces / kThreads;
+  if constexpr (kThreads % kPieces == 0) {
+    // Whole rows at a time: one address and constant distances.
+    constexpr unsigned kStep = kThreads / kPieces;
+    const unsigned row = threadIdx.x / kPieces;
+    to += 2 * (row * S::kStride + threadIdx.x % kPieces * kPiece);
+    from += threadIdx.x * kPiece;
 #pragma unroll
-  for (int i = 0; i < kKeys * kPieces / kThreads; ++i) {
-    const int piece = i * kThreads + threadIdx.x;
-    const int row = piece / kPieces;
-    copy_async(to + 2 * (row * S::kStride + piece % kPieces * kPiece), from + piece * kPiece, row < valid);
+    for (unsigned i = 0; i < kCopies; ++i) {
+      copy_async(to + 2 * i * kStep * S::kStride, from + i * kThreads * kPiece,
+                 static_cast<int>(row + i * kStep) < valid);
+    }
+  } else {
+#pragma unroll
+    for (unsigned i = 0; i < kCopies; ++i) {
+      const unsigned piece = i * kThreads + threadIdx.x, row = piece / kPieces;
+      copy_async(to + 2 * (row * S::kStride + piece % kPieces * kPiece), from + piece * kPiece,
+                 static_cast<int>(row) < valid);
+    }
   }
   commit_copies();
 }
@@ -236,10 +250,10 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
     if (tile * kKeys + kKeys - 1 > warp_first) mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, s);
 
     uint32_t weights[kRowTiles][kKeys / 16][4];
-    bool higher = false;
-    float factor[kRowTiles][2];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
+      float factor[2];
+      bool higher = false;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float now = top[m][half];
@@ -248,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
         now = row_max(now);
         // Where everything so far is -infinity, weights are 0 and not the difference of infinities.
         const float offset = now == -INFINITY ? 0.0f : now * scale;
-        factor[m][half] = exp2_fast(fmaf(top[m][half], scale, -offset));
+        factor[half] = exp2_fast(fmaf(top[m][half], scale, -offset));
         higher |= now != top[m][half];
         top[m][half] = now;
         float own_sum = 0.0f;
@@ -259,20 +273,16 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
           own_sum += a + b;
           weights[m][n / 2][n % 2 * 2 + half] = pack(a, b);
         }
-        sum[m][half] = fmaf(sum[m][half], factor[m][half], own_sum);
+        sum[m][half] = fmaf(sum[m][half], factor[half], own_sum);
       }
-    }
-    // The factors of rows whose maximum stays are 1.
-    if (__any_sync(0xffffffffu, higher)) {
+      // The factors of rows whose maximum stays are 1.
+      if (!__any_sync(0xffffffffu, higher)) continue;
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int d = 0; d < kDim / 8; ++d) {
-          out[m][d][0] *= factor[m][0];
-          out[m][d][1] *= factor[m][0];
-          out[m][d][2] *= factor[m][1];
-          out[m][d][3] *= factor[m][1];
-        }
+      for (int d = 0; d < kDim / 8; ++d) {
+        out[m][d][0] *= factor[0];
+        out[m][d][1] *= factor[0];
+        out[m][d][2] *= factor[1];
+        out[m][d][3] *= factor[1];
       }
     }
     add_values<kDim>(weights, stage + my_values, out);
@@ -285,11 +295,12 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
       const int row = first + warp_row + 16 * m + 8 * half + lane / 4;
       const float total = row_sum(sum[m][half]);
       if (row >= p.rows) continue;
+      const float share = 1.0f / total;
       float* const to = p.out + (static_cast<int64_t>(row) * p.heads + head) * kDim + lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < kDim / 8; ++d) {
         *reinterpret_cast<float2*>(to + 8 * d) =
-            make_float2(out[m][d][2 * half] / total, out[m][d][2 * half + 1] / total);
+            make_float2(out[m][d][2 * half] * share, out[m][d][2 * half + 1] * share);
       }
     }
   }
@@ -322,9 +333,12 @@ void launch_prefill_attention(const PrefillAttentionParams& params, cudaStream_t
     case 160: return launch<160>(params, stream);
     case 192: return launch<192>(params, stream);
     case 256: return launch<256>(params, stream);
-    default:
-      fail_with("cuda: heads of " + std::to_string(params.head_dim) +
-                " elements have no attention kernel, expected 16 to 128 in steps of 16, 160, 192 or 256");
+    default: {
+      std::string message = "cuda: heads of ";
+      message += std::to_string(params.head_dim);
+      message += " elements have no attention kernel, expected 16 to 128 in steps of 16, 160, 192 or 256";
+      fail_with(message);
+    }
   }
 }
 
