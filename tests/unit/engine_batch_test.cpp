@@ -10,14 +10,14 @@ namespace {
 
 using Parameters = std::tuple<std::string, ggml_type>;
 
-class Results : public testing::TestWithParam<Parameters> {
+class Results : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
   ggml_type type() const { return std::get<1>(GetParam()); }
 };
 
 INSTANTIATE_TEST_SUITE_P(All, Results,
-                         testing::Combine(testing::Values("reference", "cpu"),
+                         testing::Combine(testing::ValuesIn(test::kBackends),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0)),
                          [](const auto& info) {
                            return std::get<0>(info.param) + "_" + ggml_type_name(std::get<1>(info.param));
@@ -30,6 +30,22 @@ struct Turn {
   bool decode;
   bool all_logits;
 };
+
+/// Root mean square difference over the root mean square of `b`.
+double relative_difference(std::span<const float> a, std::span<const float> b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    size += b[i] * b[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+std::vector<float> floats(std::span<const Bf16> values) {
+  std::vector<float> result;
+  for (const Bf16 value : values) result.push_back(to_float(value));
+  return result;
+}
 
 TEST_P(Results, ABatchGivesEachWhatItGivesAlone) {
   // Deliberately not in the order of length; decoding below, at and above the budget.
@@ -66,27 +82,19 @@ TEST_P(Results, ABatchGivesEachWhatItGivesAlone) {
   size_t at = 0;
   for (size_t i = 0; i < turns.size(); ++i) {
     ASSERT_LE(at + logits[i].size(), all.size());
-    EXPECT_EQ(std::vector<float>(all.begin() + at, all.begin() + at + logits[i].size()), logits[i]) << "sequence " << i;
-    EXPECT_TRUE(same_bits(setup.cache(together[i]), caches[i])) << "cache of sequence " << i;
+    const std::vector<float> own(all.begin() + at, all.begin() + at + logits[i].size());
+    const std::vector<Bf16> cache = setup.cache(together[i]);
+    if (backend() == "cuda" && turns[i].tokens > setup.backend->decode_rows()) {
+      // The library that multiplies long chunks chooses the order of its sums by how many rows there are.
+      EXPECT_LE(relative_difference(own, logits[i]), 0.01) << "sequence " << i;
+      EXPECT_LE(relative_difference(floats(cache), floats(caches[i])), 0.01) << "cache of sequence " << i;
+    } else {
+      EXPECT_EQ(own, logits[i]) << "sequence " << i;
+      EXPECT_TRUE(same_bits(cache, caches[i])) << "cache of sequence " << i;
+    }
     at += logits[i].size();
   }
   EXPECT_EQ(at, all.size());
-}
-
-/// Root mean square difference over the root mean square of `b`.
-double relative_difference(std::span<const float> a, std::span<const float> b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    size += b[i] * b[i];
-  }
-  return std::sqrt(difference / size);
-}
-
-std::vector<float> floats(std::span<const Bf16> values) {
-  std::vector<float> result;
-  for (const Bf16 value : values) result.push_back(to_float(value));
-  return result;
 }
 
 TEST_P(Results, AnyChunkingGivesTheSameCache) {
