@@ -85,31 +85,34 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   // The values do not matter to a benchmark; that they are finite and stand in memory of their own does.
   const std::vector<std::byte> noise = noise_of(type, seed);
   const std::vector<Part> parts = parts_of(model);
+  const auto type_of = [&](const Part& part) { return part.vector() ? GGML_TYPE_F32 : type; };
+  // One run of memory: matrices that lie one behind the other may be multiplied as one.
+  constexpr int64_t kAlignment = 256;
   int64_t bytes = 0;
   for (const Part& part : parts) {
     if (!part.vector() && part.cols % ggml_blck_size(type) != 0) {
       fail("weight type: rows of {} elements cannot be {}, expected a multiple of {}", part.cols, ggml_type_name(type),
            ggml_blck_size(type));
     }
-    bytes += kept_bytes(backend, part.vector() ? GGML_TYPE_F32 : type, part.rows, part.cols);
+    const int64_t size = kept_bytes(backend, type_of(part), part.rows, part.cols);
+    bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
   }
   check_memory(backend, "random weights", bytes, hp, beside);
 
   // In the backend's own memory at once: on the host, a large model's weights would take long to make and to send.
-  const auto memory = std::make_shared<std::vector<Buffer>>();
+  const auto memory = std::make_shared<Buffer>(backend.allocate(static_cast<size_t>(bytes), "random weights"));
+  auto* data = memory->as<std::byte>();
   for (const Part& part : parts) {
-    Weight weight{part.vector() ? GGML_TYPE_F32 : type, part.rows, part.cols, nullptr};
-    const size_t size = weight.row_bytes() * static_cast<size_t>(weight.rows);
-    memory->push_back(backend.allocate(size, "random weights"));
-    auto* const data = memory->back().as<std::byte>();
+    Weight weight{type_of(part), part.rows, part.cols, data};
+    const size_t size = weight.bytes();
     if (part.vector()) {
       const std::vector<float> values(static_cast<size_t>(part.cols), part.value);
       backend.write(data, reinterpret_cast<const std::byte*>(values.data()), size);
     } else {
       fill(backend, noise, data, size);
     }
-    weight.data = data;
     *part.weight = weight;
+    data += (size + kAlignment - 1) / kAlignment * kAlignment;
   }
   model.storage = memory;
   return model;

@@ -34,7 +34,9 @@ std::vector<ChunkShape> ragged() { return {{0, 1}, {63, 1}, {64, 1}, {4096, 1}, 
 
 class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml_type>> {
  protected:
-  LayerParity() {
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (IsSkipped()) return;
     hp_.architecture = "llama";
     hp_.layers = 1;
     hp_.width = shape().width;

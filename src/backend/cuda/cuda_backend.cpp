@@ -341,7 +341,9 @@ void CudaBackend::launch(const ProjectOp& op) {
 }
 
 void CudaBackend::launch(const MlpOp& op) {
-  matrices_.mlp({.layer = &list_.layers[op.layer], .pass = pass_rows(), .x = op.x}, stream_);
+  const Layer* const layer = &list_.layers[op.layer];
+  const bool last = layer == &list_.layers.back();
+  matrices_.mlp({.layer = layer, .pass = pass_rows(), .x = op.x, .next = last ? nullptr : layer + 1}, stream_);
 }
 
 void CudaBackend::launch(const LogitsOp& op) {
