@@ -114,10 +114,12 @@ struct DecodeAttention::Workspace {
                         .tiles = alone ? sizes.single : sizes.dense,
                         .head_dim = sizes.head_dim,
                         .scale = scale(),
+                        .early = params.early && params.role != Role::Scan,
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
                         .splits = alone ? sizes.single_splits : sizes.dense_splits,
+                        .used_splits = alone ? sizes.single_splits : sizes.dense_splits,
                         .parts = parts.as<float>(),
                         .part_statistics = part_statistics.as<SoftmaxPart>(),
                         .done = done.as<uint32_t>()};
@@ -132,6 +134,8 @@ struct DecodeAttention::Workspace {
       args.row_positions = params.selection.row_positions;
       args.row_units = params.selection.row_units;
       args.units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
+      // CTAs that find nothing to do cost time, too: no set has more positions than there is room for.
+      args.used_splits = std::min(args.splits, blocks_for(args.row_positions / args.units));
     }
     return args;
   }
@@ -143,6 +147,7 @@ struct DecodeAttention::Workspace {
             .tiles = sizes.dense,
             .head_dim = sizes.head_dim,
             .scale = scale(),
+            .early = params.early,
             .q = params.q.data,
             .kv = params.kv.data,
             .sketches = params.kv.sketches[params.sketch_bits / 2],

@@ -44,6 +44,7 @@ struct AttendRowsArgs {
   HeadTiles tiles;
   int head_dim = 0;
   float scale = 0;                     ///< log2(e) / sqrt(head_dim)
+  bool early = false;                  ///< AttendParams
   const float* q = nullptr;            ///< [rows of the batch, heads, head_dim]
   float* out = nullptr;                ///< the same
   const Bf16* kv = nullptr;            ///< KvLayer::data
@@ -54,8 +55,9 @@ struct AttendRowsArgs {
   int units = 0;            ///< sets of positions of a row
   float* scores = nullptr;  ///< [run, heads, score_stride] raw scores, or null
   int64_t score_stride = 0;
-  SoftmaxPart* statistics = nullptr;  ///< [run, heads], where scores are wanted
-  int splits = 0;
+  SoftmaxPart* statistics = nullptr;       ///< [run, heads], where scores are wanted
+  int splits = 0;                          ///< that a row is cut into at most, whatever its positions
+  int used_splits = 0;                     ///< no row of the run takes more
   float* parts = nullptr;                  ///< [run, heads, splits, head_dim]
   SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
   uint32_t* done = nullptr;                ///< [run, tiles], zeros before and after
@@ -76,6 +78,7 @@ struct ScanScoresArgs {
   HeadTiles tiles;
   int head_dim = 0;
   float scale = 0;                      ///< log2(e) / sqrt(head_dim)
+  bool early = false;                   ///< AttendParams
   const float* q = nullptr;             ///< [rows of the batch, heads, head_dim]
   const Bf16* kv = nullptr;             ///< KvLayer::data
   const std::byte* sketches = nullptr;  ///< KvLayer::sketches of `bits`

@@ -11,7 +11,7 @@
 namespace tidal::cuda {
 
 /// Waits for the kernels before this one in the stream, then lets the next one be set up. Nothing but the batch's
-/// tables may be read before.
+/// tables may be read before, and what AttendParams::early speaks of.
 __device__ inline void wait_for_kernels_before() {
   wait_for_previous();
   let_next_start();
@@ -21,11 +21,13 @@ __device__ inline void wait_for_kernels_before() {
 struct DeviceRow {
   int context;           ///< positions
   const int32_t* table;  ///< its sequence's blocks
+  int position;          ///< first of its chunk: this pass writes keys and values from here on
+  int budget;
 };
 
 __device__ inline DeviceRow row_of(const StepTables& tables, int row) {
   const DeviceChunk& chunk = tables.chunks[tables.row_chunk[row]];
-  return {tables.positions[row] + 1, tables.blocks + chunk.table};
+  return {tables.positions[row] + 1, tables.blocks + chunk.table, chunk.position, chunk.budget};
 }
 
 __device__ inline float negative_infinity() { return __int_as_float(0xff800000); }

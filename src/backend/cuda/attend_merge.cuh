@@ -50,10 +50,21 @@ __device__ inline float part_factor(float maximum, float top, float scale) {
 /// Merges the splits of a tile of heads, in order, and writes the output.
 template <int kDim>
 __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask& task, int used, char* shared) {
+  constexpr int kAhead = 8;                                // parts that are asked for before the weights are known
   auto* const weights = reinterpret_cast<float*>(shared);  // [heads, kMaxSplits]
   float* const inverse = weights + kTileHeads * kMaxSplits;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first = static_cast<int64_t>(task.run_row) * args.tiles.heads + task.first_head;
+  const auto part_of = [&](int i) {  // the first split's four channels
+    return reinterpret_cast<const float4*>(args.parts + (first + i / (kDim / 4)) * args.splits * kDim) + i % (kDim / 4);
+  };
+  float4 ahead[kAhead] = {};
+#pragma unroll
+  for (int s = 0; s < kAhead; ++s) {
+    if (s < used && static_cast<int>(threadIdx.x) < task.heads * kDim / 4) {
+      ahead[s] = __ldcg(part_of(threadIdx.x) + s * (kDim / 4));
+    }
+  }
   for (int h = warp; h < task.heads; h += kAttendWarps) {
     const SoftmaxPart* const parts = args.part_statistics + (first + h) * args.splits;
     SoftmaxPart own[kMaxSplits / 32];
@@ -89,18 +100,22 @@ __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask
   __syncthreads();
   float* const out = args.out + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim;
   for (int i = threadIdx.x; i < task.heads * kDim / 4; i += kAttendThreads) {
-    const int h = i / (kDim / 4), at = i % (kDim / 4);
-    const auto* part = reinterpret_cast<const float4*>(args.parts + (first + h) * args.splits * kDim) + at;
+    const int h = i / (kDim / 4);
+    const float4* const part = part_of(i);
     float4 sum = {0, 0, 0, 0};
-#pragma unroll 12
-    for (int s = 0; s < used; ++s) {
-      const float4 value = __ldcg(part + s * (kDim / 4));
+    const auto add = [&](int s, const float4& value) {
       const float weight = weights[h * kMaxSplits + s];
       sum.x = __fmaf_rn(weight, value.x, sum.x);
       sum.y = __fmaf_rn(weight, value.y, sum.y);
       sum.z = __fmaf_rn(weight, value.z, sum.z);
       sum.w = __fmaf_rn(weight, value.w, sum.w);
+    };
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) {
+      if (s < used) add(s, i < kAttendThreads ? ahead[s] : __ldcg(part + s * (kDim / 4)));
     }
+#pragma unroll 8
+    for (int s = kAhead; s < used; ++s) add(s, __ldcg(part + s * (kDim / 4)));
     const float by = inverse[h];
     reinterpret_cast<float4*>(out)[i] = {__fmul_rn(sum.x, by), __fmul_rn(sum.y, by), __fmul_rn(sum.z, by),
                                          __fmul_rn(sum.w, by)};

@@ -155,10 +155,10 @@ __device__ inline void add_slice(const char* shared, int valid, float (&score)[4
   for (int i = 0; i < kDim / 16; ++i) multiply_add(state.out[i], load_matrix_transposed(values + i * 32), b0, b1);
 }
 
-/// This warp's slices of a piece.
+/// This warp's slices of a piece. Positions below `settled` may be read before the kernels before are through.
 template <int kDim, bool kSelected>
 __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& task, const int32_t* table,
-                                  const int32_t* selected, char* shared, WarpState<kDim>& state) {
+                                  const int32_t* selected, int settled, char* shared, WarpState<kDim>& state) {
   using Sizes = AttendSizes<kDim>;
   constexpr int kStages = Sizes::kStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -187,8 +187,18 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   for (int i = 0; i < kStages + 2; ++i) positions[i] = position(i);
 #pragma unroll
   for (int i = 0; i < kStages + 1; ++i) rows[i] = find(positions[i]);
+  bool waited = !args.early;
 #pragma unroll
-  for (int i = 0; i < kStages; ++i) copy(i, i, rows[i]);
+  for (int i = 0; i < kStages; ++i) {
+    // Positions ascend, so what comes behind must wait, too.
+    const int last = kSelected ? positions[i] : positions[i] + kSlice - 1;
+    if (!waited && __any_sync(0xffffffffu, last >= settled)) {
+      wait_for_kernels_before();
+      waited = true;
+    }
+    copy(i, i, rows[i]);
+  }
+  if (!waited) wait_for_kernels_before();
   int64_t next_row = rows[kStages];
   int next_position = positions[kStages + 1];
 
@@ -254,24 +264,25 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   const DeviceRow row = row_of(args.tables, task.row);
   const int32_t* selected = nullptr;
   int all = row.context;
+  if (!args.early) wait_for_kernels_before();
   if constexpr (kSelected) {
     const int unit = static_cast<int>(static_cast<int64_t>(task.first_head) * args.units / tiles.heads);
-    const int budget = args.tables.chunks[args.tables.row_chunk[task.row]].budget;
     selected = args.positions + static_cast<int64_t>(args.row_positions) * task.row +
-               static_cast<int64_t>(budget + kBlockTokens - 1) * unit;
-    wait_for_kernels_before();
+               static_cast<int64_t>(row.budget + kBlockTokens - 1) * unit;
     all = args.counts[args.row_units * task.row + unit];
-  } else {
-    wait_for_kernels_before();
   }
   const int piece = ((all + args.splits - 1) / args.splits + kPieceStep - 1) / kPieceStep * kPieceStep;
   const int used = (all + piece - 1) / piece;
   task.begin = blockIdx.x * piece;
   task.count = min(piece, all - task.begin);
-  if (task.count <= 0) return;
+  if (task.count <= 0) {
+    if (args.early) wait_for_kernels_before();
+    return;
+  }
 
   WarpState<kDim> state;
-  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, shared, state);
+  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, shared,
+                              state);
   merge_warps<kDim>(args, task, used, state, shared);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + tile, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
@@ -292,7 +303,7 @@ void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
           kWhat);
     return;
   }
-  const dim3 grid(args.splits, args.tiles.tiles(), args.run);
+  const dim3 grid(args.used_splits, args.tiles.tiles(), args.run);
   launch(kWhat, Start::Early, args.positions ? attend_rows_kernel<kDim, true> : attend_rows_kernel<kDim, false>, grid,
          dim3(kAttendThreads), kShared, stream, args);
 }

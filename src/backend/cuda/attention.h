@@ -26,6 +26,10 @@ struct AttendParams {
   KvLayer kv;                      ///< holds the rows' own keys and values, too
   Selection selection;             ///< written by Select and Scan, read by Sparse
   Rows out;                        ///< [rows of the batch, heads * head_dim]
+  /// Says of the kernel before this one in the stream that it lets the next one start only after its own
+  /// wait_for_previous(), and that it writes neither `selection` nor the keys and values of positions before the rows'
+  /// chunks. Then these are read while it still runs.
+  bool early = false;
 };
 
 /// Kernels and their workspace. A row's result does not depend on the other rows of the batch or of the run, down to

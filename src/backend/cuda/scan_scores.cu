@@ -294,7 +294,8 @@ __device__ inline void merge_statistics(const ScanScoresArgs& args, const Growin
 }
 
 template <int kBits, int kChunks, bool kWide>
-__global__ void __launch_bounds__(kThreads) scan_scores_kernel(const __grid_constant__ Arguments args) {
+__global__ void __launch_bounds__(kThreads, kChunks == 4 ? 1 : 2)
+    scan_scores_kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(16) char memory[];
   __shared__ float2 factors[kWarps][kTileHeads];
   __shared__ uint32_t flag;
@@ -309,16 +310,18 @@ __global__ void __launch_bounds__(kThreads) scan_scores_kernel(const __grid_cons
   auto* const q = reinterpret_cast<float*>(memory);  // [kTileHeads, head_dim]
   float* const own = q + kTileHeads * dim + warp * (dim + kTileHeads * args.weight_words);
   const WarpMemory warp_memory{own, reinterpret_cast<uint32_t*>(own + dim), factors[warp]};
-  wait_for_kernels_before();
 
   const int filled = at.context / kBlockTokens, step = args.of.splits * kWarps;
   const int first_block = warp * args.of.splits + blockIdx.x;
   Sketch<kChunks, kWide> next;
   int after = 0;
-  if (first_block < filled) {
-    next.load(args, at.table[first_block], kv_head);
-    if (first_block + step < filled) after = at.table[first_block + step];
-  }
+  const int first_id = first_block < filled ? at.table[first_block] : 0;
+  if (first_block + step < filled) after = at.table[first_block + step];
+  // Blocks that were full before this pass were sketched before, too.
+  const bool settled = args.of.early && first_block < at.position / kBlockTokens;
+  if (settled) next.load(args, first_id, kv_head);
+  wait_for_kernels_before();
+  if (!settled && first_block < filled) next.load(args, first_id, kv_head);
   const float* const query = args.of.q + (static_cast<int64_t>(row) * tiles.heads + first_head) * dim;
   for (int i = threadIdx.x; i < heads * dim / 4; i += kThreads) {
     reinterpret_cast<float4*>(q)[i] = reinterpret_cast<const float4*>(query)[i];
