@@ -105,9 +105,9 @@ void report_bits(const char* what, size_t different) {
 }
 
 template <typename T>
-size_t differing(const std::vector<T>& a, const std::vector<T>& b, size_t from = 0, size_t of_b = 0, size_t n = 0) {
+size_t differing(const std::vector<T>& a, const std::vector<T>& b, size_t from, size_t of_b, size_t n) {
   size_t result = 0;
-  for (size_t i = 0; i < (n ? n : a.size()); ++i) result += std::memcmp(&a[from + i], &b[of_b + i], sizeof(T)) != 0;
+  for (size_t i = 0; i < n; ++i) result += std::memcmp(&a.at(from + i), &b.at(of_b + i), sizeof(T)) != 0;
   return result;
 }
 
