@@ -3,7 +3,8 @@
 //
 // Build, in the repository (the C++ files apart, since {fmt} is not for nvcc):
 //   for f in launch device matmul_lt; do
-//     g++ -std=c++20 -O2 -DFMT_HEADER_ONLY -I src -I /usr/local/cuda/include -c src/backend/cuda/$f.cpp -o build/$f.o; done
+//     g++ -std=c++20 -O2 -DFMT_HEADER_ONLY -I src -I /usr/local/cuda/include -c src/backend/cuda/$f.cpp -o build/$f.o;
+//     done
 //   nvcc -std=c++20 -O3 -arch=sm_90 -I src -o build/cuda_matrices_bench bench/cuda_matrices_bench.cu
 //     src/backend/cuda/matmul_skinny.cu src/backend/cuda/elementwise.cu build/{launch,device,matmul_lt}.o -ldl
 // Run: cuda_matrices_bench [check|speed|chain]...; all without arguments.
@@ -260,8 +261,27 @@ void check_gate_up(int ffn, int cols) {
   const Device<Half> dgate(gate), dup(up);
   const Device<float> dbias(bias);
   const HostInput host(x, norm, most, cols, 1e-5);
-  std::vector<Half> first;
-  for (const int rows : {1, 3, 8, 16, 40}) {
+  std::vector<Half> alone;
+  for (const int rows : {-1, 1, 3, 8, 16, 23, 40}) {
+    if (rows < 0) {
+      for (int r = 0; r < most; ++r) {
+        Input input(x, norm, most);
+        Device<Half> hidden(ffn);
+        SkinnyGateUp p;
+        p.in = input.get(r, 1, cols, true, true);
+        p.gate = dgate.data;
+        p.up = dup.data;
+        p.gate_bias = dbias.data;
+        p.hidden = hidden.data;
+        p.rows = 1;
+        p.cols = cols;
+        p.ffn = ffn;
+        launch_skinny_gate_up(p, stream);
+        const auto one = hidden.read();
+        alone.insert(alone.end(), one.begin(), one.end());
+      }
+      continue;
+    }
     Input input(x, norm, most);
     Device<Half> hidden(static_cast<size_t>(most) * ffn);
     SkinnyGateUp p;
@@ -285,8 +305,7 @@ void check_gate_up(int ffn, int cols) {
       }
     }
     report(("rows " + std::to_string(rows)).c_str(), worst, 0x1p-8 + 1e-3);
-    if (rows == 1) first = got;
-    report_bits("  first row as alone", differing(got, first, 0, 0, ffn));
+    report_bits("  each row as alone", differing(got, alone, 0, 0, static_cast<size_t>(rows) * ffn));
   }
 }
 
@@ -294,7 +313,7 @@ void check_qkv(int heads, int kv_heads, int dim, int dims, int cols, bool halves
   std::printf("q, k, v: %d and %d heads of %d, %d rotated, %s, width %d\n", heads, kv_heads, dim, dims,
               halves ? "halves" : "adjacent", cols);
   Random random;
-  const int rows = 11, q_width = heads * dim, kv_width = kv_heads * dim, blocks = 3;
+  const int rows = 29, q_width = heads * dim, kv_width = kv_heads * dim, blocks = 3;
   const auto x = random.floats(static_cast<size_t>(rows) * cols, 2), norm = random.floats(cols, 0.3f, 1);
   const Device<Half> wq(random.halves(static_cast<size_t>(q_width) * cols, 0.1f));
   const Device<Half> wk(random.halves(static_cast<size_t>(kv_width) * cols, 0.1f));
@@ -314,6 +333,8 @@ void check_qkv(int heads, int kv_heads, int dim, int dims, int cols, bool halves
   Device<float> k_raw(static_cast<size_t>(rows) * kv_width), v_raw(static_cast<size_t>(rows) * kv_width);
   Device<Half> kv(std::vector<Half>(cache, __float2bfloat16(7.0f)));
   Device<Half> kv2(std::vector<Half>(cache, __float2bfloat16(7.0f)));
+  Device<Half> kv3(std::vector<Half>(cache, __float2bfloat16(7.0f)));
+  Device<float> q3(static_cast<size_t>(rows) * q_width);
 
   SkinnyQkv p;
   p.in = input.get(0, rows, cols, true, false);
@@ -338,6 +359,16 @@ void check_qkv(int heads, int kv_heads, int dim, int dims, int cols, bool halves
             .dims = dims,
             .halves = halves};
   launch_skinny_qkv(p, stream);
+  for (int r = 0; r < rows; ++r) {
+    SkinnyQkv one = p;
+    one.in = input.get(r, 1, cols, true, true);
+    one.rows = 1;
+    one.q = q3.data + static_cast<size_t>(r) * q_width;
+    one.rope.kv = kv3.data;
+    one.rope.angles = dangles.data + static_cast<size_t>(r) * dims / 2;
+    one.rope.slots = dslots.data + r;
+    launch_skinny_qkv(one, stream);
+  }
   raw.q = q2.data;
   raw.k_raw = k_raw.data;
   raw.v_raw = v_raw.data;
@@ -363,7 +394,10 @@ void check_qkv(int heads, int kv_heads, int dim, int dims, int cols, bool halves
   double worst = 0, worst_kv = 0;
   for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(static_cast<double>(a[i]) - b[i]));
   report("q, rotated inside against rope_append()", worst, 1e-4);
-  const auto c = kv.read(), d = kv2.read();
+  const auto q_alone = q3.read();
+  report_bits("  q of each row as alone", differing(a, q_alone, 0, 0, a.size()));
+  const auto c = kv.read(), d = kv2.read(), kv_alone = kv3.read();
+  report_bits("  cache as of each row alone", differing(c, kv_alone, 0, 0, c.size()));
   size_t written = 0;
   for (size_t i = 0; i < c.size(); ++i) {
     const double one = __bfloat162float(c[i]), two = __bfloat162float(d[i]);

@@ -81,7 +81,7 @@ class CudaBackend final : public Backend {
   void launch(const MlpOp& op);
   void launch(const LogitsOp& op);
 
-  PassRows pass_rows() const { return {list_.shape.rows, list_.shape.decode_rows}; }
+  PassRows pass_rows() const { return {list_.shape.rows, list_.shape.decode_rows, long_chunks_}; }
   void synchronise(const char* what) { check(cudaStreamSynchronize(stream_), what); }
 
   bool use_graphs_;
@@ -97,6 +97,7 @@ class CudaBackend final : public Backend {
   Hyperparameters hp_;  // of reserve()
   int max_rows_ = 0, max_context_ = 0;
   OpList list_;
+  std::vector<int> long_chunks_;  // of the pass: rows of each chunk that is not of decode rows
 };
 
 void CudaBackend::copy(std::byte* to, const std::byte* from, size_t bytes) {
@@ -155,12 +156,16 @@ void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
   PassShape shape;
   shape.rows = batch.rows();
   shape.chunks = static_cast<int>(batch.chunks.size());
+  long_chunks_.clear();
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.context() > max_context_) {
       fail("cuda backend: a context of {}, reserved for {}", chunk.context(), max_context_);
     }
     shape.longest = std::max(shape.longest, chunk.rows);
-    if (chunk.rows > kDecodeRows) continue;
+    if (chunk.rows > kDecodeRows) {
+      long_chunks_.push_back(chunk.rows);
+      continue;
+    }
     ++shape.decode_chunks;
     shape.decode_rows += chunk.rows;
   }
@@ -234,7 +239,7 @@ void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& 
   const size_t vocab = static_cast<size_t>(output.rows);
   const int most = static_cast<int>(device_logits_.bytes() / (sizeof(float) * vocab));
   // Chunks that want few rows take the skinny product, even long ones. Every chunk decides for itself, so that its
-  // logits do not depend on its company; neighbours that agree go together.
+  // logits do not depend on its company; neighbours that take the skinny product go together.
   int begin = 0;  // of the slice
   bool decode = true;
   const auto run = [&](int end) {
@@ -252,7 +257,7 @@ void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& 
     int next = end;
     while (next < wanted && batch.logit_rows[next] < chunk.first_row + chunk.rows) ++next;
     const bool few = next - end <= kDecodeRows;
-    if (next > end && few != decode) {
+    if (next > end && !(few && decode)) {
       run(end);
       decode = few;
     }
@@ -350,7 +355,7 @@ void CudaBackend::launch(const LogitsOp& op) {
   matrices_.logits({.norm = op.norm,
                     .output = op.output,
                     .logit_rows = list_.shape.tables.logit_rows + op.first,
-                    .pass = {op.rows, op.decode ? op.rows : 0},
+                    .pass = {op.rows, op.decode ? op.rows : 0, {&op.rows, op.decode ? 0u : 1u}},
                     .x = op.x,
                     .logits = device_logits_.as<float>()},
                    stream_);

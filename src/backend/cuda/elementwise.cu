@@ -178,7 +178,8 @@ __global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
       const bool first = p.halves ? d < pairs : d % 2 == 0;
       const float other = values[p.halves ? (first ? d + pairs : d - pairs) : (d ^ 1)];
       const float2 angle = __ldcg(angles + pair);
-      value = first ? value * angle.x - other * angle.y : other * angle.y + value * angle.x;
+      const float across = __fmul_rn(other, angle.y);  // as the skinny product rotates
+      value = __fmaf_rn(value, angle.x, first ? -across : across);
     }
     if (which == 0) {
       q[d] = value;

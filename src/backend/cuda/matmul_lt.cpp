@@ -65,10 +65,11 @@ void check(cublasStatus_t status, const LtProduct& p) {
        static_cast<int>(status), p.rows, p.w_rows, p.cols);
 }
 
-/// Bytes that an address is a multiple of, as far as it matters.
-uint32_t alignment(const void* pointer) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer);
-  return static_cast<uint32_t>(std::min<uintptr_t>(256, address & -address));
+/// Bytes that the rows of an operand are aligned to, 16 at most: no algorithm wants more, and how a chunk is computed
+/// must not depend on where in a batch it lies.
+uint32_t alignment(const void* pointer, int64_t row_bytes) {
+  const auto bits = reinterpret_cast<uintptr_t>(pointer) | static_cast<uintptr_t>(row_bytes) | 16;
+  return static_cast<uint32_t>(bits & -bits);
 }
 
 struct Key {
@@ -148,7 +149,15 @@ LtMatmul::~LtMatmul() {
 void LtMatmul::multiply(const LtProduct& p, void* workspace, cudaStream_t stream) {
   if (p.rows == 0) return;
   if (!state_->handle) check(Library::get().Create(&state_->handle), p);
-  const Key key{p.rows, p.cols, p.w_rows, p.stride, p.rounded, p.add, alignment(p.x), alignment(p.w), alignment(p.y)};
+  const Key key{p.rows,
+                p.cols,
+                p.w_rows,
+                p.stride,
+                p.rounded,
+                p.add,
+                alignment(p.x, p.cols * sizeof(__nv_bfloat16)),
+                alignment(p.w, p.cols * sizeof(__nv_bfloat16)),
+                alignment(p.y, p.stride * (p.rounded ? sizeof(__nv_bfloat16) : sizeof(float)))};
   // Prompts end in chunks of any length; their plans are not kept for ever.
   constexpr size_t kMostPlans = 512;
   if (state_->plans.size() >= kMostPlans && !state_->plans.contains(key)) state_->plans.clear();

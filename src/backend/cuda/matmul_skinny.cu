@@ -11,6 +11,9 @@ namespace {
 using skinny::Item;
 using skinny::Layout;
 
+// Epilogues say which sums are fused: left to itself the compiler chooses otherwise for one row than for 32, and a
+// row's bits would depend on its company.
+
 /// Products that are stored or added, bias included.
 template <int M>
 struct RowsEpilogue {
@@ -41,7 +44,7 @@ struct RowsEpilogue {
     const Item<NT> item(index);
     const int row = (tile * M + item.m) * 16 + item.row;
     if (row >= p.w_rows || item.token >= p.rows) return;
-    const float product = sums[0] * factors[item.token] + operands.bias;
+    const float product = __fmaf_rn(sums[0], factors[item.token], operands.bias);
     p.y[static_cast<int64_t>(item.token) * p.w_rows + row] = p.add ? operands.before + product : product;
   }
 };
@@ -70,8 +73,8 @@ struct GateUpEpilogue {
     const int row = tile * 16 + item.row;
     if (row >= p.ffn || item.token >= p.rows) return;
     const float factor = factors[item.token];
-    const float gate = sums[0] * factor + operands.gate, up = sums[1] * factor + operands.up;
-    const float hidden = gate / (1.0f + expf(-gate)) * up;
+    const float gate = __fmaf_rn(sums[0], factor, operands.gate), up = __fmaf_rn(sums[1], factor, operands.up);
+    const float hidden = __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
     p.hidden[static_cast<int64_t>(item.token) * p.ffn + row] = __float2bfloat16_rn(hidden);
   }
 };
@@ -140,13 +143,13 @@ struct QkvEpilogue {
     const Item<NT> item(item_index);
     const Place place(p, index);
     const bool live = item.token < p.rows;
-    float value = sums[0] * (live ? factors[item.token] : 0.0f) + operands.bias;
+    float value = __fmaf_rn(sums[0], live ? factors[item.token] : 0.0f, operands.bias);
     if (place.rotated) {  // the same for the whole block, so all lanes are here
       const int across = p.rope.halves ? 2 : 16;
       const float other = __shfl_xor_sync(0xffffffffu, value, across);
       const bool first = p.rope.halves ? item.row < 8 : item.row % 2 == 0;
-      value = first ? value * operands.angle.x - other * operands.angle.y
-                    : other * operands.angle.y + value * operands.angle.x;
+      const float across_product = __fmul_rn(other, operands.angle.y);
+      value = __fmaf_rn(value, operands.angle.x, first ? -across_product : across_product);
     }
     const int row = place.row(p, item.row);
     if (!live) return;

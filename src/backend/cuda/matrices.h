@@ -1,5 +1,6 @@
 // Everything of a layer that multiplies with weights: embedding, q/k/v with norm, rotation and append, output
-// projection, MLP, logits. Decode rows go through the skinny product (matmul_skinny.cu), the others through cuBLASLt.
+// projection, MLP, logits. Decode rows go through the skinny product (matmul_skinny.cu), the others through cuBLASLt,
+// chunk by chunk: it orders its sums by the number of rows, and what a chunk gets must not depend on its company.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "backend/batch.h"
 #include "backend/cuda/step_tables.h"
@@ -31,6 +33,7 @@ struct DeviceMatrix {
 struct PassRows {
   int rows = 0;
   int decode_rows = 0;
+  std::span<const int> long_chunks;  ///< rows of each of the others; together rows - decode_rows
 };
 
 struct EmbedParams {

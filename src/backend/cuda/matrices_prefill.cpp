@@ -8,6 +8,16 @@ bool joined(const Weight& first, const Weight& second) { return first.data + fir
 
 }  // namespace
 
+void Matrices::State::multiply(LtProduct product, PassRows pass, cudaStream_t stream) {
+  for (const int rows : pass.long_chunks) {
+    product.rows = rows;
+    lt.multiply(product, products, stream);
+    product.x += static_cast<int64_t>(rows) * product.cols;
+    product.y = static_cast<std::byte*>(product.y) +
+                static_cast<int64_t>(rows) * product.stride * (product.rounded ? sizeof(__nv_bfloat16) : sizeof(float));
+  }
+}
+
 void Matrices::State::prefill_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int first = p.pass.decode_rows, rows = p.pass.rows - first;
@@ -15,10 +25,10 @@ void Matrices::State::prefill_qkv(const QkvParams& p, cudaStream_t stream) {
   const __nv_bfloat16* x =
       round_whole(p.x + static_cast<int64_t>(first) * hp.width, layer.attn_norm, nullptr, p.pass, hp.width, stream);
   float* to = raw + static_cast<int64_t>(first) * all;
-  LtProduct product{.x = x, .w = bf16(layer.wq), .y = to, .rows = rows, .cols = hp.width, .stride = all};
+  LtProduct product{.x = x, .w = bf16(layer.wq), .y = to, .cols = hp.width, .stride = all};
   if (joined(layer.wq, layer.wk) && joined(layer.wk, layer.wv)) {
     product.w_rows = all;
-    lt.multiply(product, products, stream);
+    multiply(product, p.pass, stream);
   } else {
     const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
     float* at = to;
@@ -26,7 +36,7 @@ void Matrices::State::prefill_qkv(const QkvParams& p, cudaStream_t stream) {
       product.w = bf16(*weight);
       product.w_rows = static_cast<int>(weight->rows);
       product.y = at;
-      lt.multiply(product, products, stream);
+      multiply(product, p.pass, stream);
       at += weight->rows;
     }
   }
@@ -45,15 +55,8 @@ void Matrices::State::prefill_project(const ProjectParams& p, cudaStream_t strea
   float* x = p.x + static_cast<int64_t>(first) * width;
   const __nv_bfloat16* out =
       round_whole(p.out + static_cast<int64_t>(first) * q_width, {}, nullptr, p.pass, q_width, stream);
-  lt.multiply({.x = out,
-               .w = bf16(layer.wo),
-               .y = x,
-               .rows = rows,
-               .cols = q_width,
-               .w_rows = width,
-               .stride = width,
-               .add = true},
-              products, stream);
+  multiply({.x = out, .w = bf16(layer.wo), .y = x, .cols = q_width, .w_rows = width, .stride = width, .add = true},
+           p.pass, stream);
   if (layer.bo) launch_add_bias(x, floats(layer.bo), rows, width, stream);
 }
 
@@ -67,19 +70,18 @@ void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
   LtProduct product{.x = normed,
                     .w = bf16(layer.gate),
                     .y = both,
-                    .rows = rows,
                     .cols = hp.width,
                     .w_rows = ffn,
                     .stride = 2 * ffn,
                     .rounded = true};
   if (joined(layer.gate, layer.up)) {
     product.w_rows = 2 * ffn;
-    lt.multiply(product, products, stream);
+    multiply(product, p.pass, stream);
   } else {
-    lt.multiply(product, products, stream);
+    multiply(product, p.pass, stream);
     product.w = bf16(layer.up);
     product.y = both + ffn;
-    lt.multiply(product, products, stream);
+    multiply(product, p.pass, stream);
   }
   launch_silu({.gate = both,
                .up = both + ffn,
@@ -90,30 +92,21 @@ void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
                .ffn = ffn,
                .stride = 2 * ffn},
               stream);
-  lt.multiply({.x = silu,
-               .w = bf16(layer.down),
-               .y = x,
-               .rows = rows,
-               .cols = ffn,
-               .w_rows = hp.width,
-               .stride = hp.width,
-               .add = true},
-              products, stream);
+  multiply({.x = silu, .w = bf16(layer.down), .y = x, .cols = ffn, .w_rows = hp.width, .stride = hp.width, .add = true},
+           p.pass, stream);
   if (layer.b_down) launch_add_bias(x, floats(layer.b_down), rows, hp.width, stream);
 }
 
 void Matrices::State::prefill_logits(const LogitsParams& p, cudaStream_t stream) {
-  const int first = p.pass.decode_rows, rows = p.pass.rows - first;
-  const int width = hp.width, vocab = static_cast<int>(p.output.rows);
+  const int first = p.pass.decode_rows, width = hp.width, vocab = static_cast<int>(p.output.rows);
   const __nv_bfloat16* x = round_whole(p.x, p.norm, p.logit_rows + first, p.pass, width, stream);
-  lt.multiply({.x = x,
-               .w = bf16(p.output),
-               .y = p.logits + static_cast<int64_t>(first) * vocab,
-               .rows = rows,
-               .cols = width,
-               .w_rows = vocab,
-               .stride = vocab},
-              products, stream);
+  multiply({.x = x,
+            .w = bf16(p.output),
+            .y = p.logits + static_cast<int64_t>(first) * vocab,
+            .cols = width,
+            .w_rows = vocab,
+            .stride = vocab},
+           p.pass, stream);
 }
 
 }  // namespace tidal::cuda

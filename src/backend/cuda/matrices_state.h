@@ -77,6 +77,9 @@ struct Matrices::State {
     return to;
   }
 
+  /// The product of the rows behind the decode rows, each chunk by itself; `rows` of `product` is of no account.
+  void multiply(LtProduct product, PassRows pass, cudaStream_t stream);
+
   void decode_qkv(const QkvParams& p, cudaStream_t stream);
   void prefill_qkv(const QkvParams& p, cudaStream_t stream);
   void prefill_project(const ProjectParams& p, cudaStream_t stream);
