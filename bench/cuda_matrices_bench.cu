@@ -6,8 +6,9 @@
 //     g++ -std=c++20 -O2 -DFMT_HEADER_ONLY -I src -I /usr/local/cuda/include -c src/backend/cuda/$f.cpp -o build/$f.o;
 //     done
 //   nvcc -std=c++20 -O3 -arch=sm_90 -I src -o build/cuda_matrices_bench bench/cuda_matrices_bench.cu
-//     src/backend/cuda/matmul_skinny.cu src/backend/cuda/elementwise.cu build/{launch,device,matmul_lt}.o -ldl
-// Run: cuda_matrices_bench [check|speed|chain]...; all without arguments.
+//     src/backend/cuda/matmul_{skinny,chain}.cu src/backend/cuda/elementwise.cu build/{launch,device,matmul_lt}.o -ldl
+// Run: cuda_matrices_bench [check|speed|chain|tune|no-carveout]...; the first three without arguments. `tune` compares
+// ways to launch products of few rows; `no-carveout` leaves the division of a multiprocessor's memory to the driver.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -502,9 +503,11 @@ void speed(int w_rows, int cols, double rate) {
 }
 
 /// The products of whole layers in their order, as in a decode step without attention.
+/// With `check` whether a chain of them in one launch gives the same bits.
 void chain(const char* name, int width, int q_width, int kv_width, int ffn, int rows, int64_t prefetch_bytes,
-           double rate) {
-  constexpr int kLayers = 8;
+           double rate, bool one_launch, bool check = false) {
+  if (one_launch && !skinny_chains(rows, width, q_width, ffn)) return;
+  const int kLayers = check ? 2 : 8;
   const size_t qkv = static_cast<size_t>(q_width + 2 * kv_width) * width, wo = static_cast<size_t>(q_width) * width;
   const size_t gate = static_cast<size_t>(ffn) * width, layer = qkv + wo + 3 * gate;
   const Device<Half> w(layer * kLayers);
@@ -548,7 +551,9 @@ void chain(const char* name, int width, int q_width, int kv_width, int ffn, int 
     if (second) result.bytes[1] = bytes;
     return result;
   };
-  const double ms = time_graph(2 * kLayers, [&](int i) {
+  const Device<unsigned long long> arrived(std::vector<unsigned long long>(1, 0));
+  SkinnyChain pending;
+  const auto layer_of = [&](int i, bool one_launch) {
     const Half* at = w.data + layer * (i % kLayers);
     const Half *k = at + static_cast<size_t>(q_width) * width, *o = at + qkv, *g = o + wo, *u = g + gate, *d = u + gate;
     SkinnyQkv a;
@@ -569,7 +574,17 @@ void chain(const char* name, int width, int q_width, int kv_width, int ffn, int 
               .head_dim = 128,
               .dims = 128};
     a.next = next(o, wo);
-    launch_skinny_qkv(a, stream);
+    if (!one_launch) {
+      launch_skinny_qkv(a, stream);
+    } else {
+      if (i > 0) {
+        pending.qkv = a;
+        pending.with_qkv = true;
+        launch_skinny_chain(pending, stream);
+      } else {
+        launch_skinny_qkv(a, stream);
+      }
+    }
     SkinnyRows b;
     b.in = input(q.data, false, q_width);
     b.w = o;
@@ -577,8 +592,9 @@ void chain(const char* name, int width, int q_width, int kv_width, int ffn, int 
     b.rows = rows;
     b.cols = q_width;
     b.w_rows = width;
+    b.add = check;
     b.next = next(g, gate, u);
-    launch_skinny_rows(b, stream);
+    if (!one_launch) launch_skinny_rows(b, stream);
     SkinnyGateUp c;
     c.in = input(x.data, true, width);
     c.gate = g;
@@ -588,7 +604,7 @@ void chain(const char* name, int width, int q_width, int kv_width, int ffn, int 
     c.cols = width;
     c.ffn = ffn;
     c.next = next(d, gate);
-    launch_skinny_gate_up(c, stream);
+    if (!one_launch) launch_skinny_gate_up(c, stream);
     SkinnyRows e;
     e.in.rounded = hidden.data;
     e.w = d;
@@ -596,18 +612,50 @@ void chain(const char* name, int width, int q_width, int kv_width, int ffn, int 
     e.rows = rows;
     e.cols = ffn;
     e.w_rows = width;
+    e.add = check;
     e.next = next(w.data + layer * ((i + 1) % kLayers), qkv);
-    launch_skinny_rows(e, stream);
+    if (!one_launch) launch_skinny_rows(e, stream);
+    pending = {.project = b, .both = c, .down = e, .arrived = arrived.data};
+  };
+  if (check) {
+    std::vector<float> first_x, first_q;
+    std::vector<Half> first_kv;
+    const std::vector<float> start = x.read();
+    for (const bool chained : {false, true}) {
+      must(cudaMemcpy(x.data, start.data(), start.size() * sizeof(float), cudaMemcpyHostToDevice));
+      must(cudaMemset(kv.data, 0, kv.count * sizeof(Half)));
+      must(cudaDeviceSynchronize());
+      for (int i = 0; i < 3; ++i) layer_of(i, chained);
+      if (chained) launch_skinny_chain(pending, stream);
+      const auto got_x = x.read(), got_q = q.read();
+      const auto got_kv = kv.read();
+      if (chained) {
+        report_bits("  chain in one launch: x", differing(got_x, first_x, 0, 0, got_x.size()));
+        report_bits("  chain in one launch: q", differing(got_q, first_q, 0, 0, got_q.size()));
+        report_bits("  chain in one launch: cache", differing(got_kv, first_kv, 0, 0, got_kv.size()));
+      }
+      first_x = got_x;
+      first_q = got_q;
+      first_kv = got_kv;
+    }
+    return;
+  }
+  const double ms = time_graph(2 * kLayers, [&](int i) {
+    layer_of(i, one_launch);
+    if (one_launch && i == 2 * kLayers - 1) launch_skinny_chain(pending, stream);
   });
-  std::printf("%s, %2d rows, %2lld MiB asked for early: %7.2f us a layer, %.0f GB/s (%.0f %% of the stream)\n", name,
-              rows, static_cast<long long>(prefetch_bytes >> 20), ms * 1e3, layer * 2.0 / ms / 1e6,
-              100 * layer * 2.0 / ms / 1e6 / rate);
+  std::printf("%s, %2d rows, %s, %2lld MiB asked for early: %7.2f us a layer, %.0f GB/s (%.0f %% of the stream)\n",
+              name, rows, one_launch ? "one launch" : "single", static_cast<long long>(prefetch_bytes >> 20), ms * 1e3,
+              layer * 2.0 / ms / 1e6, 100 * layer * 2.0 / ms / 1e6 / rate);
 }
 
 void run(const std::vector<std::string>& parts) {
   const auto wanted = [&](const char* part) {
     return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();
   };
+  // First of all: a kernel keeps what it got.
+  if (std::find(parts.begin(), parts.end(), "no-carveout") != parts.end()) skinny_tuning().carveout = false;
+  const bool carveout = skinny_tuning().carveout;
   cudaDeviceProp properties;
   must(cudaGetDeviceProperties(&properties, 0));
   must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -624,6 +672,15 @@ void run(const std::vector<std::string>& parts) {
     check_qkv(3, 3, 96, 32, 160, false);
     check_qkv(2, 1, 80, 48, 160, true);
     check_qkv(32, 8, 128, 128, 4096, true);
+    std::printf("a layer's products in one launch\n");
+    for (const int depth : {5, 8, 10}) {
+      skinny_tuning().depth = depth;
+      for (const int rows : {1, 2, 3, 4}) {
+        chain("", 512, 384, 128, 1000, rows, 0, 1, true, true);
+        chain("", 4096, 4096, 1024, 14336, rows, 0, 1, true, true);
+      }
+    }
+    skinny_tuning() = {};
     try {
       check_lt(4096, 4096, 64);
       check_lt(333, 160, 49);
@@ -632,17 +689,39 @@ void run(const std::vector<std::string>& parts) {
     }
     std::printf("%d failures\n", failures);
   }
-  if (!wanted("speed") && !wanted("chain")) return;
+  if (!wanted("speed") && !wanted("chain") && !wanted("tune")) return;
   const double rate = stream_rate();
   std::printf("read stream %.0f GB/s\n", rate);
   if (wanted("chain")) {
     for (const int rows : {1, 2, 4, 8, 16, 32, 64}) {
-      for (const int64_t mega : {0, 8, 16, 32}) {
-        if (rows > 1 && mega != 0 && mega != 16) continue;
-        chain("llama-2-7b", 4096, 4096, 4096, 11008, rows, mega << 20, rate);
-        chain("llama-3-8b", 4096, 4096, 1024, 14336, rows, mega << 20, rate);
+      for (const int64_t mega : {0, 8, 16}) {
+        if (rows > 1 && mega == 8) continue;
+        chain("llama-2-7b", 4096, 4096, 4096, 11008, rows, mega << 20, rate, false);
+        chain("llama-3-8b", 4096, 4096, 1024, 14336, rows, mega << 20, rate, false);
+      }
+      chain("llama-2-7b", 4096, 4096, 4096, 11008, rows, 0, rate, true);
+      chain("llama-3-8b", 4096, 4096, 1024, 14336, rows, 0, rate, true);
+    }
+  }
+  if (std::find(parts.begin(), parts.end(), "tune") != parts.end()) {
+    const SkinnyTuning ways[] = {{5, 1, false, false}, {5, 1, true, false},  {5, 1, true, true},   {8, 1, true, false},
+                                 {8, 1, true, true},   {10, 1, true, false}, {5, 2, false, false}, {5, 2, false, true}};
+    for (const SkinnyTuning& way : ways) {
+      skinny_tuning() = way;
+      skinny_tuning().carveout = carveout;
+      std::printf("ring of %d, %d blocks a multiprocessor%s, next kernel %s\n", way.depth, way.blocks,
+                  way.alone && way.blocks == 1 ? " and no other" : "", way.late ? "late" : "at once");
+      for (const int rows : {1, 4, 8}) {
+        for (const int64_t mega : {0, 8}) {
+          chain("llama-2-7b", 4096, 4096, 4096, 11008, rows, mega << 20, rate, false);
+          if (rows == 1) chain("llama-3-8b", 4096, 4096, 1024, 14336, rows, mega << 20, rate, false);
+        }
+        if (!way.alone || way.late) continue;
+        chain("llama-2-7b", 4096, 4096, 4096, 11008, rows, 0, rate, true);
+        if (rows == 1) chain("llama-3-8b", 4096, 4096, 1024, 14336, rows, 0, rate, true);
       }
     }
+    skinny_tuning() = {};
   }
   if (wanted("speed")) {
     speed(4096, 4096, rate);

@@ -3,169 +3,16 @@
 #include <algorithm>
 
 #include "backend/cuda/device.h"
-#include "backend/cuda/matmul_skinny.cuh"
+#include "backend/cuda/matmul_epilogues.cuh"
 
 namespace tidal::cuda {
 namespace {
 
-using skinny::Item;
+using skinny::GateUpEpilogue;
+using skinny::GateUpPairs;
 using skinny::Layout;
-
-// Epilogues say which sums are fused: left to itself the compiler chooses otherwise for one row than for 32, and a
-// row's bits would depend on its company.
-
-/// Products that are stored or added, bias included.
-template <int M>
-struct RowsEpilogue {
-  using Params = SkinnyRows;
-  static constexpr int kM = M, kItems = M;
-  struct Operands {
-    float bias, before;
-  };
-
-  static int tiles(const Params& p) { return (p.w_rows + 16 * M - 1) / (16 * M); }
-  __device__ static const __nv_bfloat16* row(const Params& p, int tile, int m, int r) {
-    // Rows behind the last one are computed from it and thrown away.
-    return p.w + static_cast<int64_t>(min((tile * M + m) * 16 + r, p.w_rows - 1)) * p.cols;
-  }
-  template <int NT>
-  __device__ static Operands load(const Params& p, int tile, int index) {
-    const Item<NT> item(index);
-    const int row = (tile * M + item.m) * 16 + item.row;
-    Operands result{};
-    if (row >= p.w_rows || item.token >= p.rows) return result;
-    if (p.bias) result.bias = __ldg(p.bias + row);
-    if (p.add) result.before = __ldcg(p.y + static_cast<int64_t>(item.token) * p.w_rows + row);
-    return result;
-  }
-  template <int NT>
-  __device__ static void store(const Params& p, int tile, int index, const float* sums, const float* factors,
-                               const Operands& operands) {
-    const Item<NT> item(index);
-    const int row = (tile * M + item.m) * 16 + item.row;
-    if (row >= p.w_rows || item.token >= p.rows) return;
-    const float product = __fmaf_rn(sums[0], factors[item.token], operands.bias);
-    p.y[static_cast<int64_t>(item.token) * p.w_rows + row] = p.add ? operands.before + product : product;
-  }
-};
-
-struct GateUpEpilogue {
-  using Params = SkinnyGateUp;
-  static constexpr int kM = 2, kItems = 1;
-  struct Operands {
-    float gate, up;
-  };
-
-  static int tiles(const Params& p) { return (p.ffn + 15) / 16; }
-  __device__ static const __nv_bfloat16* row(const Params& p, int tile, int m, int r) {
-    return (m == 0 ? p.gate : p.up) + static_cast<int64_t>(min(tile * 16 + r, p.ffn - 1)) * p.cols;
-  }
-  template <int NT>
-  __device__ static Operands load(const Params& p, int tile, int index) {
-    const int row = tile * 16 + Item<NT>(index).row;
-    if (row >= p.ffn) return {};
-    return {p.gate_bias ? __ldg(p.gate_bias + row) : 0.0f, p.up_bias ? __ldg(p.up_bias + row) : 0.0f};
-  }
-  template <int NT>
-  __device__ static void store(const Params& p, int tile, int index, const float* sums, const float* factors,
-                               const Operands& operands) {
-    const Item<NT> item(index);
-    const int row = tile * 16 + item.row;
-    if (row >= p.ffn || item.token >= p.rows) return;
-    const float factor = factors[item.token];
-    const float gate = __fmaf_rn(sums[0], factor, operands.gate), up = __fmaf_rn(sums[1], factor, operands.up);
-    const float hidden = __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
-    p.hidden[static_cast<int64_t>(item.token) * p.ffn + row] = __float2bfloat16_rn(hidden);
-  }
-};
-
-/// q, k and v: raw, or rotated and appended. With rotation the two elements that are rotated together lie in one tile,
-/// in lanes of one warp.
-struct QkvEpilogue {
-  using Params = SkinnyQkv;
-  static constexpr int kM = 1, kItems = 1;
-
-  /// One tile of 16 rows of one of the three matrices.
-  struct Place {
-    int which, tile;    // of that matrix
-    int head, in_head;  // its head and its tile in the head; with rotation only
-    bool rotated;
-
-    __device__ Place(const Params& p, int index) {
-      const int q_tiles = (p.q_width + 15) / 16, kv_tiles = (p.kv_width + 15) / 16;
-      which = index < q_tiles ? 0 : index < q_tiles + kv_tiles ? 1 : 2;
-      tile = index - (which == 0 ? 0 : which == 1 ? q_tiles : q_tiles + kv_tiles);
-      head = in_head = 0;
-      rotated = false;
-      if (!p.fused) return;
-      const int head_tiles = p.rope.head_dim / 16;
-      head = tile / head_tiles;
-      in_head = tile % head_tiles;
-      rotated = which < 2 && in_head < p.rope.dims / 16;
-    }
-    /// The row in the matrix (with rotation: in the head) of row r of the tile.
-    __device__ int row(const Params& p, int r) const {
-      if (!p.fused) return tile * 16 + r;
-      if (!rotated || !p.rope.halves) return in_head * 16 + r;
-      return in_head * 8 + r % 8 + (r < 8 ? 0 : p.rope.dims / 2);
-    }
-  };
-  struct Operands {
-    float bias;
-    float2 angle;
-    int slot;
-  };
-
-  static int tiles(const Params& p) { return (p.q_width + 15) / 16 + 2 * ((p.kv_width + 15) / 16); }
-  __device__ static const __nv_bfloat16* row(const Params& p, int index, int, int r) {
-    const Place place(p, index);
-    const int row = place.head * (p.fused ? p.rope.head_dim : 0) + place.row(p, r);
-    return p.w[place.which] + static_cast<int64_t>(min(row, (place.which == 0 ? p.q_width : p.kv_width) - 1)) * p.cols;
-  }
-  template <int NT>
-  __device__ static Operands load(const Params& p, int index, int item_index) {
-    const Item<NT> item(item_index);
-    const Place place(p, index);
-    const int row = place.head * (p.fused ? p.rope.head_dim : 0) + place.row(p, item.row);
-    Operands result{};
-    if (item.token >= p.rows || row >= (place.which == 0 ? p.q_width : p.kv_width)) return result;
-    if (p.bias[place.which]) result.bias = __ldg(p.bias[place.which] + row);
-    if (place.rotated) {
-      const int pair = place.in_head * 8 + (p.rope.halves ? item.row % 8 : item.row / 2);
-      result.angle = __ldcg(p.rope.angles + static_cast<int64_t>(item.token) * (p.rope.dims / 2) + pair);
-    }
-    if (p.fused && place.which > 0) result.slot = __ldcg(p.rope.slots + item.token);
-    return result;
-  }
-  template <int NT>
-  __device__ static void store(const Params& p, int index, int item_index, const float* sums, const float* factors,
-                               const Operands& operands) {
-    const Item<NT> item(item_index);
-    const Place place(p, index);
-    const bool live = item.token < p.rows;
-    float value = __fmaf_rn(sums[0], live ? factors[item.token] : 0.0f, operands.bias);
-    if (place.rotated) {  // the same for the whole block, so all lanes are here
-      const int across = p.rope.halves ? 2 : 16;
-      const float other = __shfl_xor_sync(0xffffffffu, value, across);
-      const bool first = p.rope.halves ? item.row < 8 : item.row % 2 == 0;
-      const float across_product = __fmul_rn(other, operands.angle.y);
-      value = __fmaf_rn(value, operands.angle.x, first ? -across_product : across_product);
-    }
-    const int row = place.row(p, item.row);
-    if (!live) return;
-    if (place.which == 0) {
-      const int at = place.head * (p.fused ? p.rope.head_dim : 0) + row;
-      if (at < p.q_width) p.q[static_cast<int64_t>(item.token) * p.q_width + at] = value;
-    } else if (!p.fused) {
-      float* to = place.which == 1 ? p.k_raw : p.v_raw;
-      if (row < p.kv_width) to[static_cast<int64_t>(item.token) * p.kv_width + row] = value;
-    } else {
-      const int dim = p.rope.head_dim, block = operands.slot / 64, offset = operands.slot % 64;
-      const int64_t tile = (static_cast<int64_t>(block) * p.rope.kv_heads + place.head) * 64 + offset;
-      p.rope.kv[tile * 2 * dim + (place.which == 2 ? dim : 0) + row] = __float2bfloat16_rn(value);
-    }
-  }
-};
+using skinny::QkvEpilogue;
+using skinny::RowsEpilogue;
 
 /// Shared memory of a variant with `rows` rows, in bytes.
 template <class E, int NT, int D, bool kStream>
@@ -177,22 +24,35 @@ int shared_bytes(int rows, int cols) {
 template <class E, int NT, int D, bool kStream>
 void launch_variant(const typename E::Params& params, cudaStream_t stream) {
   const auto kernel = skinny::skinny_kernel<E, NT, D, kStream>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit());
+  static const cudaError_t allowed = skinny::allow_shared_memory(reinterpret_cast<const void*>(kernel));
   check(allowed, "a skinny product");
+  const SkinnyTuning& tuning = skinny_tuning();
   const int tiles = E::tiles(params);
-  launch("a skinny product", Start::Early, kernel, dim3(std::min(tiles, multiprocessors())), dim3(kRowThreads),
-         static_cast<size_t>(shared_bytes<E, NT, D, kStream>(params.rows, params.cols)), stream, params, tiles,
-         skinny::units_of(params.cols));
+  int bytes = shared_bytes<E, NT, D, kStream>(params.rows, params.cols);
+  if (tuning.alone && tuning.blocks == 1) bytes = std::max(bytes, shared_memory_limit() / 2 + 1024);
+  launch("a skinny product", Start::Early, kernel, dim3(std::min(tiles, tuning.blocks * multiprocessors())),
+         dim3(kRowThreads), static_cast<size_t>(bytes), stream, params, tiles, skinny::units_of(params.cols),
+         tuning.late);
 }
 
 /// x whole in shared memory, where it fits and is used for more than one tile; a piece of x with every piece of W
 /// otherwise.
 template <class Resident, class Streaming, int NT, int D>
 void launch_rows(const typename Resident::Params& params, cudaStream_t stream) {
-  const bool fits = shared_bytes<Resident, NT, D, false>(params.rows, params.cols) <= shared_memory_limit();
+  const auto fits = [&]<int kDepth>(std::integral_constant<int, kDepth>) {
+    return shared_bytes<Resident, NT, kDepth, false>(params.rows, params.cols) <= shared_memory_limit();
+  };
+  if constexpr (NT == 1) {
+    const int depth = skinny_tuning().depth;
+    if (depth >= 10 && fits(std::integral_constant<int, 10>{})) {
+      return launch_variant<Resident, NT, 10, false>(params, stream);
+    }
+    if (depth >= 8 && fits(std::integral_constant<int, 8>{})) {
+      return launch_variant<Resident, NT, 8, false>(params, stream);
+    }
+  }
   const bool once = params.rows > 8 && Streaming::tiles(params) <= multiprocessors();
-  if (params.in.x || (fits && !once)) {
+  if (params.in.x || (fits(std::integral_constant<int, D>{}) && !once)) {
     launch_variant<Resident, NT, D, false>(params, stream);
   } else {
     launch_variant<Streaming, NT, 4, true>(params, stream);
@@ -216,7 +76,8 @@ void move(SkinnyQkv& p, int first) {
   if (p.rope.slots) p.rope.slots += first;
 }
 
-template <class Resident, class Streaming>
+/// `One` up to 8 rows, the others for more.
+template <class One, class Resident, class Streaming>
 void launch_all(const typename Resident::Params& params, cudaStream_t stream) {
   const bool four = shared_bytes<Streaming, 4, 4, true>(32, params.cols) <= shared_memory_limit();
   const int most = four ? 32 : 16;
@@ -227,7 +88,7 @@ void launch_all(const typename Resident::Params& params, cudaStream_t stream) {
     first += rows;
     if (first < params.rows) part.next = {};
     if (rows <= 8) {
-      launch_rows<Resident, Streaming, 1, 5>(part, stream);
+      launch_rows<One, Streaming, 1, 5>(part, stream);
     } else if (rows <= 16) {
       launch_rows<Resident, Streaming, 2, 4>(part, stream);
     } else {
@@ -238,17 +99,22 @@ void launch_all(const typename Resident::Params& params, cudaStream_t stream) {
 
 }  // namespace
 
+SkinnyTuning& skinny_tuning() {
+  static SkinnyTuning tuning;
+  return tuning;
+}
+
 bool skinny_takes_floats(int rows, int cols) {
   return rows <= kFusedRows && shared_bytes<GateUpEpilogue, 1, 5, false>(rows, cols) <= shared_memory_limit();
 }
 void launch_skinny_rows(const SkinnyRows& params, cudaStream_t stream) {
-  launch_all<RowsEpilogue<1>, RowsEpilogue<2>>(params, stream);
+  launch_all<RowsEpilogue<1>, RowsEpilogue<1>, RowsEpilogue<2>>(params, stream);
 }
 void launch_skinny_gate_up(const SkinnyGateUp& params, cudaStream_t stream) {
-  launch_all<GateUpEpilogue, GateUpEpilogue>(params, stream);
+  launch_all<GateUpEpilogue, GateUpPairs, GateUpPairs>(params, stream);
 }
 void launch_skinny_qkv(const SkinnyQkv& params, cudaStream_t stream) {
-  launch_all<QkvEpilogue, QkvEpilogue>(params, stream);
+  launch_all<QkvEpilogue, QkvEpilogue, QkvEpilogue>(params, stream);
 }
 
 }  // namespace tidal::cuda

@@ -43,6 +43,14 @@ inline int units_of(int cols) { return (cols + kUnit - 1) / kUnit; }
 /// Elements from one row of x to the next in shared memory: two rows are half a bank cycle apart.
 __host__ __device__ inline int x_stride(int units) { return units * kUnit + 32; }
 
+/// Lets a kernel have all the shared memory that there is.
+inline cudaError_t allow_shared_memory(const void* kernel) {
+  const cudaError_t code =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit());
+  if (code != cudaSuccess || !skinny_tuning().carveout) return code;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -175,7 +183,7 @@ __device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int uni
 /// store(params, tile, item, sums, factor, operands) behind it. `E::Item` says which result a thread has.
 template <class E, int NT, int D, bool kStream>
 __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
-    skinny_kernel(const __grid_constant__ typename E::Params p, int tiles, int units) {
+    skinny_kernel(const __grid_constant__ typename E::Params p, int tiles, int units, bool late) {
   constexpr int M = E::kM;
   using L = Layout<M, NT, D, kStream>;
   static_assert(!kStream || D % M == 0);
@@ -239,7 +247,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
     each(body, std::integral_constant<int, i>{}...);
   };
 
-  let_next_start();
+  if (!late) let_next_start();
   if (left > 0) aim();
   const int total = left;
   times(std::make_integer_sequence<int, D>{}, [&](auto s) {
@@ -318,6 +326,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
           copy_w(std::integral_constant<int, next_m>{});
         } else if (!prefetched) {
           prefetched = true;
+          if (late) let_next_start();
           prefetch(p.next, blockIdx.x * kWarps + warp, gridDim.x * kWarps, lane);
         }
         commit();

@@ -75,11 +75,37 @@ struct SkinnyQkv {
   Prefetch next;
 };
 
+/// How products of up to 8 rows are launched; results do not depend on it.
+struct SkinnyTuning {
+  int depth = 8;   ///< slots of a warp's ring, 2 KiB each: 5, 8 or 10, where they fit
+  int blocks = 1;  ///< a multiprocessor, at most
+  bool alone =
+      true;  ///< no multiprocessor has two blocks, which could otherwise be of one product and leave others idle
+  bool late = false;     ///< the next kernel may start when all of W is asked for, not at once
+  bool carveout = true;  ///< shared memory as large as can be, whatever a kernel needs: a change waits for idle
+};
+SkinnyTuning& skinny_tuning();
+
 /// Whether so many rows may be given as float32.
 bool skinny_takes_floats(int rows, int cols);
 /// Any number of rows when the input is `rounded`.
 void launch_skinny_rows(const SkinnyRows& params, cudaStream_t stream);
 void launch_skinny_gate_up(const SkinnyGateUp& params, cudaStream_t stream);
 void launch_skinny_qkv(const SkinnyQkv& params, cudaStream_t stream);
+
+/// Products that follow each other without attention between them, in one launch: blocks wait for each other between
+/// two of them, with the ring full of what comes next. The same bits as by single launches.
+struct SkinnyChain {
+  SkinnyRows project;
+  SkinnyGateUp both;
+  SkinnyRows down;
+  SkinnyQkv qkv;                          ///< of the next layer
+  bool with_qkv = false;                  ///< whether there is one
+  unsigned long long* arrived = nullptr;  ///< blocks that have come to a barrier, ever; zero at first
+};
+/// Whether so many rows go through a chain; inputs are then float32, that of `down` rounded.
+bool skinny_chains(int rows, int width, int q_width, int ffn);
+/// The device must have nothing else to do for long: all blocks have to be on it at once.
+void launch_skinny_chain(const SkinnyChain& params, cudaStream_t stream);
 
 }  // namespace tidal::cuda
