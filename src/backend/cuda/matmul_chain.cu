@@ -86,7 +86,10 @@ struct ChainRing {
   /// To the next phase in which this warp has something to copy.
   __device__ void next_phase() {
     do {
-      if (++phase >= phases) return;
+      if (++phase >= phases) {
+        return prefetch(p.with_qkv ? p.qkv.next : p.down.next, blockIdx.x * kWarps + warp, gridDim.x * kWarps,
+                        threadIdx.x % 32);
+      }
       switch (phase) {
         case 0: tiles = RowsEpilogue<1>::tiles(p.project), cols = p.project.cols; break;
         case 1: tiles = GateUpEpilogue::tiles(p.both), cols = p.both.cols; break;

@@ -82,6 +82,7 @@ struct SkinnyTuning {
   bool alone =
       true;  ///< no multiprocessor has two blocks, which could otherwise be of one product and leave others idle
   bool late = false;     ///< the next kernel may start when all of W is asked for, not at once
+  bool chain = false;    ///< up to kFusedRows rows, products between attentions go in one launch
   bool carveout = true;  ///< shared memory as large as can be, whatever a kernel needs: a change waits for idle
 };
 SkinnyTuning& skinny_tuning();
@@ -100,7 +101,7 @@ struct SkinnyChain {
   SkinnyGateUp both;
   SkinnyRows down;
   SkinnyQkv qkv;                          ///< of the next layer
-  bool with_qkv = false;                  ///< whether there is one
+  bool with_qkv = false;                  ///< whether there is one; `next` of the last product holds for all
   unsigned long long* arrived = nullptr;  ///< blocks that have come to a barrier, ever; zero at first
 };
 /// Whether so many rows go through a chain; inputs are then float32, that of `down` rounded.

@@ -11,9 +11,9 @@
 namespace tidal::cuda {
 namespace {
 
-/// Of the next product's weights, asked for while a product ends and while attention runs. Well below the level-2
-/// cache (50 MB), since attention reads through it too.
-constexpr int64_t kPrefetchBytes = int64_t{16} << 20;
+/// Of the output projection's weights, asked for while attention runs: little of what it reads itself. Between products
+/// that follow each other at once this costs more than it brings, since memory is busy then anyway.
+constexpr int64_t kPrefetchBytes = int64_t{8} << 20;
 
 Prefetch prefetch_of(const Weight& first) {
   Prefetch result;
@@ -22,20 +22,13 @@ Prefetch prefetch_of(const Weight& first) {
   return result;
 }
 
-Prefetch prefetch_of(const Weight& first, const Weight& second) {
-  Prefetch result = prefetch_of(first);
-  result.data[1] = second.data;
-  result.bytes[0] = std::min(result.bytes[0], kPrefetchBytes / 2);
-  result.bytes[1] = std::min<int64_t>(static_cast<int64_t>(second.bytes()), kPrefetchBytes / 2);
-  return result;
-}
-
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
-  int64_t frequencies, angles, slots, rounded, factors, raw, gate_up, hidden, products;
+  int64_t frequencies, arrived, angles, slots, rounded, factors, raw, gate_up, hidden, products;
 
   Sizes(const Hyperparameters& hp, int64_t rows)
       : frequencies(part(hp.rope.dims / 2 * sizeof(double))),
+        arrived(part(sizeof(unsigned long long))),
         angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
         slots(part(rows * sizeof(int32_t))),
         rounded(part(rows * std::max(hp.width, hp.q_width()) * 2)),
@@ -44,7 +37,9 @@ struct Sizes {
         gate_up(part(rows * 2 * hp.ffn * 2)),
         hidden(part(rows * hp.ffn * 2)),
         products(LtMatmul::kWorkspace) {}
-  int64_t total() const { return frequencies + angles + slots + rounded + factors + raw + gate_up + hidden + products; }
+  int64_t total() const {
+    return frequencies + arrived + angles + slots + rounded + factors + raw + gate_up + hidden + products;
+  }
 
  private:
   static int64_t part(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -77,6 +72,7 @@ bool Matrices::reserve(const Hyperparameters& hp, int max_rows) {
     at += bytes;
   };
   place(s.frequencies, sizes.frequencies);
+  place(s.chain.arrived, sizes.arrived);
   place(s.angles, sizes.angles);
   place(s.slots, sizes.slots);
   place(s.rounded, sizes.rounded);
@@ -88,11 +84,14 @@ bool Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   const std::vector<double>& frequencies = hp.rope.frequencies;
   check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
         "rotation frequencies");
+  check(cudaMemset(s.chain.arrived, 0, sizeof(*s.chain.arrived)), "a counter");
+  check(cudaDeviceSynchronize(), "a counter");
   return moved;
 }
 
 void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
   State& s = *state_;
+  s.waiting = State::Waiting::None;  // of a pass that failed
   launch_angles({.tables = tables,
                  .frequencies = s.frequencies,
                  .magnitude = s.hp.rope.magnitude,
@@ -129,6 +128,8 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int rows = p.pass.decode_rows, q_width = hp.q_width(), kv_width = hp.kv_width();
   const bool inside = rotates_inside(layer);
+  const bool joins = waiting == Waiting::Mlp && inside;
+  if (!joins) finish(stream);
   SkinnyQkv product;
   product.in = input(p.x, layer.attn_norm, nullptr, rows, hp.width, stream);
   const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
@@ -153,6 +154,11 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
                   .dims = hp.rope.dims,
                   .halves = halves()};
   product.next = prefetch_of(layer.wo);
+  if (joins) {
+    chain.qkv = product;
+    chain.with_qkv = true;
+    return finish(stream);
+  }
   launch_skinny_qkv(product, stream);
   if (inside) return;
   RopeAppendParams rope = rope_append(p, 0, rows);
@@ -183,7 +189,12 @@ void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
     product.cols = q_width;
     product.w_rows = width;
     product.add = true;
-    product.next = prefetch_of(layer.gate, layer.up);
+    if (s.chains(p.pass)) {
+      s.chain.project = product;
+      s.chain.with_qkv = false;
+      s.waiting = State::Waiting::Project;
+      return;
+    }
     launch_skinny_rows(product, stream);
   }
   if (p.pass.rows > first) s.prefill_project(p, stream);
@@ -204,8 +215,6 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
     both.rows = rows;
     both.cols = s.hp.width;
     both.ffn = s.hp.ffn;
-    both.next = prefetch_of(layer.down);
-    launch_skinny_gate_up(both, stream);
     SkinnyRows down;
     down.in.rounded = s.hidden;
     down.w = bf16(layer.down);
@@ -215,14 +224,30 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
     down.cols = s.hp.ffn;
     down.w_rows = s.hp.width;
     down.add = true;
-    if (p.next) down.next = prefetch_of(p.next->wq);
+    if (s.waiting == State::Waiting::Project) {
+      s.chain.both = both;
+      s.chain.down = down;
+      s.waiting = State::Waiting::Mlp;
+      return;
+    }
+    launch_skinny_gate_up(both, stream);
     launch_skinny_rows(down, stream);
   }
   if (p.pass.rows > rows) s.prefill_mlp(p, stream);
 }
 
+void Matrices::State::finish(cudaStream_t stream) {
+  const Waiting what = waiting;
+  waiting = Waiting::None;
+  if (what == Waiting::Project) launch_skinny_rows(chain.project, stream);
+  if (what == Waiting::Mlp) launch_skinny_chain(chain, stream);
+}
+
+void Matrices::finish(cudaStream_t stream) { state_->finish(stream); }
+
 void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
   State& s = *state_;
+  s.finish(stream);
   const int first = p.pass.decode_rows, width = s.hp.width;
   if (first > 0) {
     SkinnyRows product;

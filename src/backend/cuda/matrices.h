@@ -98,6 +98,9 @@ class Matrices {
   void project(const ProjectParams& params, cudaStream_t stream);
   void mlp(const MlpParams& params, cudaStream_t stream);
   void logits(const LogitsParams& params, cudaStream_t stream);
+  /// Operations may wait for the next one to be launched with it. To be called when another than qkv() or logits()
+  /// follows that needs mlp()'s results, and when a pass ends.
+  void finish(cudaStream_t stream);
 
  private:
   struct State;

@@ -29,6 +29,10 @@ struct Matrices::State {
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
 
+  /// Products that wait for the next one, to be launched with it.
+  enum class Waiting { None, Project, Mlp } waiting = Waiting::None;
+  SkinnyChain chain;
+
   bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
   int pairs() const { return hp.rope.dims / 2; }
   /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
@@ -79,6 +83,13 @@ struct Matrices::State {
 
   /// The product of the rows behind the decode rows, each chunk by itself; `rows` of `product` is of no account.
   void multiply(LtProduct product, PassRows pass, cudaStream_t stream);
+
+  /// Launches what waits.
+  void finish(cudaStream_t stream);
+  bool chains(PassRows pass) const {
+    return skinny_tuning().chain && pass.decode_rows > 0 && pass.rows == pass.decode_rows &&
+           skinny_chains(pass.rows, hp.width, hp.q_width(), hp.ffn);
+  }
 
   void decode_qkv(const QkvParams& p, cudaStream_t stream);
   void prefill_qkv(const QkvParams& p, cudaStream_t stream);
