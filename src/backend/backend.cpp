@@ -1,13 +1,40 @@
 #include "backend/backend.h"
 
 #include "core/error.h"
+#ifdef TIDAL_CUDA
+#include "backend/cuda/cuda_backend.h"
+#endif
 
 namespace tidal {
+namespace {
+
+// The one place that knows whether the CUDA backend was built.
+#ifdef TIDAL_CUDA
+std::unique_ptr<Backend> make_cuda_backend() { return cuda::make_backend(); }
+constexpr const char* kNames = "auto, cpu, cuda or reference";
+#else
+std::unique_ptr<Backend> make_cuda_backend() {
+  fail("backend: this tidal was built without CUDA, expected auto, cpu or reference");
+}
+constexpr const char* kNames = "auto, cpu or reference";
+#endif
+
+}  // namespace
+
+bool has_cuda_device() {
+#ifdef TIDAL_CUDA
+  return cuda::has_device();
+#else
+  return false;
+#endif
+}
 
 std::unique_ptr<Backend> make_backend(std::string_view name, int threads) {
+  if (name == "auto") name = has_cuda_device() ? "cuda" : "cpu";
   if (name == "cpu") return make_cpu_backend(threads);
+  if (name == "cuda") return make_cuda_backend();
   if (name == "reference") return make_reference_backend();
-  fail("backend: '{}' is not known, expected cpu or reference", name);
+  fail("backend: '{}' is not known, expected {}", name, kNames);
 }
 
 }  // namespace tidal

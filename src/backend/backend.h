@@ -1,6 +1,7 @@
 // The interface between the forward pass and the machine it runs on.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,15 +22,27 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string_view name() const = 0;
+  /// The name of the device that it runs on; empty: on the host's processor.
+  virtual std::string device() const { return ""; }
   /// Chunks of up to this many rows are computed by the arithmetic of a decode step: each row gets, bit for bit, what
   /// it would get alone, by full attention. >= 1.
   virtual int decode_rows() const = 0;
+  /// Rows of a chunk with which prefill is fast.
+  virtual int prefill_rows() const { return 512; }
+  /// The rate at which memory larger than all caches is read, measured: the limit of decoding. GB/s.
+  virtual double read_stream() = 0;
 
   // --- memory -------------------------------------------------------------------------------------------------------
   /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).
   virtual Buffer allocate(size_t bytes, std::string_view what) = 0;
   /// Makes a weight in host memory usable by this backend; the host memory must outlive the backend's use of it.
   virtual Weight upload(const Weight& host) = 0;
+  /// The type that upload() makes of a matrix of `type`.
+  virtual ggml_type matrix_type(ggml_type type) const { return type; }
+  /// Bytes that allocate() and upload() can still give; unlimited where that is the system's business.
+  virtual int64_t free_bytes() const { return std::numeric_limits<int64_t>::max(); }
+  /// Bytes of them that reserve() takes at most.
+  virtual int64_t reserved_bytes(const Hyperparameters&, int /*max_rows*/, int /*max_context*/) const { return 0; }
   /// Copies between two runs of the backend's memory that do not overlap.
   virtual void copy(std::byte* to, const std::byte* from, size_t bytes) = 0;
   /// Host memory to the backend's, and back.
@@ -71,7 +84,10 @@ class Backend {
 std::unique_ptr<Backend> make_reference_backend();
 /// The fast CPU backend. `threads` >= 1.
 std::unique_ptr<Backend> make_cpu_backend(int threads);
-/// By name: "cpu" or "reference". Throws Error for any other.
+/// Whether there is a device that "cuda" would run on, in a build with CUDA.
+bool has_cuda_device();
+/// By name: "cpu", "cuda", "reference", or "auto" for cuda where it has a device, else cpu. Throws Error for any other,
+/// and for cuda without a device. `threads` is of account for cpu alone.
 std::unique_ptr<Backend> make_backend(std::string_view name, int threads);
 
 }  // namespace tidal

@@ -72,6 +72,7 @@ struct Rows {
   int width = 0;
 
   float* row(int index) const { return data + static_cast<int64_t>(index) * width; }
+  bool operator==(const Rows&) const = default;
 };
 
 /// The KV cache of one layer: [block][kv_head][64 tokens][K head_dim | V head_dim], bf16, in the backend's memory.
@@ -92,6 +93,7 @@ struct KvLayer {
     const SketchLayout layout{head_dim, bits};
     return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * layout.bytes();
   }
+  bool operator==(const KvLayer&) const = default;
 };
 
 /// The positions that the last Select or Scan layer chose for every sparse chunk, in the backend's memory. Sparse
@@ -106,6 +108,7 @@ struct Selection {
     return positions + int64_t{row_positions} * chunk.first_row + int64_t{chunk.most_selected()} * index;
   }
   int32_t& count(const Chunk& chunk, int index) const { return counts[row_units * chunk.first_row + index]; }
+  bool operator==(const Selection&) const = default;
 };
 
 }  // namespace tidal

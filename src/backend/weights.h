@@ -21,6 +21,7 @@ struct Weight {
   size_t bytes() const { return data ? row_bytes() * static_cast<size_t>(rows) : 0; }
   const std::byte* row(int64_t index) const { return data + static_cast<size_t>(index) * row_bytes(); }
   const float* floats() const { return reinterpret_cast<const float*>(data); }  ///< of a float32 vector
+  bool operator==(const Weight&) const = default;
 };
 
 /// One transformer layer. Biases and the q/k norms are present in some families only.
@@ -33,6 +34,8 @@ struct Layer {
   Weight ffn_norm;              // [width]
   Weight gate, up, down;        // [ffn, width] twice, [width, ffn]
   Weight b_gate, b_up, b_down;  // [ffn] twice, [width]; optional
+
+  bool operator==(const Layer&) const = default;
 };
 
 }  // namespace tidal

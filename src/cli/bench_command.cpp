@@ -6,6 +6,7 @@
 #include <optional>
 #include <random>
 
+#include "cli/backend_options.h"
 #include "cli/bench_options.h"
 #include "cli/bench_run.h"
 #include "cli/commands.h"
@@ -15,7 +16,7 @@
 #include "cli/terminal.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
-#include "core/read_stream.h"
+#include "model/load.h"
 #include "model/mapped_file.h"
 #include "text/tokenizer.h"
 #include "text/utf8.h"
@@ -28,7 +29,7 @@ struct BenchFlags {
   int prompt = 512, generate = 64, repetitions = 5;
   std::optional<int> threads;
   std::string depths = "0", batches = "1", baseline, fill = "prefill", format = "md";
-  std::string backend = "cpu";
+  BackendOptions backend;
   std::optional<std::string> attention;
   bool details = false;
   PlanOptions plan;
@@ -91,22 +92,33 @@ void run_bench(const BenchFlags& flags) {
   run.stopped = [&] { return interrupt.raised(); };
   run.progress = [&](const std::string& text) { status.show(text); };
 
-  const auto backend = make_backend(flags.backend, threads);
+  const auto backend = open_backend(flags.backend, threads, [&] {
+    return flags.shape.empty() ? read_hyperparameters(GgufFile::open(flags.model)).layers
+                               : known_shape(flags.shape).layers;
+  });
   status.show("measuring the read stream");
-  run.limit = ReadStream(threads).measure();
+  run.limit = backend->read_stream();
   status.show("loading the model");
   reset_peak_memory();
-  std::optional<Model> model(flags.shape.empty()
-                                 ? load_model(flags.model, *backend)
-                                 : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend));
+  const auto beside = [&](const Hyperparameters& hp) {
+    int64_t bytes = 0;
+    for (const BenchPlan& plan : bench_plans(flags.attention, flags.plan, hp)) {
+      bytes = std::max(bytes, engine_memory(*backend, hp, plan.plan, engine_options(run)).total());
+    }
+    return bytes;
+  };
+  std::optional<Model> model(
+      flags.shape.empty() ? load_model(flags.model, *backend, beside)
+                          : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend, beside));
   const std::vector<BenchPlan> plans = bench_plans(flags.attention, flags.plan, model->hp);
   run.tokens = flags.text.empty() ? random_tokens(run.context(), model->hp.vocab)
                                   : text_tokens(flags.text, flags.model, run.context());
   run.weight_bytes = model->decode_weight_bytes();
   run.kv_bytes_per_token = model->hp.kv_bytes_per_token();
-  run.common.machine = processor_name();
-  run.common.model =
-      flags.shape.empty() ? std::filesystem::path(flags.model).filename().string() : flags.shape + " " + flags.type;
+  const bool on_host = backend->device().empty();
+  run.common.machine = on_host ? processor_name() : backend->device();
+  run.common.model = flags.shape.empty() ? std::filesystem::path(flags.model).filename().string()
+                                         : flags.shape + " " + model->quantisation;
   run.common.threads = threads;
   run.common.fill = flags.fill;
   run.common.repetitions = flags.repetitions;
@@ -117,8 +129,9 @@ void run_bench(const BenchFlags& flags) {
     writer.add(row);
   };
   std::vector<std::string> notes = {
-      fmt::format("{}: {} threads on {}; cache filled by {}; medians of {} runs.", run.common.model, threads,
-                  run.common.machine, flags.fill, flags.repetitions),
+      fmt::format("{}: {}{}; cache filled by {}; medians of {} runs.", run.common.model,
+                  on_host ? fmt::format("{} threads on ", threads) : "", run.common.machine, flags.fill,
+                  flags.repetitions),
       fmt::format(
           "GB/s: weights, K/V and sketches that a decode step must read. The limit, this machine's read stream: {:.1f} "
           "GB/s.",
@@ -161,7 +174,7 @@ void add_bench_command(CLI::App& app) {
   bench->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   bench->add_option("--attention", flags->attention, std::string(kBenchAttentionHelp) + "; exact takes batch 1")
       ->type_name("WORD,...");
-  bench->add_option("--backend", flags->backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
+  add_backend_options(*bench, flags->backend);
   bench->add_option("--baseline", flags->baseline, "Also measure another engine in this process: llama.cpp");
   bench->add_option("--fill", flags->fill, "How the cache gets to the depth: prefill, or random numbers (fast)")
       ->capture_default_str();

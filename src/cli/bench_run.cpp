@@ -219,13 +219,17 @@ double full_attention_bytes(const BenchRun& run, int depth) {
   return static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
 }
 
-int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
-  const int largest = run.batches.back();
+EngineOptions engine_options(const BenchRun& run) {
   EngineOptions options;
   options.context = run.context();
-  options.tokens = int64_t{options.context} * largest;
-  options.sequences = largest;
-  Engine engine(backend, model, plans[0].plan, options);
+  options.sequences = run.batches.back();
+  options.tokens = int64_t{options.context} * options.sequences;
+  return options;
+}
+
+int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
+  const int largest = run.batches.back();
+  Engine engine(backend, model, plans[0].plan, engine_options(run));
   Sequence first = engine.create();
   for (const int depth : run.depths) {
     extend(run, engine, first, depth);

@@ -71,8 +71,9 @@ struct BenchPlan {
   std::string source;  ///< of ChosenPlan
 };
 
-/// Our engine, each plan in turn. The engine is made for run.context() and the largest batch. Returns the bytes of
-/// memory that its sketches took.
+/// What the engine is made for: run.context() and the largest batch.
+EngineOptions engine_options(const BenchRun& run);
+/// Our engine, each plan in turn. Returns the bytes of memory that its sketches took.
 int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans);
 /// llama.cpp with the model at `path`.
 void bench_llama(const BenchRun& run, const std::string& path);

@@ -39,7 +39,7 @@ void add_eval_flags(CLI::App& app, EvalFlags& flags) {
   app.add_option("-t,--threads", flags.threads, "Threads (default: all processors)")
       ->envname("TIDAL_THREADS")
       ->type_name("N");
-  app.add_option("--backend", flags.backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
+  add_backend_options(app, flags.backend);
   app.add_option("-o,--output", flags.output,
                  "Keep the rows in this file (JSON Lines); a run with the same file goes on where it ended (default: "
                  "they are not kept)")
@@ -50,7 +50,7 @@ void add_eval_flags(CLI::App& app, EvalFlags& flags) {
 
 EvalSession::EvalSession(const EvalFlags& flags)
     : flags_(flags),
-      backend_(make_backend(flags.backend, thread_count(flags.threads))),
+      backend_(open_backend(flags.backend, thread_count(flags.threads), flags.model)),
       model_(load_model(flags.model, *backend_)),
       tokenizer_(std::make_unique<Tokenizer>(flags.model)),
       plans_(eval_plans(flags.plans, flags.model, model_.hp)),
@@ -90,7 +90,8 @@ void EvalSession::check_context(int64_t length) const {
 
 void EvalSession::open(const std::string& task, const Json& settings) {
   task_ = task;
-  Json header = {{"tidal", "eval " + task}, {"model", fingerprint(model_, flags_.model)}, {"backend", flags_.backend}};
+  Json header = {
+      {"tidal", "eval " + task}, {"model", fingerprint(model_, flags_.model)}, {"backend", backend_->name()}};
   header.update(settings);
   if (!svg_.empty()) picture_ = std::make_unique<WholeFile>(svg_);
   status_.clear();

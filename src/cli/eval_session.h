@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/backend_options.h"
 #include "cli/eval_plans.h"
 #include "cli/interrupt.h"
 #include "cli/terminal.h"
@@ -23,7 +24,7 @@ namespace tidal {
 struct EvalFlags {
   std::string model;
   std::optional<int> threads;
-  std::string backend = "cpu";
+  BackendOptions backend;
   EvalPlanFlags plans;
   std::string output, svg;
 };

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <new>
 
+#include "cli/backend_options.h"
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "core/error.h"
@@ -56,6 +57,7 @@ int main(int argc, char** argv) {
   // A command whose parsing completes on its own reads its environment only when it is chosen; CLI11 would otherwise
   // read that of all commands.
   for (CLI::App* command : app.get_subcommands({})) command->parse_complete_callback([] {});
+  tidal::spell_out_short_flags(argc, argv);
   const int status = run(app, argc, argv);
   try {
     tidal::finish_out();

@@ -26,6 +26,8 @@ class Run {
   void interactive(const std::string& first);
 
  private:
+  /// What the cache and the rest will take, as far as the flags tell before the prompt is read.
+  int64_t memory_beside(const Hyperparameters& hp) const;
   void make_engine(int context);
   void tell_plan() const;
   /// One prompt: all of the conversation, by the chat template or as it is.
@@ -53,8 +55,8 @@ class Run {
 Run::Run(const RunOptions& options)
     : options_(options),
       chat_(options.chat || !options.system.empty()),
-      backend_(make_backend(options.backend, thread_count(options.threads))),
-      model_(load_model(options.model, *backend_)),
+      backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
+      model_(load_model(options.model, *backend_, [&](const Hyperparameters& hp) { return memory_beside(hp); })),
       tokenizer_(std::make_unique<Tokenizer>(options.model)) {
   const Hyperparameters& hp = model_.hp;
   if (tokenizer_->vocab_size() != hp.vocab) {
@@ -67,6 +69,13 @@ Run::Run(const RunOptions& options)
   if (options.plan.attention != "full") check_budget(options.plan, context > 0 ? context : hp.context);
   plan_ = choose_plan(options.plan, hp);
   if (!options.save_plan.empty()) save_plan(options.save_plan, plan_.plan, hp);
+}
+
+int64_t Run::memory_beside(const Hyperparameters& hp) const {
+  const int given = options_.context.value_or(std::min(hp.context, std::max(options_.predict, 1)));
+  return engine_memory(*backend_, hp, choose_plan(options_.plan, hp).plan,
+                       {.context = given > 0 ? given : hp.context, .chunk = options_.chunk})
+      .total();
 }
 
 void Run::make_engine(int context) {

@@ -80,11 +80,10 @@ void add_run_options(CLI::App& app, RunOptions& options) {
   app.add_option("-t,--threads", options.threads, "Threads (default: all processors)")
       ->envname("TIDAL_THREADS")
       ->type_name("N");
-  app.add_option("--ubatch-size", options.chunk, "Tokens of one prefill pass")
+  app.add_option("--ubatch-size", options.chunk, "Tokens of one prefill pass (default: 512, on a GPU 2048)")
       ->envname("TIDAL_UBATCH_SIZE")
-      ->type_name("N")
-      ->capture_default_str();
-  app.add_option("--backend", options.backend, "cpu or reference")->envname("TIDAL_BACKEND")->capture_default_str();
+      ->type_name("N");
+  add_backend_options(app, options.backend);
   add_text_options(app, options);
   add_sampling_options(app, options);
   add_attention_option(app, options.plan, "full|tidal|sketch");
@@ -111,7 +110,9 @@ void check(const RunOptions& options) {
   }
   if (options.predict < -1) fail("--n-predict: {} given, expected -1 or more", options.predict);
   if (options.context && *options.context < 0) fail("--ctx-size: {} given, expected 0 or more", *options.context);
-  if (options.chunk < 1) fail("--ubatch-size: {} given, at least 1 is needed", options.chunk);
+  if (options.chunk && *options.chunk < 1) {
+    fail("--ubatch-size: {} given, at least 1 is needed", *options.chunk);
+  }
   if (options.sampler.repeat_last_n < -1) {
     fail("--repeat-last-n: {} given, expected -1 or more", options.sampler.repeat_last_n);
   }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "cli/backend_options.h"
 #include "cli/plan_options.h"
 #include "engine/exact.h"
 #include "text/sampler.h"
@@ -20,7 +21,7 @@ struct RunOptions {
   /// Positions; 0: what the model was trained for; nullopt: as many as the run can need, at most that.
   std::optional<int> context;
   std::optional<int> threads;
-  int chunk = 512;  ///< tokens of one prefill pass
+  std::optional<int> chunk;  ///< tokens of one prefill pass
   int64_t seed = -1;
   SamplerOptions sampler;
   std::string grammar, grammar_file;
@@ -31,7 +32,7 @@ struct RunOptions {
   int exact = kDefaultDrafts;  ///< most drafts of a round of exact mode, where the option is given
   PlanOptions plan;
   std::string save_plan;
-  std::string backend = "cpu";
+  BackendOptions backend;
 
   bool is_exact() const { return exact_option->count() > 0; }
   bool has_prompt() const { return prompt_option->count() > 0 || prompt_file_option->count() > 0; }

@@ -7,10 +7,34 @@
 namespace tidal {
 namespace {
 
+constexpr size_t kNoise = size_t{1} << 24;  // elements that fill_random() makes at most
+constexpr size_t kNoiseStep = 64;           // between places in them: copies run best from whole cache lines
+
 int pool_blocks(const EngineOptions& options) {
   // Every sequence may leave one block partly filled.
   const int64_t tokens = std::max<int64_t>(options.tokens, options.context);
   return blocks_for(tokens) + options.sequences - 1;
+}
+
+int chunk_of(const Backend& backend, const EngineOptions& options) {
+  return std::min(options.chunk.value_or(backend.prefill_rows()), options.context);
+}
+
+int max_rows(const Backend& backend, const EngineOptions& options) {
+  return std::max(chunk_of(backend, options), options.sequences);
+}
+
+double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+/// Better before than after half of it is allocated.
+void check_memory(const Backend& backend, const EngineMemory& memory, const EngineOptions& options) {
+  const int64_t free = backend.free_bytes();
+  if (memory.total() <= free) return;
+  fail(
+      "out of memory: a context of {} needs {:.2f} GiB (KV cache {:.2f}, sketches {:.2f}, workspace {:.2f}), {:.2f} "
+      "GiB are free",
+      options.context, gibi(memory.total()), gibi(memory.cache), gibi(memory.sketches), gibi(memory.workspace),
+      gibi(free));
 }
 
 /// Tokens of the request's chunk.
@@ -24,20 +48,41 @@ size_t logit_count(const Engine::Request& request) {
 
 }  // namespace
 
+EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                           const EngineOptions& options) {
+  const int64_t blocks = pool_blocks(options), rows = max_rows(backend, options);
+  EngineMemory memory;
+  memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
+  if (plan.scans()) {
+    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * hp.layers * blocks;
+  }
+  const int64_t activations = static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width());
+  memory.workspace = activations + backend.reserved_bytes(hp, static_cast<int>(rows), options.context);
+  if (plan.has_sparse()) {
+    const Policy policy = plan.policy.at(options.context);
+    memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
+                        scope_units(policy.scope, hp.heads, hp.kv_heads) *
+                        (std::min(policy.budget, options.context) + kBlockTokens);
+  }
+  return memory;
+}
+
 Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const EngineOptions& options)
     : backend_(backend), model_(model), plan_(plan), options_(options) {
-  if (options.context < 1 || options.chunk < 1 || options.sequences < 1) {
-    fail("engine: context, chunk and sequences must be at least 1, got {}, {} and {}", options.context, options.chunk,
+  const int chunk = options.chunk.value_or(backend.prefill_rows());
+  if (options.context < 1 || chunk < 1 || options.sequences < 1) {
+    fail("engine: context, chunk and sequences must be at least 1, got {}, {} and {}", options.context, chunk,
          options.sequences);
   }
   plan.check(model.hp);
-  options_.chunk = std::min(options.chunk, options.context);
+  options_.chunk = chunk_of(backend, options);
+  check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
   pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options));
-  const int max_rows = std::max(options_.chunk, options_.sequences);
-  forward_ = std::make_unique<Forward>(backend, model, max_rows, options.context);
+  const int rows = max_rows(backend, options_);
+  forward_ = std::make_unique<Forward>(backend, model, rows, options.context);
   reserve_selection(plan);
-  for (auto* rows : {&positions_, &logit_rows_}) rows->reserve(max_rows);
-  tokens_.reserve(max_rows);
+  for (auto* list : {&positions_, &logit_rows_}) list->reserve(rows);
+  tokens_.reserve(rows);
   order_.reserve(options_.sequences);
   chunks_.reserve(options_.sequences);
   logits_.reserve(static_cast<size_t>(options_.sequences) * model.hp.vocab);
@@ -91,8 +136,8 @@ void Engine::check(std::span<const Request> requests) const {
     }
     rows += chunk;
   }
-  if (rows > static_cast<size_t>(std::max(options_.chunk, options_.sequences))) {
-    fail("engine: {} tokens in one step, at most {}", rows, std::max(options_.chunk, options_.sequences));
+  if (const int most = max_rows(backend_, options_); rows > static_cast<size_t>(most)) {
+    fail("engine: {} tokens in one step, at most {}", rows, most);
   }
 }
 
@@ -191,7 +236,7 @@ std::span<const float> Engine::in_request_order(std::span<const Request> request
 void Engine::correct(Sequence& sequence) {
   if (&sequence.pool() != pool_.get()) fail("engine: the sequence to correct is another engine's");
   while (sequence.clean() < sequence.length()) {
-    const int count = std::min(options_.chunk, sequence.length() - sequence.clean());
+    const int count = std::min(chunk(), sequence.length() - sequence.clean());
     const Request request{.sequence = &sequence, .tokens = {}, .correct = count};
     run({&request, 1});
   }
@@ -207,7 +252,7 @@ std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token
   if (plan_.correct > 0) correct(sequence);
   std::span<const float> logits;
   for (size_t done = 0; done < tokens.size();) {
-    const size_t count = std::min<size_t>(options_.chunk, tokens.size() - done);
+    const size_t count = std::min<size_t>(chunk(), tokens.size() - done);
     const Request request{.sequence = &sequence, .tokens = tokens.subspan(done, count)};
     logits = step({&request, 1});
     done += count;
@@ -249,19 +294,33 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   }
   sequence.reserve(count);
   const KvLayer& shape = pool_->layers()[0];
-  std::vector<Bf16> block(static_cast<size_t>(shape.tile_elements()) * shape.kv_heads);
+  const size_t block = static_cast<size_t>(shape.tile_elements()) * shape.kv_heads;
+  const std::span<const BlockId> blocks =
+      sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
+  // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
+  // another place, which the backend's own memory does as fast as it copies.
+  const size_t wanted = block * blocks.size() * pool_->layers().size();
+  const size_t most = std::max(block, kNoise);
+  std::vector<Bf16> noise(std::min(wanted, most));
   uint64_t state = seed * 2 + 1;
-  const int first = sequence.length() / kBlockTokens;
+  const auto random = [&] {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<uint32_t>(state >> 32);
+  };
+  for (Bf16& value : noise) {
+    value = to_bf16(static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f);  // uniform in [-1, 1)
+  }
+  const Buffer memory = backend_.allocate(sizeof(Bf16) * noise.size(), "random numbers");
+  backend_.write(memory.as<std::byte>(), reinterpret_cast<const std::byte*>(noise.data()), memory.bytes());
+  size_t next = 0;
   for (const KvLayer& layer : pool_->layers()) {
-    for (int b = first; b < blocks_for(sequence.length() + int64_t{count}); ++b) {
-      for (Bf16& value : block) {
-        state = state * 6364136223846793005ull + 1442695040888963407ull;
-        value = to_bf16(static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f);  // uniform in [-1, 1)
-      }
-      backend_.write(reinterpret_cast<std::byte*>(layer.tile(sequence.blocks()[b], 0)),
-                     reinterpret_cast<const std::byte*>(block.data()), block.size() * sizeof(Bf16));
+    for (const BlockId to : blocks) {
+      const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
+      backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
+                    reinterpret_cast<const std::byte*>(memory.as<Bf16>() + from), sizeof(Bf16) * block);
+      next += block;
     }
-    backend_.sketch(layer, sequence.blocks().subspan(first));
+    backend_.sketch(layer, blocks);
   }
   const std::vector<Token> tokens(count, 0);
   sequence.append(tokens, true);

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,11 +16,22 @@
 namespace tidal {
 
 struct EngineOptions {
-  int context = 4096;  ///< most positions of one sequence
-  int64_t tokens = 0;  ///< positions of all sequences together; 0: one sequence's context
-  int chunk = 512;     ///< most tokens of one prefill chunk
-  int sequences = 1;   ///< most sequences in one step
+  int context = 4096;             ///< most positions of one sequence
+  int64_t tokens = 0;             ///< positions of all sequences together; 0: one sequence's context
+  std::optional<int> chunk = {};  ///< most tokens of one prefill chunk; nullopt: Backend::prefill_rows()
+  int sequences = 1;              ///< most sequences in one step
 };
+
+/// Bytes of the backend's memory that an engine like this takes, beside the weights, at most.
+struct EngineMemory {
+  int64_t cache = 0;      ///< K and V
+  int64_t sketches = 0;   ///< for plans that scan
+  int64_t workspace = 0;  ///< activations and what the backend reserves
+
+  int64_t total() const { return cache + sketches + workspace; }
+};
+EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                           const EngineOptions& options);
 
 /// Decodes token sequences on one backend. Not thread-safe. The backend and the model must outlive it.
 class Engine {
@@ -29,6 +41,8 @@ class Engine {
 
   const Model& model() const { return model_; }
   const EngineOptions& options() const { return options_; }
+  /// Most tokens of one prefill chunk.
+  int chunk() const { return *options_.chunk; }
   const Plan& plan() const { return plan_; }
   /// Decodes by another plan from the next step on. Throws Error when it does not fit the model.
   void set_plan(const Plan& plan);
@@ -40,7 +54,7 @@ class Engine {
   /// What one sequence does in a step.
   struct Request {
     Sequence* sequence = nullptr;
-    std::span<const Token> tokens;  ///< appended; at most options().chunk
+    std::span<const Token> tokens;  ///< appended; at most chunk()
     bool decode = false;            ///< one token, decoded by the plan; otherwise a dense chunk
     bool all_logits = false;        ///< logits of every token of the chunk instead of the last one's
     /// This many of the polluted tokens, from clean() on, come first in the dense chunk, which so computes their K/V

@@ -52,7 +52,7 @@ void ExactDecoder::verify(Sequence& sequence, Token token, TokenChooser& chooser
   inputs_.insert(inputs_.end(), drafts_.begin(), drafts_.end());
   const int rows = static_cast<int>(inputs_.size());
   const size_t vocab = engine_.model().hp.vocab;
-  const int most_rows = std::min(engine_.pool().backend().decode_rows(), engine_.options().chunk);
+  const int most_rows = std::min(engine_.pool().backend().decode_rows(), engine_.chunk());
   for (int done = 0; done < rows;) {
     const int count = std::min(most_rows, rows - done);
     const int cached = std::min(count, sequence.length() - sequence.clean());

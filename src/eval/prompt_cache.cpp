@@ -9,7 +9,7 @@ int PromptCache::shared(std::span<const Token> prompt) const {
   const auto end = std::mismatch(prompt.begin(), prompt.end(), known.begin(), known.end()).first;
   const auto common = static_cast<int>(end - prompt.begin());
   if (common == last_.length() && common == static_cast<int>(prompt.size())) return common;
-  return common - common % engine_.options().chunk;
+  return common - common % engine_.chunk();
 }
 
 int PromptCache::missing(std::span<const Token> prompt) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,12 +25,17 @@ struct Model {
   int64_t decode_weight_bytes() const;
 };
 
-/// Maps a GGUF file, checks it, and gives its weights to `backend`, which must outlive the model. Throws Error with the
-/// path and what is wrong: damaged file, unsupported architecture, every missing key and tensor.
-Model load_model(const std::string& path, Backend& backend);
+/// Bytes of the backend's memory that will be needed beside the weights.
+using MemoryBeside = std::function<int64_t(const Hyperparameters& hp)>;
 
-/// Random weights of a given shape, every matrix in `type`, for benchmarks without a file.
-Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Backend& backend);
+/// Maps a GGUF file, checks it, and gives its weights to `backend`, which must outlive the model. Throws Error with the
+/// path and what is wrong: damaged file, unsupported architecture, every missing key and tensor, and with the numbers
+/// where the weights and what is needed beside them do not fit into the backend's memory.
+Model load_model(const std::string& path, Backend& backend, const MemoryBeside& beside = {});
+
+/// Random weights of a given shape, every matrix in what the backend makes of `type`, for benchmarks without a file.
+Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Backend& backend,
+                   const MemoryBeside& beside = {});
 
 /// Shapes that benchmarks know by name: llama-2-7b, llama-3-8b, ... Throws Error listing the names for any other.
 Hyperparameters known_shape(const std::string& name);

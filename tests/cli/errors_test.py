@@ -38,6 +38,8 @@ class Flags(Refusal, ProgramTest):
             (("-c", "99999999999"), ("--ctx-size", "99999999999")),
             (("--ubatch-size", "0"), ("--ubatch-size", "0")),
             (("-s", "-2"), ("--seed", "-2")),
+            (("-ngl", "0", "--backend", "reference"), ("--n-gpu-layers: 0", "--backend reference")),
+            (("-ngl", "-1", "--backend", "cpu"), ("--n-gpu-layers: -1", "--backend cpu")),
             (("-t", "0"), ("threads", "0 given")),
             (("-t", "-1"), ("threads", "-1 given")),
             (("--attention", "half"), ("half", "full, tidal or sketch")),
@@ -49,7 +51,7 @@ class Flags(Refusal, ProgramTest):
             (("--attention", "full", "--exact"), ("--exact", "--attention full leaves none")),
             (("-f", "y"), ("-p or -f",)),
             (("--grammar", "x", "--grammar-file", "y"), ("--grammar-file",)),
-            (("--backend", "abacus"), ("abacus", "cpu or reference")),
+            (("--backend", "abacus"), ("abacus", "expected auto, cpu")),
         ):
             with self.subTest(arguments=arguments):
                 self.refused(self.tidal("run", "-m", "x", "-p", "x", *arguments), *words)

@@ -87,7 +87,7 @@ std::vector<int32_t> random_selection(const Inputs& in, const Policy& policy, Ra
   return positions;
 }
 
-class AttentionParity : public testing::TestWithParam<Parameters> {
+class AttentionParity : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
   const Shape& shape() const { return std::get<1>(GetParam()); }

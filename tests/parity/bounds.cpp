@@ -43,6 +43,7 @@ std::vector<double> dot_rounding(ggml_type type, std::span<const float> x) {
 }  // namespace
 
 Rounding rounding_of(const std::string& backend, int rows) {
+  if (backend == "cuda") return Rounding::Bf16;
   if (backend == "cpu") return rows <= 8 ? Rounding::Dot : Rounding::Bf16;
   return Rounding::None;
 }

@@ -79,7 +79,7 @@ Scanned scan(const std::string& backend, const Inputs& in, const Policy& policy,
 
 using Parameters = std::tuple<std::string, Shape, int>;
 
-class ScanParity : public testing::TestWithParam<Parameters> {
+class ScanParity : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
   const Shape& shape() const { return std::get<1>(GetParam()); }

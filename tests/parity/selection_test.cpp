@@ -150,7 +150,7 @@ void expect_same_sets(const Inputs& in, const Policy& policy, const std::vector<
 
 using Parameters = std::tuple<std::string, Shape, Kind>;
 
-class SelectionParity : public testing::TestWithParam<Parameters> {
+class SelectionParity : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
   const Shape& shape() const { return std::get<1>(GetParam()); }
@@ -283,7 +283,7 @@ INSTANTIATE_TEST_SUITE_P(
              std::to_string(shape.head_dim) + "_" + to_string(std::get<2>(info.param));
     });
 
-class Selecting : public testing::TestWithParam<std::string> {};
+class Selecting : public test::BackendTest<std::string> {};
 INSTANTIATE_TEST_SUITE_P(All, Selecting, testing::ValuesIn(kAllBackends), [](const auto& info) { return info.param; });
 
 // What the rules of policy.h mean, on a case small enough to do by hand.

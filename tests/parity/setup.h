@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "support/backends.h"
 #include "support/random.h"
 
 namespace tidal::parity {
@@ -16,9 +17,9 @@ namespace tidal::parity {
 using test::Random;
 
 /// Backends that are held against the reference. A new one joins here.
-inline const std::vector<std::string> kBackends = {"cpu"};
+inline const std::vector<std::string> kBackends = {"cpu", "cuda"};
 /// The same and the reference itself, for what must hold on any.
-inline const std::vector<std::string> kAllBackends = {"reference", "cpu"};
+inline const std::vector<std::string> kAllBackends = {"reference", "cpu", "cuda"};
 
 /// Heads and sizes for the attention operations; the rest of the shape follows.
 Hyperparameters attention_shape(int group, int kv_heads, int head_dim);

@@ -9,8 +9,8 @@ using test::same_bits;
 using test::small_plan;
 using test::SmallEngine;
 
-class Correction : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(All, Correction, testing::Values("reference", "cpu"),
+class Correction : public test::BackendTest<std::string> {};
+INSTANTIATE_TEST_SUITE_P(All, Correction, testing::ValuesIn(test::kBackends),
                          [](const auto& info) { return info.param; });
 
 /// Decodes `tokens` one by one.

@@ -10,14 +10,14 @@ namespace {
 
 using Parameters = std::tuple<std::string, ggml_type>;
 
-class Results : public testing::TestWithParam<Parameters> {
+class Results : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
   ggml_type type() const { return std::get<1>(GetParam()); }
 };
 
 INSTANTIATE_TEST_SUITE_P(All, Results,
-                         testing::Combine(testing::Values("reference", "cpu"),
+                         testing::Combine(testing::ValuesIn(test::kBackends),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0)),
                          [](const auto& info) {
                            return std::get<0>(info.param) + "_" + ggml_type_name(std::get<1>(info.param));

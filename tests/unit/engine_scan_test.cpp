@@ -26,7 +26,7 @@ Plan mixed_plan() {
   return plan;
 }
 
-class Scanning : public testing::TestWithParam<std::string> {
+class Scanning : public test::BackendTest<std::string> {
  protected:
   /// The sketches of all full blocks are those of the keys in them.
   void expect_current(SmallEngine& setup, const Sequence& sequence, int bits = 2) {
@@ -53,7 +53,7 @@ class Scanning : public testing::TestWithParam<std::string> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(All, Scanning, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(All, Scanning, testing::ValuesIn(test::kBackends),
                          [](const auto& info) { return info.param; });
 
 TEST_P(Scanning, SketchesFollowPrefillAndDecode) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "support/backends.h"
 #include "support/error.h"
 #include "support/small_model.h"
 

@@ -32,9 +32,9 @@ std::vector<std::vector<std::vector<float>>> alone(const std::string& backend, s
   return logits;
 }
 
-class TeacherForced : public testing::TestWithParam<std::string> {};
+class TeacherForced : public test::BackendTest<std::string> {};
 
-INSTANTIATE_TEST_SUITE_P(All, TeacherForced, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(All, TeacherForced, testing::ValuesIn(test::kBackends),
                          [](const auto& info) { return info.param; });
 
 TEST_P(TeacherForced, EveryPlanGetsWhatItGetsAlone) {

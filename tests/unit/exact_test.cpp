@@ -15,8 +15,8 @@ using test::random_tokens;
 using test::small_plan;
 using test::SmallEngine;
 
-class Exact : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(All, Exact, testing::Values("reference", "cpu"), [](const auto& info) { return info.param; });
+class Exact : public test::BackendTest<std::string> {};
+INSTANTIATE_TEST_SUITE_P(All, Exact, testing::ValuesIn(test::kBackends), [](const auto& info) { return info.param; });
 
 /// Draws by inverse transform; number i of a seed is the same for a draft and for the token itself.
 class SeededChooser final : public TokenChooser {

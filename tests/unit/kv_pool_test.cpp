@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "engine/sequence.h"
+#include "support/backends.h"
 #include "support/error.h"
 #include "support/small_model.h"
 
@@ -14,7 +15,7 @@ namespace {
 
 using test::error_of;
 
-class Pool : public testing::TestWithParam<std::string> {
+class Pool : public test::BackendTest<std::string> {
  protected:
   /// Writes `value` all over a block, or reads one element of the first and last layer.
   void fill(KvPool& pool, BlockId block, float value) {
@@ -41,11 +42,16 @@ class Pool : public testing::TestWithParam<std::string> {
     sequence.append(tokens(count), dense);
   }
 
-  std::unique_ptr<Backend> backend_ = make_backend(GetParam(), 1);
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (!IsSkipped()) backend_ = make_backend(GetParam(), 1);
+  }
+
+  std::unique_ptr<Backend> backend_;
   Hyperparameters hp_ = test::small_shape(3);
 };
 
-INSTANTIATE_TEST_SUITE_P(All, Pool, testing::Values("reference", "cpu"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(All, Pool, testing::ValuesIn(test::kBackends), [](const auto& info) { return info.param; });
 
 TEST_P(Pool, HandsOutAscendingBlocksOnce) {
   KvPool pool(*backend_, hp_, 3);

@@ -69,8 +69,8 @@ TEST(Policy, WhatIsNoShareIsRefused) {
   EXPECT_EQ(check_error(policy), "no error");
 }
 
-class PolicyDecode : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(All, PolicyDecode, testing::Values("reference", "cpu"),
+class PolicyDecode : public test::BackendTest<std::string> {};
+INSTANTIATE_TEST_SUITE_P(All, PolicyDecode, testing::ValuesIn(test::kBackends),
                          [](const auto& info) { return info.param; });
 
 std::vector<float> decode_by(SmallEngine& setup, const Policy& policy, int prefix) {

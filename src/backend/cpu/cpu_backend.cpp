@@ -13,6 +13,7 @@
 #include "backend/cpu/rounded_rows.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/error.h"
+#include "core/read_stream.h"
 
 namespace tidal {
 namespace {
@@ -28,6 +29,7 @@ class CpuBackend final : public Backend {
 
   std::string_view name() const override { return "cpu"; }
   int decode_rows() const override { return kShortChunk; }
+  double read_stream() override { return ReadStream(threads_).measure(); }
   Buffer allocate(size_t bytes, std::string_view what) override { return allocate_memory(bytes, what); }
   Weight upload(const Weight& host) override { return host; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }

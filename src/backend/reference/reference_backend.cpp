@@ -10,6 +10,7 @@
 #include "backend/reference/math.h"
 #include "backend/reference/select.h"
 #include "core/error.h"
+#include "core/read_stream.h"
 
 namespace tidal {
 namespace {
@@ -58,6 +59,7 @@ class ReferenceBackend final : public Backend {
  public:
   std::string_view name() const override { return "reference"; }
   int decode_rows() const override { return std::numeric_limits<int>::max(); }
+  double read_stream() override { return ReadStream(1).measure(); }
 
   Buffer allocate(size_t bytes, std::string_view what) override {
     void* data = ::operator new(bytes, kAlignment, std::nothrow);

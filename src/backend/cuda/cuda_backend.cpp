@@ -1,0 +1,384 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cuda/attention.h"
+#include "backend/cuda/device.h"
+#include "backend/cuda/error.h"
+#include "backend/cuda/graphs.h"
+#include "backend/cuda/matrices.h"
+#include "backend/cuda/op_list.h"
+#include "backend/cuda/prefill_attention.h"
+#include "backend/cuda/read_stream.h"
+#include "backend/cuda/step_upload.h"
+#include "backend/cuda/weights.h"
+#include "core/error.h"
+
+namespace tidal::cuda {
+namespace {
+
+/// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
+constexpr int kPrefillRows = 2048;
+/// Most rows whose logits are made at once: bounds the memory for them.
+constexpr int kLogitRows = 64;
+
+bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
+  return a.width == b.width && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
+         a.ffn == b.ffn && a.vocab == b.vocab && a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies;
+}
+
+size_t logits_bytes(const Hyperparameters& hp, int max_rows) {
+  return sizeof(float) * static_cast<size_t>(std::min(kLogitRows, max_rows)) * hp.vocab;
+}
+
+/// Writes the operations of a pass down and launches them when something waits for them: logits(), or an access to
+/// memory. All work is on one stream.
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(bool graphs) : use_graphs_(graphs), stream_(make_stream()) {}
+  ~CudaBackend() override { cudaStreamSynchronize(stream_); }
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+
+  std::string_view name() const override { return "cuda"; }
+  std::string device() const override { return device_name(); }
+  int decode_rows() const override { return kDecodeRows; }
+  int prefill_rows() const override { return kPrefillRows; }
+  double read_stream() override { return measure_read_stream(stream_); }
+
+  Buffer allocate(size_t bytes, std::string_view what) override {
+    return allocate_device(bytes, std::string(what).c_str());
+  }
+  Weight upload(const Weight& host) override { return weights_.upload(host); }
+  ggml_type matrix_type(ggml_type) const override { return GGML_TYPE_BF16; }
+  int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
+  int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
+  void copy(std::byte* to, const std::byte* from, size_t bytes) override;
+  void write(std::byte* to, const std::byte* from, size_t bytes) override;
+  void read(std::byte* to, const std::byte* from, size_t bytes) override;
+  void sketch(KvLayer kv, std::span<const BlockId> blocks) override;
+  void reserve(const Hyperparameters& hp, int max_rows, int max_context) override;
+
+  void begin(const Hyperparameters& hp, const Batch& batch) override;
+  void embed(const Weight& embedding, const Batch& batch, Rows x) override;
+  void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void project(const Layer& layer, Rows out, Rows x) override;
+  void mlp(const Layer& layer, Rows x) override;
+  void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
+
+ private:
+  /// Launches what is written down. `whole`: it is a whole pass, which may come again.
+  void flush(bool whole = false);
+  void launch();
+  void launch(const AnglesOp&) { matrices_.begin(list_.shape.tables, list_.shape.rows, stream_); }
+  void launch(const EmbedOp& op);
+  void launch(const QkvOp& op);
+  void launch(const AttendOp& op);
+  void launch(const PrefillOp& op);
+  void launch(const ProjectOp& op);
+  void launch(const MlpOp& op);
+  void launch(const LogitsOp& op);
+
+  PassRows pass_rows() const { return {list_.shape.rows, list_.shape.decode_rows, long_chunks_}; }
+  void synchronise(const char* what) { check(cudaStreamSynchronize(stream_), what); }
+
+  bool use_graphs_;
+  Stream stream_;
+  DeviceWeights weights_;
+  Matrices matrices_;
+  DecodeAttention attention_;
+  StepUpload upload_;
+  Graphs graphs_;
+  Buffer device_logits_, host_logits_;  // [kLogitRows, vocab]
+  Buffer listed_blocks_;                // of sketch()
+
+  Hyperparameters hp_;  // of reserve()
+  int max_rows_ = 0, max_context_ = 0;
+  OpList list_;
+  std::vector<int> long_chunks_;  // of the pass: rows of each chunk that is not of decode rows
+};
+
+void CudaBackend::copy(std::byte* to, const std::byte* from, size_t bytes) {
+  flush();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the device");
+}
+
+void CudaBackend::write(std::byte* to, const std::byte* from, size_t bytes) {
+  flush();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the device");
+  synchronise("copying to the device");
+}
+
+void CudaBackend::read(std::byte* to, const std::byte* from, size_t bytes) {
+  flush();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+  synchronise("copying from the device");
+}
+
+void CudaBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
+  if (blocks.empty()) return;
+  flush();
+  if (listed_blocks_.bytes() < blocks.size_bytes()) {
+    listed_blocks_ = allocate_device(blocks.size_bytes(), "list of blocks to be sketched");
+  }
+  write(listed_blocks_.as<std::byte>(), reinterpret_cast<const std::byte*>(blocks.data()), blocks.size_bytes());
+  launch_sketch_blocks(kv, listed_blocks_.as<BlockId>(), static_cast<int>(blocks.size()), stream_);
+}
+
+int64_t CudaBackend::reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
+  return Matrices::workspace_bytes(hp, max_rows) +
+         static_cast<int64_t>(DecodeAttention::workspace_bytes(hp, max_rows, max_context) +
+                              StepUpload::bytes(max_rows, max_context) + logits_bytes(hp, max_rows));
+}
+
+void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
+  flush();
+  synchronise("making room for a pass");
+  hp_ = hp;
+  max_rows_ = max_rows;
+  max_context_ = max_context;
+  const bool moved[] = {matrices_.reserve(hp, max_rows), attention_.reserve(hp, max_rows, max_context),
+                        upload_.reserve(max_rows, max_context), device_logits_.bytes() < logits_bytes(hp, max_rows)};
+  if (moved[3]) {
+    device_logits_ = allocate_device(logits_bytes(hp, max_rows), "logits");
+    host_logits_ = allocate_pinned(logits_bytes(hp, max_rows), "logits");
+  }
+  // What a graph has in it beside addresses comes from the shape of the model.
+  graphs_.clear();
+}
+
+void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
+  flush();
+  if (!same_shape(hp, hp_)) fail("cuda backend: a pass of another model than was reserved for");
+  if (batch.rows() > max_rows_) fail("cuda backend: {} rows in a pass, reserved for {}", batch.rows(), max_rows_);
+  PassShape shape;
+  shape.rows = batch.rows();
+  shape.chunks = static_cast<int>(batch.chunks.size());
+  long_chunks_.clear();
+  for (const Chunk& chunk : batch.chunks) {
+    if (chunk.context() > max_context_) {
+      fail("cuda backend: a context of {}, reserved for {}", chunk.context(), max_context_);
+    }
+    shape.longest = std::max(shape.longest, chunk.rows);
+    if (chunk.rows > kDecodeRows) {
+      long_chunks_.push_back(chunk.rows);
+      continue;
+    }
+    ++shape.decode_chunks;
+    shape.decode_rows += chunk.rows;
+  }
+  upload_.begin(batch, stream_);
+  shape.tables = upload_.tables();
+  list_.shape = shape;
+  list_.ops.emplace_back(AnglesOp{});
+}
+
+void CudaBackend::embed(const Weight& embedding, const Batch&, Rows x) {
+  list_.ops.emplace_back(EmbedOp{embedding, x.data});
+}
+
+void CudaBackend::qkv(const Layer& layer, const Batch&, Rows x, Rows q, KvLayer kv) {
+  list_.ops.emplace_back(QkvOp{list_.add(layer), x.data, q.data, kv});
+}
+
+void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+  if (!upload_.has_policies(batch)) {
+    flush();
+    upload_.set_policies(batch, stream_);
+  }
+  // Neighbours that do the same go together.
+  AttendOp run;
+  const auto joins = [&](AttendOp op) {
+    op.first_row = run.first_row;
+    op.rows = run.rows;
+    return op == run;
+  };
+  const auto end_run = [&] {
+    if (run.rows > 0) list_.ops.emplace_back(run);
+  };
+  for (int c = 0; c < list_.shape.decode_chunks; ++c) {
+    const Chunk& chunk = batch.chunks[c];
+    AttendOp op;
+    op.first_row = chunk.first_row;
+    op.rows = chunk.rows;
+    op.role = chunk.role(layer);
+    op.q = q;
+    op.kv = kv;
+    op.out = out;
+    if (op.role != Role::Dense) {
+      op.scope = chunk.policy.scope;
+      op.selection = selection;
+    }
+    if (selects(op.role)) op.pooling = chunk.policy.pooling;
+    if (op.role == Role::Scan) op.sketch_bits = chunk.policy.sketch_bits;
+    if (run.rows > 0 && joins(op)) {
+      run.rows += op.rows;
+      continue;
+    }
+    end_run();
+    run = op;
+  }
+  end_run();
+  for (int c = list_.shape.decode_chunks; c < list_.shape.chunks; ++c) {
+    const Chunk& chunk = batch.chunks[c];
+    list_.ops.emplace_back(PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, q, kv, out});
+  }
+}
+
+void CudaBackend::project(const Layer& layer, Rows out, Rows x) {
+  list_.ops.emplace_back(ProjectOp{list_.add(layer), out.data, x.data});
+}
+
+void CudaBackend::mlp(const Layer& layer, Rows x) { list_.ops.emplace_back(MlpOp{list_.add(layer), x.data}); }
+
+void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
+                         std::span<float> logits) {
+  const int wanted = static_cast<int>(batch.logit_rows.size());
+  const size_t vocab = static_cast<size_t>(output.rows);
+  const int most = static_cast<int>(device_logits_.bytes() / (sizeof(float) * vocab));
+  // Chunks that want few rows take the skinny product, even long ones. Every chunk decides for itself, so that its
+  // logits do not depend on its company; neighbours that take the skinny product go together.
+  int begin = 0;  // of the slice
+  bool decode = true;
+  const auto run = [&](int end) {
+    while (begin < end) {
+      const int rows = std::min(end - begin, most);
+      list_.ops.emplace_back(LogitsOp{norm, output, begin, rows, decode, x.data});
+      flush(rows == wanted);
+      synchronise("computing logits");
+      std::memcpy(logits.data() + begin * vocab, host_logits_.as<float>(), sizeof(float) * vocab * rows);
+      begin += rows;
+    }
+  };
+  int end = 0;
+  for (const Chunk& chunk : batch.chunks) {
+    int next = end;
+    while (next < wanted && batch.logit_rows[next] < chunk.first_row + chunk.rows) ++next;
+    const bool few = next - end <= kDecodeRows;
+    if (next > end && !(few && decode)) {
+      run(end);
+      decode = few;
+    }
+    end = next;
+  }
+  run(end);
+  flush(wanted == 0);
+}
+
+void CudaBackend::flush(bool whole) {
+  if (list_.ops.empty()) return;
+  try {
+    // Only what starts at the beginning of a pass and has no long chunk comes again as it is.
+    const bool repeats =
+        whole && std::holds_alternative<AnglesOp>(list_.ops.front()) && list_.shape.decode_rows == list_.shape.rows;
+    if (use_graphs_ && repeats) {
+      graphs_.run(list_, stream_, [this] { launch(); });
+    } else {
+      launch();
+    }
+  } catch (...) {
+    list_.clear();
+    throw;
+  }
+  list_.clear();
+}
+
+void CudaBackend::launch() {
+  for (const Op& op : list_.ops) {
+    std::visit([this](const auto& one) { launch(one); }, op);
+  }
+  matrices_.finish(stream_);
+}
+
+void CudaBackend::launch(const EmbedOp& op) {
+  matrices_.embed({.embedding = op.embedding, .tables = list_.shape.tables, .rows = list_.shape.rows, .x = op.x},
+                  stream_);
+}
+
+void CudaBackend::launch(const QkvOp& op) {
+  const PassShape& shape = list_.shape;
+  matrices_.qkv({.layer = &list_.layers[op.layer],
+                 .tables = shape.tables,
+                 .pass = pass_rows(),
+                 .x = op.x,
+                 .q = op.q,
+                 .kv = op.kv},
+                stream_);
+  // Apart, so that the grid of the many short chunks is not made for the longest.
+  const int longs = shape.chunks - shape.decode_chunks;
+  if (shape.decode_chunks > 0) {
+    launch_sketch_filled(op.kv, shape.tables, 0, shape.decode_chunks, std::min(shape.longest, kDecodeRows), stream_);
+  }
+  if (longs > 0) launch_sketch_filled(op.kv, shape.tables, shape.decode_chunks, longs, shape.longest, stream_);
+}
+
+void CudaBackend::launch(const AttendOp& op) {
+  attention_.attend({.tables = list_.shape.tables,
+                     .first_row = op.first_row,
+                     .rows = op.rows,
+                     .role = op.role,
+                     .scope = op.scope,
+                     .pooling = op.pooling,
+                     .sketch_bits = op.sketch_bits,
+                     .q = op.q,
+                     .kv = op.kv,
+                     .selection = op.selection,
+                     .out = op.out},
+                    stream_);
+}
+
+void CudaBackend::launch(const PrefillOp& op) {
+  launch_prefill_attention({.q = op.q.row(op.first_row),
+                            .kv = op.kv.data,
+                            .blocks = upload_.blocks(op.chunk),
+                            .out = op.out.row(op.first_row),
+                            .rows = op.rows,
+                            .position = op.position,
+                            .heads = hp_.heads,
+                            .kv_heads = hp_.kv_heads,
+                            .head_dim = hp_.head_dim},
+                           stream_);
+}
+
+void CudaBackend::launch(const ProjectOp& op) {
+  matrices_.project({.layer = &list_.layers[op.layer], .pass = pass_rows(), .out = op.out, .x = op.x}, stream_);
+}
+
+void CudaBackend::launch(const MlpOp& op) {
+  const Layer* const layer = &list_.layers[op.layer];
+  const bool last = layer == &list_.layers.back();
+  matrices_.mlp({.layer = layer, .pass = pass_rows(), .x = op.x, .next = last ? nullptr : layer + 1}, stream_);
+}
+
+void CudaBackend::launch(const LogitsOp& op) {
+  matrices_.logits({.norm = op.norm,
+                    .output = op.output,
+                    .logit_rows = list_.shape.tables.logit_rows + op.first,
+                    .pass = {op.rows, op.decode ? op.rows : 0, {&op.rows, op.decode ? 0u : 1u}},
+                    .x = op.x,
+                    .logits = device_logits_.as<float>()},
+                   stream_);
+  check(cudaMemcpyAsync(host_logits_.as<void>(), device_logits_.as<void>(),
+                        sizeof(float) * static_cast<size_t>(op.output.rows) * op.rows, cudaMemcpyDeviceToHost, stream_),
+        "copying logits");
+}
+
+}  // namespace
+
+bool has_device() {
+  try {
+    open_device();
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+std::unique_ptr<Backend> make_backend(bool graphs) {
+  open_device();
+  return std::make_unique<CudaBackend>(graphs);
+}
+
+}  // namespace tidal::cuda

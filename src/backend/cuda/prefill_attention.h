@@ -1,0 +1,28 @@
+// Dense causal attention of one long chunk over the paged cache.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/bf16.h"
+
+namespace tidal::cuda {
+
+struct PrefillAttentionParams {
+  const float* q = nullptr;         ///< [rows, heads * head_dim], the chunk's; rounded to bf16
+  const Bf16* kv = nullptr;         ///< [block][kv_head][64 tokens][K head_dim | V head_dim], those of `rows` included
+  const int32_t* blocks = nullptr;  ///< [blocks of position + rows positions], device memory: the chunk's block table
+  float* out = nullptr;             ///< [rows, heads * head_dim], written
+  int rows = 0;
+  int position = 0;  ///< of the first row: row r attends to positions 0 to position + r
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;  ///< a multiple of 16 up to 256
+};
+
+/// Softmax weights are rounded to bf16, everything else is float32. A row's result does not depend on other rows.
+/// Throws Error for a head size that there is no kernel for.
+void launch_prefill_attention(const PrefillAttentionParams& params, cudaStream_t stream);
+
+}  // namespace tidal::cuda

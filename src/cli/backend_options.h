@@ -1,0 +1,29 @@
+// Which backend a command runs on.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "backend/backend.h"
+
+namespace tidal {
+
+struct BackendOptions {
+  std::string backend = "auto";
+  std::optional<int> gpu_layers;  ///< as llama.cpp's -ngl; negative: all
+};
+
+/// Adds --backend and --n-gpu-layers. `options` must outlive the parsing.
+void add_backend_options(CLI::App& app, BackendOptions& options);
+/// What -ngl is called where the parser knows no short flags of several letters.
+void spell_out_short_flags(int argc, char** argv);
+
+/// The backend that the flags name. `layers` gives the model's layers where they count; a model file has them, too.
+/// Throws Error for an unknown name, layers on both sides, and flags that contradict each other.
+std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads, const std::function<int()>& layers);
+std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads, const std::string& model);
+
+}  // namespace tidal

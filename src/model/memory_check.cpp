@@ -1,0 +1,27 @@
+#include "model/memory_check.h"
+
+#include <limits>
+
+#include "core/error.h"
+
+namespace tidal {
+
+int64_t kept_bytes(const Backend& backend, ggml_type type, int64_t rows, int64_t cols) {
+  return static_cast<int64_t>(ggml_row_size(rows > 1 ? backend.matrix_type(type) : type, cols)) * rows;
+}
+
+void check_memory(const Backend& backend, const std::string& name, int64_t weights, const Hyperparameters& hp,
+                  const MemoryBeside& beside) {
+  constexpr double kGibi = 1 << 30;
+  const int64_t free = backend.free_bytes();
+  if (free == std::numeric_limits<int64_t>::max()) return;
+  const int64_t more = beside ? beside(hp) : 0;
+  if (weights + more <= free) return;
+  fail(
+      "{}: needs {:.2f} GiB of memory (weights {:.2f}, KV cache and workspace {:.2f}), the {} backend has {:.2f} GiB "
+      "free",
+      name, static_cast<double>(weights + more) / kGibi, static_cast<double>(weights) / kGibi,
+      static_cast<double>(more) / kGibi, backend.name(), static_cast<double>(free) / kGibi);
+}
+
+}  // namespace tidal

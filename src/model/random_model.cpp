@@ -1,0 +1,121 @@
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "core/error.h"
+#include "model/memory_check.h"
+#include "model/model.h"
+
+namespace tidal {
+namespace {
+
+/// A weight to be made: a matrix, or a vector of one value.
+struct Part {
+  Weight* weight;
+  int64_t rows, cols;
+  float value = 0;
+
+  bool vector() const { return rows == 1; }
+};
+
+std::vector<Part> parts_of(Model& model) {
+  const Hyperparameters& hp = model.hp;
+  std::vector<Part> parts = {{&model.embedding, hp.vocab, hp.width},
+                             {&model.output, hp.vocab, hp.width},
+                             {&model.output_norm, 1, hp.width, 1.0f}};
+  for (Layer& layer : model.layers) {
+    parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f},
+                               {&layer.wq, hp.q_width(), hp.width},
+                               {&layer.wk, hp.kv_width(), hp.width},
+                               {&layer.wv, hp.kv_width(), hp.width},
+                               {&layer.wo, hp.width, hp.q_width()},
+                               {&layer.ffn_norm, 1, hp.width, 1.0f},
+                               {&layer.gate, hp.ffn, hp.width},
+                               {&layer.up, hp.ffn, hp.width},
+                               {&layer.down, hp.width, hp.ffn}});
+    if (hp.architecture == "qwen2") {
+      parts.insert(parts.end(),
+                   {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
+    }
+    if (hp.architecture == "qwen3") {
+      parts.insert(parts.end(), {{&layer.q_norm, 1, hp.head_dim, 1.0f}, {&layer.k_norm, 1, hp.head_dim, 1.0f}});
+    }
+  }
+  return parts;
+}
+
+constexpr int64_t kRow = 1024, kRows = 1024;
+
+/// A stretch of noise, quantised.
+std::vector<std::byte> noise_of(ggml_type type, uint64_t seed) {
+  if (kRow % ggml_blck_size(type) != 0 || (type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float)) {
+    fail("weight type: {} cannot be used for random weights", ggml_type_name(type));
+  }
+  std::vector<float> noise(kRow * kRows);
+  uint64_t state = seed * 2 + 1;
+  for (float& value : noise) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    value = static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f * 0.05f;
+  }
+  std::vector<std::byte> quantised(ggml_row_size(type, kRow) * kRows);
+  const std::vector<float> importance(kRow, 1.0f);  // some quantisations insist on one
+  ggml_quantize_chunk(type, noise.data(), quantised.data(), 0, kRows, kRow, importance.data());
+  return quantised;
+}
+
+/// Lays `pattern` over the memory again and again.
+void fill(Backend& backend, const std::vector<std::byte>& pattern, std::byte* data, size_t bytes) {
+  size_t done = std::min(pattern.size(), bytes);
+  backend.write(data, pattern.data(), done);
+  for (size_t more; done < bytes; done += more) {
+    more = std::min(done, bytes - done);
+    backend.copy(data + done, data, more);
+  }
+}
+
+}  // namespace
+
+Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Backend& backend,
+                   const MemoryBeside& beside) {
+  type = backend.matrix_type(type);
+  Model model;
+  model.hp = hp;
+  model.layers.resize(hp.layers);
+  model.quantisation = ggml_type_name(type);
+  // The values do not matter to a benchmark; that they are finite and stand in memory of their own does.
+  const std::vector<std::byte> noise = noise_of(type, seed);
+  const std::vector<Part> parts = parts_of(model);
+  const auto type_of = [&](const Part& part) { return part.vector() ? GGML_TYPE_F32 : type; };
+  // One run of memory: matrices that lie one behind the other may be multiplied as one.
+  constexpr int64_t kAlignment = 256;
+  int64_t bytes = 0;
+  for (const Part& part : parts) {
+    if (!part.vector() && part.cols % ggml_blck_size(type) != 0) {
+      fail("weight type: rows of {} elements cannot be {}, expected a multiple of {}", part.cols, ggml_type_name(type),
+           ggml_blck_size(type));
+    }
+    const int64_t size = kept_bytes(backend, type_of(part), part.rows, part.cols);
+    bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  check_memory(backend, "random weights", bytes, hp, beside);
+
+  // In the backend's own memory at once: on the host, a large model's weights would take long to make and to send.
+  const auto memory = std::make_shared<Buffer>(backend.allocate(static_cast<size_t>(bytes), "random weights"));
+  auto* data = memory->as<std::byte>();
+  for (const Part& part : parts) {
+    Weight weight{type_of(part), part.rows, part.cols, data};
+    const size_t size = weight.bytes();
+    if (part.vector()) {
+      const std::vector<float> values(static_cast<size_t>(part.cols), part.value);
+      backend.write(data, reinterpret_cast<const std::byte*>(values.data()), size);
+    } else {
+      fill(backend, noise, data, size);
+    }
+    *part.weight = weight;
+    data += (size + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  model.storage = memory;
+  return model;
+}
+
+}  // namespace tidal

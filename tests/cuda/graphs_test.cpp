@@ -1,0 +1,53 @@
+// CUDA graphs change nothing, and neither does running a step again.
+#include <gtest/gtest.h>
+
+#include "backend/cuda/cuda_backend.h"
+#include "unit/engine_setup.h"
+
+namespace tidal::test {
+namespace {
+
+class CudaGraphs : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!has_cuda_device()) GTEST_SKIP() << "no CUDA device";
+  }
+};
+
+/// A session with everything that makes lists of operations differ: batches that grow and shrink, plans, prefill
+/// between decode steps, blocks that fill.
+std::vector<float> session(bool graphs, const Plan& plan) {
+  const auto backend = cuda::make_backend(graphs);
+  const Model model = random_small_model(small_shape(), GGML_TYPE_F32, *backend);
+  Engine engine(*backend, model, plan, {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8});
+  std::vector<Sequence> sequences;
+  std::vector<float> all;
+  for (int i = 0; i < 4; ++i) {
+    sequences.push_back(engine.create());
+    engine.prefill(sequences.back(), random_tokens(20 + 60 * i, i));
+  }
+  for (int step = 0; step < 80; ++step) {
+    const std::vector<Token> token = {step % 97};
+    const size_t count = step % 10 == 9 ? 1 : 2 + step / 40 * 2;
+    std::vector<Engine::Request> requests;
+    for (size_t s = 0; s < count; ++s) {
+      requests.push_back({.sequence = &sequences[s], .tokens = token, .decode = true});
+    }
+    const auto logits = engine.step(requests);
+    all.insert(all.end(), logits.begin(), logits.end());
+    if (step == 50) engine.prefill(sequences[0], random_tokens(30, 9));
+  }
+  return all;
+}
+
+TEST_F(CudaGraphs, GiveWhatTheirLaunchesGive) {
+  Plan scan = Plan::sketch(6, 1, sketch_policy(kBudget));
+  for (const Plan& plan : {Plan::full(6), small_plan(), scan}) {
+    const std::vector<float> with = session(true, plan);
+    EXPECT_EQ(with, session(false, plan));
+    EXPECT_EQ(with, session(true, plan)) << "the same again";
+  }
+}
+
+}  // namespace
+}  // namespace tidal::test
