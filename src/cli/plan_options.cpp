@@ -179,8 +179,11 @@ ChosenPlan sketch_plan(const PlanOptions& options, const Budget& budget, const H
     fail("--dense-layers: {} given, expected 0 to {} so that one of {} layers is left to scan", dense, hp.layers - 1,
          hp.layers);
   }
-  return {Plan::sketch(hp.layers, dense, policy_from(options.policy.value_or("default"), budget, sketch_policy)),
-          options.dense_layers ? "given" : "default"};
+  Plan plan = Plan::sketch(hp.layers, dense, policy_from(options.policy.value_or("default"), budget, sketch_policy));
+  if (options.dense_layers) return {plan, "given"};
+  const std::vector<int> reuse = default_reuse(hp);
+  for (const int layer : reuse) plan.roles[layer] = Role::Sparse;
+  return {plan, reuse.empty() ? "default" : "measured for this model"};
 }
 
 }  // namespace

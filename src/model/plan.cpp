@@ -37,24 +37,28 @@ void check_policy(const Policy& policy) {
   }
 }
 
-struct MeasuredReselect {
+struct MeasuredModel {
   const char* architecture;
   int layers, width, kv_heads;
   int reselect;
+  std::vector<int> reuse = {};  ///< default_reuse()
 };
 
 // Models are told apart by shape, since names in files differ. Sources: LLaMA-2-7B and Llama-3-8B from TidalDecode
 // (arXiv 2410.05076, section 4.4); the others from docs/plans.md.
-constexpr MeasuredReselect kMeasured[] = {
-    {"llama", 32, 4096, 32, 7},  // LLaMA-2-7B
-    {"llama", 32, 4096, 8, 13},  // Llama-3-8B
-    {"qwen2", 28, 1536, 2, 19},  // Qwen2.5-1.5B
-    {"qwen2", 24, 896, 2, 11},   // Qwen2.5-0.5B
-    {"llama", 30, 576, 3, 17},   // SmolLM2-135M
-};
+const std::vector<MeasuredModel>& measured_models() {
+  static const std::vector<MeasuredModel> models = {
+      {"llama", 32, 4096, 32, 7},                               // LLaMA-2-7B
+      {"llama", 32, 4096, 8, 13},                               // Llama-3-8B
+      {"qwen2", 28, 1536, 2, 19},                               // Qwen2.5-1.5B
+      {"qwen2", 24, 896, 2, 11, {1, 5, 6, 8, 14, 18, 19, 20}},  // Qwen2.5-0.5B
+      {"llama", 30, 576, 3, 17},                                // SmolLM2-135M
+  };
+  return models;
+}
 
-const MeasuredReselect* measured(const Hyperparameters& hp) {
-  for (const MeasuredReselect& entry : kMeasured) {
+const MeasuredModel* measured(const Hyperparameters& hp) {
+  for (const MeasuredModel& entry : measured_models()) {
     if (hp.architecture == entry.architecture && hp.layers == entry.layers && hp.width == entry.width &&
         hp.kv_heads == entry.kv_heads) {
       return &entry;
@@ -145,10 +149,15 @@ Policy paper_policy(int budget) {
 }
 
 int default_reselect(const Hyperparameters& hp) {
-  if (const MeasuredReselect* entry = measured(hp)) return entry->reselect;
+  if (const MeasuredModel* entry = measured(hp)) return entry->reselect;
   // Between the paper's 0.4 of the depth and the 0.46 to 0.68 of the models measured here; docs/plans.md tells how to
   // find a model's own.
   return std::max(3, static_cast<int>(std::lround(0.45 * hp.layers)));
+}
+
+std::vector<int> default_reuse(const Hyperparameters& hp) {
+  const MeasuredModel* entry = measured(hp);
+  return entry ? entry->reuse : std::vector<int>();
 }
 
 bool reselect_is_measured(const Hyperparameters& hp) { return measured(hp) != nullptr; }

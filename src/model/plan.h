@@ -49,6 +49,9 @@ Policy paper_policy(int budget);
 
 /// The middle Select layer: from the table of measured models, else by the rule in plan.cpp.
 int default_reselect(const Hyperparameters& hp);
+/// Layers that read the selection of the Scan layer before them at hardly any loss, measured for this very shape
+/// (docs/accuracy.md): where all others scan, these may be Sparse. Empty where it is not known.
+std::vector<int> default_reuse(const Hyperparameters& hp);
 /// True when default_reselect() comes from a measurement of this very shape.
 bool reselect_is_measured(const Hyperparameters& hp);
 

@@ -27,6 +27,19 @@ TEST(ChoosePlan, WithoutFlagsSketch) {
   EXPECT_EQ(kind_of(chosen.plan), "sketch");
 }
 
+TEST(ChoosePlan, LayersThatMayReuseASelectionDoSo) {
+  Hyperparameters qwen;
+  qwen.architecture = "qwen2";
+  qwen.layers = 24;
+  qwen.width = 896;
+  qwen.kv_heads = 2;
+  const ChosenPlan chosen = choose_plan({.attention = "sketch"}, qwen);
+  EXPECT_EQ(plan_name(chosen.plan), "K=256, sketch 2 bits, sparse 1+5-6+8+14+18-20");
+  EXPECT_EQ(chosen.source, "measured for this model");
+  EXPECT_EQ(plan_name(choose_plan({.dense_layers = 0}, qwen).plan), "K=256, sketch 2 bits");
+  EXPECT_EQ(plan_name(choose_plan({.dense_layers = 2}, qwen).plan), "K=256, sketch 2 bits, dense 0-1");
+}
+
 TEST(ChoosePlan, TidalPlansSayWhereTheirLayersComeFrom) {
   const ChosenPlan chosen = choose_plan({.attention = "tidal"}, six_layers());
   EXPECT_EQ(chosen.plan, Plan::tidal(6, default_reselect(six_layers()), default_policy(256)));
