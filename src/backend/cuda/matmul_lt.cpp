@@ -21,6 +21,7 @@ class Library {
     return library;
   }
 
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a declared name cannot stand in parentheses
 #define TIDAL_LT(name) decltype(&cublasLt##name) name = load<decltype(&cublasLt##name)>("cublasLt" #name)
  private:
   void* handle_ = open();
@@ -76,7 +77,7 @@ struct Key {
   int rows, cols, w_rows, stride;
   bool rounded, add;
   uint32_t x_alignment, w_alignment, y_alignment;
-  auto operator<=>(const Key&) const = default;
+  auto operator<=>(const Key&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 sees a 0 in it
 };
 
 /// How one shape is computed. The library sees column-major matrices: y^T [w_rows, rows] = W x^T, W transposed.
