@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <vector>
 
+#include "backend/cuda/dequantise.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/error.h"
 #include "core/bf16.h"
@@ -17,36 +17,47 @@ namespace tidal::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-constexpr size_t kStage = size_t{16} << 20;  // bytes of one of the two pieces of pinned memory on the way
+constexpr int64_t kStage = int64_t{8} << 20;   // bytes that are sent at once
+constexpr int64_t kCopy = int64_t{256} << 10;  // bytes that a thread copies at once
+constexpr const char* kWhat = "copying weights to the device";
 
 /// Float32 vectors stay what they are.
 bool is_vector(const Weight& weight) { return weight.type == GGML_TYPE_F32 && weight.rows == 1; }
-int64_t row_bytes(const Weight& weight) { return weight.cols * (is_vector(weight) ? 4 : 2); }
+int64_t device_bytes(const Weight& weight) { return weight.rows * weight.cols * (is_vector(weight) ? 4 : 2); }
 
-/// Rows [first, first + count) as they will be on the device.
-void convert(const Weight& weight, int64_t first, int64_t count, std::byte* to) {
-  const int64_t bytes = row_bytes(weight);
+/// The host's bytes are the device's.
+bool is_sent_as_it_is(const Weight& weight) { return is_vector(weight) || weight.type == GGML_TYPE_BF16; }
+
+/// By all threads: one does not copy as fast as the device takes it, and where the file is not in memory yet, each of
+/// them waits for another piece of it.
+void copy(const std::byte* from, int64_t bytes, std::byte* to) {
+#pragma omp parallel for schedule(static) if (bytes > kCopy)
+  for (int64_t at = 0; at < bytes; at += kCopy) {
+    std::memcpy(to + at, from + at, static_cast<size_t>(std::min(kCopy, bytes - at)));
+  }
+}
+
+/// Rows [first, first + count) in bf16, by the host: for types that no kernel knows.
+void convert(const Weight& weight, int64_t first, int64_t count, Bf16* to) {
+  const auto to_float = ggml_get_type_traits(weight.type)->to_float;
 #pragma omp parallel
   {
     std::vector<float> values(static_cast<size_t>(weight.cols));
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < count; ++r) {
-      const std::byte* from = weight.row(first + r);
-      std::byte* row = to + r * bytes;
-      if (is_vector(weight) || weight.type == GGML_TYPE_BF16) {
-        std::memcpy(row, from, static_cast<size_t>(bytes));
-        continue;
-      }
-      const auto* floats = reinterpret_cast<const float*>(from);
-      if (weight.type != GGML_TYPE_F32) {
-        ggml_get_type_traits(weight.type)->to_float(from, values.data(), weight.cols);
-        floats = values.data();
-      }
-      auto* rounded = reinterpret_cast<Bf16*>(row);
-      for (int64_t i = 0; i < weight.cols; ++i) rounded[i] = to_bf16(floats[i]);
+      to_float(weight.row(first + r), values.data(), weight.cols);
+      for (int64_t i = 0; i < weight.cols; ++i) to[r * weight.cols + i] = to_bf16(values[i]);
     }
   }
 }
+
+/// A way to the device: while one piece of weights is on it, the host makes the next for another way.
+struct Way {
+  Stream stream = make_stream();
+  Event copied = make_event();  ///< the host's piece is free
+  Event done = make_event();
+  Buffer host, device;  ///< the piece, pinned, and as it arrives where the device dequantises
+};
 
 }  // namespace
 
@@ -56,11 +67,15 @@ struct DeviceWeights::State {
   std::vector<Buffer> pieces;
   int64_t used = 0;  ///< of the last piece
   int64_t taken = 0;
-  std::map<const std::byte*, Weight> uploaded;  ///< by host memory
+  std::vector<Way> ways;
+  size_t next = 0;
 
-  Buffer stage[2];
-  Event done[2];
-  Stream stream;
+  State() = default;
+  ~State() {
+    for (const Way& way : ways) cudaStreamSynchronize(way.stream);
+  }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
 
   std::byte* allocate(int64_t bytes) {
     bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -77,55 +92,100 @@ struct DeviceWeights::State {
     return result;
   }
 
-  void send(const Weight& host, std::byte* to) {
-    if (!stream) stream = make_stream();
-    const int64_t bytes = row_bytes(host);
-    const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kStage) / bytes);  // rows
-    int side = 0;
-    for (int64_t first = 0; first < host.rows; first += most, side ^= 1) {
-      const int64_t count = std::min(most, host.rows - first);
-      const auto wanted = std::max(kStage, static_cast<size_t>(count * bytes));
-      if (stage[side].bytes() < wanted) stage[side] = allocate_pinned(wanted, "weights on their way");
-      if (!done[side]) done[side] = make_event();
-      check(cudaEventSynchronize(done[side]), "copying weights to the device");
-      convert(host, first, count, stage[side].as<std::byte>());
-      check(cudaMemcpyAsync(to + first * bytes, stage[side].as<std::byte>(), static_cast<size_t>(count * bytes),
-                            cudaMemcpyHostToDevice, stream),
-            "copying weights to the device");
-      check(cudaEventRecord(done[side], stream), "copying weights to the device");
+  /// The next way, its piece of at least `bytes` in pinned memory free to be written.
+  Way& free_way(int64_t bytes) {
+    if (ways.empty()) ways.resize(2);
+    Way& way = ways[next++ % ways.size()];
+    check(cudaEventSynchronize(way.copied), kWhat);
+    if (static_cast<int64_t>(way.host.bytes()) < bytes) {
+      way.host = allocate_pinned(static_cast<size_t>(std::max(bytes, kStage)), "weights on their way");
     }
-    check(cudaStreamSynchronize(stream), "copying weights to the device");
+    return way;
+  }
+
+  static void send(Way& way, std::byte* to, int64_t bytes) {
+    check(cudaMemcpyAsync(to, way.host.as<std::byte>(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, way.stream),
+          kWhat);
+    check(cudaEventRecord(way.copied, way.stream), kWhat);
+  }
+
+  void send_as_it_is(const Weight& host, std::byte* to) {
+    const auto bytes = static_cast<int64_t>(host.bytes());
+    for (int64_t at = 0; at < bytes; at += kStage) {
+      const int64_t count = std::min(kStage, bytes - at);
+      Way& way = free_way(count);
+      copy(host.data + at, count, way.host.as<std::byte>());
+      send(way, to + at, count);
+    }
+  }
+
+  /// Sends the host's bytes and has the device dequantise them.
+  void send_blocks(const Weight& host, std::byte* to) {
+    // Pieces of whole blocks that begin at a multiple of 16 bytes, on both sides.
+    const int64_t block = int64_t{16} * static_cast<int64_t>(ggml_type_size(host.type));
+    const int64_t elements = int64_t{16} * ggml_blck_size(host.type);
+    const int64_t most = kStage / block * block;
+    const auto bytes = static_cast<int64_t>(host.bytes());
+    for (int64_t at = 0; at < bytes; at += most) {
+      const int64_t count = std::min(most, bytes - at);
+      Way& way = free_way(count);
+      if (!way.device.bytes()) way.device = allocate_device(static_cast<size_t>(kStage), "weights on their way");
+      copy(host.data + at, count, way.host.as<std::byte>());
+      send(way, way.device.as<std::byte>(), count);
+      const int64_t values = count / static_cast<int64_t>(ggml_type_size(host.type)) * ggml_blck_size(host.type);
+      launch_dequantise(host.type, way.device.as<std::byte>(), values,
+                        reinterpret_cast<Bf16*>(to) + at / block * elements, way.stream);
+    }
+  }
+
+  /// Sends what the host has dequantised.
+  void send_rows(const Weight& host, std::byte* to) {
+    const int64_t row = host.cols * static_cast<int64_t>(sizeof(Bf16));
+    const int64_t most = std::max<int64_t>(1, kStage / row);
+    for (int64_t first = 0; first < host.rows; first += most) {
+      const int64_t count = std::min(most, host.rows - first);
+      Way& way = free_way(count * row);
+      convert(host, first, count, way.host.as<Bf16>());
+      send(way, to + first * row, count * row);
+    }
+  }
+
+  /// Has `user` wait for everything that was sent.
+  void join(cudaStream_t user) {
+    for (const Way& way : ways) {
+      check(cudaEventRecord(way.done, way.stream), kWhat);
+      check(cudaStreamWaitEvent(user, way.done, 0), kWhat);
+    }
   }
 };
 
 DeviceWeights::DeviceWeights() : state_(std::make_unique<State>()) {}
 DeviceWeights::~DeviceWeights() = default;
 
-int64_t DeviceWeights::device_bytes(const Weight& host) {
-  if (!host) return 0;
-  return (host.rows * row_bytes(host) + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-int64_t DeviceWeights::bytes() const { return state_->taken; }
-
-Weight DeviceWeights::upload(const Weight& host) {
+Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   if (!host) return host;
-  State& s = *state_;
-  if (const auto known = s.uploaded.find(host.data); known != s.uploaded.end()) return known->second;
   // Kernels read 8 columns at a time.
   if (!is_vector(host) && host.cols % 8 != 0) {
     fail("cuda backend: a matrix of {} columns, expected a multiple of 8", host.cols);
   }
-  const bool floats = host.type == GGML_TYPE_F32 || host.type == GGML_TYPE_BF16;
-  if (!floats && !ggml_get_type_traits(host.type)->to_float) {
+  const bool raw = is_sent_as_it_is(host), blocks = !raw && dequantises(host.type);
+  if (!raw && !blocks && !ggml_get_type_traits(host.type)->to_float) {
     fail("cuda backend: weights of type {} cannot be converted to bf16", ggml_type_name(host.type));
   }
+  State& s = *state_;
+  std::byte* const to = s.allocate(device_bytes(host));
+  if (raw) {
+    s.send_as_it_is(host, to);
+  } else if (blocks) {
+    s.send_blocks(host, to);
+  } else {
+    s.send_rows(host, to);
+  }
+  s.join(user);
   Weight result = host;
   if (!is_vector(host)) result.type = GGML_TYPE_BF16;
-  std::byte* const to = s.allocate(host.rows * row_bytes(host));
-  s.send(host, to);
   result.data = to;
-  return s.uploaded[host.data] = result;
+  return result;
 }
 
 }  // namespace tidal::cuda

@@ -1,6 +1,8 @@
 // Weights in device memory.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 #include <memory>
 
@@ -8,7 +10,7 @@
 
 namespace tidal::cuda {
 
-/// Owns what upload() makes.
+/// Owns what upload() makes, until it ends.
 class DeviceWeights {
  public:
   DeviceWeights();
@@ -16,13 +18,10 @@ class DeviceWeights {
   DeviceWeights(const DeviceWeights&) = delete;
   DeviceWeights& operator=(const DeviceWeights&) = delete;
 
-  /// Bytes that upload() takes of device memory for a weight.
-  static int64_t device_bytes(const Weight& host);
-  /// A matrix of any type becomes bf16 (rounded to nearest even), a vector (one row of float32) stays as it is. The
-  /// host memory is free afterwards. Synchronises. Throws Error: out of memory, or columns that are no multiple of 8.
-  Weight upload(const Weight& host);
-  /// Bytes taken so far.
-  int64_t bytes() const;
+  /// A matrix of any type becomes bf16 (rounded to nearest even), a vector (one row of float32) stays as it is. Every
+  /// call makes a weight of its own. The host memory is free when it returns; the weight is there for all that `user`
+  /// does from then on. Throws Error: out of memory, or columns that are no multiple of 8.
+  Weight upload(const Weight& host, cudaStream_t user);
 
  private:
   struct State;
