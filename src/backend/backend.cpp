@@ -21,6 +21,16 @@ constexpr const char* kNames = "auto, cpu or reference";
 
 }  // namespace
 
+void Backend::likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
+                     std::span<LikelyToken> out) {
+  const size_t rows = batch.logit_rows.size(), vocab = static_cast<size_t>(output.rows), width = count;
+  logits_.resize(rows * vocab);
+  logits(norm, output, batch, x, logits_);
+  for (size_t r = 0; r < rows; ++r) {
+    select_likely(std::span<const float>(logits_).subspan(r * vocab, vocab), out.subspan(r * width, width));
+  }
+}
+
 bool has_cuda_device() {
 #ifdef TIDAL_CUDA
   return cuda::has_device();

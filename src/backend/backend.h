@@ -6,9 +6,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "backend/batch.h"
 #include "backend/hyperparameters.h"
+#include "backend/likely_tokens.h"
 #include "backend/weights.h"
 #include "core/buffer.h"
 
@@ -16,7 +18,7 @@ namespace tidal {
 
 /// About ten coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
 /// Selection, Weight and Layer is the backend's own memory. One forward pass at a time: begin(), the operations in the
-/// order of model/forward.cpp, logits() last. Rows of different chunks never influence each other.
+/// order of model/forward.cpp, logits() or likely() last. Rows of different chunks never influence each other.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -55,7 +57,7 @@ class Backend {
   virtual void reserve(const Hyperparameters& hp, int max_rows, int max_context) = 0;
 
   // --- one forward pass ---------------------------------------------------------------------------------------------
-  /// Starts a pass; `batch` must live until logits() returned.
+  /// Starts a pass; `batch` must live until logits() or likely() returned.
   virtual void begin(const Hyperparameters& hp, const Batch& batch) = 0;
   /// x [rows, width] = rows of the embedding matrix.
   virtual void embed(const Weight& embedding, const Batch& batch, Rows x) = 0;
@@ -78,6 +80,13 @@ class Backend {
   /// logits [logit_rows, vocab], host memory: final RMS norm and output projection of the rows that asked.
   virtual void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
                       std::span<float> logits) = 0;
+  /// out [logit_rows, count], host memory: the most likely tokens by the same logits, as select_likely() has them. In
+  /// place of logits(), where they need not leave the device. `count` is 1 to min(vocab, kMostLikely).
+  virtual void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
+                      std::span<LikelyToken> out);
+
+ private:
+  std::vector<float> logits_;  // of likely() where logits are on the host
 };
 
 /// The scalar float32 backend that the others are tested against.

@@ -82,7 +82,7 @@ double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {
   return seconds;
 }
 
-// Appends the seconds of `steps` steps of all sequences with tokens from the vocabulary's start to its end.
+// Appends the seconds of `steps` greedy steps of all sequences with tokens from the vocabulary's start to its end.
 void time_decode(const BenchRun& run, Engine& engine, std::span<Sequence* const> sequences, int steps,
                  std::vector<double>& seconds) {
   const int depth = sequences[0]->length();
@@ -97,7 +97,7 @@ void time_decode(const BenchRun& run, Engine& engine, std::span<Sequence* const>
       requests[s] = {.sequence = sequences[s], .tokens = {&tokens[s], 1}, .decode = true};
     }
     const Timer timer;
-    engine.step(requests);
+    engine.step(requests, 1);
     seconds.push_back(timer.seconds());
   }
   for (Sequence* sequence : sequences) sequence->truncate(depth);

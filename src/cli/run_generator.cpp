@@ -125,7 +125,9 @@ std::span<const Token> Generator::decode(int most) {
     if (exact_) {
       tokens = exact_->advance(sequence_, token, most, chooser_);
     } else {
-      chosen_ = sampler_.sample(engine_.decode(sequence_, token));
+      const int likely = sampler_.likely();
+      chosen_ = likely > 0 ? sampler_.sample(engine_.decode(sequence_, token, likely))
+                           : sampler_.sample(engine_.decode(sequence_, token));
       tokens = {&chosen_, 1};
     }
     pending_.clear();

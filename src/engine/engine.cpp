@@ -86,6 +86,7 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   order_.reserve(options_.sequences);
   chunks_.reserve(options_.sequences);
   logits_.reserve(static_cast<size_t>(options_.sequences) * model.hp.vocab);
+  likely_.reserve(static_cast<size_t>(options_.sequences) * kMostLikely);
 }
 
 void Engine::set_plan(const Plan& plan) {
@@ -141,7 +142,7 @@ void Engine::check(std::span<const Request> requests) const {
   }
 }
 
-std::span<const float> Engine::step(std::span<const Request> requests) {
+void Engine::prepare(std::span<const Request> requests) {
   check(requests);
   for (const Request& request : requests) {
     const int due = plan_of(request).correct;
@@ -149,7 +150,21 @@ std::span<const float> Engine::step(std::span<const Request> requests) {
     // In passes of their own, so that what a sequence gets does not depend on who else is due.
     if (request.decode && due > 0 && sequence.length() - sequence.clean() >= due) correct(*request.sequence);
   }
-  return run(requests);
+}
+
+std::span<const float> Engine::step(std::span<const Request> requests) {
+  prepare(requests);
+  run(requests, 0);
+  return in_request_order(requests, model_.hp.vocab, logits_, reordered_);
+}
+
+std::span<const LikelyToken> Engine::step(std::span<const Request> requests, int count) {
+  if (count < 1 || count > most_likely()) {
+    fail("engine: {} likely tokens of a step asked for, expected 1 to {}", count, most_likely());
+  }
+  prepare(requests);
+  run(requests, count);
+  return in_request_order(requests, count, likely_, reordered_likely_);
 }
 
 void Engine::add_chunk(const Request& request) {
@@ -174,7 +189,7 @@ void Engine::add_chunk(const Request& request) {
   chunks_.push_back(chunk);
 }
 
-std::span<const float> Engine::run(std::span<const Request> requests) {
+void Engine::run(std::span<const Request> requests, int count) {
   try {
     for (const Request& request : requests) {
       Sequence& sequence = *request.sequence;
@@ -203,34 +218,40 @@ std::span<const float> Engine::run(std::span<const Request> requests) {
     if (request->plan) reserve_selection(*request->plan);
     add_chunk(*request);
   }
-  logits_.resize(logit_rows_.size() * model_.hp.vocab);
-  forward_->run({tokens_, positions_, chunks_, logit_rows_}, pool_->layers(), logits_, observer_);
+  const Batch batch{tokens_, positions_, chunks_, logit_rows_};
+  if (count > 0) {
+    likely_.resize(logit_rows_.size() * count);
+    forward_->run(batch, pool_->layers(), count, likely_, observer_);
+  } else {
+    logits_.resize(logit_rows_.size() * model_.hp.vocab);
+    forward_->run(batch, pool_->layers(), logits_, observer_);
+  }
   for (size_t c = 0; c < chunks_.size(); ++c) {
     Sequence& sequence = *order_[c]->sequence;
     if (order_[c]->correct > 0) sequence.mark_clean(sequence.clean() + order_[c]->correct);
     sequence.append(order_[c]->tokens, !chunks_[c].sparse());
   }
-  return in_request_order(requests);
 }
 
-std::span<const float> Engine::in_request_order(std::span<const Request> requests) {
+template <typename Value>
+std::span<const Value> Engine::in_request_order(std::span<const Request> requests, int width,
+                                                const std::vector<Value>& values, std::vector<Value>& reordered) const {
   bool same = true;
   for (size_t i = 0; i < requests.size(); ++i) same = same && order_[i] == &requests[i];
-  if (same) return logits_;
+  if (same) return values;
   // By now the sequences have grown: the counts come from the batch.
-  const size_t vocab = model_.hp.vocab;
-  reordered_.clear();
+  reordered.clear();
   for (const Request& request : requests) {
     size_t chunk = 0;
     while (order_[chunk] != &request) ++chunk;
     const int first = chunks_[chunk].first_row, last = first + chunks_[chunk].rows;
     for (size_t row = 0; row < logit_rows_.size(); ++row) {
       if (logit_rows_[row] < first || logit_rows_[row] >= last) continue;
-      const auto begin = logits_.begin() + static_cast<ptrdiff_t>(row * vocab);
-      reordered_.insert(reordered_.end(), begin, begin + static_cast<ptrdiff_t>(vocab));
+      const auto begin = values.begin() + static_cast<ptrdiff_t>(row) * width;
+      reordered.insert(reordered.end(), begin, begin + width);
     }
   }
-  return reordered_;
+  return reordered;
 }
 
 void Engine::correct(Sequence& sequence) {
@@ -238,7 +259,7 @@ void Engine::correct(Sequence& sequence) {
   while (sequence.clean() < sequence.length()) {
     const int count = std::min(chunk(), sequence.length() - sequence.clean());
     const Request request{.sequence = &sequence, .tokens = {}, .correct = count};
-    run({&request, 1});
+    run({&request, 1}, 0);
   }
 }
 
@@ -264,6 +285,11 @@ std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token
 std::span<const float> Engine::decode(Sequence& sequence, Token token) {
   const Request request{.sequence = &sequence, .tokens = {&token, 1}, .decode = true};
   return step({&request, 1});
+}
+
+std::span<const LikelyToken> Engine::decode(Sequence& sequence, Token token, int count) {
+  const Request request{.sequence = &sequence, .tokens = {&token, 1}, .decode = true};
+  return step({&request, 1}, count);
 }
 
 int64_t Engine::decode_bytes(int context, const Plan& plan) const {

@@ -1,6 +1,7 @@
 // The engine: sequences in, logits out.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -66,6 +67,10 @@ class Engine {
   /// Returns the logits [rows that asked, vocab] in the order of the requests, valid until the next step. Throws Error
   /// for requests that cannot be run and when the pool is exhausted; then no sequence has lost or gained a token.
   std::span<const float> step(std::span<const Request> requests);
+  /// The same, but only the `count` most likely tokens come out, in the order of select_likely(): [rows that asked,
+  /// count]. Logits need not leave the device for it. `count` is 1 to most_likely().
+  std::span<const LikelyToken> step(std::span<const Request> requests, int count);
+  int most_likely() const { return std::min(kMostLikely, model_.hp.vocab); }
 
   /// Cache correction: computes the K/V of all polluted tokens again, densely, chunk by chunk. What an error leaves
   /// undone stays polluted.
@@ -76,8 +81,9 @@ class Engine {
   /// holds `done` tokens more).
   std::span<const float> prefill(Sequence& sequence, std::span<const Token> tokens,
                                  const std::function<bool(int done)>& progress = {});
-  /// Appends one token by the plan; returns its logits.
+  /// Appends one token by the plan; returns its logits, or its `count` most likely successors.
   std::span<const float> decode(Sequence& sequence, Token token);
+  std::span<const LikelyToken> decode(Sequence& sequence, Token token, int count);
 
   /// Bytes that a decode step of one sequence with `context` positions must read: weights, and K/V by the plan (at
   /// most, where top_p decides).
@@ -96,11 +102,15 @@ class Engine {
   /// Makes room for the selections of `plan`, and for sketches where it scans.
   void reserve_selection(const Plan& plan);
   const Plan& plan_of(const Request& request) const { return request.plan ? *request.plan : plan_; }
-  /// step() without the corrections that are due.
-  std::span<const float> run(std::span<const Request> requests);
+  /// Checks the requests and corrects what is due before them.
+  void prepare(std::span<const Request> requests);
+  /// One pass over the requests, sorted. `count`: as many likely tokens; 0: logits.
+  void run(std::span<const Request> requests, int count);
   void add_chunk(const Request& request);
-  /// The step's logits, sorted back from the batch's order to the requests'.
-  std::span<const float> in_request_order(std::span<const Request> requests);
+  /// What a step gave, `width` values a row, sorted back from the batch's order to the requests'.
+  template <typename Value>
+  std::span<const Value> in_request_order(std::span<const Request> requests, int width,
+                                          const std::vector<Value>& values, std::vector<Value>& reordered) const;
 
   Backend& backend_;
   const Model& model_;
@@ -109,6 +119,7 @@ class Engine {
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<Forward> forward_;
   std::vector<float> logits_;
+  std::vector<LikelyToken> likely_;
   ForwardObserver* observer_ = nullptr;
 
   // Of the step in progress; members so that a decode step allocates nothing.
@@ -118,6 +129,7 @@ class Engine {
   std::vector<int32_t> logit_rows_;
   std::vector<Chunk> chunks_;
   std::vector<float> reordered_;
+  std::vector<LikelyToken> reordered_likely_;
 };
 
 }  // namespace tidal

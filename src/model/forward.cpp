@@ -36,7 +36,7 @@ void Forward::reserve_selection(int rows, const Policy& policy) {
   }
 }
 
-void Forward::run(const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits, ForwardObserver* observer) {
+Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, ForwardObserver* observer) {
   const Hyperparameters& hp = model_.hp;
   const int rows = batch.rows();
   if (rows > max_rows_) fail("forward pass: {} rows, made for at most {}", rows, max_rows_);
@@ -54,7 +54,18 @@ void Forward::run(const Batch& batch, std::span<const KvLayer> kv, std::span<flo
     backend_.project(layer, out, x);
     backend_.mlp(layer, x);
   }
+  return x;
+}
+
+void Forward::run(const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits, ForwardObserver* observer) {
+  const Rows x = run_layers(batch, kv, observer);
   backend_.logits(model_.output_norm, model_.output, batch, x, logits);
+}
+
+void Forward::run(const Batch& batch, std::span<const KvLayer> kv, int count, std::span<LikelyToken> likely,
+                  ForwardObserver* observer) {
+  const Rows x = run_layers(batch, kv, observer);
+  backend_.likely(model_.output_norm, model_.output, batch, x, count, likely);
 }
 
 }  // namespace tidal

@@ -28,8 +28,14 @@ class Forward {
   /// Runs `batch` over every layer. `kv[layer]` is the cache of each. logits: [batch.logit_rows, vocab].
   void run(const Batch& batch, std::span<const KvLayer> kv, std::span<float> logits,
            ForwardObserver* observer = nullptr);
+  /// The same, for the `count` most likely tokens of every row only: likely [batch.logit_rows, count].
+  void run(const Batch& batch, std::span<const KvLayer> kv, int count, std::span<LikelyToken> likely,
+           ForwardObserver* observer = nullptr);
 
  private:
+  /// All before the logits; returns what they are made of.
+  Rows run_layers(const Batch& batch, std::span<const KvLayer> kv, ForwardObserver* observer);
+
   Backend& backend_;
   const Model& model_;
   int max_rows_;

@@ -2,6 +2,7 @@
 
 #include <llama.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -56,6 +57,19 @@ LlamaSampler make_chain(const Tokenizer& tokenizer, const SamplerOptions& option
   return chain;
 }
 
+int likely_of(const Tokenizer& tokenizer, const SamplerOptions& options) {
+  const bool penalties = options.repeat_penalty != 1.0f && options.repeat_last_n > 0;
+  if (penalties || !options.grammar.empty()) return 0;
+  int count = options.temperature <= 0 ? 1 : options.top_k;
+  if (count <= 0) return 0;
+  count = std::min(count, tokenizer.vocab_size());
+  if (options.ignore_end) {
+    // Those that are ruled out may be among them.
+    for (Token token = 0; token < tokenizer.vocab_size(); ++token) count += tokenizer.is_end(token);
+  }
+  return count <= kMostLikely ? std::min(count, tokenizer.vocab_size()) : 0;
+}
+
 LlamaSampler make_grammar(const Tokenizer& tokenizer, const std::string& text) {
   LlamaSampler grammar(nullptr, llama_sampler_free);
   if (text.empty()) return grammar;
@@ -78,14 +92,24 @@ LlamaSampler make_grammar(const Tokenizer& tokenizer, const std::string& text) {
 
 struct Sampler::State {
   LlamaSampler chain, grammar;
+  int likely = 0;
   std::vector<llama_token_data> candidates;
+
+  void set(size_t index, Token token, float logit) {
+    if (std::isnan(logit)) fail("logits: that of token {} is not a number; the model may be damaged", token);
+    candidates[index] = {token, logit, 0.0f};
+  }
 
   llama_token_data_array fill(std::span<const float> logits) {
     candidates.resize(logits.size());
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (std::isnan(logits[i])) fail("logits: that of token {} is not a number; the model may be damaged", i);
-      candidates[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
-    }
+    for (size_t i = 0; i < logits.size(); ++i) set(i, static_cast<Token>(i), logits[i]);
+    return {candidates.data(), candidates.size(), -1, false};
+  }
+
+  llama_token_data_array fill(std::span<const LikelyToken> tokens) {
+    candidates.resize(tokens.size());
+    for (size_t i = 0; i < tokens.size(); ++i) set(i, tokens[i].token, tokens[i].logit);
+    // A bias for what ends the answer would be overlooked in a sorted array.
     return {candidates.data(), candidates.size(), -1, false};
   }
 
@@ -108,7 +132,8 @@ struct Sampler::State {
 
 Sampler::Sampler(const Tokenizer& tokenizer, const SamplerOptions& options) {
   check(options);
-  state_ = std::make_unique<State>(State{make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), {}});
+  state_ = std::make_unique<State>(State{
+      make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), likely_of(tokenizer, options), {}});
 }
 
 Sampler::Sampler(Sampler&&) noexcept = default;
@@ -120,7 +145,7 @@ Sampler Sampler::clone() const {
     return LlamaSampler(sampler ? llama_sampler_clone(sampler.get()) : nullptr, llama_sampler_free);
   };
   Sampler sampler;
-  sampler.state_ = std::make_unique<State>(State{copy(state_->chain), copy(state_->grammar), {}});
+  sampler.state_ = std::make_unique<State>(State{copy(state_->chain), copy(state_->grammar), state_->likely, {}});
   return sampler;
 }
 
@@ -141,6 +166,15 @@ Token Sampler::sample(std::span<const float> logits) {
       fail("grammar: {}", error.what());
     }
   }
+  return token;
+}
+
+int Sampler::likely() const { return state_->likely; }
+
+Token Sampler::sample(std::span<const LikelyToken> tokens) {
+  llama_token_data_array array = state_->fill(tokens);
+  const Token token = state_->choose(array);
+  llama_sampler_accept(state_->chain.get(), token);
   return token;
 }
 

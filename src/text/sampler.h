@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "backend/likely_tokens.h"
 #include "text/tokenizer.h"
 
 namespace tidal {
@@ -39,6 +40,11 @@ class Sampler {
   /// Chooses a token by logits [vocab] and remembers it for penalties and grammar. Throws Error for NaN among the
   /// logits and when every token is ruled out, by the grammar or a logit of -infinity.
   Token sample(std::span<const float> logits);
+  /// How many of the most likely tokens are enough to choose by; 0: penalties, a grammar or a missing or large top-k
+  /// make it all logits.
+  int likely() const;
+  /// The same choice by the likely() most likely tokens, in their order. Equal logits go by that order, too.
+  Token sample(std::span<const LikelyToken> tokens);
   /// Remembers tokens that were not sampled (of the prompt), for penalties.
   void accept(std::span<const Token> tokens);
   /// Starts the grammar anew; penalties and randomness go on.

@@ -1,4 +1,4 @@
-// Weights to bf16 in one step against ggml's way to float32, rounded.
+// Weights to bf16 in one step, on the processor and on the device, against ggml's way to float32, rounded.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -79,6 +79,115 @@ TEST_P(DequantiseBf16, AnyBytes) {
       }
     }
   }
+}
+
+/// All types that a matrix may have.
+std::vector<ggml_type> all_types() {
+  std::vector<ggml_type> types;
+  for (int t = 0; t < GGML_TYPE_COUNT; ++t) {
+    const auto type = static_cast<ggml_type>(t);
+    // Activations' own types cannot be made by ggml_quantize_chunk().
+    const bool activations = type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K;
+    if (!activations && (type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float)) types.push_back(type);
+  }
+  return types;
+}
+
+class Upload : public test::BackendTest<std::tuple<std::string, ggml_type>> {
+ protected:
+  ggml_type type() const { return std::get<1>(GetParam()); }
+
+  std::vector<Bf16> read(Device& device, const Weight& weight) const {
+    EXPECT_EQ(weight.type, GGML_TYPE_BF16);
+    std::vector<Bf16> values(static_cast<size_t>(weight.rows * weight.cols));
+    device->read(reinterpret_cast<std::byte*>(values.data()), weight.data, sizeof(Bf16) * values.size());
+    return values;
+  }
+  /// What `bytes` stand for, rounded.
+  std::vector<Bf16> expected(const std::vector<std::byte>& bytes, int64_t count) const {
+    std::vector<float> values(static_cast<size_t>(count));
+    if (type() == GGML_TYPE_F32) {
+      std::memcpy(values.data(), bytes.data(), bytes.size());
+    } else {
+      ggml_get_type_traits(type())->to_float(bytes.data(), values.data(), count);
+    }
+    std::vector<Bf16> rounded;
+    for (const float value : values) rounded.push_back(to_bf16(value));
+    return rounded;
+  }
+  static void expect_same(const std::vector<Bf16>& got, const std::vector<Bf16>& expected) {
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      if (std::isnan(to_float(expected[i]))) {
+        ASSERT_TRUE(std::isnan(to_float(got[i]))) << i;  // which NaN is the machine's business
+      } else {
+        ASSERT_EQ(got[i].bits, expected[i].bits) << i << " of " << got.size();
+      }
+    }
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Types, Upload, testing::Combine(testing::Values("cuda"), testing::ValuesIn(all_types())),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" + ggml_type_name(std::get<1>(info.param));
+                         });
+
+TEST_P(Upload, RoundsWhatGgmlDequantises) {
+  Random random(25);
+  Device device("cuda");
+  for (const int rows : {2, 3, 50}) {
+    const HostWeight host = random_weight(type(), rows, 768, random);
+    expect_same(read(device, device.weight(host)), expected(host.bytes, int64_t{rows} * 768));
+  }
+}
+
+TEST_P(Upload, OfMorePiecesThanThereAreWays) {
+  // 8 MiB go at once; at the end a piece that is not whole.
+  Random random(26);
+  const HostWeight some = random_weight(type(), 8, 1024, random);
+  const auto rows = static_cast<int64_t>((size_t{30} << 20) / some.view.row_bytes() + 5);
+  std::vector<std::byte> bytes;
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::byte* row = some.view.row(r * r % 8);
+    bytes.insert(bytes.end(), row, row + some.view.row_bytes());
+  }
+  Device device("cuda");
+  const std::vector<Bf16> got = read(device, device->upload({type(), rows, 1024, bytes.data()}));
+  const std::vector<Bf16> once = expected(some.bytes, 8 * 1024);
+  std::vector<Bf16> all;
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto row = once.begin() + r * r % 8 * 1024;
+    all.insert(all.end(), row, row + 1024);
+  }
+  expect_same(got, all);
+}
+
+TEST_P(Upload, AnyBytes) {
+  const bool floats = type() == GGML_TYPE_F32 || type() == GGML_TYPE_F16 || type() == GGML_TYPE_BF16;
+  const bool scaled = type() >= GGML_TYPE_Q4_0 && type() <= GGML_TYPE_Q6_K;
+  if (!floats && !scaled) GTEST_SKIP() << "the host dequantises this type, and ggml expects sound blocks";
+  // Scales of every size, infinite and NaN, too.
+  Random random(27);
+  Device device("cuda");
+  std::vector<std::byte> bytes(ggml_row_size(type(), 1024) * 64);
+  for (int round = 0; round < 10; ++round) {
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.integer(0, 255));
+    expect_same(read(device, device->upload({type(), 64, 1024, bytes.data()})), expected(bytes, 64 * 1024));
+  }
+}
+
+TEST_P(Upload, ReadsTheHostsMemoryAnew) {
+  // Another model may be mapped where one was before.
+  Random random(28);
+  Device device("cuda");
+  HostWeight host = random_weight(type(), 4, 768, random);
+  const std::vector<std::byte> first = host.bytes;
+  const Weight one = device.weight(host);
+  const HostWeight next = random_weight(type(), 4, 768, random);
+  std::copy(next.bytes.begin(), next.bytes.end(), host.bytes.begin());
+  const Weight other = device.weight(host);
+  expect_same(read(device, one), expected(first, 4 * 768));
+  expect_same(read(device, other), expected(next.bytes, 4 * 768));
 }
 
 TEST(DequantiseBf16, OtherTypesAreLeftAlone) {

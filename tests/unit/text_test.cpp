@@ -8,6 +8,7 @@
 #include <set>
 
 #include "support/error.h"
+#include "support/random.h"
 #include "text/sampler.h"
 #include "text/tokenizer.h"
 
@@ -98,6 +99,40 @@ TEST_P(Text, SamplesByProbabilityAndSeed) {
   EXPECT_EQ(std::set<Token>(first.begin(), first.end()), (std::set<Token>{17, 4242}));  // misses one in 2^39 seeds
   EXPECT_EQ(draw(1), first);
   EXPECT_NE(draw(2), first);
+}
+
+TEST_P(Text, TheMostLikelyTokensAreEnough) {
+  const size_t vocab = static_cast<size_t>(tokenizer_->vocab_size());
+  test::Random random(90);
+  const Token end = token("<|im_end|>");
+  const SamplerOptions options[] = {{.seed = 1},
+                                    {.seed = 2, .temperature = 1.5f, .top_k = 300, .top_p = 1.0f, .min_p = 0.0f},
+                                    {.seed = 3, .temperature = 1.0f, .ignore_end = true},
+                                    {.temperature = 0},
+                                    {.temperature = 0, .ignore_end = true}};
+  for (const SamplerOptions& one : options) {
+    Sampler all(*tokenizer_, one), some(*tokenizer_, one);
+    ASSERT_GE(some.likely(), one.temperature <= 0 ? 1 : one.top_k);
+    for (int step = 0; step < 30; ++step) {
+      std::vector<float> logits(vocab);
+      for (float& logit : logits) logit = random.normal(2.0f);
+      if (step % 3 == 0) logits[static_cast<size_t>(end)] = 20.0f;
+      std::vector<LikelyToken> likely(static_cast<size_t>(some.likely()));
+      select_likely(logits, likely);
+      ASSERT_EQ(some.sample(likely), all.sample(logits)) << "step " << step;
+    }
+  }
+  Sampler greedy(*tokenizer_, {.temperature = 0});
+  EXPECT_EQ(greedy.likely(), 1);
+  EXPECT_ERROR(greedy.sample(std::vector<LikelyToken>{{7, std::nanf("")}}), "that of token 7 is not a number");
+  EXPECT_ERROR(greedy.sample(std::vector<LikelyToken>{{7, -kInfinity}}), "no token can continue the text");
+}
+
+TEST_P(Text, WhatNeedsAllLogitsSaysSo) {
+  const SamplerOptions options[] = {
+      {.top_k = 0}, {.top_k = 2000}, {.repeat_penalty = 1.1f}, {.grammar = "root ::= \"x\""}};
+  for (const SamplerOptions& one : options) EXPECT_EQ(Sampler(*tokenizer_, one).likely(), 0);
+  EXPECT_GT(Sampler(*tokenizer_, {.repeat_penalty = 1.1f, .repeat_last_n = 0}).likely(), 0);
 }
 
 TEST_P(Text, PenaltiesCountTheTokensOfThePrompt) {

@@ -1,12 +1,12 @@
 #include "backend/cuda/cuda_backend.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "backend/cuda/attention.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/error.h"
 #include "backend/cuda/graphs.h"
+#include "backend/cuda/likely_tokens.h"
 #include "backend/cuda/matrices.h"
 #include "backend/cuda/op_list.h"
 #include "backend/cuda/prefill_attention.h"
@@ -32,6 +32,10 @@ size_t logits_bytes(const Hyperparameters& hp, int max_rows) {
   return sizeof(float) * static_cast<size_t>(std::min(kLogitRows, max_rows)) * hp.vocab;
 }
 
+size_t likely_bytes(int max_rows) {
+  return sizeof(LikelyToken) * static_cast<size_t>(std::min(kLogitRows, max_rows)) * kMostLikely;
+}
+
 /// Writes the operations of a pass down and launches them when something waits for them: logits(), or an access to
 /// memory. All work is on one stream.
 class CudaBackend final : public Backend {
@@ -50,7 +54,7 @@ class CudaBackend final : public Backend {
   Buffer allocate(size_t bytes, std::string_view what) override {
     return allocate_device(bytes, std::string(what).c_str());
   }
-  Weight upload(const Weight& host) override { return weights_.upload(host); }
+  Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
   ggml_type matrix_type(ggml_type) const override { return GGML_TYPE_BF16; }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
@@ -67,8 +71,14 @@ class CudaBackend final : public Backend {
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
+  void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
+              std::span<LikelyToken> out) override;
 
  private:
+  /// Ends a pass with logits, or with the most likely tokens of each row. take(first, rows) when a slice of the logit
+  /// rows is in host memory.
+  template <typename Take>
+  void finish(const LogitsOp& op, const Batch& batch, Take&& take);
   /// Launches what is written down. `whole`: it is a whole pass, which may come again.
   void flush(bool whole = false);
   void launch();
@@ -92,7 +102,9 @@ class CudaBackend final : public Backend {
   StepUpload upload_;
   Graphs graphs_;
   Buffer device_logits_, host_logits_;  // [kLogitRows, vocab]
-  Buffer listed_blocks_;                // of sketch()
+  Buffer device_likely_, host_likely_;  // [kLogitRows, kMostLikely]
+  Buffer likely_keys_;
+  Buffer listed_blocks_;  // of sketch()
 
   Hyperparameters hp_;  // of reserve()
   int max_rows_ = 0, max_context_ = 0;
@@ -130,7 +142,8 @@ void CudaBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
 int64_t CudaBackend::reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
   return Matrices::workspace_bytes(hp, max_rows) +
          static_cast<int64_t>(DecodeAttention::workspace_bytes(hp, max_rows, max_context) +
-                              StepUpload::bytes(max_rows, max_context) + logits_bytes(hp, max_rows));
+                              StepUpload::bytes(max_rows, max_context) + logits_bytes(hp, max_rows) +
+                              likely_bytes(max_rows) + likely_workspace(std::min(kLogitRows, max_rows), hp.vocab));
 }
 
 void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
@@ -144,6 +157,9 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   if (moved[3]) {
     device_logits_ = allocate_device(logits_bytes(hp, max_rows), "logits");
     host_logits_ = allocate_pinned(logits_bytes(hp, max_rows), "logits");
+    device_likely_ = allocate_device(likely_bytes(max_rows), "most likely tokens");
+    host_likely_ = allocate_pinned(likely_bytes(max_rows), "most likely tokens");
+    likely_keys_ = allocate_device(likely_workspace(std::min(kLogitRows, max_rows), hp.vocab), "most likely tokens");
   }
   // What a graph has in it beside addresses comes from the shape of the model.
   graphs_.clear();
@@ -233,11 +249,10 @@ void CudaBackend::project(const Layer& layer, Rows out, Rows x) {
 
 void CudaBackend::mlp(const Layer& layer, Rows x) { list_.ops.emplace_back(MlpOp{list_.add(layer), x.data}); }
 
-void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
-                         std::span<float> logits) {
+template <typename Take>
+void CudaBackend::finish(const LogitsOp& op, const Batch& batch, Take&& take) {
   const int wanted = static_cast<int>(batch.logit_rows.size());
-  const size_t vocab = static_cast<size_t>(output.rows);
-  const int most = static_cast<int>(device_logits_.bytes() / (sizeof(float) * vocab));
+  const int most = std::min(kLogitRows, max_rows_);
   // Chunks that want few rows take the skinny product, even long ones. Every chunk decides for itself, so that its
   // logits do not depend on its company; neighbours that take the skinny product go together.
   int begin = 0;  // of the slice
@@ -245,10 +260,14 @@ void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& 
   const auto run = [&](int end) {
     while (begin < end) {
       const int rows = std::min(end - begin, most);
-      list_.ops.emplace_back(LogitsOp{norm, output, begin, rows, decode, x.data});
+      LogitsOp slice = op;
+      slice.first = begin;
+      slice.rows = rows;
+      slice.decode = decode;
+      list_.ops.emplace_back(slice);
       flush(rows == wanted);
       synchronise("computing logits");
-      std::memcpy(logits.data() + begin * vocab, host_logits_.as<float>(), sizeof(float) * vocab * rows);
+      take(static_cast<size_t>(begin), static_cast<size_t>(rows));
       begin += rows;
     }
   };
@@ -265,6 +284,22 @@ void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& 
   }
   run(end);
   flush(wanted == 0);
+}
+
+void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
+                         std::span<float> logits) {
+  const size_t vocab = static_cast<size_t>(output.rows);
+  finish({.norm = norm, .output = output, .x = x.data}, batch, [&](size_t first, size_t rows) {
+    std::copy_n(host_logits_.as<float>(), vocab * rows, logits.data() + first * vocab);
+  });
+}
+
+void CudaBackend::likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
+                         std::span<LikelyToken> out) {
+  const size_t width = static_cast<size_t>(count);
+  finish({.norm = norm, .output = output, .likely = count, .x = x.data}, batch, [&](size_t first, size_t rows) {
+    std::copy_n(host_likely_.as<LikelyToken>(), width * rows, out.data() + first * width);
+  });
 }
 
 void CudaBackend::flush(bool whole) {
@@ -360,9 +395,21 @@ void CudaBackend::launch(const LogitsOp& op) {
                     .x = op.x,
                     .logits = device_logits_.as<float>()},
                    stream_);
-  check(cudaMemcpyAsync(host_logits_.as<void>(), device_logits_.as<void>(),
-                        sizeof(float) * static_cast<size_t>(op.output.rows) * op.rows, cudaMemcpyDeviceToHost, stream_),
-        "copying logits");
+  const auto copy = [&](const Buffer& to, const Buffer& from, size_t bytes) {
+    check(cudaMemcpyAsync(to.as<void>(), from.as<void>(), bytes, cudaMemcpyDeviceToHost, stream_), "copying logits");
+  };
+  const auto rows = static_cast<size_t>(op.rows);
+  if (op.likely == 0) {
+    return copy(host_logits_, device_logits_, sizeof(float) * static_cast<size_t>(op.output.rows) * rows);
+  }
+  launch_likely({.logits = device_logits_.as<float>(),
+                 .rows = op.rows,
+                 .vocab = static_cast<int>(op.output.rows),
+                 .count = op.likely,
+                 .keys = likely_keys_.as<uint64_t>(),
+                 .out = device_likely_.as<LikelyToken>()},
+                stream_);
+  copy(host_likely_, device_likely_, sizeof(LikelyToken) * static_cast<size_t>(op.likely) * rows);
 }
 
 }  // namespace

@@ -77,12 +77,13 @@ struct MlpOp {
   bool operator==(const MlpOp&) const = default;
 };
 
-/// The logits of a slice of the logit rows, and their way to the host.
+/// The logits of a slice of the logit rows, or the best of them, and their way to the host.
 struct LogitsOp {
   Weight norm, output;
   int first = 0;
   int rows = 0;
   bool decode = false;  ///< by the skinny product
+  int likely = 0;   ///< of each row; 0: all logits
   const float* x = nullptr;
 
   bool operator==(const LogitsOp&) const = default;
