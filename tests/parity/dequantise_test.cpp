@@ -1,4 +1,5 @@
 // Weights to bf16 in one step, on the processor and on the device, against ggml's way to float32, rounded.
+#include <ggml-cpu.h>
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -81,14 +82,15 @@ TEST_P(DequantiseBf16, AnyBytes) {
   }
 }
 
-/// All types that a matrix may have.
+/// Every type that ggml can quantise to and dequantise.
 std::vector<ggml_type> all_types() {
   std::vector<ggml_type> types;
   for (int t = 0; t < GGML_TYPE_COUNT; ++t) {
     const auto type = static_cast<ggml_type>(t);
+    const bool floats = type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float;
     // Activations' own types cannot be made by ggml_quantize_chunk().
     const bool activations = type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K;
-    if (!activations && (type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float)) types.push_back(type);
+    if (floats && ggml_get_type_traits_cpu(type)->vec_dot && !activations) types.push_back(type);
   }
   return types;
 }

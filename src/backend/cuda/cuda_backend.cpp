@@ -74,6 +74,8 @@ class CudaBackend final : public Backend {
   void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
               std::span<LikelyToken> out) override;
 
+  int kernels() const { return graphs_.kernels(); }
+
  private:
   /// Ends a pass with logits, or with the most likely tokens of each row. take(first, rows) when a slice of the logit
   /// rows is in host memory.
@@ -427,5 +429,7 @@ std::unique_ptr<Backend> make_backend(bool graphs) {
   open_device();
   return std::make_unique<CudaBackend>(graphs);
 }
+
+int kernels_of_a_step(const Backend& backend) { return dynamic_cast<const CudaBackend&>(backend).kernels(); }
 
 }  // namespace tidal::cuda

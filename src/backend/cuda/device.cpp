@@ -27,12 +27,16 @@ int attribute(cudaDeviceAttr which) {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
-  if (driver == 0) fail("cuda: {}: there is no NVIDIA driver on this machine", what);
-  fail("cuda: {}: the driver is too old: it is for CUDA {}.{}, expected {}.{} or later", what, driver / 1000,
-       driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+  fail("cuda: {}: {}", what, driver_problem(driver, runtime));
 }
 
 }  // namespace
+
+std::string driver_problem(int driver, int runtime) {
+  if (driver == 0) return "there is no NVIDIA driver on this machine";
+  return fmt::format("the driver is too old: it is for CUDA {}.{}, expected {}.{} or later", driver / 1000,
+                     driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+}
 
 void fail_with(cudaError_t code, const char* what) {
   cudaGetLastError();  // so that the next check does not find this one again
@@ -44,13 +48,20 @@ void fail_with(cudaError_t code, const char* what) {
     case cudaErrorNoKernelImageForDevice:
       fail("cuda: {}: this tidal was built without kernels for a device of compute capability {:.1f}", what,
            compute_capability() / 10.0);
+    // After these the context answers nothing else.
+    case cudaErrorAssert:
+    case cudaErrorContained:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorHardwareStackError:
     case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
     case cudaErrorLaunchTimeout:
-    case cudaErrorHardwareStackError:
-    case cudaErrorECCUncorrectable:
-    case cudaErrorDevicesUnavailable:
-    case cudaErrorContained:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorNvlinkUncorrectable:
       fail("cuda: {}: the device was lost ({}), start the program again", what, cudaGetErrorString(code));
     default: fail("cuda: {}: {}", what, cudaGetErrorString(code));
   }

@@ -14,6 +14,10 @@ namespace tidal::cuda {
 /// device older than compute capability 8.0.
 void open_device();
 
+/// What is wrong with the driver, one sentence without its end: it is not there (0), or too old. Versions as CUDA has
+/// them: 1000 * major + 10 * minor.
+std::string driver_problem(int driver, int runtime);
+
 std::string device_name();
 int multiprocessors();
 /// 10 * major + minor, e.g. 90.

@@ -9,9 +9,9 @@ namespace {
 
 /// One for every number of sequences that decode together, and some for what tidal does beside.
 constexpr size_t kMostEntries = 64;
+constexpr const char* kWhat = "making a graph of a decode step";
 
-GraphExec capture(cudaStream_t stream, const std::function<void()>& launch) {
-  constexpr const char* kWhat = "making a graph of a decode step";
+Graph capture(cudaStream_t stream, const std::function<void()>& launch) {
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), kWhat);
   cudaGraph_t captured = nullptr;
   try {
@@ -23,10 +23,25 @@ GraphExec capture(cudaStream_t stream, const std::function<void()>& launch) {
     throw;
   }
   check(cudaStreamEndCapture(stream, &captured), kWhat);
-  const Graph graph(captured);
+  return Graph(captured);
+}
+
+GraphExec instantiate(cudaGraph_t graph) {
   cudaGraphExec_t made = nullptr;
   check(cudaGraphInstantiate(&made, graph, 0), kWhat);
   return GraphExec(made);
+}
+
+int count_kernels(cudaGraph_t graph) {
+  size_t count = 0;
+  check(cudaGraphGetNodes(graph, nullptr, &count), kWhat);
+  std::vector<cudaGraphNode_t> nodes(count);
+  check(cudaGraphGetNodes(graph, nodes.data(), &count), kWhat);
+  return static_cast<int>(std::count_if(nodes.begin(), nodes.end(), [](cudaGraphNode_t node) {
+    cudaGraphNodeType type{};
+    check(cudaGraphNodeGetType(node, &type), kWhat);
+    return type == cudaGraphNodeTypeKernel;
+  }));
 }
 
 }  // namespace
@@ -56,7 +71,11 @@ void Graphs::run(const OpList& list, cudaStream_t stream, const std::function<vo
     return;
   }
   entry->used = now_;
-  if (!entry->graph) entry->graph = capture(stream, launch);
+  if (!entry->graph) {
+    const Graph graph = capture(stream, launch);
+    kernels_ = count_kernels(graph);
+    entry->graph = instantiate(graph);
+  }
   check(cudaGraphLaunch(entry->graph, stream), "launching the graph of a decode step");
 }
 

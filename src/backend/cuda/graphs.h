@@ -17,6 +17,8 @@ class Graphs {
   void run(const OpList& list, cudaStream_t stream, const std::function<void()>& launch);
   /// Forgets everything: addresses that launches have in them are no longer good.
   void clear() { entries_.clear(); }
+  /// Kernels in the graph that was captured last; 0: none was yet.
+  int kernels() const { return kernels_; }
 
  private:
   struct Entry {
@@ -30,6 +32,7 @@ class Graphs {
 
   std::vector<Entry> entries_;
   uint64_t now_ = 0;
+  int kernels_ = 0;
 };
 
 }  // namespace tidal::cuda
