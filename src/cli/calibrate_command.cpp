@@ -90,7 +90,7 @@ class Calibrate {
 
 Calibrate::Calibrate(const CalibrateFlags& flags)
     : flags_(flags),
-      backend_(make_backend("cpu", thread_count(flags.threads))),
+      backend_(open_backend(flags.backend, thread_count(flags.threads), flags.model)),
       model_(load_model(flags.model, *backend_)),
       text_path_(flags.text.empty() ? default_text(flags.model) : flags.text),
       plan_path_(flags.output.empty() ? calibrated_plan_file(flags.model) : flags.output),
@@ -116,8 +116,8 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
     fail("--budget: {} positions of a prefix of {} leave nothing out, expected fewer",
          policies_.tidal.at(context).budget, context);
   }
-  rows_ = std::make_unique<CalibrationRows>(beside(plan_path_, ".rows.jsonl"), model_, text, policies_, flags.shape,
-                                            context);
+  rows_ = std::make_unique<CalibrationRows>(beside(plan_path_, ".rows.jsonl"), backend_->name(), model_, text,
+                                            policies_, flags.shape, context);
   for (const auto& [key, loss] : rows_->losses()) {
     table_.add(key.first, key.second, loss);
     earlier_ += loss.tokens;

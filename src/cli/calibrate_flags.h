@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/backend_options.h"
 #include "cli/plan_options.h"
 #include "eval/calibration_choice.h"
 #include "eval/calibration_texts.h"
@@ -19,6 +20,7 @@ struct CalibrateFlags {
   Wanted wanted;
   CalibrationShape shape;
   std::optional<int> threads;
+  BackendOptions backend;
   int batch = 15;
   bool exhaustive = false;
   PlanOptions plan;

@@ -27,10 +27,11 @@ Json to_json(const Policy& policy) {
           {"top_p", policy.top_p}};
 }
 
-Json header(const Model& model, std::string_view text, const CandidatePolicies& policies, const CalibrationShape& shape,
-            int prefix) {
+Json header(std::string_view backend, const Model& model, std::string_view text, const CandidatePolicies& policies,
+            const CalibrationShape& shape, int prefix) {
   const Hyperparameters& hp = model.hp;
-  return {{"tidal_calibration", 2},
+  return {{"tidal_calibration", 3},
+          {"backend", backend},
           {"model",
            {{"architecture", hp.architecture},
             {"layers", hp.layers},
@@ -69,9 +70,10 @@ double number(const Json& value) {
 
 }  // namespace
 
-CalibrationRows::CalibrationRows(const std::string& path, const Model& model, std::string_view text,
-                                 const CandidatePolicies& policies, const CalibrationShape& shape, int prefix)
-    : file_(path, header(model, text, policies, shape, prefix)) {
+CalibrationRows::CalibrationRows(const std::string& path, std::string_view backend, const Model& model,
+                                 std::string_view text, const CandidatePolicies& policies,
+                                 const CalibrationShape& shape, int prefix)
+    : file_(path, header(backend, model, text, policies, shape, prefix)) {
   for (const Json& row : file_.rows()) {
     try {
       if (row.contains("seconds")) continue;

@@ -19,8 +19,8 @@ class CalibrationRows {
  public:
   /// Opens or creates the file. Its header holds everything that a measurement depends on; which plan is asked for in
   /// the end is not part of that. Throws Error for a file of other settings or with rows of another kind.
-  CalibrationRows(const std::string& path, const Model& model, std::string_view text, const CandidatePolicies& policies,
-                  const CalibrationShape& shape, int prefix);
+  CalibrationRows(const std::string& path, std::string_view backend, const Model& model, std::string_view text,
+                  const CandidatePolicies& policies, const CalibrationShape& shape, int prefix);
 
   /// By plan and text.
   const std::map<std::pair<Candidate, int>, TextLoss>& losses() const { return losses_; }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <set>
 
+#include "cli/backend_options.h"
 #include "cli/bench_options.h"
 #include "cli/bench_run.h"
 #include "cli/commands.h"
@@ -18,7 +19,6 @@
 #include "cli/terminal.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
-#include "core/read_stream.h"
 #include "core/timer.h"
 #include "eval/exact_text.h"
 #include "eval/next_token.h"
@@ -34,6 +34,7 @@ struct CompareOptions {
   int steps = 32;
   bool raw = false;
   std::optional<int> threads;
+  BackendOptions backend;
   PlanOptions plan;
 };
 
@@ -70,7 +71,7 @@ class Comparison {
 
 Comparison::Comparison(const CompareOptions& options)
     : options_(options),
-      backend_(make_backend("cpu", thread_count(options.threads))),
+      backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
       model_(load_model(options.model, *backend_)),
       tokenizer_(options.model),
       tokens_(prompt_tokens()) {
@@ -194,7 +195,7 @@ void Comparison::baseline() {
 
 void Comparison::run() {
   status_.show("measuring the read stream");
-  run_.limit = ReadStream(run_.common.threads).measure();
+  run_.limit = backend_->read_stream();
   status_.clear();
   note(fmt::format("{} tokens of {} and the question", tokens_.size(), options_.file));
   std::set<std::string> said;
@@ -212,10 +213,13 @@ void Comparison::run() {
     baseline();
   }
   write_out("\n" + markdown_table(rows_));
+  const std::string device = backend_->device();
+  const std::string where =
+      device.empty() ? fmt::format("{} threads on {}", run_.common.threads, processor_name()) : device;
   write_out(
-      fmt::format("\n{} threads on {}; prefill measured once, decode: medians of {} steps; the limit, this "
-                  "machine's read stream: {:.1f} GB/s.\n",
-                  run_.common.threads, processor_name(), options_.steps, run_.limit));
+      fmt::format("\n{}; prefill measured once, decode: medians of {} steps; the limit, this machine's read stream: "
+                  "{:.1f} GB/s.\n",
+                  where, options_.steps, run_.limit));
 }
 
 }  // namespace
@@ -229,6 +233,7 @@ void add_compare_command(CLI::App& app) {
   command->add_option("-p,--prompt", options->question, "The question about it")->required();
   command->add_option("-n,--predict,--n-predict", options->steps, "Most tokens of an answer")->capture_default_str();
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
+  add_backend_options(*command, options->backend);
   command->add_option("--attention", options->attention, kBenchAttentionHelp)->type_name("WORD,...");
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   command->add_option("--baseline", options->baseline, "Also measure another engine on the same text: llama.cpp");

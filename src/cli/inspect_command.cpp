@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "cli/backend_options.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
@@ -31,6 +32,7 @@ struct InspectCommand {
   const CLI::Option* exact_option = nullptr;
   bool raw = false;
   std::optional<int> context, threads;
+  BackendOptions backend;
   PlanOptions plan;
 };
 
@@ -95,7 +97,7 @@ void run(const InspectCommand& options) {
   check(options);
   const std::string document = read_document(options.document);
   WholeFile page(options.page);
-  const auto backend = make_backend("cpu", thread_count(options.threads));
+  const auto backend = open_backend(options.backend, thread_count(options.threads), options.model);
   const Model model = load_model(options.model, *backend);
   const Tokenizer tokenizer(options.model);
   check_budget(options.plan, options.context.value_or(model.hp.context));
@@ -153,6 +155,7 @@ void add_inspect_command(CLI::App& app) {
       ->envname("TIDAL_CTX_SIZE")
       ->type_name("N");
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
+  add_backend_options(*command, options->backend);
   add_attention_option(*command, options->plan, "tidal|sketch");
   options->exact_option =
       command

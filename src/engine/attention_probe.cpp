@@ -44,8 +44,9 @@ double LayerAttention::mean_mass() const {
   return mass.empty() ? 1.0 : std::accumulate(mass.begin(), mass.end(), 0.0) / static_cast<double>(mass.size());
 }
 
-AttentionProbe::AttentionProbe(Engine& engine)
+AttentionProbe::AttentionProbe(Engine& engine, bool scored)
     : engine_(engine),
+      scored_(scored),
       backend_(engine.pool().backend()),
       hp_(engine.model().hp),
       layers_(hp_.layers),
@@ -134,6 +135,7 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
     const std::span ranked = std::span(exact).subspan(reserved.sinks, exact.size() - reserved.sinks - reserved.recent);
     attention.agreement.push_back(share_of(ranked, selected_[unit]));
   }
+  if (!scored_) return;
   for (int h = 0; h < hp_.kv_heads; ++h) score_by_sketches(chunk, q, kv, h);
   attention.scored_mass = selected_mass(scale);
 }

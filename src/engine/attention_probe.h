@@ -21,7 +21,7 @@ struct LayerAttention {
   /// aside, the share that it chose. Empty for other roles.
   std::vector<float> agreement;
   /// [heads] of a Scan layer: the share that `mass` is, by the softmax of the scores that it selected by. What top-p
-  /// goes by (Policy::top_p). Empty for other roles.
+  /// goes by (Policy::top_p). Empty for other roles, and where AttentionProbe was not asked for it.
   std::vector<float> scored_mass;
 
   double mean_mass() const;
@@ -32,7 +32,8 @@ struct LayerAttention {
 /// slows decoding down, and changes nothing. Steps of more than one row are ignored.
 class AttentionProbe final : public ForwardObserver {
  public:
-  explicit AttentionProbe(Engine& engine);
+  /// scored: also makes LayerAttention::scored_mass, for which the sketches are read back, too.
+  explicit AttentionProbe(Engine& engine, bool scored = false);
   ~AttentionProbe() override { engine_.set_observer(nullptr); }
   AttentionProbe(const AttentionProbe&) = delete;
   AttentionProbe& operator=(const AttentionProbe&) = delete;
@@ -54,6 +55,7 @@ class AttentionProbe final : public ForwardObserver {
   std::vector<float> queries(const Chunk& chunk, const Rows& q, int head_dim, int kv_head);
 
   Engine& engine_;
+  bool scored_;
   Backend& backend_;
   Hyperparameters hp_;
   std::vector<LayerAttention> layers_;

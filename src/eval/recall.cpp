@@ -27,7 +27,7 @@ std::vector<std::vector<LayerRecall>> measure_recall(Engine& engine, const Seque
     auto& layers = recall.emplace_back();
     for (const Role role : plan.roles) layers.push_back({role, {}, {}, {}});
   }
-  const AttentionProbe probe(engine);
+  const AttentionProbe probe(engine, true);
   teacher_forced(engine, prefix, tokens, plans, [&](const ForcedStep& at) {
     auto& layers = recall[at.plan];
     for (size_t l = 0; l < layers.size(); ++l) {

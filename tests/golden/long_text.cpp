@@ -8,11 +8,11 @@
 
 namespace tidal::golden {
 
-std::optional<LongText> LongText::open(const std::string& model, int threads) {
+std::optional<LongText> LongText::open(const std::string& model, int threads, const std::string& backend) {
   const std::string path = models_folder() + "/" + model + ".gguf", kjv = kjv_text();
   if (!std::filesystem::exists(path) || kjv.empty()) return std::nullopt;
   LongText text;
-  text.backend_ = make_backend("cpu", threads);
+  text.backend_ = make_backend(backend, threads);
   text.model_ = std::make_unique<Model>(load_model(path, *text.backend_));
   text.tokenizer_ = std::make_unique<Tokenizer>(path);
   text.tokens_ = text.tokenizer_->encode(kjv, true, false);

@@ -16,7 +16,7 @@ namespace tidal::golden {
 class LongText {
  public:
   /// nullopt when the model or the KJV is not there.
-  static std::optional<LongText> open(const std::string& model, int threads);
+  static std::optional<LongText> open(const std::string& model, int threads, const std::string& backend = "cpu");
 
   Backend& backend() const { return *backend_; }
   const Model& model() const { return *model_; }

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "golden/long_text.h"
+#include "support/backends.h"
 
 namespace tidal::golden {
 namespace {
@@ -36,17 +37,19 @@ EngineOptions options(int length) {
   return {.context = length + 64, .tokens = 2 * int64_t{length} + 256, .sequences = 4};
 }
 
-class PassKey : public testing::TestWithParam<int> {};
+/// By backend and length of the document.
+class PassKey : public test::BackendTest<std::tuple<std::string, int>> {};
 
 TEST_P(PassKey, TidalFindsWhatFullFinds) {
-  const auto text = LongText::open("qwen2.5-coder-0.5b", kThreads);
+  const int length = std::get<1>(GetParam());
+  const auto text = LongText::open("qwen2.5-coder-0.5b", kThreads, std::get<0>(GetParam()));
   if (!text) GTEST_SKIP() << "qwen2.5-coder-0.5b or the KJV is missing; run tools/setup.sh qwen2.5-coder-0.5b";
   const Hyperparameters& hp = text->model().hp;
   const Plan full = Plan::full(hp.layers);
   const Plan tidal = Plan::tidal(hp.layers, default_reselect(hp), default_policy(kBudget));
-  Engine engine(text->backend(), text->model(), tidal, options(GetParam()));
+  Engine engine(text->backend(), text->model(), tidal, options(length));
   int by_full = 0;
-  for_each_document(engine, *text, GetParam(), [&](int number, const std::string& key, const Sequence& document) {
+  for_each_document(engine, *text, length, [&](int number, const std::string& key, const Sequence& document) {
     engine.set_plan(full);
     const bool found = finds_pass_key(engine, *text, document, key, Question::Dense);
     by_full += found;
@@ -54,7 +57,7 @@ TEST_P(PassKey, TidalFindsWhatFullFinds) {
     const bool dense = finds_pass_key(engine, *text, document, key, Question::Dense);
     const bool sparse = finds_pass_key(engine, *text, document, key, Question::Sparse);
     std::printf("  %d tokens, key at %2.0f %%: full %s, tidal K=%d with a dense question %s, with a sparse one %s\n",
-                GetParam(), 100 * kDepths[number], found ? "yes" : "no", kBudget, dense ? "yes" : "no",
+                length, 100 * kDepths[number], found ? "yes" : "no", kBudget, dense ? "yes" : "no",
                 sparse ? "yes" : "no");
     std::fflush(stdout);
     EXPECT_TRUE(dense || !found) << "key at depth " << kDepths[number];
@@ -63,7 +66,11 @@ TEST_P(PassKey, TidalFindsWhatFullFinds) {
   EXPECT_GE(by_full, 4) << "full attention itself should find the key";
 }
 
-INSTANTIATE_TEST_SUITE_P(Tokens, PassKey, testing::Values(4096, 16384));
+INSTANTIATE_TEST_SUITE_P(Tokens, PassKey,
+                         testing::Combine(testing::Values("cpu", "cuda"), testing::Values(4096, 16384)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" + std::to_string(std::get<1>(info.param));
+                         });
 
 }  // namespace
 }  // namespace tidal::golden

@@ -186,6 +186,7 @@ void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
     }
     ++shape.decode_chunks;
     shape.decode_rows += chunk.rows;
+    shape.fills = shape.fills || chunk.first_full() < chunk.end_full();
   }
   upload_.begin(batch, stream_);
   shape.tables = upload_.tables();
@@ -345,7 +346,7 @@ void CudaBackend::launch(const QkvOp& op) {
                 stream_);
   // Apart, so that the grid of the many short chunks is not made for the longest.
   const int longs = shape.chunks - shape.decode_chunks;
-  if (shape.decode_chunks > 0) {
+  if (shape.fills) {
     launch_sketch_filled(op.kv, shape.tables, 0, shape.decode_chunks, std::min(shape.longest, kDecodeRows), stream_);
   }
   if (longs > 0) launch_sketch_filled(op.kv, shape.tables, shape.decode_chunks, longs, shape.longest, stream_);

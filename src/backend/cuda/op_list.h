@@ -98,7 +98,8 @@ struct PassShape {
   int decode_rows = 0;
   int chunks = 0;
   int decode_chunks = 0;
-  int longest = 0;  ///< rows of the longest chunk
+  int longest = 0;     ///< rows of the longest chunk
+  bool fills = false;  ///< a chunk of decode rows fills a block: of 64 passes with one row one does
 
   bool operator==(const PassShape&) const = default;
 };
