@@ -15,12 +15,17 @@ class SamplerChooser final : public TokenChooser {
   /// Both must outlive the chooser.
   SamplerChooser(Sampler& sampler, const Tokenizer& tokenizer) : sampler_(sampler), tokenizer_(tokenizer) {}
 
-  Token choose(std::span<const float> logits) override { return sampler_.sample(logits); }
+  int likely() const override { return sampler_.likely(); }
+  Token choose(const Prospects& next) override { return sample(sampler_, next); }
   void begin_draft() override { copy_ = sampler_.clone(); }
-  Token draft(std::span<const float> logits) override { return copy_->sample(logits); }
+  Token draft(const Prospects& next) override { return sample(*copy_, next); }
   bool ends(Token token) const override { return tokenizer_.is_end(token); }
 
  private:
+  static Token sample(Sampler& sampler, const Prospects& next) {
+    return next.likely.empty() ? sampler.sample(next.logits) : sampler.sample(next.likely);
+  }
+
   Sampler& sampler_;
   const Tokenizer& tokenizer_;
   std::optional<Sampler> copy_;

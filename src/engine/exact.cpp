@@ -12,7 +12,19 @@ namespace {
 constexpr int kShortMatch = 2;
 constexpr int kLongMatch = 5;
 
+/// Of a step's rows, one.
+Prospects row_of(const Prospects& rows, int index, size_t vocab, size_t likely) {
+  if (likely > 0) return {.logits = {}, .likely = rows.likely.subspan(index * likely, likely)};
+  return {.logits = rows.logits.subspan(index * vocab, vocab), .likely = {}};
+}
+
 }  // namespace
+
+Prospects step(Engine& engine, const Engine::Request& request, const TokenChooser& chooser) {
+  if (const int likely = chooser.likely(); likely > 0)
+    return {.logits = {}, .likely = engine.step({&request, 1}, likely)};
+  return {.logits = engine.step({&request, 1}), .likely = {}};
+}
 
 ExactDecoder::ExactDecoder(Engine& engine, const ExactOptions& options)
     : engine_(engine),
@@ -36,9 +48,9 @@ void ExactDecoder::draft(Sequence& sequence, Token token, int drafts, TokenChoos
   chooser.begin_draft();
   for (int i = 0; i < drafts; ++i) {
     const Engine::Request request{.sequence = &sequence, .tokens = {&token, 1}, .decode = true, .plan = &draft_plan_};
-    const std::span<const float> logits = engine_.step({&request, 1});
+    const Prospects next = step(engine_, request, chooser);
     statistics_.bytes += engine_.decode_bytes(sequence.length(), draft_plan_);
-    token = chooser.draft(logits);
+    token = chooser.draft(next);
     drafts_.push_back(token);
     if (chooser.ends(token)) return;
   }
@@ -51,7 +63,7 @@ void ExactDecoder::verify(Sequence& sequence, Token token, TokenChooser& chooser
   inputs_.assign(1, token);
   inputs_.insert(inputs_.end(), drafts_.begin(), drafts_.end());
   const int rows = static_cast<int>(inputs_.size());
-  const size_t vocab = engine_.model().hp.vocab;
+  const size_t vocab = engine_.model().hp.vocab, likely = chooser.likely();
   const int most_rows = std::min(engine_.pool().backend().decode_rows(), engine_.chunk());
   for (int done = 0; done < rows;) {
     const int count = std::min(most_rows, rows - done);
@@ -61,10 +73,10 @@ void ExactDecoder::verify(Sequence& sequence, Token token, TokenChooser& chooser
         .tokens = std::span<const Token>(inputs_).subspan(static_cast<size_t>(done) + cached, count - cached),
         .all_logits = true,
         .correct = cached};
-    const std::span<const float> logits = engine_.step({&request, 1});
+    const Prospects next = step(engine_, request, chooser);
     statistics_.bytes += engine_.decode_bytes(first + done + count, full_plan_);
     for (int i = 0; i < count; ++i) {
-      const Token chosen = chooser.choose(logits.subspan(i * vocab, vocab));
+      const Token chosen = chooser.choose(row_of(next, i, vocab, likely));
       chosen_.push_back(chosen);
       const size_t index = static_cast<size_t>(done) + i;
       if (index == drafts_.size() || chosen != drafts_[index] || chooser.ends(chosen)) {

@@ -12,18 +12,29 @@ namespace tidal {
 
 inline constexpr int kDefaultDrafts = 7;  ///< one pass of 8 rows verifies them
 
+/// What a token is chosen by: all logits [vocab], or the most likely tokens in their order; the other is empty.
+struct Prospects {
+  std::span<const float> logits;
+  std::span<const LikelyToken> likely;
+};
+
 /// How tokens are chosen, by whoever samples. The text is what choose() returned, in order.
 class TokenChooser {
  public:
   virtual ~TokenChooser() = default;
-  /// The next token of the text, by full attention's logits [vocab].
-  virtual Token choose(std::span<const float> logits) = 0;
-  /// From here on draft() foretells what choose() is going to return, by logits of sparse attention.
+  /// How many of the most likely tokens it chooses by, the same always; 0: by all logits.
+  virtual int likely() const = 0;
+  /// The next token of the text, by full attention.
+  virtual Token choose(const Prospects& next) = 0;
+  /// From here on draft() foretells what choose() is going to return, by sparse attention.
   virtual void begin_draft() = 0;
-  virtual Token draft(std::span<const float> logits) = 0;
+  virtual Token draft(const Prospects& next) = 0;
   /// True for a token that ends the text: nothing is chosen after it.
   virtual bool ends(Token token) const = 0;
 };
+
+/// A step of one request, for what the chooser chooses by: of every row that asked, one behind the other.
+Prospects step(Engine& engine, const Engine::Request& request, const TokenChooser& chooser);
 
 /// Drafts of one source, or of several.
 struct DraftCounts {

@@ -1,19 +1,16 @@
 // Exact mode without a sampler: the most likely token, always.
 #pragma once
 
-#include <algorithm>
-
 #include "engine/exact.h"
 
 namespace tidal {
 
 class GreedyChooser final : public TokenChooser {
  public:
-  Token choose(std::span<const float> logits) override {
-    return static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  }
+  int likely() const override { return 1; }
+  Token choose(const Prospects& next) override { return next.likely.front().token; }
   void begin_draft() override {}
-  Token draft(std::span<const float> logits) override { return choose(logits); }
+  Token draft(const Prospects& next) override { return choose(next); }
   bool ends(Token) const override { return false; }
 };
 

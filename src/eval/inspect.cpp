@@ -43,9 +43,10 @@ Token most_likely(std::span<const float> logits) {
 class AnswerChooser final : public TokenChooser {
  public:
   explicit AnswerChooser(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
-  Token choose(std::span<const float> logits) override { return most_likely(logits); }
+  int likely() const override { return 1; }
+  Token choose(const Prospects& next) override { return next.likely.front().token; }
   void begin_draft() override {}
-  Token draft(std::span<const float> logits) override { return most_likely(logits); }
+  Token draft(const Prospects& next) override { return choose(next); }
   bool ends(Token token) const override { return tokenizer_.is_end(token); }
 
  private:

@@ -190,7 +190,7 @@ TEST_P(Scanning, ExactModeIsFullAttention) {
   std::vector<Token> expected, text;
   for (Token token = 7; expected.size() < 40;) {
     const Engine::Request request{.sequence = &full, .tokens = {&token, 1}};
-    expected.push_back(token = chooser.choose(setup.engine.step({&request, 1})));
+    expected.push_back(token = chooser.choose(step(setup.engine, request, chooser)));
   }
   ExactDecoder decoder(setup.engine, {.drafts = 6, .adapt = false, .copy = false});
   for (Token token = 7; text.size() < 40; token = text.back()) {

@@ -23,9 +23,10 @@ class SeededChooser final : public TokenChooser {
  public:
   SeededChooser(uint64_t seed, float temperature, Token end = -1) : seed_(seed), temperature_(temperature), end_(end) {}
 
-  Token choose(std::span<const float> logits) override { return draw(logits, count_++); }
+  int likely() const override { return 0; }
+  Token choose(const Prospects& next) override { return draw(next.logits, count_++); }
   void begin_draft() override { drafting_ = count_; }
-  Token draft(std::span<const float> logits) override { return draw(logits, drafting_++); }
+  Token draft(const Prospects& next) override { return draw(next.logits, drafting_++); }
   bool ends(Token token) const override { return token == end_; }
 
  private:
@@ -56,7 +57,7 @@ std::vector<Token> full_text(SmallEngine& setup, const Sequence& prefix, Token t
   std::vector<Token> text;
   while (static_cast<int>(text.size()) < count) {
     const Engine::Request request{.sequence = &sequence, .tokens = {&token, 1}};
-    token = chooser.choose(setup.engine.step({&request, 1}));
+    token = chooser.choose(step(setup.engine, request, chooser));
     text.push_back(token);
     if (chooser.ends(token)) break;
   }
