@@ -46,19 +46,19 @@ TEST_F(CudaLaunches, OfALayer) {
   struct Case {
     const char* name;
     std::function<Plan(int)> plan;
-    double most;
+    double alone, of_eight;  ///< at most
   };
   const Case cases[] = {
-      {"full", [](int layers) { return Plan::full(layers); }, 6},
-      {"tidal", [](int layers) { return Plan::tidal(layers, 4, default_policy(kBudget)); }, 6},
-      {"sketch", [](int layers) { return Plan::sketch(layers, 1, sketch_policy(kBudget)); }, 12},
+      {"full", [](int layers) { return Plan::full(layers); }, 5, 8},
+      {"tidal", [](int layers) { return Plan::tidal(layers, 4, default_policy(kBudget)); }, 5, 8},
+      {"sketch", [](int layers) { return Plan::sketch(layers, 1, sketch_policy(kBudget)); }, 8, 11},
   };
   for (const Case& one : cases) {
     for (const int sequences : {1, 8}) {
       const double found = of_a_layer(one.plan, sequences);
       std::printf("%s attention, batch %d: %.1f kernels a layer\n", one.name, sequences, found);
       EXPECT_GT(found, 0);
-      EXPECT_LE(found, one.most) << one.name << ", batch " << sequences;
+      EXPECT_LE(found, sequences == 1 ? one.alone : one.of_eight) << one.name << ", batch " << sequences;
     }
   }
 }
