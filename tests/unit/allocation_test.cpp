@@ -124,6 +124,16 @@ TEST_P(Allocation, DecodingManySequencesNeedsNone) {
             0);
 }
 
+TEST_P(Allocation, ChoosingTheMostLikelyNeedsNone) {
+  SmallEngine setup("cpu", GetParam());
+  Sequence sequence = setup.prefilled(60, 1);
+  setup.engine.decode(sequence, 1, 40);
+  EXPECT_EQ(allocations_of([&] {
+              for (int i = 0; i < 30; ++i) setup.engine.decode(sequence, static_cast<Token>(i % 97), 40);
+            }),
+            0);
+}
+
 TEST_P(Allocation, AForkDecodesWithoutAny) {
   SmallEngine setup("cpu", GetParam());
   const Sequence sequence = setup.prefilled(100, 1);
