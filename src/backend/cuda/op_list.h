@@ -83,7 +83,7 @@ struct LogitsOp {
   int first = 0;
   int rows = 0;
   bool decode = false;  ///< by the skinny product
-  int likely = 0;   ///< of each row; 0: all logits
+  int likely = 0;       ///< of each row; 0: all logits
   const float* x = nullptr;
 
   bool operator==(const LogitsOp&) const = default;
