@@ -2,7 +2,7 @@
 # Measures decode steps on the GPU, tidal and PyTorch one after the other on the same device, and prints their ratios:
 #   tools/bench_gpu.sh [--tidal FILE] [--output DIR] [--attention cudnn,flash]
 # FILE: the program (build/release/src/tidal). DIR gets the rows as JSON lines (build/bench_gpu). --attention: what
-# PyTorch's attention is timed with. Takes about five minutes; needs a python3 with torch for CUDA and a C compiler.
+# PyTorch's attention is timed with. Takes a minute or two; needs a python3 with torch for CUDA and a C compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
