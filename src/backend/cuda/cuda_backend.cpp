@@ -6,11 +6,11 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/error.h"
 #include "backend/cuda/graphs.h"
-#include "backend/cuda/likely_tokens.h"
 #include "backend/cuda/matrices.h"
 #include "backend/cuda/op_list.h"
 #include "backend/cuda/prefill_attention.h"
 #include "backend/cuda/read_stream.h"
+#include "backend/cuda/results.h"
 #include "backend/cuda/step_upload.h"
 #include "backend/cuda/weights.h"
 #include "core/error.h"
@@ -20,20 +20,10 @@ namespace {
 
 /// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
 constexpr int kPrefillRows = 2048;
-/// Most rows whose logits are made at once: bounds the memory for them.
-constexpr int kLogitRows = 64;
 
 bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
   return a.width == b.width && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
          a.ffn == b.ffn && a.vocab == b.vocab && a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies;
-}
-
-size_t logits_bytes(const Hyperparameters& hp, int max_rows) {
-  return sizeof(float) * static_cast<size_t>(std::min(kLogitRows, max_rows)) * hp.vocab;
-}
-
-size_t likely_bytes(int max_rows) {
-  return sizeof(LikelyToken) * static_cast<size_t>(std::min(kLogitRows, max_rows)) * kMostLikely;
 }
 
 /// Writes the operations of a pass down and launches them when something waits for them: logits(), or an access to
@@ -103,9 +93,7 @@ class CudaBackend final : public Backend {
   DecodeAttention attention_;
   StepUpload upload_;
   Graphs graphs_;
-  Buffer device_logits_, host_logits_;  // [kLogitRows, vocab]
-  Buffer device_likely_, host_likely_;  // [kLogitRows, kMostLikely]
-  Buffer likely_keys_;
+  Results results_;
   Buffer listed_blocks_;  // of sketch()
 
   Hyperparameters hp_;  // of reserve()
@@ -144,8 +132,7 @@ void CudaBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
 int64_t CudaBackend::reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
   return Matrices::workspace_bytes(hp, max_rows) +
          static_cast<int64_t>(DecodeAttention::workspace_bytes(hp, max_rows, max_context) +
-                              StepUpload::bytes(max_rows, max_context) + logits_bytes(hp, max_rows) +
-                              likely_bytes(max_rows) + likely_workspace(std::min(kLogitRows, max_rows), hp.vocab));
+                              StepUpload::bytes(max_rows, max_context) + Results::bytes(hp.vocab, max_rows));
 }
 
 void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
@@ -154,17 +141,12 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   hp_ = hp;
   max_rows_ = max_rows;
   max_context_ = max_context;
-  const bool moved[] = {matrices_.reserve(hp, max_rows), attention_.reserve(hp, max_rows, max_context),
-                        upload_.reserve(max_rows, max_context), device_logits_.bytes() < logits_bytes(hp, max_rows)};
-  if (moved[3]) {
-    device_logits_ = allocate_device(logits_bytes(hp, max_rows), "logits");
-    host_logits_ = allocate_pinned(logits_bytes(hp, max_rows), "logits");
-    device_likely_ = allocate_device(likely_bytes(max_rows), "most likely tokens");
-    host_likely_ = allocate_pinned(likely_bytes(max_rows), "most likely tokens");
-    likely_keys_ = allocate_device(likely_workspace(std::min(kLogitRows, max_rows), hp.vocab), "most likely tokens");
-  }
-  // What a graph has in it beside addresses comes from the shape of the model.
+  // Even where nothing moves: what a graph has in it beside addresses comes from the shape of the model.
   graphs_.clear();
+  matrices_.reserve(hp, max_rows);
+  attention_.reserve(hp, max_rows, max_context);
+  upload_.reserve(max_rows, max_context);
+  results_.reserve(hp.vocab, max_rows);
 }
 
 void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
@@ -291,18 +273,16 @@ void CudaBackend::finish(const LogitsOp& op, const Batch& batch, Take&& take) {
 
 void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
                          std::span<float> logits) {
-  const size_t vocab = static_cast<size_t>(output.rows);
-  finish({.norm = norm, .output = output, .x = x.data}, batch, [&](size_t first, size_t rows) {
-    std::copy_n(host_logits_.as<float>(), vocab * rows, logits.data() + first * vocab);
-  });
+  const auto vocab = static_cast<size_t>(output.rows);
+  finish({.norm = norm, .output = output, .x = x.data}, batch,
+         [&](size_t first, size_t rows) { results_.read(logits.subspan(first * vocab, rows * vocab)); });
 }
 
 void CudaBackend::likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
                          std::span<LikelyToken> out) {
-  const size_t width = static_cast<size_t>(count);
-  finish({.norm = norm, .output = output, .likely = count, .x = x.data}, batch, [&](size_t first, size_t rows) {
-    std::copy_n(host_likely_.as<LikelyToken>(), width * rows, out.data() + first * width);
-  });
+  const auto width = static_cast<size_t>(count);
+  finish({.norm = norm, .output = output, .likely = count, .x = x.data}, batch,
+         [&](size_t first, size_t rows) { results_.read(out.subspan(first * width, rows * width)); });
 }
 
 void CudaBackend::flush(bool whole) {
@@ -396,23 +376,9 @@ void CudaBackend::launch(const LogitsOp& op) {
                     .logit_rows = list_.shape.tables.logit_rows + op.first,
                     .pass = {op.rows, op.decode ? op.rows : 0, {&op.rows, op.decode ? 0u : 1u}},
                     .x = op.x,
-                    .logits = device_logits_.as<float>()},
+                    .logits = results_.logits()},
                    stream_);
-  const auto copy = [&](const Buffer& to, const Buffer& from, size_t bytes) {
-    check(cudaMemcpyAsync(to.as<void>(), from.as<void>(), bytes, cudaMemcpyDeviceToHost, stream_), "copying logits");
-  };
-  const auto rows = static_cast<size_t>(op.rows);
-  if (op.likely == 0) {
-    return copy(host_logits_, device_logits_, sizeof(float) * static_cast<size_t>(op.output.rows) * rows);
-  }
-  launch_likely({.logits = device_logits_.as<float>(),
-                 .rows = op.rows,
-                 .vocab = static_cast<int>(op.output.rows),
-                 .count = op.likely,
-                 .keys = likely_keys_.as<uint64_t>(),
-                 .out = device_likely_.as<LikelyToken>()},
-                stream_);
-  copy(host_likely_, device_likely_, sizeof(LikelyToken) * static_cast<size_t>(op.likely) * rows);
+  results_.launch(op, stream_);
 }
 
 }  // namespace
