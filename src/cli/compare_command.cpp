@@ -64,7 +64,7 @@ class Comparison {
   std::vector<BenchPlan> plans_;
   std::vector<Token> tokens_;
   std::unique_ptr<Engine> engine_;
-  std::vector<float> first_logits_;  // of the prompt's last token
+  Token first_ = 0;  // of every answer
   BenchRun run_;                     // what the rows share
   std::vector<BenchRow> rows_;
 };
@@ -118,7 +118,7 @@ void Comparison::prefill(Sequence& document) {
     status_.show(fmt::format("prefill: {} of {} tokens, {:.0f} tok/s", done, total, done / timer.seconds()));
     return true;
   });
-  first_logits_.assign(logits.begin(), logits.end());
+  first_ = argmax(logits);
   rows_.push_back(prefill_row(run_, row_case("tidal", "full", 0), {timer.seconds()}));
   status_.clear();
 }
@@ -126,7 +126,7 @@ void Comparison::prefill(Sequence& document) {
 void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
   engine_->set_plan(plan.plan);
   Sequence sequence = document.fork();
-  std::span<const float> logits = first_logits_;
+  Token token = first_;
   std::string text;
   bool ended = false;
   std::vector<double> seconds;
@@ -134,11 +134,10 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
   // Even a short answer gets its full number of steps, for their time.
   for (int i = 0; i < options_.steps; ++i) {
     check_stopped();
-    const Token token = argmax(logits);
     ended = ended || tokenizer_.is_end(token);
     if (!ended) text += tokenizer_.piece(token);
     const Timer timer;
-    logits = engine_->decode(sequence, token);
+    token = engine_->decode(sequence, token, 1)[0].token;
     seconds.push_back(timer.seconds());
   }
   write_out(fmt::format("{} attention: {}{}\n", plan.attention, text, ended ? "" : " ..."));
@@ -149,10 +148,9 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
 }
 
 void Comparison::answer_exactly(const BenchPlan& plan, const Sequence& document) {
-  const Token first = argmax(first_logits_);
   const ExactText exact =
-      exact_text(*engine_, document, first, options_.steps, plan.plan, {}, [&](int) { check_stopped(); });
-  std::vector<Token> tokens = {first};
+      exact_text(*engine_, document, first_, options_.steps, plan.plan, {}, [&](int) { check_stopped(); });
+  std::vector<Token> tokens = {first_};
   tokens.insert(tokens.end(), exact.tokens.begin(), exact.tokens.end() - 1);
   const auto end = std::find_if(tokens.begin(), tokens.end(), [&](Token token) { return tokenizer_.is_end(token); });
   std::string text;

@@ -24,13 +24,12 @@ class Answers {
   Answers(Engine& engine, const Tokenizer& tokenizer, std::span<const Token> question, AnswerLimit limit)
       : engine_(engine), tokenizer_(tokenizer), question_(question), limit_(limit) {}
 
-  /// Takes the logits behind what the course has in its cache.
-  void take(Course& course, std::span<const float> logits) const {
+  /// Goes on from the token that is most likely behind what the course has in its cache.
+  void take(Course& course, Token token) const {
     if (course.asked < question_.size()) {
       course.next = question_[course.asked++];
       return;
     }
-    const Token token = argmax(logits);
     if (tokenizer_.is_end(token)) {
       course.answer->ended = course.done = true;
       return;
@@ -46,7 +45,6 @@ class Answers {
   }
 
   void run(std::span<Course> courses, const std::function<void(int)>& step) {
-    const size_t vocab = engine_.model().hp.vocab;
     for (;;) {
       std::vector<Course*> active;
       std::vector<Engine::Request> requests;
@@ -57,12 +55,12 @@ class Answers {
             {.sequence = &course.sequence, .tokens = {&course.next, 1}, .decode = true, .plan = course.plan});
       }
       if (active.empty()) return;
-      const std::span<const float> logits = engine_.step(requests);
+      const std::span<const LikelyToken> next = engine_.step(requests, 1);
       for (size_t i = 0; i < active.size(); ++i) {
         Course& course = *active[i];
         ++course.answer->steps;
         course.answer->bytes_read += engine_.decode_bytes(course.sequence.length(), *course.plan);
-        take(course, logits.subspan(i * vocab, vocab));
+        take(course, next[i].token);
       }
       if (step) step(static_cast<int>(active.size()));
     }
@@ -95,13 +93,12 @@ std::vector<GreedyAnswer> greedy_answers(Engine& engine, const Tokenizer& tokeni
          engine.options().context);
   }
   std::optional<Sequence> asked;
-  std::vector<float> asked_logits;
+  Token first = 0;  // of its answer
   for (const AnswerCase& which : cases) {
     which.plan->check(engine.model().hp);
     if (which.question == QuestionAs::Sparse || asked) continue;
     asked = document.fork();
-    const std::span<const float> logits = engine.prefill(*asked, question);
-    asked_logits.assign(logits.begin(), logits.end());
+    first = argmax(engine.prefill(*asked, question));
   }
   std::vector<GreedyAnswer> answers(cases.size());
   Answers run(engine, tokenizer, question, limit);
@@ -114,7 +111,7 @@ std::vector<GreedyAnswer> greedy_answers(Engine& engine, const Tokenizer& tokeni
                          .plan = cases[i].plan,
                          .answer = &answers[i],
                          .asked = dense ? question.size() : 0});
-      run.take(courses.back(), asked_logits);
+      run.take(courses.back(), first);
     }
     run.run(courses, step);
   }
