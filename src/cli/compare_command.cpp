@@ -65,7 +65,7 @@ class Comparison {
   std::vector<Token> tokens_;
   std::unique_ptr<Engine> engine_;
   Token first_ = 0;  // of every answer
-  BenchRun run_;                     // what the rows share
+  BenchRun run_;     // what the rows share
   std::vector<BenchRow> rows_;
 };
 
