@@ -307,7 +307,6 @@ void CudaBackend::launch() {
   for (const Op& op : list_.ops) {
     std::visit([this](const auto& one) { launch(one); }, op);
   }
-  matrices_.finish(stream_);
 }
 
 void CudaBackend::launch(const EmbedOp& op) {

@@ -62,7 +62,7 @@ constexpr int kKept = 8;
 __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constant__ RoundParams p) {
   let_next_start();
   __shared__ float squares[kRowThreads / 32];
-  const int row = blockIdx.x, groups = p.cols / 4;
+  const int row = blockIdx.x, groups = p.cols / 4, first = threadIdx.x;
   const auto* norm = reinterpret_cast<const float4*>(p.norm);
   auto* to = reinterpret_cast<uint2*>(p.rounded + static_cast<int64_t>(row) * p.cols);
   wait_for_previous();
@@ -71,17 +71,19 @@ __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constan
   float4 kept[kKept];
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    const int i = threadIdx.x + k * kRowThreads;
+    const int i = first + k * kRowThreads;
     kept[k] = i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0);
   }
   float factor = 1;
   if (p.norm) {
-    // The order of row_norm.cuh, which the skinny product follows too.
-    float sum = 0;
+    float sum = 0;  // zeros behind the row's end change nothing
 #pragma unroll
-    for (int k = 0; k < kKept; ++k) sum = add_squares(sum, kept[k]);  // zeros behind the row's end change nothing
-    for (int i = threadIdx.x + kKept * kRowThreads; i < groups; i += kRowThreads) sum = add_squares(sum, __ldcg(x + i));
-    sum = warp_sum(sum);
+    for (int k = 0; k < kKept; ++k) sum = __fadd_rn(sum, square_sum(kept[k]));
+    for (int group = kKept * kRowThreads; group < groups; group += kRowThreads) {
+      const int i = group + first;
+      sum = __fadd_rn(sum, square_sum(i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0)));
+    }
+    sum = tree_sum<4, 16>(sum);
     if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
     __syncthreads();
     factor = norm_factor(squares, p.cols, p.epsilon);
@@ -97,9 +99,9 @@ __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constan
   };
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    if (const int i = threadIdx.x + k * kRowThreads; i < groups) put(i, kept[k]);
+    if (const int i = first + k * kRowThreads; i < groups) put(i, kept[k]);
   }
-  for (int i = threadIdx.x + kKept * kRowThreads; i < groups; i += kRowThreads) put(i, __ldcg(x + i));
+  for (int i = first + kKept * kRowThreads; i < groups; i += kRowThreads) put(i, __ldcg(x + i));
 }
 
 __global__ void silu_kernel(const __grid_constant__ SiluParams p) {
@@ -132,8 +134,8 @@ __global__ void add_bias_kernel(float* x, const float* bias, int width) {
 
 /// A warp a head; the grid is (heads of q, k and v in groups of blockDim.y, rows).
 __global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
-  let_next_start();
   wait_for_previous();
+  let_next_start();  // only now: attention, which comes next, relies on it
   extern __shared__ float heads[];
   const int row = blockIdx.y, lane = threadIdx.x, dim = p.head_dim;
   int head = blockIdx.x * blockDim.y + threadIdx.y;
@@ -155,7 +157,7 @@ __global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
     values[d] = value;
   }
   if (norm) {
-    const float factor = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(dim) + p.epsilon);
+    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(dim) + p.epsilon);
     for (int d = lane; d < dim; d += 32) values[d] = values[d] * factor * __ldg(norm + d);
   }
   __syncwarp();

@@ -8,13 +8,25 @@ namespace tidal::cuda::skinny {
 // Epilogues say which sums are fused: left to itself the compiler chooses otherwise for one row than for 32, and a
 // row's bits would depend on its company.
 
-/// Products that are stored or added, bias included.
+/// Products that are stored or added, bias included. 16 threads have the rows of a tile for one token.
 template <int M>
 struct RowsEpilogue {
   using Params = SkinnyRows;
   static constexpr int kM = M, kItems = M;
   struct Operands {
-    float bias, before;
+    float bias, before, norm;
+  };
+  /// What a thread has: row `row` of W, tile `tile` of 16, token `token`.
+  template <int NT>
+  struct Place {
+    int row, tile, token;
+    bool live;
+    __device__ Place(const Params& p, int tiles, int index) {
+      tile = tiles * M + index / (128 * NT);
+      row = tile * 16 + index % 16;
+      token = index / 16 % (8 * NT);
+      live = row < p.w_rows && token < p.rows;
+    }
   };
 
   __host__ __device__ static int tiles(const Params& p) { return (p.w_rows + 16 * M - 1) / (16 * M); }
@@ -22,24 +34,37 @@ struct RowsEpilogue {
     // Rows behind the last one are computed from it and thrown away.
     return p.w + static_cast<int64_t>(min((tile * M + m) * 16 + r, p.w_rows - 1)) * p.cols;
   }
+  __device__ static int sum_of(int index) {
+    const int row = index % 16, token = index / 16 % 8;
+    return index - index % 128 + row % 8 * 16 + token / 2 * 4 + row / 8 * 2 + token % 2;
+  }
   template <int NT>
   __device__ static Operands load(const Params& p, int tile, int index) {
-    const Item<NT> item(index);
-    const int row = (tile * M + item.m) * 16 + item.row;
+    const Place<NT> place(p, tile, index);
     Operands result{};
-    if (row >= p.w_rows || item.token >= p.rows) return result;
-    if (p.bias) result.bias = __ldg(p.bias + row);
-    if (p.add) result.before = __ldcg(p.y + static_cast<int64_t>(item.token) * p.w_rows + row);
+    if (!place.live) return result;
+    if (p.bias) result.bias = __ldg(p.bias + place.row);
+    if (p.add) result.before = __ldcg(p.y + static_cast<int64_t>(place.token) * p.w_rows + place.row);
+    if (p.next.rounded) result.norm = __ldg(p.next.norm + place.row);
     return result;
   }
   template <int NT>
   __device__ static void store(const Params& p, int tile, int index, const float* sums, const float* factors,
                                const Operands& operands) {
-    const Item<NT> item(index);
-    const int row = (tile * M + item.m) * 16 + item.row;
-    if (row >= p.w_rows || item.token >= p.rows) return;
-    const float product = __fmaf_rn(sums[0], factors[item.token], operands.bias);
-    p.y[static_cast<int64_t>(item.token) * p.w_rows + row] = p.add ? operands.before + product : product;
+    const Place<NT> place(p, tile, index);
+    const int64_t at = static_cast<int64_t>(place.token) * p.w_rows + place.row;
+    float result = 0;
+    if (place.live) {
+      const float product = __fmaf_rn(sums[0], factors[place.token], operands.bias);
+      result = p.add ? operands.before + product : product;
+      p.y[at] = result;
+    }
+    if (!p.next.rounded) return;
+    const float squares = square_sum(result);
+    if (!place.live) return;
+    p.next.rounded[at] = __float2bfloat16_rn(__fmul_rn(result, operands.norm));
+    if (place.row % 16 == 0)
+      p.next.squares[static_cast<int64_t>(place.token) * ((p.w_rows + 15) / 16) + place.tile] = squares;
   }
 };
 
@@ -55,6 +80,7 @@ struct GateUpEpilogue {
     float bias;
   };
 
+  __device__ static int sum_of(int index) { return index; }
   __host__ __device__ static int tiles(const Params& p) { return (p.ffn + 7) / 8; }
   __device__ static const __nv_bfloat16* row(const Params& p, int tile, int, int r) {
     return (r < 8 ? p.gate : p.up) + static_cast<int64_t>(min(tile * 8 + r % 8, p.ffn - 1)) * p.cols;
@@ -87,6 +113,7 @@ struct GateUpPairs {
     float gate, up;
   };
 
+  __device__ static int sum_of(int index) { return index; }
   __host__ __device__ static int tiles(const Params& p) { return (p.ffn + 15) / 16; }
   __device__ static const __nv_bfloat16* row(const Params& p, int tile, int m, int r) {
     return (m == 0 ? p.gate : p.up) + static_cast<int64_t>(min(tile * 16 + r, p.ffn - 1)) * p.cols;
@@ -146,6 +173,7 @@ struct QkvEpilogue {
     int slot;
   };
 
+  __device__ static int sum_of(int index) { return index; }
   __host__ __device__ static int tiles(const Params& p) { return (p.q_width + 15) / 16 + 2 * ((p.kv_width + 15) / 16); }
   __device__ static const __nv_bfloat16* row(const Params& p, int index, int, int r) {
     const Place place(p, index);

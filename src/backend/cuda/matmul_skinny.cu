@@ -26,13 +26,12 @@ void launch_variant(const typename E::Params& params, cudaStream_t stream) {
   const auto kernel = skinny::skinny_kernel<E, NT, D, kStream>;
   static const cudaError_t allowed = skinny::allow_shared_memory(reinterpret_cast<const void*>(kernel));
   check(allowed, "a skinny product");
-  const SkinnyTuning& tuning = skinny_tuning();
   const int tiles = E::tiles(params);
-  int bytes = shared_bytes<E, NT, D, kStream>(params.rows, params.cols);
-  if (tuning.alone && tuning.blocks == 1) bytes = std::max(bytes, shared_memory_limit() / 2 + 1024);
-  launch("a skinny product", Start::Early, kernel, dim3(std::min(tiles, tuning.blocks * multiprocessors())),
-         dim3(kRowThreads), static_cast<size_t>(bytes), stream, params, tiles, skinny::units_of(params.cols),
-         tuning.late);
+  // No multiprocessor gets two blocks: they could be of one product and leave another multiprocessor idle.
+  const int bytes =
+      std::max(shared_bytes<E, NT, D, kStream>(params.rows, params.cols), shared_memory_limit() / 2 + 1024);
+  launch("a skinny product", Start::Early, kernel, dim3(std::min(tiles, multiprocessors())), dim3(kRowThreads),
+         static_cast<size_t>(bytes), stream, params, tiles, skinny::units_of(params.cols));
 }
 
 /// x whole in shared memory, where it fits and is used for more than one tile; a piece of x with every piece of W
@@ -43,13 +42,8 @@ void launch_rows(const typename Resident::Params& params, cudaStream_t stream) {
     return shared_bytes<Resident, NT, kDepth, false>(params.rows, params.cols) <= shared_memory_limit();
   };
   if constexpr (NT == 1) {
-    const int depth = skinny_tuning().depth;
-    if (depth >= 10 && fits(std::integral_constant<int, 10>{})) {
-      return launch_variant<Resident, NT, 10, false>(params, stream);
-    }
-    if (depth >= 8 && fits(std::integral_constant<int, 8>{})) {
-      return launch_variant<Resident, NT, 8, false>(params, stream);
-    }
+    if (fits(std::integral_constant<int, 10>{})) return launch_variant<Resident, NT, 10, false>(params, stream);
+    if (fits(std::integral_constant<int, 8>{})) return launch_variant<Resident, NT, 8, false>(params, stream);
   }
   const bool once = params.rows > 8 && Streaming::tiles(params) <= multiprocessors();
   if (params.in.x || (fits(std::integral_constant<int, D>{}) && !once)) {
@@ -63,10 +57,16 @@ template <class Params>
 Params from_row(Params params, int first, int rows) {
   params.rows = rows;
   if (params.in.rounded) params.in.rounded += static_cast<int64_t>(first) * params.cols;
+  if (params.in.squares) params.in.squares += static_cast<int64_t>(first) * ((params.cols + 15) / 16);
   if (params.in.factors) params.in.factors += first;
   return params;
 }
-void move(SkinnyRows& p, int first) { p.y += static_cast<int64_t>(first) * p.w_rows; }
+void move(SkinnyRows& p, int first) {
+  p.y += static_cast<int64_t>(first) * p.w_rows;
+  if (!p.next.rounded) return;
+  p.next.rounded += static_cast<int64_t>(first) * p.w_rows;
+  p.next.squares += static_cast<int64_t>(first) * ((p.w_rows + 15) / 16);
+}
 void move(SkinnyGateUp& p, int first) { p.hidden += static_cast<int64_t>(first) * p.ffn; }
 void move(SkinnyQkv& p, int first) {
   p.q += static_cast<int64_t>(first) * p.q_width;
@@ -79,14 +79,13 @@ void move(SkinnyQkv& p, int first) {
 /// `One` up to 8 rows, the others for more.
 template <class One, class Resident, class Streaming>
 void launch_all(const typename Resident::Params& params, cudaStream_t stream) {
-  const bool four = shared_bytes<Streaming, 4, 4, true>(32, params.cols) <= shared_memory_limit();
-  const int most = four ? 32 : 16;
+  const bool four = shared_bytes<Streaming, 4, 4, true>(kSkinnyRows, params.cols) <= shared_memory_limit();
+  const int most = four ? kSkinnyRows : kSkinnyRows / 2;
   for (int first = 0; first < params.rows;) {
     const int rows = std::min(params.rows - first, most);
     auto part = from_row(params, first, rows);
     move(part, first);
     first += rows;
-    if (first < params.rows) part.next = {};
     if (rows <= 8) {
       launch_rows<One, Streaming, 1, 5>(part, stream);
     } else if (rows <= 16) {
@@ -98,11 +97,6 @@ void launch_all(const typename Resident::Params& params, cudaStream_t stream) {
 }
 
 }  // namespace
-
-SkinnyTuning& skinny_tuning() {
-  static SkinnyTuning tuning;
-  return tuning;
-}
 
 bool skinny_takes_floats(int rows, int cols) {
   return rows <= kFusedRows && shared_bytes<GateUpEpilogue, 1, 5, false>(rows, cols) <= shared_memory_limit();

@@ -1,9 +1,5 @@
 // The kernel behind matmul_skinny.h; what differs between the products is in an Epilogue.
 //
-// Tensor cores multiply 16 rows of W with up to 8 NT rows of x. The columns of W are cut into units of 64, unit u
-// belongs to warp u mod 8; a warp adds its units in ascending order, then the 8 sums are added in the order of the
-// warps. That order is all that decides a result's bits, and no variant of the kernel changes it.
-//
 // A lane needs 16 bytes each of two rows of W for two steps of the tensor core, if the columns that it holds are taken
 // for those that the instruction calls its own: the same permutation of columns applies to W and x, so nothing is
 // shuffled. Each lane copies what it will need itself into a ring in shared memory (cp.async), D slots ahead: no
@@ -11,19 +7,13 @@
 // kernel waits for the one before.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <type_traits>
 #include <utility>
 
-#include "backend/cuda/launch.h"
+#include "backend/cuda/matmul_device.cuh"
 #include "backend/cuda/matmul_skinny.h"
-#include "backend/cuda/row_norm.cuh"
 
 namespace tidal::cuda::skinny {
-
-inline constexpr int kWarps = kRowThreads / 32;
-inline constexpr int kUnit = 64;  // columns
 
 /// Shared memory of one variant, in bytes; [..] is what lies there, in this order.
 template <int M, int NT, int D, bool kStream>
@@ -39,64 +29,6 @@ struct Layout {
   static constexpr int kFixed = kRing + kXRing + kReduce + kFactors + kSquares;
 };
 
-inline int units_of(int cols) { return (cols + kUnit - 1) / kUnit; }
-/// Elements from one row of x to the next in shared memory: two rows are half a bank cycle apart.
-__host__ __device__ inline int x_stride(int units) { return units * kUnit + 32; }
-
-/// Lets a kernel have all the shared memory that there is.
-inline cudaError_t allow_shared_memory(const void* kernel) {
-  const cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit());
-  if (code != cudaSuccess || !skinny_tuning().carveout) return code;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-}
-
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-/// 16 bytes to shared memory, zeros where `inside` is false (nothing is read then).
-__device__ inline void copy_16(void* to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(inside ? 16 : 0)
-               : "memory");
-}
-__device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-/// One step of the tensor core: rows g and g + 8 of W hold `a` and `b`, x holds `x`.
-__device__ inline void multiply(float4& sum, uint32_t a0, uint32_t b0, uint32_t a1, uint32_t b1, uint32_t x0,
-                                uint32_t x1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
-      : "r"(a0), "r"(b0), "r"(a1), "r"(b1), "r"(x0), "r"(x1));
-}
-
-/// Asks for part `part` of `parts` of what comes next.
-__device__ inline void prefetch(const Prefetch& next, int part, int parts, int lane) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (next.bytes[i] == 0) continue;
-    const int64_t share = (next.bytes[i] / parts + 127) / 128 * 128;
-    const int64_t begin = share * part, end = min(begin + share, next.bytes[i]);
-    const char* data = static_cast<const char*>(next.data[i]);
-#if __CUDA_ARCH__ >= 900
-    if (lane == 0 && begin < end) {
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data + begin),
-                   "r"(static_cast<uint32_t>(end - begin) & ~15u)
-                   : "memory");
-    }
-#else
-    for (int64_t at = begin + lane * 128; at < end; at += 32 * 128) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(data + at) : "memory");
-    }
-#endif
-  }
-}
-
 /// Rounds R or fewer rows of float32 into `xs`, B groups of columns at a time so that loads overlap.
 template <int R, int B>
 __device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __nv_bfloat16* xs, int stride,
@@ -109,11 +41,11 @@ __device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __n
     source[r] = reinterpret_cast<const float4*>(in.x + static_cast<int64_t>(row) * cols);
   }
   float sums[R] = {};
-  for (int first = threadIdx.x; first < groups; first += B * kRowThreads) {
+  for (int first = 0; first < groups; first += B * kRowThreads) {
     float4 v[B][R], w[B];
 #pragma unroll
     for (int b = 0; b < B; ++b) {
-      const int i = first + b * kRowThreads;
+      const int i = first + b * kRowThreads + threadIdx.x;
       w[b] = make_float4(1, 1, 1, 1);
       if (i < groups && in.norm) w[b] = __ldg(reinterpret_cast<const float4*>(in.norm) + i);
 #pragma unroll
@@ -124,12 +56,12 @@ __device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __n
     }
 #pragma unroll
     for (int b = 0; b < B; ++b) {
-      const int i = first + b * kRowThreads;
-      if (i >= groups) break;
+      const int i = first + b * kRowThreads + threadIdx.x;
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         if (r >= rows) break;
-        sums[r] = add_squares(sums[r], v[b][r]);
+        sums[r] = __fadd_rn(sums[r], square_sum(v[b][r]));
+        if (i >= groups) continue;
         auto* to = reinterpret_cast<__nv_bfloat162*>(xs + r * stride + 4 * i);
         to[0] = __floats2bfloat162_rn(v[b][r].x * w[b].x, v[b][r].y * w[b].y);
         to[1] = __floats2bfloat162_rn(v[b][r].z * w[b].z, v[b][r].w * w[b].w);
@@ -138,8 +70,20 @@ __device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __n
   }
 #pragma unroll
   for (int r = 0; r < R; ++r) {
-    const float sum = warp_sum(sums[r]);
+    const float sum = tree_sum<4, 16>(sums[r]);
     if (threadIdx.x % 32 == 0) squares[r * kWarps + threadIdx.x / 32] = sum;
+  }
+}
+
+/// Has the rows of x copied to shared memory, zeros behind their ends as in W. A warp takes every 8th row.
+__device__ inline void copy_rows(const __nv_bfloat16* rounded, int rows, int cols, int units, __nv_bfloat16* xs) {
+  const int stride = x_stride(units);
+  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
+    const __nv_bfloat16* from = rounded + static_cast<int64_t>(row) * cols;
+#pragma unroll 8
+    for (int col = threadIdx.x % 32 * 8; col < units * kUnit; col += 256) {
+      copy_16(xs + row * stride + col, col < cols ? from + col : from, col < cols);
+    }
   }
 }
 
@@ -148,42 +92,35 @@ template <int NT>
 __device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int units, __nv_bfloat16* xs, float* factors,
                               float* squares) {
   const int stride = x_stride(units), thread = threadIdx.x;
+  if (!in.x) {
+    copy_rows(in.rounded, rows, cols, units, xs);
+    commit();
+    load_factors<NT>(in, rows, cols, factors);
+    wait_copies<0>();
+    __syncthreads();
+    return;
+  }
   const int padding = units * kUnit - cols;  // columns: zeros, as those of W
   for (int i = thread; i < rows * padding; i += kRowThreads) {
     xs[i / padding * stride + cols + i % padding] = __float2bfloat16_rn(0.0f);
   }
-  if (in.x) {
-    if (rows == 1) {
-      round_rows<1, 4>(in, rows, cols, xs, stride, squares);
-    } else {
-      round_rows<kFusedRows, 2>(in, rows, cols, xs, stride, squares);
-    }
+  if (rows == 1) {
+    round_rows<1, 4>(in, rows, cols, xs, stride, squares);
   } else {
-    const int pieces = cols / 8;
-    for (int i = thread; i < rows * pieces; i += kRowThreads) {
-      copy_16(xs + i / pieces * stride + i % pieces * 8, in.rounded + static_cast<int64_t>(i) * 8, true);
-    }
-    commit();
-    wait_copies<0>();
+    round_rows<kFusedRows, 2>(in, rows, cols, xs, stride, squares);
   }
   __syncthreads();
-  if (thread < rows) {
-    float factor = 1;
-    if (in.x) {
-      if (in.norm) factor = norm_factor(squares + thread * kWarps, cols, in.epsilon);
-    } else if (in.factors) {
-      factor = __ldcg(in.factors + thread);
-    }
-    factors[thread] = factor;  // read behind the barrier before the first tile's end
+  if (thread < rows) {  // read behind the barrier before the first tile's end
+    factors[thread] = in.norm ? norm_factor(squares + thread * kWarps, cols, in.epsilon) : 1.0f;
   }
 }
 
 /// Epilogue E: Params, kM (tiles of 16 rows worked on together), row(params, tile, m, r) -> that row of W,
-/// kItems (results of a tile, in units of NT * 128), Operands load(params, tile, item) before the product and
-/// store(params, tile, item, sums, factor, operands) behind it. `E::Item` says which result a thread has.
+/// kItems (results of a tile, in units of NT * 128), sum_of(item) -> its place among the sums, Operands load(params,
+/// tile, item) before the product and store(params, tile, item, sums, factors, operands) behind it.
 template <class E, int NT, int D, bool kStream>
 __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
-    skinny_kernel(const __grid_constant__ typename E::Params p, int tiles, int units, bool late) {
+    skinny_kernel(const __grid_constant__ typename E::Params p, int tiles, int units) {
   constexpr int M = E::kM;
   using L = Layout<M, NT, D, kStream>;
   static_assert(!kStream || D % M == 0);
@@ -203,7 +140,6 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
 
   // The copying end of the ring.
   int left = my_tiles * own * M, to_tile = blockIdx.x, to_unit = 0, to_slot = 0, x_slot = 0;
-  bool prefetched = false;
   const __nv_bfloat16 *low[M], *high[M];  // rows g and g + 8 of the tile that is copied
   const auto aim = [&] {
 #pragma unroll
@@ -247,7 +183,6 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
     each(body, std::integral_constant<int, i>{}...);
   };
 
-  if (!late) let_next_start();
   if (left > 0) aim();
   const int total = left;
   times(std::make_integer_sequence<int, D>{}, [&](auto s) {
@@ -255,6 +190,8 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
     if constexpr (!kStream) commit();
   });
   wait_for_previous();
+  // Only now: attention may read what kernels before this one wrote when it starts.
+  let_next_start();
   if constexpr (kStream) {
     // These complete the groups of the first slots; all of W so far is in the first one.
     times(std::make_integer_sequence<int, D>{}, [&](auto s) {
@@ -265,7 +202,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
       }
       commit();
     });
-    if (threadIdx.x < rows) factors[threadIdx.x] = p.in.factors ? __ldcg(p.in.factors + threadIdx.x) : 1.0f;
+    load_factors<NT>(p.in, rows, cols, factors);
   } else {
     load_x<NT>(p.in, rows, cols, units, xs, factors, squares);
   }
@@ -300,7 +237,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
         constexpr int m = decltype(which)::value;
         wait_copies<D - 1>();
         const uint4* at = ring + slot * 128;
-        const uint4 a0 = at[0], a1 = at[32], b0 = at[64], b1 = at[96];
+        const UnitOfW w{{at[0], at[32]}, {at[64], at[96]}};
         if constexpr (kStream && m == 0) {
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
@@ -310,12 +247,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
           from_x = from_x + 1 == L::kXSlots ? 0 : from_x + 1;
         }
 #pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          multiply(sums[m][n], a0.x, b0.x, a0.y, b0.y, x[n][0].x, x[n][0].y);
-          multiply(sums[m][n], a0.z, b0.z, a0.w, b0.w, x[n][0].z, x[n][0].w);
-          multiply(sums[m][n], a1.x, b1.x, a1.y, b1.y, x[n][1].x, x[n][1].y);
-          multiply(sums[m][n], a1.z, b1.z, a1.w, b1.w, x[n][1].z, x[n][1].w);
-        }
+        for (int n = 0; n < NT; ++n) multiply(sums[m][n], w, x[n]);
         slot = slot + 1 == D ? 0 : slot + 1;
         constexpr int next_m = (m + D) % M;
         if (left > 0) {
@@ -324,10 +256,6 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
             x_slot = x_slot + 1 == L::kXSlots ? 0 : x_slot + 1;
           }
           copy_w(std::integral_constant<int, next_m>{});
-        } else if (!prefetched) {
-          prefetched = true;
-          if (late) let_next_start();
-          prefetch(p.next, blockIdx.x * kWarps + warp, gridDim.x * kWarps, lane);
         }
         commit();
       });
@@ -338,7 +266,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
     for (int m = 0; m < M; ++m) {
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        *reinterpret_cast<float4*>(mine + warp * L::kSums + (m * NT + n) * 128 + lane * 4) = sums[m][n];
+        *reinterpret_cast<float4*>(mine + warp * L::kSums + (m * NT + n) * 128 + sum_place(lane * 4)) = sums[m][n];
       }
     }
     __syncthreads();
@@ -349,9 +277,10 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
       float results[M / E::kItems];
 #pragma unroll
       for (int k = 0; k < M / E::kItems; ++k) {
-        float sum = mine[item + k * kItems];
+        const float* parts = mine + sum_place(E::sum_of(item)) + k * kItems;
+        float sum = parts[0];
 #pragma unroll
-        for (int w = 1; w < kWarps; ++w) sum += mine[w * L::kSums + item + k * kItems];
+        for (int w = 1; w < kWarps; ++w) sum += parts[w * L::kSums];
         results[k] = sum;
       }
       E::template store<NT>(p, tile, item, results, factors, operands[i]);
@@ -360,17 +289,5 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
     if constexpr (L::kBuffers == 2) buffer ^= 1;
   }
 }
-
-/// Which of a tile's results an item is, by the tensor core's layout.
-template <int NT>
-struct Item {
-  int m, row, token;
-  __device__ explicit Item(int item) {
-    const int in_tile = item % 128, lane = in_tile / 4;
-    m = item / (128 * NT);
-    row = lane / 4 + (in_tile & 2) * 4;
-    token = item / 128 % NT * 8 + lane % 4 * 2 + (in_tile & 1);
-  }
-};
 
 }  // namespace tidal::cuda::skinny

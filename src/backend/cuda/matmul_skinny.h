@@ -10,8 +10,11 @@
 namespace tidal::cuda {
 
 /// Up to this many rows of float32 input are normed and rounded inside the product itself. More would be read too often
-/// (once per multiprocessor): prepare_rows() does it beforehand.
+/// (once per multiprocessor): launch_round() does it beforehand.
 inline constexpr int kFusedRows = 4;
+
+/// Up to this many rows one launch does; more read W again.
+inline constexpr int kSkinnyRows = 32;
 
 /// The rows that are multiplied: rounded to bf16, and each result multiplied with the row's factor afterwards, so that
 /// an RMS norm y = W (x * weight) / rms(x) needs one look at x.
@@ -21,15 +24,17 @@ struct SkinnyInput {
   const float* norm = nullptr;       ///< [cols], weight of an RMS norm; null: none
   const int32_t* row_ids = nullptr;  ///< [rows], rows of x; null: 0, 1, ...
   float epsilon = 0;                 ///< of the norm
-  // ... or what prepare_rows() made.
+  // ... or what launch_round() made, or the product before (SkinnyNext).
   const __nv_bfloat16* rounded = nullptr;  ///< [rows, cols]
-  const float* factors = nullptr;          ///< [rows]; null: 1
+  const float* factors = nullptr;          ///< [rows]; null: 1 or
+  const float* squares = nullptr;          ///< [rows, (cols + 15) / 16], SkinnyNext's: factors from these
 };
 
-/// Up to two runs of memory to have in the level-2 cache when the product ends: weights of the next one.
-struct Prefetch {
-  const void* data[2] = {};
-  int64_t bytes[2] = {};
+/// The results as the product behind takes them, normed: one launch less. The same bits as from float32.
+struct SkinnyNext {
+  const float* norm = nullptr;       ///< [w_rows], weight of its RMS norm
+  __nv_bfloat16* rounded = nullptr;  ///< [rows, w_rows]; null: not wanted
+  float* squares = nullptr;          ///< [rows, (w_rows + 15) / 16], sums of the squares of 16 results each
 };
 
 /// y = W x (+ bias), or y += W x (+ bias).
@@ -40,7 +45,7 @@ struct SkinnyRows {
   float* y = nullptr;                ///< [rows, w_rows]
   int rows = 0, cols = 0, w_rows = 0;
   bool add = false;
-  Prefetch next;
+  SkinnyNext next;
 };
 
 /// hidden = silu(gate x) * (up x).
@@ -50,7 +55,6 @@ struct SkinnyGateUp {
   const float *gate_bias = nullptr, *up_bias = nullptr;  ///< [ffn]; optional
   __nv_bfloat16* hidden = nullptr;                       ///< [rows, ffn]
   int rows = 0, cols = 0, ffn = 0;
-  Prefetch next;
 };
 
 /// Where rotated heads go. Without it raw products are written, for rope_append().
@@ -72,20 +76,7 @@ struct SkinnyQkv {
   int rows = 0, cols = 0, q_width = 0, kv_width = 0;
   bool fused = false;  ///< whether `rope` holds
   SkinnyRope rope;
-  Prefetch next;
 };
-
-/// How products of up to 8 rows are launched; results do not depend on it.
-struct SkinnyTuning {
-  int depth = 8;   ///< slots of a warp's ring, 2 KiB each: 5, 8 or 10, where they fit
-  int blocks = 1;  ///< a multiprocessor, at most
-  bool alone =
-      true;  ///< no multiprocessor has two blocks, which could otherwise be of one product and leave others idle
-  bool late = false;     ///< the next kernel may start when all of W is asked for, not at once
-  bool chain = false;    ///< up to kFusedRows rows, products between attentions go in one launch
-  bool carveout = true;  ///< shared memory as large as can be, whatever a kernel needs: a change waits for idle
-};
-SkinnyTuning& skinny_tuning();
 
 /// Whether so many rows may be given as float32.
 bool skinny_takes_floats(int rows, int cols);
@@ -93,20 +84,5 @@ bool skinny_takes_floats(int rows, int cols);
 void launch_skinny_rows(const SkinnyRows& params, cudaStream_t stream);
 void launch_skinny_gate_up(const SkinnyGateUp& params, cudaStream_t stream);
 void launch_skinny_qkv(const SkinnyQkv& params, cudaStream_t stream);
-
-/// Products that follow each other without attention between them, in one launch: blocks wait for each other between
-/// two of them, with the ring full of what comes next. The same bits as by single launches.
-struct SkinnyChain {
-  SkinnyRows project;
-  SkinnyGateUp both;
-  SkinnyRows down;
-  SkinnyQkv qkv;                          ///< of the next layer
-  bool with_qkv = false;                  ///< whether there is one; `next` of the last product holds for all
-  unsigned long long* arrived = nullptr;  ///< blocks that have come to a barrier, ever; zero at first
-};
-/// Whether so many rows go through a chain; inputs are then float32, that of `down` rounded.
-bool skinny_chains(int rows, int width, int q_width, int ffn);
-/// The device must have nothing else to do for long: all blocks have to be on it at once.
-void launch_skinny_chain(const SkinnyChain& params, cudaStream_t stream);
 
 }  // namespace tidal::cuda

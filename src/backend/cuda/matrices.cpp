@@ -11,34 +11,24 @@
 namespace tidal::cuda {
 namespace {
 
-/// Of the output projection's weights, asked for while attention runs: little of what it reads itself. Between products
-/// that follow each other at once this costs more than it brings, since memory is busy then anyway.
-constexpr int64_t kPrefetchBytes = int64_t{8} << 20;
-
-Prefetch prefetch_of(const Weight& first) {
-  Prefetch result;
-  result.data[0] = first.data;
-  result.bytes[0] = std::min<int64_t>(static_cast<int64_t>(first.bytes()), kPrefetchBytes);
-  return result;
-}
-
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
-  int64_t frequencies, arrived, angles, slots, rounded, factors, raw, gate_up, hidden, products;
+  int64_t frequencies, angles, slots, rounded, factors, normed, squares, raw, gate_up, hidden, products;
 
   Sizes(const Hyperparameters& hp, int64_t rows)
       : frequencies(part(hp.rope.dims / 2 * sizeof(double))),
-        arrived(part(sizeof(unsigned long long))),
         angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
         slots(part(rows * sizeof(int32_t))),
         rounded(part(rows * std::max(hp.width, hp.q_width()) * 2)),
         factors(part(rows * sizeof(float))),
+        normed(part(rows * hp.width * 2)),
+        squares(part(rows * ((hp.width + 15) / 16) * sizeof(float))),
         raw(part(rows * (hp.q_width() + 2 * hp.kv_width()) * sizeof(float))),
         gate_up(part(rows * 2 * hp.ffn * 2)),
         hidden(part(rows * hp.ffn * 2)),
         products(LtMatmul::kWorkspace) {}
   int64_t total() const {
-    return frequencies + arrived + angles + slots + rounded + factors + raw + gate_up + hidden + products;
+    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products;
   }
 
  private:
@@ -72,11 +62,12 @@ bool Matrices::reserve(const Hyperparameters& hp, int max_rows) {
     at += bytes;
   };
   place(s.frequencies, sizes.frequencies);
-  place(s.chain.arrived, sizes.arrived);
   place(s.angles, sizes.angles);
   place(s.slots, sizes.slots);
   place(s.rounded, sizes.rounded);
   place(s.factors, sizes.factors);
+  place(s.normed, sizes.normed);
+  place(s.squares, sizes.squares);
   place(s.raw, sizes.raw);
   place(s.gate_up, sizes.gate_up);
   place(s.hidden, sizes.hidden);
@@ -84,14 +75,13 @@ bool Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   const std::vector<double>& frequencies = hp.rope.frequencies;
   check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
         "rotation frequencies");
-  check(cudaMemset(s.chain.arrived, 0, sizeof(*s.chain.arrived)), "a counter");
-  check(cudaDeviceSynchronize(), "a counter");
+  check(cudaDeviceSynchronize(), "rotation frequencies");  // streams of passes wait for nothing
   return moved;
 }
 
 void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
   State& s = *state_;
-  s.waiting = State::Waiting::None;  // of a pass that failed
+  s.normed_x = {};
   launch_angles({.tables = tables,
                  .frequencies = s.frequencies,
                  .magnitude = s.hp.rope.magnitude,
@@ -103,6 +93,7 @@ void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
 }
 
 void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
+  state_->normed_x = {};
   launch_embed(bf16(p.embedding), p.tables.tokens, p.rows, static_cast<int>(p.embedding.cols), p.x, stream);
 }
 
@@ -128,10 +119,8 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int rows = p.pass.decode_rows, q_width = hp.q_width(), kv_width = hp.kv_width();
   const bool inside = rotates_inside(layer);
-  const bool joins = waiting == Waiting::Mlp && inside;
-  if (!joins) finish(stream);
   SkinnyQkv product;
-  product.in = input(p.x, layer.attn_norm, nullptr, rows, hp.width, stream);
+  product.in = normed_input(p.x, layer.attn_norm, rows, stream);
   const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
   const Weight* biases[] = {&layer.bq, &layer.bk, &layer.bv};
   for (int i = 0; i < 3; ++i) {
@@ -153,12 +142,6 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
                   .head_dim = hp.head_dim,
                   .dims = hp.rope.dims,
                   .halves = halves()};
-  product.next = prefetch_of(layer.wo);
-  if (joins) {
-    chain.qkv = product;
-    chain.with_qkv = true;
-    return finish(stream);
-  }
   launch_skinny_qkv(product, stream);
   if (inside) return;
   RopeAppendParams rope = rope_append(p, 0, rows);
@@ -189,12 +172,7 @@ void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
     product.cols = q_width;
     product.w_rows = width;
     product.add = true;
-    if (s.chains(p.pass)) {
-      s.chain.project = product;
-      s.chain.with_qkv = false;
-      s.waiting = State::Waiting::Project;
-      return;
-    }
+    product.next = s.norm_next(p.x, layer.ffn_norm, first);
     launch_skinny_rows(product, stream);
   }
   if (p.pass.rows > first) s.prefill_project(p, stream);
@@ -206,7 +184,7 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
   const int rows = p.pass.decode_rows;
   if (rows > 0) {
     SkinnyGateUp both;
-    both.in = s.input(p.x, layer.ffn_norm, nullptr, rows, s.hp.width, stream);
+    both.in = s.normed_input(p.x, layer.ffn_norm, rows, stream);
     both.gate = bf16(layer.gate);
     both.up = bf16(layer.up);
     both.gate_bias = floats(layer.b_gate);
@@ -224,30 +202,15 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
     down.cols = s.hp.ffn;
     down.w_rows = s.hp.width;
     down.add = true;
-    if (s.waiting == State::Waiting::Project) {
-      s.chain.both = both;
-      s.chain.down = down;
-      s.waiting = State::Waiting::Mlp;
-      return;
-    }
+    down.next = s.norm_next(p.x, p.next ? p.next->attn_norm : Weight{}, rows);
     launch_skinny_gate_up(both, stream);
     launch_skinny_rows(down, stream);
   }
   if (p.pass.rows > rows) s.prefill_mlp(p, stream);
 }
 
-void Matrices::State::finish(cudaStream_t stream) {
-  const Waiting what = waiting;
-  waiting = Waiting::None;
-  if (what == Waiting::Project) launch_skinny_rows(chain.project, stream);
-  if (what == Waiting::Mlp) launch_skinny_chain(chain, stream);
-}
-
-void Matrices::finish(cudaStream_t stream) { state_->finish(stream); }
-
 void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
   State& s = *state_;
-  s.finish(stream);
   const int first = p.pass.decode_rows, width = s.hp.width;
   if (first > 0) {
     SkinnyRows product;

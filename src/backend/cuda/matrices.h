@@ -63,7 +63,7 @@ struct MlpParams {
   const Layer* layer = nullptr;
   PassRows pass;
   float* x = nullptr;           ///< [rows, width], added to
-  const Layer* next = nullptr;  ///< the layer that comes next, if any: its first weights are asked for early
+  const Layer* next = nullptr;  ///< the layer that comes next, if any: its input is normed on the way
 };
 
 struct LogitsParams {
@@ -76,7 +76,8 @@ struct LogitsParams {
 };
 
 /// The products of a pass, on one stream at a time. Every operation only launches kernels: it may be captured into a
-/// graph, and its addresses (parameters and own workspace) stay valid until the next reserve() that grows.
+/// graph, and its addresses (parameters and own workspace) stay valid until the next reserve() that grows. In a pass
+/// nothing else may write x between project(), mlp() and the next layer's qkv(): they leave it normed for each other.
 /// All throw tidal::Error.
 class Matrices {
  public:
@@ -98,9 +99,6 @@ class Matrices {
   void project(const ProjectParams& params, cudaStream_t stream);
   void mlp(const MlpParams& params, cudaStream_t stream);
   void logits(const LogitsParams& params, cudaStream_t stream);
-  /// Operations may wait for the next one to be launched with it. To be called when another than qkv() or logits()
-  /// follows that needs mlp()'s results, and when a pass ends.
-  void finish(cudaStream_t stream);
 
  private:
   struct State;

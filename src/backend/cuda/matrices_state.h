@@ -24,14 +24,20 @@ struct Matrices::State {
   int32_t* slots = nullptr;          ///< [rows]
   __nv_bfloat16* rounded = nullptr;  ///< [rows, max(width, q_width)]
   float* factors = nullptr;          ///< [rows]
+  __nv_bfloat16* normed = nullptr;   ///< [rows, width]
+  float* squares = nullptr;          ///< [rows, (width + 15) / 16]
   float* raw = nullptr;              ///< [rows, q_width + 2 kv_width], products before rotation
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
 
-  /// Products that wait for the next one, to be launched with it.
-  enum class Waiting { None, Project, Mlp } waiting = Waiting::None;
-  SkinnyChain chain;
+  /// What `normed` and `squares` hold: rows of x as the product before left them, with this norm.
+  struct Normed {
+    const float* x = nullptr;
+    const std::byte* norm = nullptr;
+    int rows = 0;
+    bool operator==(const Normed&) const = default;
+  } normed_x;
 
   bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
   int pairs() const { return hp.rope.dims / 2; }
@@ -65,6 +71,23 @@ struct Matrices::State {
     in.factors = norm ? factors : nullptr;
     return in;
   }
+  /// The same of rows of x that the product before has left normed, where it has.
+  SkinnyInput normed_input(const float* x, const Weight& norm, int rows, cudaStream_t stream) {
+    if (normed_x != Normed{x, norm.data, rows}) return input(x, norm, nullptr, rows, hp.width, stream);
+    SkinnyInput in;
+    in.rounded = normed;
+    in.squares = squares;
+    in.epsilon = hp.rms_epsilon;
+    return in;
+  }
+  /// Has a product that makes rows of x leave them normed, too. Not without a norm, nor where these are more than one
+  /// launch does: all launches of the next product would make the factors again.
+  SkinnyNext norm_next(const float* x, const Weight& norm, int rows) {
+    normed_x = {};
+    if (!norm || rows > kSkinnyRows) return {};
+    normed_x = {x, norm.data, rows};
+    return {floats(norm), normed, squares};
+  }
   /// Rows for cuBLASLt, behind those of decode rows: normed and rounded.
   const __nv_bfloat16* round_whole(const float* x, const Weight& norm, const int32_t* row_ids, PassRows pass, int cols,
                                    cudaStream_t stream) {
@@ -83,13 +106,6 @@ struct Matrices::State {
 
   /// The product of the rows behind the decode rows, each chunk by itself; `rows` of `product` is of no account.
   void multiply(LtProduct product, PassRows pass, cudaStream_t stream);
-
-  /// Launches what waits.
-  void finish(cudaStream_t stream);
-  bool chains(PassRows pass) const {
-    return skinny_tuning().chain && pass.decode_rows > 0 && pass.rows == pass.decode_rows &&
-           skinny_chains(pass.rows, hp.width, hp.q_width(), hp.ffn);
-  }
 
   void decode_qkv(const QkvParams& p, cudaStream_t stream);
   void prefill_qkv(const QkvParams& p, cudaStream_t stream);
