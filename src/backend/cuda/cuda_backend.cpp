@@ -342,7 +342,10 @@ void CudaBackend::launch(const AttendOp& op) {
                      .q = op.q,
                      .kv = op.kv,
                      .selection = op.selection,
-                     .out = op.out},
+                     .out = op.out,
+                     // What is before it in the stream, a layer's products, sketches and attention of other rows, waits
+                     // first and writes no selection that this one reads.
+                     .early = true},
                     stream_);
 }
 
