@@ -74,6 +74,15 @@ struct Sizes {
   int64_t score_stride;
 };
 
+void launch_select(const SelectArgs& args, cudaStream_t stream) {
+  if (const int blocks = select_cluster_blocks(args.heads, args.units * args.run, args.max_context); blocks > 0) {
+    launch_select_cluster(args, blocks, stream);
+  } else {
+    launch_pool(args, stream);
+    launch_top_k(args, stream);
+  }
+}
+
 Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context) {
   return {hp, max_rows, max_context, std::max(1, attend_rows_ctas(hp.head_dim)), multiprocessors()};
 }
@@ -226,9 +235,7 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
     if (params.role == Role::Scan) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
     if (params.role != Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
     if (!selects(params.role)) continue;
-    const SelectArgs select = workspace.select_args(params, first_row, rows);
-    launch_pool(select, stream);
-    launch_top_k(select, stream);
+    launch_select(workspace.select_args(params, first_row, rows), stream);
     if (params.role == Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
   }
 }

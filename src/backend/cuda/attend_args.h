@@ -96,7 +96,7 @@ void launch_scan_scores(const ScanScoresArgs& args, cudaStream_t stream);
 inline constexpr int kFirstBits = 11;  ///< of a key, that the first histogram is over
 inline constexpr int kBins = 1 << kFirstBits;
 
-/// From raw scores to selected positions: two launches.
+/// From raw scores to selected positions.
 struct SelectArgs {
   StepTables tables = {};
   int first_row = 0;
@@ -119,6 +119,12 @@ struct SelectArgs {
   int row_positions = 0;
   int row_units = 0;
 };
+/// In one launch, by clusters of so many blocks a set.
+void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);
+/// How many those are for `sets` sets of `heads` query heads in all; 0 where the device has no clusters, or no room in
+/// them for such a context.
+int select_cluster_blocks(int heads, int sets, int max_context);
+/// In two, by single blocks.
 void launch_pool(const SelectArgs& args, cudaStream_t stream);
 void launch_top_k(const SelectArgs& args, cudaStream_t stream);
 /// Lets launch_top_k() use as much shared memory as a context needs. Throws Error where the device has not as much.

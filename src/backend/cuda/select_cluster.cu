@@ -1,0 +1,427 @@
+// From raw scores to selected positions in one launch (compute capability 9.0 and above): a cluster of blocks for a
+// set.
+//
+// Each block has a slice of the positions. It pools their scores, keeps what they are ranked by in shared memory, as
+// the distance from a bound on the highest, and makes a histogram of the first digit. All blocks read all histograms
+// and so find the same bin without a word more; then the same with the next digit, among the positions in that bin
+// only, until the set ends between two bins or all that are left are equal. Ties go to the lower position: the
+// histograms say how many the blocks before have. Then every block writes its own, in order, where those before end.
+//
+// Counts and masses are integers, so that a set does not depend on how it was cut.
+#include <algorithm>
+#include <string>
+
+#include "backend/cuda/cluster_search.cuh"
+#include "backend/cuda/device.h"
+#include "backend/cuda/select_pool.cuh"
+
+namespace tidal::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+constexpr int kPiece = 4 * kThreads;        // positions of a block at a time
+constexpr int kAhead = 2;                   // pieces
+constexpr int kLeastSlice = 512;            // so short contexts take fewer blocks
+constexpr uint32_t kHighest = 0xff800000u;  // key of infinity
+constexpr uint32_t kUnranked = kFarthest + 1;
+/// Probabilities are powers of two with an error of two units in the last place: a bound on them needs some room.
+constexpr uint32_t kBoundRoom = 64;
+/// First digit below a known bound: 8 bins to a power of two, 32 powers of two down.
+constexpr int kBoundedShift = 20;
+/// Digits at most: the first, where it ends in the last bin one of whatever is left, and three more.
+constexpr int kDigits = 5;
+constexpr int kMassDigits = 4;
+
+struct alignas(16) Shared {
+  uint32_t counts[kDigits][kDigitBins];
+  uint32_t mass_counts[kMassDigits][kDigitBins];
+  unsigned long long masses[kMassDigits][kDigitBins];
+  unsigned long long mass, reserved_mass;  // of the slice
+  BinSearch search;
+  uint32_t warp_sums[kWarps];
+  float sums[kShareThreads / 32];
+};
+
+/// Positions of a slice where `blocks` have `context`.
+__host__ __device__ constexpr int slice_length(int context, int blocks) {
+  const int even = ((context + blocks - 1) / blocks + 31) / 32 * 32;
+  return even > kLeastSlice ? even : kLeastSlice;
+}
+
+size_t shared_bytes(int slice, int heads) {
+  return sizeof(Shared) + sizeof(HeadShare) * heads + slice * sizeof(uint32_t) + 2 * (slice / 32) * sizeof(uint32_t);
+}
+
+/// The float whose rank_key() this is.
+__device__ float score_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+__device__ unsigned long long sum_over_warp(unsigned long long value) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(0xffffffffu, value, apart);
+  return value;
+}
+
+/// Sum of `value` over the threads before this one. All threads call it.
+__device__ uint32_t sum_before(uint32_t value, uint32_t* warp_sums) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint32_t sum = value;
+#pragma unroll
+  for (int apart = 1; apart < 32; apart *= 2) {
+    const uint32_t other = __shfl_up_sync(0xffffffffu, sum, apart);
+    if (lane >= apart) sum += other;
+  }
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  uint32_t before = sum - value;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) before += w < warp ? warp_sums[w] : 0;
+  return before;
+}
+
+/// What a block works on.
+struct Slice {
+  int begin, end;  // positions
+  int blocks;      // of the cluster that have positions
+  int rank;        // of this one
+};
+
+/// The block's memory. Distances are those of the slice's positions, to the next multiple of 4.
+struct Memory {
+  Shared& shared;
+  HeadShare* shares;    // [heads of a set]
+  uint32_t* distances;  // [slice]
+  uint32_t* above;      // [slice / 32], bits
+  uint32_t* equal;      // the same
+};
+
+/// Adds the positions that share the search's digits to a histogram of the next one.
+template <typename Add>
+__device__ void for_sharing(const Slice& slice, const uint32_t* distances, const Search& search, Add add) {
+  for (int i = 4 * threadIdx.x; i < slice.end - slice.begin; i += kPiece) {
+    const uint4 four = *reinterpret_cast<const uint4*>(distances + i);
+    if (search.shares(four.x)) add(four.x);
+    if (search.shares(four.y)) add(four.y);
+    if (search.shares(four.z)) add(four.z);
+    if (search.shares(four.w)) add(four.w);
+  }
+}
+
+/// Pools the slice and makes the histogram of the first digit. Returns the key from which distances are.
+template <Ranking kRanking>
+__device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, const Slice& slice, Search& search,
+                               const Memory& memory) {
+  Shared& shared = memory.shared;
+  const int heads = args.heads / args.units;
+  const bool weighs = policy.top_p < 1;
+  const int64_t first_head = static_cast<int64_t>(blockIdx.z) * args.heads + blockIdx.y * heads;
+  const float* const scores = args.scores + first_head * args.score_stride;
+  const auto place = [&](int group, int piece) { return group + piece * kPiece + 4 * static_cast<int>(threadIdx.x); };
+  float4 next[kAhead] = {};
+  const auto load = [&](int group) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = place(group, i);
+      if (at < slice.end) next[i] = load4(scores + at);
+    }
+  };
+  load(slice.begin);
+  // Scan layers have statistics only where probabilities are needed.
+  const bool shares = kRanking == Ranking::Sum || (kRanking == Ranking::Raw && weighs);
+  const bool bounded = kRanking == Ranking::Sum || !args.scan || weighs;
+  uint32_t top = kHighest;
+  if (bounded) {
+    bool odd = false;
+    for (int h = threadIdx.x; h < heads; h += kThreads) {
+      const SoftmaxPart whole = args.statistics[first_head + h];
+      odd = odd || (shares && !(is_finite(whole.maximum) && is_finite(whole.sum)));
+      memory.shares[h] = {whole.maximum, __fdiv_rn(1.0f, whole.sum)};
+    }
+    if (__syncthreads_or(odd)) {
+      for (int h = 0; h < heads; ++h) {
+        const HeadShare share = head_share(args.statistics[first_head + h], scores + h * args.score_stride,
+                                           policy.context, args.scale, shared.sums);
+        if (threadIdx.x == 0) memory.shares[h] = share;
+      }
+      __syncthreads();
+    }
+    float bound = kRanking == Ranking::Sum ? 0.0f : negative_infinity();
+    for (int h = 0; h < heads; ++h) {
+      const HeadShare of = memory.shares[h];
+      bound = kRanking == Ranking::Sum ? __fmaf_rn(0x1p64f, of.factor, bound) : fmaxf(bound, of.maximum);
+    }
+    if (kRanking == Ranking::Sum) bound = __fmul_rn(bound, 0x1p-64f);
+    top = min(rank_key(bound) + kBoundRoom, kHighest);
+    search.shift = kBoundedShift;
+  }
+  unsigned long long mass = 0, reserved = 0;
+  for (int group = slice.begin; group < slice.end; group += kAhead * kPiece) {
+    float4 first[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) first[i] = next[i];
+    load(group + kAhead * kPiece);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = place(group, i);
+      if (at >= slice.end) break;
+      float ranking[4];
+      pool_four<kRanking>(args, first[i], scores + at, heads, memory.shares, ranking);
+      uint32_t distances[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const bool ranked = at + j >= policy.first && at + j < policy.last;
+        distances[j] = ranked ? top - rank_key(ranking[j]) : kUnranked;
+        if (ranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
+        if (weighs && at + j < slice.end) {
+          const unsigned long long own = mass_of(share_of<kRanking>(ranking[j], memory.shares, args.scale));
+          mass += own;
+          if (!ranked) reserved += own;
+        }
+      }
+      *reinterpret_cast<uint4*>(memory.distances + at - slice.begin) = {distances[0], distances[1], distances[2],
+                                                                        distances[3]};
+    }
+  }
+  if (weighs) {
+    mass = sum_over_warp(mass), reserved = sum_over_warp(reserved);
+    if (threadIdx.x % 32 == 0) {
+      atomicAdd(&shared.mass, mass);
+      atomicAdd(&shared.reserved_mass, reserved);
+    }
+  }
+  return top;
+}
+
+/// The `wanted` highest ranks.
+__device__ void search_count(const Slice& slice, Search& search, const Memory& memory) {
+  Shared& shared = memory.shared;
+  for (int digit = 0; digit < kDigits; ++digit) {
+    uint32_t* const counts = shared.counts[digit];
+    if (digit > 0) {
+      for_sharing(slice, memory.distances, search,
+                  [&](uint32_t distance) { atomicAdd(&counts[search.bin_of(distance)], 1u); });
+    }
+    const uint32_t above = search.above, wanted = search.wanted;
+    unsigned long long none = 0;
+    if (!find_bin(counts, nullptr, slice.blocks, slice.rank, shared.search, search, none,
+                  [&](uint32_t count, unsigned long long) { return count >= wanted; })) {
+      return;
+    }
+    search.wanted -= search.above - above;
+    if (search.wanted == search.sharing || search.span == 0) return;
+  }
+}
+
+/// Top-p: of the positions that the search has found as few as hold, with the reserved ones, enough of the mass.
+template <Ranking kRanking>
+__device__ void search_mass(const SelectArgs& args, const RowPolicy& policy, const Slice& slice, uint32_t top,
+                            Search& search, const Memory& memory) {
+  Shared& shared = memory.shared;
+  unsigned long long all = 0, held = 0;
+  for (int i = 0; i < slice.blocks; ++i) {
+    all += load_of_cluster(&shared.mass, i);
+    held += load_of_cluster(&shared.reserved_mass, i);
+  }
+  const double wanted = static_cast<double>(policy.top_p) * static_cast<double>(all);
+  const auto enough = [&](unsigned long long mass) { return static_cast<double>(mass) >= wanted; };
+  Search shorter;
+  if (enough(held)) {
+    shorter.span = 0;
+    search = shorter;
+    return;
+  }
+  const auto mass_at = [&](uint32_t distance) {
+    return mass_of(share_of<kRanking>(score_of(top - distance), memory.shares, args.scale));
+  };
+  shorter.span = search.base + search.span;
+  shorter.begin_digit();
+  for (int digit = 0; digit < kMassDigits; ++digit) {
+    uint32_t* const counts = shared.mass_counts[digit];
+    unsigned long long* const masses = shared.masses[digit];
+    for_sharing(slice, memory.distances, shorter, [&](uint32_t distance) {
+      const uint32_t bin = shorter.bin_of(distance);
+      atomicAdd(&counts[bin], 1u);
+      atomicAdd(&masses[bin], mass_at(distance));
+    });
+    const unsigned long long before = held;
+    if (!find_bin(counts, masses, slice.blocks, slice.rank, shared.search, shorter, held,
+                  [&](uint32_t, unsigned long long mass) { return enough(before + mass); })) {
+      return;  // all of them do not hold enough
+    }
+    if (shorter.span == 0) break;
+  }
+  // What is left is equal, its mass, too: so many of them that there is enough.
+  const unsigned long long each = mass_at(shorter.base);
+  uint32_t least = 0, most = shorter.sharing;
+  while (least < most) {
+    const uint32_t middle = (least + most) / 2;
+    if (enough(held + middle * each)) {
+      most = middle;
+    } else {
+      least = middle + 1;
+    }
+  }
+  shorter.wanted = search.span == 0 && search.base == shorter.base ? min(least, search.wanted) : least;
+  search = shorter;
+}
+
+/// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are.
+__device__ void write_slice(const RowPolicy& policy, const Slice& slice, const Search& search, bool ranks,
+                            const Memory& memory, int32_t* positions) {
+  const int lane = threadIdx.x % 32, words = (slice.end - slice.begin + 31) / 32;
+  for (int word = threadIdx.x / 32; word < words; word += kWarps) {
+    const int position = slice.begin + 32 * word + lane;
+    const bool inside = position < slice.end, reserved = position < policy.first || position >= policy.last;
+    const uint32_t distance = ranks && inside ? memory.distances[32 * word + lane] : kUnranked;
+    const uint32_t above = __ballot_sync(0xffffffffu, inside && (reserved || distance < search.base));
+    const uint32_t equal = __ballot_sync(0xffffffffu, search.shares(distance));
+    if (lane == 0) memory.above[word] = above, memory.equal[word] = equal;
+  }
+  __syncthreads();
+  const int own = (words + kThreads - 1) / kThreads;
+  const int begin = min(words, static_cast<int>(threadIdx.x) * own), end = min(words, begin + own);
+  uint32_t counts = 0;  // above in the lower half, equal in the upper
+  for (int i = begin; i < end; ++i) counts += __popc(memory.above[i]) | __popc(memory.equal[i]) << 16;
+  counts = sum_before(counts, memory.shared.warp_sums);
+  // Of the equal ones the first `wanted` of all blocks.
+  const uint32_t taken_before = min(search.sharing_before, search.wanted), left = search.wanted - taken_before;
+  uint32_t equal_before = counts >> 16;
+  uint32_t at = min(policy.first, slice.begin) + max(0, slice.begin - policy.last) + search.above_before +
+                taken_before + (counts & 0xffffu) + min(equal_before, left);
+  for (int i = begin; i < end; ++i) {
+    uint32_t equal = memory.equal[i];
+    for (uint32_t rest = equal; rest != 0; rest &= rest - 1) {
+      if (equal_before++ >= left) equal &= ~(rest & -rest);
+    }
+    for (uint32_t rest = memory.above[i] | equal; rest != 0; rest &= rest - 1) {
+      positions[at++] = slice.begin + 32 * i + __ffs(rest) - 1;
+    }
+  }
+}
+
+/// Grid (blocks of a cluster, sets, rows).
+template <Ranking kRanking>
+__global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ SelectArgs args, int slice_room) {
+  extern __shared__ __align__(16) char bytes[];
+  const int unit = blockIdx.y, row = args.first_row + static_cast<int>(blockIdx.z);
+  Shared& shared = *reinterpret_cast<Shared*>(bytes);
+  auto* const distances = reinterpret_cast<uint32_t*>(bytes + sizeof(Shared));
+  uint32_t* const above = distances + slice_room;
+  uint32_t* const equal = above + slice_room / 32;
+  const Memory memory{shared, reinterpret_cast<HeadShare*>(equal + slice_room / 32), distances, above, equal};
+  const RowPolicy policy = row_policy(args.tables, row, args.scan);
+  const int length = slice_length(policy.context, gridDim.x);
+  Slice slice;
+  slice.rank = blockIdx.x;
+  slice.blocks = (policy.context + length - 1) / length;
+  slice.begin = slice.rank * length;
+  slice.end = min(policy.context, slice.begin + length);
+  const bool ranks = policy.wanted > 0, weighs = policy.top_p < 1;
+  for (int i = threadIdx.x; i < kDigits * kDigitBins; i += kThreads) (&shared.counts[0][0])[i] = 0;
+  if (weighs) {
+    for (int i = threadIdx.x; i < kMassDigits * kDigitBins; i += kThreads) {
+      (&shared.mass_counts[0][0])[i] = 0;
+      (&shared.masses[0][0])[i] = 0;
+    }
+    if (threadIdx.x == 0) shared.mass = shared.reserved_mass = 0;
+  }
+  __syncthreads();
+  wait_for_kernels_before();
+  if (slice.rank >= slice.blocks) return;
+
+  Search search;
+  search.wanted = max(policy.wanted, 0);
+  if (ranks) {
+    const uint32_t top = pool_slice<kRanking>(args, policy, slice, search, memory);
+    search_count(slice, search, memory);
+    if (weighs) search_mass<kRanking>(args, policy, slice, top, search, memory);
+    arrive_at_cluster();
+  }
+  write_slice(
+      policy, slice, search, ranks, memory,
+      args.positions + static_cast<int64_t>(args.row_positions) * row + static_cast<int64_t>(policy.stride) * unit);
+  if (slice.rank == 0 && threadIdx.x == 0) {
+    args.counts[args.row_units * row + unit] =
+        policy.first + (policy.context - policy.last) + search.above + search.wanted;
+  }
+  if (ranks) wait_for_cluster();  // the others may still read
+}
+
+using Kernel = void (*)(SelectArgs, int);
+
+Kernel kernel_for(Ranking ranking) {
+  return ranking == Ranking::Raw   ? select_kernel<Ranking::Raw>
+         : ranking == Ranking::Max ? select_kernel<Ranking::Max>
+                                   : select_kernel<Ranking::Sum>;
+}
+
+/// A launch in clusters, early.
+struct ClusterLaunch {
+  ClusterLaunch(int blocks, int sets, int rows, size_t bytes, cudaStream_t stream) {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3(blocks, sets, rows);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+  ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+};
+
+constexpr const char* kWhat = "selecting positions";
+
+/// Blocks of the largest cluster that the device runs, 0 where there are none. Makes the kernels ready for any.
+int most_blocks() {
+  static const int result = [] {
+    if (compute_capability() < 90) return 0;
+    int blocks = kMostClusterBlocks;
+    for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
+      const Kernel kernel = kernel_for(ranking);
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()), kWhat);
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
+      for (; blocks > 0; blocks /= 2) {
+        const ClusterLaunch launch(blocks, 1, 1, shared_memory_limit(), nullptr);
+        int clusters = 0;
+        if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess && clusters > 0) break;
+        cudaGetLastError();
+      }
+    }
+    return blocks;
+  }();
+  return result;
+}
+
+}  // namespace
+
+int select_cluster_blocks(int heads, int sets, int max_context) {
+  constexpr int kGoodSlice = 16384;  // several blocks of it fit a multiprocessor
+  const int most = most_blocks(), processors = multiprocessors();
+  const auto fits = [&](int blocks) {
+    return shared_bytes(slice_length(max_context, blocks), heads) <= static_cast<size_t>(shared_memory_limit());
+  };
+  if (most == 0 || !fits(most)) return 0;
+  int blocks = 1;
+  // More where the slices are long, or while there are multiprocessors without a block, or with one only.
+  while (blocks < most) {
+    const int slice = slice_length(max_context, blocks);
+    if (slice <= kGoodSlice && (slice <= kLeastSlice || sets * blocks > processors)) break;
+    blocks *= 2;
+  }
+  return blocks;
+}
+
+void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream) {
+  const int slice = slice_length(args.max_context, blocks);
+  const ClusterLaunch launch(blocks, args.units, args.run, shared_bytes(slice, args.heads / args.units), stream);
+  check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(args)), args, slice), kWhat);
+}
+
+}  // namespace tidal::cuda
