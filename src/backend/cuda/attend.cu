@@ -74,15 +74,6 @@ struct Sizes {
   int64_t score_stride;
 };
 
-void launch_select(const SelectArgs& args, cudaStream_t stream) {
-  if (const int blocks = select_cluster_blocks(args.heads, args.units * args.run, args.max_context); blocks > 0) {
-    launch_select_cluster(args, blocks, stream);
-  } else {
-    launch_pool(args, stream);
-    launch_top_k(args, stream);
-  }
-}
-
 Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context) {
   return {hp, max_rows, max_context, std::max(1, attend_rows_ctas(hp.head_dim)), multiprocessors()};
 }
@@ -103,6 +94,7 @@ int attend_rows_ctas(int head_dim) {
 struct DecodeAttention::Workspace {
   explicit Workspace(const Sizes& sizes)
       : sizes(sizes),
+        clusters(sizes.heads, sizes.max_context),
         parts(allocate_device(sizeof(float) * sizes.part_floats(), "partial attention")),
         part_statistics(allocate_device(sizeof(SoftmaxPart) * sizes.part_statistics(), "partial attention")),
         done(allocate_device(sizeof(uint32_t) * sizes.wave * sizes.heads, "partial attention")),
@@ -197,7 +189,17 @@ struct DecodeAttention::Workspace {
     return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(sizes.head_dim)));
   }
 
+  void select(const SelectArgs& args, cudaStream_t stream) const {
+    if (const int blocks = clusters.blocks(args.units * args.run, args.heads / args.units); blocks > 0) {
+      launch_select_cluster(args, blocks, stream);
+    } else {
+      launch_pool(args, stream);
+      launch_top_k(args, stream);
+    }
+  }
+
   Sizes sizes;
+  SelectClusters clusters;
   Buffer parts, part_statistics, done, scores, statistics, histogram, mass;
 };
 
@@ -235,7 +237,7 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
     if (params.role == Role::Scan) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
     if (params.role != Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
     if (!selects(params.role)) continue;
-    launch_select(workspace.select_args(params, first_row, rows), stream);
+    workspace.select(workspace.select_args(params, first_row, rows), stream);
     if (params.role == Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
   }
 }

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstdint>
 
 #include "backend/cuda/attention.h"
@@ -121,9 +122,19 @@ struct SelectArgs {
 };
 /// In one launch, by clusters of so many blocks a set.
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);
-/// How many those are for `sets` sets of `heads` query heads in all; 0 where the device has no clusters, or no room in
-/// them for such a context.
-int select_cluster_blocks(int heads, int sets, int max_context);
+/// Which clusters the device runs for a model and contexts up to a longest.
+class SelectClusters {
+ public:
+  SelectClusters(int heads, int max_context);
+  /// Blocks a set, where there are so many sets of so many heads each; 0 where the device has no clusters, or no room
+  /// in them.
+  int blocks(int sets, int heads) const;
+
+ private:
+  static constexpr int kMostBlocks = 16;
+  int max_context_;
+  std::array<int, kMostBlocks + 1> active_ = {};  // clusters of so many blocks that run at the same time
+};
 /// In two, by single blocks.
 void launch_pool(const SelectArgs& args, cudaStream_t stream);
 void launch_top_k(const SelectArgs& args, cudaStream_t stream);

@@ -6,7 +6,6 @@
 
 namespace tidal::cuda {
 
-inline constexpr int kMostClusterBlocks = 16;
 inline constexpr int kDigitBits = 8;
 inline constexpr int kDigitBins = 1 << kDigitBits;
 inline constexpr uint32_t kFarthest = 0xfffffffeu;  ///< of what is ranked; what is not has one more
@@ -46,40 +45,33 @@ struct BinSearch {
   unsigned long long mass;
 };
 
+/// What one bin holds.
+struct Bin {
+  uint32_t count = 0;         ///< in all blocks
+  uint32_t count_before = 0;  ///< in the blocks before this one
+  unsigned long long mass = 0;
+};
+
 /// One digit: the first bin, from the highest ranks, where `ends` says so of the count and the mass before it and with
-/// it. False where it never does. counts: [kDigitBins] of this block, shared memory, and at the same place in the
-/// others'; masses: the same, or null; `mass` of what is above gets more by what is above that bin. All threads of all
-/// `blocks` call it.
-template <typename Ends>
-__device__ inline bool find_bin(const uint32_t* counts, const unsigned long long* masses, int blocks, int rank,
-                                BinSearch& shared, Search& search, unsigned long long& mass, Ends ends) {
+/// it. False where it never does. gather(i): bin i, for threads below kDigitBins; `mass` of what is above gets more by
+/// what is above that bin. All threads call it.
+template <typename Gather, typename Ends>
+__device__ inline bool find_bin(BinSearch& shared, Search& search, unsigned long long& mass, Gather gather, Ends ends) {
   constexpr uint32_t kNone = kDigitBins;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  synchronise_cluster();
-  if (thread == 0) shared.bin = kNone;
-  uint32_t own = 0, own_before = 0;  // in this thread's bin
-  unsigned long long own_mass = 0;
+  Bin own;
   unsigned long long up_to = 0, mass_up_to = 0;  // counts: of all blocks below, of those before above
   if (thread < kDigitBins) {
-#pragma unroll
-    for (int i = 0; i < kMostClusterBlocks; ++i) {
-      if (i >= blocks) break;
-      const int of = rank + i < blocks ? rank + i : rank + i - blocks;  // not all from the same one at once
-      const uint32_t count = load_of_cluster(counts + thread, of);
-      own += count;
-      own_before += of < rank ? count : 0;
-      if (masses) own_mass += load_of_cluster(masses + thread, of);
-    }
-    up_to = static_cast<unsigned long long>(own_before) << 32 | own;
-    mass_up_to = own_mass;
+    if (thread == 0) shared.bin = kNone;
+    own = gather(thread);
+    up_to = static_cast<unsigned long long>(own.count_before) << 32 | own.count;
+    mass_up_to = own.mass;
 #pragma unroll
     for (int apart = 1; apart < 32; apart *= 2) {
       const unsigned long long other = __shfl_up_sync(0xffffffffu, up_to, apart);
       if (lane >= apart) up_to += other;
-      if (masses) {
-        const unsigned long long other_mass = __shfl_up_sync(0xffffffffu, mass_up_to, apart);
-        if (lane >= apart) mass_up_to += other_mass;
-      }
+      const unsigned long long other_mass = __shfl_up_sync(0xffffffffu, mass_up_to, apart);
+      if (lane >= apart) mass_up_to += other_mass;
     }
     if (lane == 31) shared.warp_counts[warp] = up_to, shared.warp_mass[warp] = mass_up_to;
   }
@@ -89,14 +81,14 @@ __device__ inline bool find_bin(const uint32_t* counts, const unsigned long long
     for (int w = 0; w < kDigitBins / 32; ++w) {
       if (w < warp) up_to += shared.warp_counts[w], mass_up_to += shared.warp_mass[w];
     }
-    const uint32_t with = static_cast<uint32_t>(up_to), before = with - own;
-    if (!ends(before, mass_up_to - own_mass) && ends(with, mass_up_to)) {
+    const uint32_t with = static_cast<uint32_t>(up_to), before = with - own.count;
+    if (!ends(before, mass_up_to - own.mass) && ends(with, mass_up_to)) {
       shared.bin = thread;
       shared.above = before;
-      shared.above_before = static_cast<uint32_t>(up_to >> 32) - own_before;
-      shared.sharing = own;
-      shared.sharing_before = own_before;
-      shared.mass = mass_up_to - own_mass;
+      shared.above_before = static_cast<uint32_t>(up_to >> 32) - own.count_before;
+      shared.sharing = own.count;
+      shared.sharing_before = own.count_before;
+      shared.mass = mass_up_to - own.mass;
     }
   }
   __syncthreads();

@@ -18,10 +18,12 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+#ifndef SELECT_THREADS
+#define SELECT_THREADS 512
+#endif
+constexpr int kThreads = SELECT_THREADS;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPiece = 4 * kThreads;        // positions of a block at a time
-constexpr int kAhead = 2;                   // pieces
 constexpr int kLeastSlice = 512;            // so short contexts take fewer blocks
 constexpr uint32_t kHighest = 0xff800000u;  // key of infinity
 constexpr uint32_t kUnranked = kFarthest + 1;
@@ -31,12 +33,12 @@ constexpr uint32_t kBoundRoom = 64;
 constexpr int kBoundedShift = 20;
 /// Digits at most: the first, where it ends in the last bin one of whatever is left, and three more.
 constexpr int kDigits = 5;
-constexpr int kMassDigits = 4;
 
 struct alignas(16) Shared {
   uint32_t counts[kDigits][kDigitBins];
-  uint32_t mass_counts[kMassDigits][kDigitBins];
-  unsigned long long masses[kMassDigits][kDigitBins];
+  uint64_t arrivals[kDigits];  // barriers of the histograms of all blocks
+  uint32_t mass_counts[kDigitBins];
+  unsigned long long masses[kDigitBins];
   unsigned long long mass, reserved_mass;  // of the slice
   BinSearch search;
   uint32_t warp_sums[kWarps];
@@ -49,8 +51,13 @@ __host__ __device__ constexpr int slice_length(int context, int blocks) {
   return even > kLeastSlice ? even : kLeastSlice;
 }
 
-size_t shared_bytes(int slice, int heads) {
-  return sizeof(Shared) + sizeof(HeadShare) * heads + slice * sizeof(uint32_t) + 2 * (slice / 32) * sizeof(uint32_t);
+/// Histograms of the digits from all blocks come to two places in turn: nobody sends the next but one before all have
+/// sent the next, having read this one.
+constexpr int kPlaces = 2;
+
+size_t shared_bytes(int blocks, int slice, int heads) {
+  const size_t words = kPlaces * blocks * kDigitBins + slice + 2 * (slice / 32);
+  return sizeof(Shared) + words * sizeof(uint32_t) + heads * sizeof(HeadShare);
 }
 
 /// The float whose rank_key() this is.
@@ -89,6 +96,7 @@ struct Slice {
 /// The block's memory. Distances are those of the slice's positions, to the next multiple of 4.
 struct Memory {
   Shared& shared;
+  uint32_t* received;   // [kPlaces, blocks of the cluster, kDigitBins]
   HeadShare* shares;    // [heads of a set]
   uint32_t* distances;  // [slice]
   uint32_t* above;      // [slice / 32], bits
@@ -116,16 +124,9 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
   const bool weighs = policy.top_p < 1;
   const int64_t first_head = static_cast<int64_t>(blockIdx.z) * args.heads + blockIdx.y * heads;
   const float* const scores = args.scores + first_head * args.score_stride;
-  const auto place = [&](int group, int piece) { return group + piece * kPiece + 4 * static_cast<int>(threadIdx.x); };
-  float4 next[kAhead] = {};
-  const auto load = [&](int group) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int at = place(group, i);
-      if (at < slice.end) next[i] = load4(scores + at);
-    }
-  };
-  load(slice.begin);
+  int at = slice.begin + 4 * static_cast<int>(threadIdx.x);
+  float4 next = {};
+  if (at < slice.end) next = load4(scores + at);
   // Scan layers have statistics only where probabilities are needed.
   const bool shares = kRanking == Ranking::Sum || (kRanking == Ranking::Raw && weighs);
   const bool bounded = kRanking == Ranking::Sum || !args.scan || weighs;
@@ -155,32 +156,25 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
     search.shift = kBoundedShift;
   }
   unsigned long long mass = 0, reserved = 0;
-  for (int group = slice.begin; group < slice.end; group += kAhead * kPiece) {
-    float4 first[kAhead];
+  for (; at < slice.end; at += kPiece) {
+    const float4 first = next;
+    if (at + kPiece < slice.end) next = load4(scores + at + kPiece);
+    float ranking[4];
+    pool_four<kRanking>(args, first, scores + at, heads, memory.shares, ranking);
+    uint32_t distances[4];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) first[i] = next[i];
-    load(group + kAhead * kPiece);
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int at = place(group, i);
-      if (at >= slice.end) break;
-      float ranking[4];
-      pool_four<kRanking>(args, first[i], scores + at, heads, memory.shares, ranking);
-      uint32_t distances[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const bool ranked = at + j >= policy.first && at + j < policy.last;
-        distances[j] = ranked ? top - rank_key(ranking[j]) : kUnranked;
-        if (ranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
-        if (weighs && at + j < slice.end) {
-          const unsigned long long own = mass_of(share_of<kRanking>(ranking[j], memory.shares, args.scale));
-          mass += own;
-          if (!ranked) reserved += own;
-        }
+    for (int j = 0; j < 4; ++j) {
+      const bool ranked = at + j >= policy.first && at + j < policy.last;
+      distances[j] = ranked ? top - rank_key(ranking[j]) : kUnranked;
+      if (ranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
+      if (weighs && at + j < slice.end) {
+        const unsigned long long own = mass_of(share_of<kRanking>(ranking[j], memory.shares, args.scale));
+        mass += own;
+        if (!ranked) reserved += own;
       }
-      *reinterpret_cast<uint4*>(memory.distances + at - slice.begin) = {distances[0], distances[1], distances[2],
-                                                                        distances[3]};
     }
+    *reinterpret_cast<uint4*>(memory.distances + at - slice.begin) = {distances[0], distances[1], distances[2],
+                                                                      distances[3]};
   }
   if (weighs) {
     mass = sum_over_warp(mass), reserved = sum_over_warp(reserved);
@@ -192,18 +186,42 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
   return top;
 }
 
+/// Sends the histogram of a digit to all blocks, each beginning with itself.
+__device__ void send_counts(const Slice& slice, int digit, const Memory& memory) {
+  constexpr int kQuads = kDigitBins / 4;
+  uint32_t* const place = memory.received + (digit % kPlaces * static_cast<int>(gridDim.x) + slice.rank) * kDigitBins;
+  for (int i = threadIdx.x; i < slice.blocks * kQuads; i += kThreads) {
+    const int quad = i % kQuads, to = slice.rank + i / kQuads;
+    send(place + 4 * quad, &memory.shared.arrivals[digit],
+         *reinterpret_cast<const uint4*>(&memory.shared.counts[digit][4 * quad]),
+         to < slice.blocks ? to : to - slice.blocks);
+  }
+}
+
 /// The `wanted` highest ranks.
 __device__ void search_count(const Slice& slice, Search& search, const Memory& memory) {
   Shared& shared = memory.shared;
   for (int digit = 0; digit < kDigits; ++digit) {
-    uint32_t* const counts = shared.counts[digit];
     if (digit > 0) {
       for_sharing(slice, memory.distances, search,
-                  [&](uint32_t distance) { atomicAdd(&counts[search.bin_of(distance)], 1u); });
+                  [&](uint32_t distance) { atomicAdd(&shared.counts[digit][search.bin_of(distance)], 1u); });
     }
+    __syncthreads();
+    send_counts(slice, digit, memory);
+    const auto gather = [&](int i) {
+      wait_for_bytes(&shared.arrivals[digit]);
+      const uint32_t* const counts = memory.received + digit % kPlaces * static_cast<int>(gridDim.x) * kDigitBins + i;
+      Bin bin;
+      for (int block = 0; block < slice.blocks; ++block) {
+        const uint32_t count = counts[block * kDigitBins];
+        bin.count += count;
+        bin.count_before += block < slice.rank ? count : 0;
+      }
+      return bin;
+    };
     const uint32_t above = search.above, wanted = search.wanted;
     unsigned long long none = 0;
-    if (!find_bin(counts, nullptr, slice.blocks, slice.rank, shared.search, search, none,
+    if (!find_bin(shared.search, search, none, gather,
                   [&](uint32_t count, unsigned long long) { return count >= wanted; })) {
       return;
     }
@@ -212,44 +230,55 @@ __device__ void search_count(const Slice& slice, Search& search, const Memory& m
   }
 }
 
-/// Top-p: of the positions that the search has found as few as hold, with the reserved ones, enough of the mass.
+/// Top-p, apart from what is in everybody's way: of the positions that the search has found as few as hold, with the
+/// reserved ones, enough of the mass.
 template <Ranking kRanking>
-__device__ void search_mass(const SelectArgs& args, const RowPolicy& policy, const Slice& slice, uint32_t top,
-                            Search& search, const Memory& memory) {
+__device__ __noinline__ Search search_mass(float scale, float top_p, Slice slice, uint32_t top, Search search,
+                                           Memory memory) {
   Shared& shared = memory.shared;
   unsigned long long all = 0, held = 0;
+  synchronise_cluster();
   for (int i = 0; i < slice.blocks; ++i) {
     all += load_of_cluster(&shared.mass, i);
     held += load_of_cluster(&shared.reserved_mass, i);
   }
-  const double wanted = static_cast<double>(policy.top_p) * static_cast<double>(all);
+  const double wanted = static_cast<double>(top_p) * static_cast<double>(all);
   const auto enough = [&](unsigned long long mass) { return static_cast<double>(mass) >= wanted; };
   Search shorter;
   if (enough(held)) {
     shorter.span = 0;
-    search = shorter;
-    return;
+    return shorter;
   }
   const auto mass_at = [&](uint32_t distance) {
-    return mass_of(share_of<kRanking>(score_of(top - distance), memory.shares, args.scale));
+    return mass_of(share_of<kRanking>(score_of(top - distance), memory.shares, scale));
   };
   shorter.span = search.base + search.span;
   shorter.begin_digit();
-  for (int digit = 0; digit < kMassDigits; ++digit) {
-    uint32_t* const counts = shared.mass_counts[digit];
-    unsigned long long* const masses = shared.masses[digit];
+  do {
+    if (threadIdx.x < kDigitBins) shared.mass_counts[threadIdx.x] = 0, shared.masses[threadIdx.x] = 0;
+    __syncthreads();
     for_sharing(slice, memory.distances, shorter, [&](uint32_t distance) {
       const uint32_t bin = shorter.bin_of(distance);
-      atomicAdd(&counts[bin], 1u);
-      atomicAdd(&masses[bin], mass_at(distance));
+      atomicAdd(&shared.mass_counts[bin], 1u);
+      atomicAdd(&shared.masses[bin], mass_at(distance));
     });
+    synchronise_cluster();
+    const auto gather = [&](int i) {
+      Bin bin;
+      for (int block = 0; block < slice.blocks; ++block) {
+        const uint32_t count = load_of_cluster(&shared.mass_counts[i], block);
+        bin.count += count;
+        bin.count_before += block < slice.rank ? count : 0;
+        bin.mass += load_of_cluster(&shared.masses[i], block);
+      }
+      return bin;
+    };
     const unsigned long long before = held;
-    if (!find_bin(counts, masses, slice.blocks, slice.rank, shared.search, shorter, held,
-                  [&](uint32_t, unsigned long long mass) { return enough(before + mass); })) {
-      return;  // all of them do not hold enough
-    }
-    if (shorter.span == 0) break;
-  }
+    const bool ends = find_bin(shared.search, shorter, held, gather,
+                               [&](uint32_t, unsigned long long mass) { return enough(before + mass); });
+    synchronise_cluster();     // the others have read it, too
+    if (!ends) return search;  // all of them do not hold enough
+  } while (shorter.span > 0);
   // What is left is equal, its mass, too: so many of them that there is enough.
   const unsigned long long each = mass_at(shorter.base);
   uint32_t least = 0, most = shorter.sharing;
@@ -262,7 +291,7 @@ __device__ void search_mass(const SelectArgs& args, const RowPolicy& policy, con
     }
   }
   shorter.wanted = search.span == 0 && search.base == shorter.base ? min(least, search.wanted) : least;
-  search = shorter;
+  return shorter;
 }
 
 /// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are.
@@ -301,14 +330,16 @@ __device__ void write_slice(const RowPolicy& policy, const Slice& slice, const S
 
 /// Grid (blocks of a cluster, sets, rows).
 template <Ranking kRanking>
-__global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ SelectArgs args, int slice_room) {
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
+    select_kernel(const __grid_constant__ SelectArgs args, int slice_room) {
   extern __shared__ __align__(16) char bytes[];
   const int unit = blockIdx.y, row = args.first_row + static_cast<int>(blockIdx.z);
   Shared& shared = *reinterpret_cast<Shared*>(bytes);
-  auto* const distances = reinterpret_cast<uint32_t*>(bytes + sizeof(Shared));
+  auto* const received = reinterpret_cast<uint32_t*>(bytes + sizeof(Shared));
+  uint32_t* const distances = received + kPlaces * gridDim.x * kDigitBins;
   uint32_t* const above = distances + slice_room;
   uint32_t* const equal = above + slice_room / 32;
-  const Memory memory{shared, reinterpret_cast<HeadShare*>(equal + slice_room / 32), distances, above, equal};
+  const Memory memory{shared, received, reinterpret_cast<HeadShare*>(equal + slice_room / 32), distances, above, equal};
   const RowPolicy policy = row_policy(args.tables, row, args.scan);
   const int length = slice_length(policy.context, gridDim.x);
   Slice slice;
@@ -318,14 +349,10 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
   slice.end = min(policy.context, slice.begin + length);
   const bool ranks = policy.wanted > 0, weighs = policy.top_p < 1;
   for (int i = threadIdx.x; i < kDigits * kDigitBins; i += kThreads) (&shared.counts[0][0])[i] = 0;
-  if (weighs) {
-    for (int i = threadIdx.x; i < kMassDigits * kDigitBins; i += kThreads) {
-      (&shared.mass_counts[0][0])[i] = 0;
-      (&shared.masses[0][0])[i] = 0;
-    }
-    if (threadIdx.x == 0) shared.mass = shared.reserved_mass = 0;
-  }
+  if (threadIdx.x == 0) shared.mass = shared.reserved_mass = 0;
+  if (threadIdx.x < kDigits) expect_bytes(&shared.arrivals[threadIdx.x], slice.blocks * kDigitBins * sizeof(uint32_t));
   __syncthreads();
+  meet_cluster();
   wait_for_kernels_before();
   if (slice.rank >= slice.blocks) return;
 
@@ -334,8 +361,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
   if (ranks) {
     const uint32_t top = pool_slice<kRanking>(args, policy, slice, search, memory);
     search_count(slice, search, memory);
-    if (weighs) search_mass<kRanking>(args, policy, slice, top, search, memory);
-    arrive_at_cluster();
+    if (weighs) search = search_mass<kRanking>(args.scale, policy.top_p, slice, top, search, memory);
   }
   write_slice(
       policy, slice, search, ranks, memory,
@@ -344,7 +370,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
     args.counts[args.row_units * row + unit] =
         policy.first + (policy.context - policy.last) + search.above + search.wanted;
   }
-  if (ranks) wait_for_cluster();  // the others may still read
+  if (ranks && weighs) synchronise_cluster();  // the others may still read
 }
 
 using Kernel = void (*)(SelectArgs, int);
@@ -378,49 +404,50 @@ struct ClusterLaunch {
 
 constexpr const char* kWhat = "selecting positions";
 
-/// Blocks of the largest cluster that the device runs, 0 where there are none. Makes the kernels ready for any.
-int most_blocks() {
-  static const int result = [] {
-    if (compute_capability() < 90) return 0;
-    int blocks = kMostClusterBlocks;
-    for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
-      const Kernel kernel = kernel_for(ranking);
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()), kWhat);
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
-      for (; blocks > 0; blocks /= 2) {
-        const ClusterLaunch launch(blocks, 1, 1, shared_memory_limit(), nullptr);
-        int clusters = 0;
-        if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess && clusters > 0) break;
-        cudaGetLastError();
-      }
-    }
-    return blocks;
-  }();
-  return result;
+Kernel prepared(Ranking ranking) {
+  const Kernel kernel = kernel_for(ranking);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()), kWhat);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
+  return kernel;
 }
 
 }  // namespace
 
-int select_cluster_blocks(int heads, int sets, int max_context) {
-  constexpr int kGoodSlice = 16384;  // several blocks of it fit a multiprocessor
-  const int most = most_blocks(), processors = multiprocessors();
-  const auto fits = [&](int blocks) {
-    return shared_bytes(slice_length(max_context, blocks), heads) <= static_cast<size_t>(shared_memory_limit());
-  };
-  if (most == 0 || !fits(most)) return 0;
-  int blocks = 1;
-  // More where the slices are long, or while there are multiprocessors without a block, or with one only.
-  while (blocks < most) {
-    const int slice = slice_length(max_context, blocks);
-    if (slice <= kGoodSlice && (slice <= kLeastSlice || sets * blocks > processors)) break;
-    blocks *= 2;
+SelectClusters::SelectClusters(int heads, int max_context) : max_context_(max_context) {
+  if (compute_capability() < 90) return;
+  for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
+    const Kernel kernel = prepared(ranking);
+    for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+      const size_t bytes = shared_bytes(blocks, slice_length(max_context, blocks), heads);
+      if (bytes > static_cast<size_t>(shared_memory_limit())) continue;
+      const ClusterLaunch launch(blocks, 1, 1, bytes, nullptr);
+      int clusters = 0;
+      // Not every device runs clusters of more than 8: an error is an answer.
+      if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
+      cudaGetLastError();
+      active_[blocks] = ranking == Ranking::Raw ? clusters : std::min(active_[blocks], clusters);
+    }
   }
-  return blocks;
+}
+
+int SelectClusters::blocks(int sets, int heads) const {
+  // What a block costs beside its positions, times the heads pooled: as much as so many of them.
+  constexpr int64_t kOverhead = 10000;
+  int best = 0;
+  int64_t least = 0;
+  for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+    if (active_[blocks] == 0) continue;
+    const int64_t waves = (sets + active_[blocks] - 1) / active_[blocks];
+    const int64_t cost = waves * (kOverhead + int64_t{heads} * slice_length(max_context_, blocks));
+    if (best == 0 || cost < least) best = blocks, least = cost;
+  }
+  return best;
 }
 
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream) {
   const int slice = slice_length(args.max_context, blocks);
-  const ClusterLaunch launch(blocks, args.units, args.run, shared_bytes(slice, args.heads / args.units), stream);
+  const ClusterLaunch launch(blocks, args.units, args.run, shared_bytes(blocks, slice, args.heads / args.units),
+                             stream);
   check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(args)), args, slice), kWhat);
 }
 
