@@ -116,6 +116,8 @@ struct DecodeAttention::Workspace {
                         .head_dim = sizes.head_dim,
                         .scale = scale(),
                         .early = params.early && params.role != Role::Scan,
+                        // Behind the selection, which has waited for the scores, which have waited for the queries.
+                        .early_query = params.role == Role::Scan,
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
@@ -182,7 +184,10 @@ struct DecodeAttention::Workspace {
             .positions = params.selection.positions,
             .counts = params.selection.counts,
             .row_positions = params.selection.row_positions,
-            .row_units = params.selection.row_units};
+            .row_units = params.selection.row_units,
+            .kv = params.role == Role::Scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
+            .kv_heads = sizes.kv_heads,
+            .head_dim = sizes.head_dim};
   }
 
   float scale() const {

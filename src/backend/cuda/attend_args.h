@@ -46,6 +46,7 @@ struct AttendRowsArgs {
   int head_dim = 0;
   float scale = 0;                     ///< log2(e) / sqrt(head_dim)
   bool early = false;                  ///< AttendParams
+  bool early_query = false;            ///< of a selection: q may be read before the kernels before are through
   const float* q = nullptr;            ///< [rows of the batch, heads, head_dim]
   float* out = nullptr;                ///< the same
   const Bf16* kv = nullptr;            ///< KvLayer::data
@@ -119,6 +120,10 @@ struct SelectArgs {
   int32_t* counts = nullptr;
   int row_positions = 0;
   int row_units = 0;
+  const Bf16* kv = nullptr;  ///< KvLayer::data, where the kernel behind reads the selected rows; null: it does not, or
+                             ///< sets are for several KV heads
+  int kv_heads = 0;
+  int head_dim = 0;
 };
 /// In one launch, by clusters of so many blocks a set.
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);

@@ -53,9 +53,9 @@ struct Bin {
 };
 
 /// One digit: the first bin, from the highest ranks, where `ends` says so of the count and the mass before it and with
-/// it. False where it never does. gather(i): bin i, for threads below kDigitBins; `mass` of what is above gets more by
-/// what is above that bin. All threads call it.
-template <typename Gather, typename Ends>
+/// it; without kByMass of the count alone. False where it never does. gather(i): bin i, for threads below kDigitBins;
+/// `mass` of what is above gets more by what is above that bin. All threads call it.
+template <bool kByMass, typename Gather, typename Ends>
 __device__ inline bool find_bin(BinSearch& shared, Search& search, unsigned long long& mass, Gather gather, Ends ends) {
   constexpr uint32_t kNone = kDigitBins;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -70,16 +70,20 @@ __device__ inline bool find_bin(BinSearch& shared, Search& search, unsigned long
     for (int apart = 1; apart < 32; apart *= 2) {
       const unsigned long long other = __shfl_up_sync(0xffffffffu, up_to, apart);
       if (lane >= apart) up_to += other;
-      const unsigned long long other_mass = __shfl_up_sync(0xffffffffu, mass_up_to, apart);
-      if (lane >= apart) mass_up_to += other_mass;
+      if constexpr (kByMass) {
+        const unsigned long long other_mass = __shfl_up_sync(0xffffffffu, mass_up_to, apart);
+        if (lane >= apart) mass_up_to += other_mass;
+      }
     }
-    if (lane == 31) shared.warp_counts[warp] = up_to, shared.warp_mass[warp] = mass_up_to;
+    if (lane == 31) shared.warp_counts[warp] = up_to;
+    if (kByMass && lane == 31) shared.warp_mass[warp] = mass_up_to;
   }
   __syncthreads();
   if (thread < kDigitBins) {
 #pragma unroll
     for (int w = 0; w < kDigitBins / 32; ++w) {
-      if (w < warp) up_to += shared.warp_counts[w], mass_up_to += shared.warp_mass[w];
+      if (w < warp) up_to += shared.warp_counts[w];
+      if (kByMass && w < warp) mass_up_to += shared.warp_mass[w];
     }
     const uint32_t with = static_cast<uint32_t>(up_to), before = with - own.count;
     if (!ends(before, mass_up_to - own.mass) && ends(with, mass_up_to)) {
@@ -88,7 +92,7 @@ __device__ inline bool find_bin(BinSearch& shared, Search& search, unsigned long
       shared.above_before = static_cast<uint32_t>(up_to >> 32) - own.count_before;
       shared.sharing = own.count;
       shared.sharing_before = own.count_before;
-      shared.mass = mass_up_to - own.mass;
+      if (kByMass) shared.mass = mass_up_to - own.mass;
     }
   }
   __syncthreads();
@@ -98,7 +102,7 @@ __device__ inline bool find_bin(BinSearch& shared, Search& search, unsigned long
   search.above_before += shared.above_before;
   search.sharing = shared.sharing;
   search.sharing_before = shared.sharing_before;
-  mass += shared.mass;
+  if (kByMass) mass += shared.mass;
   return true;
 }
 

@@ -56,8 +56,14 @@ __host__ __device__ constexpr int slice_length(int context, int blocks) {
 constexpr int kPlaces = 2;
 
 size_t shared_bytes(int blocks, int slice, int heads) {
-  const size_t words = kPlaces * blocks * kDigitBins + slice + 2 * (slice / 32);
+  const size_t words = kPlaces * blocks * kDigitBins + slice + 2 * (slice / 32) + slice / kBlockTokens + 2;
   return sizeof(Shared) + words * sizeof(uint32_t) + heads * sizeof(HeadShare);
+}
+
+/// rank_key() of what pool_four() gives: sums of probabilities are numbers, and not negative.
+template <Ranking kRanking>
+__device__ uint32_t key_of(float ranking) {
+  return kRanking == Ranking::Sum ? __float_as_uint(ranking) | 0x80000000u : rank_key(ranking);
 }
 
 /// The float whose rank_key() this is.
@@ -101,17 +107,23 @@ struct Memory {
   uint32_t* distances;  // [slice]
   uint32_t* above;      // [slice / 32], bits
   uint32_t* equal;      // the same
+  int32_t* table;       // [slice / kBlockTokens + 2], the blocks
 };
 
-/// Adds the positions that share the search's digits to a histogram of the next one.
-template <typename Add>
-__device__ void for_sharing(const Slice& slice, const uint32_t* distances, const Search& search, Add add) {
+/// Calls use(distance, index in the slice) for the positions of the slice that are no farther than `span` from `base`
+/// behind it. Few, mostly.
+template <typename Use>
+__device__ void for_within(const Slice& slice, const uint32_t* distances, uint32_t base, uint32_t span, Use use) {
+#pragma unroll 1
   for (int i = 4 * threadIdx.x; i < slice.end - slice.begin; i += kPiece) {
     const uint4 four = *reinterpret_cast<const uint4*>(distances + i);
-    if (search.shares(four.x)) add(four.x);
-    if (search.shares(four.y)) add(four.y);
-    if (search.shares(four.z)) add(four.z);
-    if (search.shares(four.w)) add(four.w);
+    const uint32_t from[4] = {four.x - base, four.y - base, four.z - base, four.w - base};
+    if (min(min(from[0], from[1]), min(from[2], from[3])) > span) continue;
+#pragma unroll 1
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t own = j == 0 ? from[0] : j == 1 ? from[1] : j == 2 ? from[2] : from[3];
+      if (own <= span) use(base + own, i + j);
+    }
   }
 }
 
@@ -133,12 +145,14 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
   uint32_t top = kHighest;
   if (bounded) {
     bool odd = false;
+#pragma unroll 1
     for (int h = threadIdx.x; h < heads; h += kThreads) {
       const SoftmaxPart whole = args.statistics[first_head + h];
       odd = odd || (shares && !(is_finite(whole.maximum) && is_finite(whole.sum)));
       memory.shares[h] = {whole.maximum, __fdiv_rn(1.0f, whole.sum)};
     }
     if (__syncthreads_or(odd)) {
+#pragma unroll 1
       for (int h = 0; h < heads; ++h) {
         const HeadShare share = head_share(args.statistics[first_head + h], scores + h * args.score_stride,
                                            policy.context, args.scale, shared.sums);
@@ -147,6 +161,7 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
       __syncthreads();
     }
     float bound = kRanking == Ranking::Sum ? 0.0f : negative_infinity();
+#pragma unroll 1
     for (int h = 0; h < heads; ++h) {
       const HeadShare of = memory.shares[h];
       bound = kRanking == Ranking::Sum ? __fmaf_rn(0x1p64f, of.factor, bound) : fmaxf(bound, of.maximum);
@@ -163,14 +178,24 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
     pool_four<kRanking>(args, first, scores + at, heads, memory.shares, ranking);
     uint32_t distances[4];
 #pragma unroll
+    for (int j = 0; j < 4; ++j) distances[j] = top - key_of<kRanking>(ranking[j]);
+    if (at < policy.first || at + 4 > policy.last) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (at + j < policy.first || at + j >= policy.last) distances[j] = kUnranked;
+      }
+    }
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const bool ranked = at + j >= policy.first && at + j < policy.last;
-      distances[j] = ranked ? top - rank_key(ranking[j]) : kUnranked;
-      if (ranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
-      if (weighs && at + j < slice.end) {
+      if (distances[j] != kUnranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
+    }
+    if (weighs) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (at + j >= slice.end) break;
         const unsigned long long own = mass_of(share_of<kRanking>(ranking[j], memory.shares, args.scale));
         mass += own;
-        if (!ranked) reserved += own;
+        if (distances[j] == kUnranked) reserved += own;
       }
     }
     *reinterpret_cast<uint4*>(memory.distances + at - slice.begin) = {distances[0], distances[1], distances[2],
@@ -190,6 +215,7 @@ __device__ uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, 
 __device__ void send_counts(const Slice& slice, int digit, const Memory& memory) {
   constexpr int kQuads = kDigitBins / 4;
   uint32_t* const place = memory.received + (digit % kPlaces * static_cast<int>(gridDim.x) + slice.rank) * kDigitBins;
+#pragma unroll 1
   for (int i = threadIdx.x; i < slice.blocks * kQuads; i += kThreads) {
     const int quad = i % kQuads, to = slice.rank + i / kQuads;
     send(place + 4 * quad, &memory.shared.arrivals[digit],
@@ -203,8 +229,8 @@ __device__ void search_count(const Slice& slice, Search& search, const Memory& m
   Shared& shared = memory.shared;
   for (int digit = 0; digit < kDigits; ++digit) {
     if (digit > 0) {
-      for_sharing(slice, memory.distances, search,
-                  [&](uint32_t distance) { atomicAdd(&shared.counts[digit][search.bin_of(distance)], 1u); });
+      for_within(slice, memory.distances, search.base, search.span,
+                 [&](uint32_t distance, int) { atomicAdd(&shared.counts[digit][search.bin_of(distance)], 1u); });
     }
     __syncthreads();
     send_counts(slice, digit, memory);
@@ -212,6 +238,7 @@ __device__ void search_count(const Slice& slice, Search& search, const Memory& m
       wait_for_bytes(&shared.arrivals[digit]);
       const uint32_t* const counts = memory.received + digit % kPlaces * static_cast<int>(gridDim.x) * kDigitBins + i;
       Bin bin;
+#pragma unroll 4
       for (int block = 0; block < slice.blocks; ++block) {
         const uint32_t count = counts[block * kDigitBins];
         bin.count += count;
@@ -221,8 +248,8 @@ __device__ void search_count(const Slice& slice, Search& search, const Memory& m
     };
     const uint32_t above = search.above, wanted = search.wanted;
     unsigned long long none = 0;
-    if (!find_bin(shared.search, search, none, gather,
-                  [&](uint32_t count, unsigned long long) { return count >= wanted; })) {
+    if (!find_bin<false>(shared.search, search, none, gather,
+                         [&](uint32_t count, unsigned long long) { return count >= wanted; })) {
       return;
     }
     search.wanted -= search.above - above;
@@ -257,7 +284,7 @@ __device__ __noinline__ Search search_mass(float scale, float top_p, Slice slice
   do {
     if (threadIdx.x < kDigitBins) shared.mass_counts[threadIdx.x] = 0, shared.masses[threadIdx.x] = 0;
     __syncthreads();
-    for_sharing(slice, memory.distances, shorter, [&](uint32_t distance) {
+    for_within(slice, memory.distances, shorter.base, shorter.span, [&](uint32_t distance, int) {
       const uint32_t bin = shorter.bin_of(distance);
       atomicAdd(&shared.mass_counts[bin], 1u);
       atomicAdd(&shared.masses[bin], mass_at(distance));
@@ -265,6 +292,7 @@ __device__ __noinline__ Search search_mass(float scale, float top_p, Slice slice
     synchronise_cluster();
     const auto gather = [&](int i) {
       Bin bin;
+#pragma unroll 1
       for (int block = 0; block < slice.blocks; ++block) {
         const uint32_t count = load_of_cluster(&shared.mass_counts[i], block);
         bin.count += count;
@@ -274,8 +302,8 @@ __device__ __noinline__ Search search_mass(float scale, float top_p, Slice slice
       return bin;
     };
     const unsigned long long before = held;
-    const bool ends = find_bin(shared.search, shorter, held, gather,
-                               [&](uint32_t, unsigned long long mass) { return enough(before + mass); });
+    const bool ends = find_bin<true>(shared.search, shorter, held, gather,
+                                     [&](uint32_t, unsigned long long mass) { return enough(before + mass); });
     synchronise_cluster();     // the others have read it, too
     if (!ends) return search;  // all of them do not hold enough
   } while (shorter.span > 0);
@@ -294,36 +322,78 @@ __device__ __noinline__ Search search_mass(float scale, float top_p, Slice slice
   return shorter;
 }
 
+/// Has the keys and values of a position on their way to the L2, for the attention behind.
+__device__ void fetch_row(const SelectArgs& args, int32_t block, int position) {
+  const int kv_head = static_cast<int>(blockIdx.y) * args.kv_heads / args.units, bytes = 4 * args.head_dim;
+  const int64_t tile = static_cast<int64_t>(block) * args.kv_heads + kv_head;
+  const char* const from =
+      reinterpret_cast<const char*>(args.kv) + (tile * kBlockTokens + position % kBlockTokens) * bytes;
+#pragma unroll 1
+  for (int i = 0; i < bytes; i += 128) prefetch(from + i);
+}
+
+/// The bits of positions [begin, end) in a word whose first position is 0; either may lie outside of it.
+__device__ uint32_t bits_between(int begin, int end) {
+  const auto below = [](int position) {
+    return position <= 0 ? 0u : position >= 32 ? 0xffffffffu : (1u << position) - 1;
+  };
+  return below(end) & ~below(begin);
+}
+
 /// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are.
-__device__ void write_slice(const RowPolicy& policy, const Slice& slice, const Search& search, bool ranks,
-                            const Memory& memory, int32_t* positions) {
-  const int lane = threadIdx.x % 32, words = (slice.end - slice.begin + 31) / 32;
-  for (int word = threadIdx.x / 32; word < words; word += kWarps) {
-    const int position = slice.begin + 32 * word + lane;
-    const bool inside = position < slice.end, reserved = position < policy.first || position >= policy.last;
-    const uint32_t distance = ranks && inside ? memory.distances[32 * word + lane] : kUnranked;
-    const uint32_t above = __ballot_sync(0xffffffffu, inside && (reserved || distance < search.base));
-    const uint32_t equal = __ballot_sync(0xffffffffu, search.shares(distance));
-    if (lane == 0) memory.above[word] = above, memory.equal[word] = equal;
+__device__ void write_slice(const SelectArgs& args, const RowPolicy& policy, const Slice& slice, const Search& search,
+                            bool ranks, const Memory& memory, int32_t* positions) {
+  const int words = (slice.end - slice.begin + 31) / 32;
+  if (ranks) {
+    for_within(slice, memory.distances, 0, search.base + search.span, [&](uint32_t distance, int i) {
+      atomicOr((distance < search.base ? memory.above : memory.equal) + i / 32, 1u << i % 32);
+    });
   }
   __syncthreads();
   const int own = (words + kThreads - 1) / kThreads;
   const int begin = min(words, static_cast<int>(threadIdx.x) * own), end = min(words, begin + own);
+  const auto above = [&](int word) {
+    const int first = slice.begin + 32 * word;
+    return memory.above[word] | bits_between(0, policy.first - first) |
+           bits_between(policy.last - first, slice.end - first);
+  };
   uint32_t counts = 0;  // above in the lower half, equal in the upper
-  for (int i = begin; i < end; ++i) counts += __popc(memory.above[i]) | __popc(memory.equal[i]) << 16;
+#pragma unroll 1
+  for (int i = begin; i < end; ++i) counts += __popc(above(i)) | __popc(memory.equal[i]) << 16;
   counts = sum_before(counts, memory.shared.warp_sums);
   // Of the equal ones the first `wanted` of all blocks.
   const uint32_t taken_before = min(search.sharing_before, search.wanted), left = search.wanted - taken_before;
   uint32_t equal_before = counts >> 16;
   uint32_t at = min(policy.first, slice.begin) + max(0, slice.begin - policy.last) + search.above_before +
                 taken_before + (counts & 0xffffu) + min(equal_before, left);
+#pragma unroll 1
   for (int i = begin; i < end; ++i) {
     uint32_t equal = memory.equal[i];
+#pragma unroll 1
     for (uint32_t rest = equal; rest != 0; rest &= rest - 1) {
       if (equal_before++ >= left) equal &= ~(rest & -rest);
     }
-    for (uint32_t rest = memory.above[i] | equal; rest != 0; rest &= rest - 1) {
-      positions[at++] = slice.begin + 32 * i + __ffs(rest) - 1;
+    const uint32_t taken = above(i) | equal;
+    memory.above[i] = taken, memory.equal[i] = at;
+    at += __popc(taken);
+  }
+  __syncthreads();
+  // A lane a position, of the words that have any.
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int group = static_cast<int>(threadIdx.x) - lane; group < words; group += kThreads) {
+    const bool inside = group + lane < words;
+    const uint32_t own_taken = inside ? memory.above[group + lane] : 0,
+                   own_at = inside ? memory.equal[group + lane] : 0;
+#pragma unroll 1
+    for (uint32_t rest = __ballot_sync(0xffffffffu, own_taken != 0); rest != 0; rest &= rest - 1) {
+      const int word = __ffs(rest) - 1;
+      const uint32_t taken = __shfl_sync(0xffffffffu, own_taken, word);
+      const uint32_t first = __shfl_sync(0xffffffffu, own_at, word);
+      if ((taken >> lane & 1) == 0) continue;
+      const int position = slice.begin + 32 * (group + word) + lane;
+      positions[first + __popc(taken & ((1u << lane) - 1))] = position;
+      if (args.kv) fetch_row(args, memory.table[position / kBlockTokens - slice.begin / kBlockTokens], position);
     }
   }
 }
@@ -339,7 +409,9 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   uint32_t* const distances = received + kPlaces * gridDim.x * kDigitBins;
   uint32_t* const above = distances + slice_room;
   uint32_t* const equal = above + slice_room / 32;
-  const Memory memory{shared, received, reinterpret_cast<HeadShare*>(equal + slice_room / 32), distances, above, equal};
+  auto* const shares = reinterpret_cast<HeadShare*>(equal + slice_room / 32);
+  auto* const table = reinterpret_cast<int32_t*>(shares + args.heads / args.units);
+  const Memory memory{shared, received, shares, distances, above, equal, table};
   const RowPolicy policy = row_policy(args.tables, row, args.scan);
   const int length = slice_length(policy.context, gridDim.x);
   Slice slice;
@@ -348,8 +420,18 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   slice.begin = slice.rank * length;
   slice.end = min(policy.context, slice.begin + length);
   const bool ranks = policy.wanted > 0, weighs = policy.top_p < 1;
+#pragma unroll 1
   for (int i = threadIdx.x; i < kDigits * kDigitBins; i += kThreads) (&shared.counts[0][0])[i] = 0;
+  const int marks = 2 * (slice_room / 32);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < marks; i += kThreads) above[i] = 0;  // and those of `equal`
   if (threadIdx.x == 0) shared.mass = shared.reserved_mass = 0;
+  if (args.kv) {
+    const int32_t* const blocks = row_of(args.tables, row).table + slice.begin / kBlockTokens;
+    const int count = (slice.end + kBlockTokens - 1) / kBlockTokens - slice.begin / kBlockTokens;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += kThreads) table[i] = blocks[i];
+  }
   if (threadIdx.x < kDigits) expect_bytes(&shared.arrivals[threadIdx.x], slice.blocks * kDigitBins * sizeof(uint32_t));
   __syncthreads();
   meet_cluster();
@@ -364,7 +446,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     if (weighs) search = search_mass<kRanking>(args.scale, policy.top_p, slice, top, search, memory);
   }
   write_slice(
-      policy, slice, search, ranks, memory,
+      args, policy, slice, search, ranks, memory,
       args.positions + static_cast<int64_t>(args.row_positions) * row + static_cast<int64_t>(policy.stride) * unit);
   if (slice.rank == 0 && threadIdx.x == 0) {
     args.counts[args.row_units * row + unit] =
