@@ -42,6 +42,8 @@ struct Sizes {
         head_dim(hp.head_dim),
         dense(hp.heads, hp.kv_heads, hp.group()),
         single(hp.heads, hp.kv_heads, 1),
+        clusters(hp.heads, context),
+        in_clusters(clusters.blocks(1, 1) > 0),
         // At least two, so that 128 positions are cut the same way whoever reads them.
         dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
         single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
@@ -53,21 +55,26 @@ struct Sizes {
   }
 
   int most_splits() const { return std::max({dense_splits, single_splits, scan_splits}); }
-  /// Scores and what they are pooled to.
-  size_t score_row_bytes() const { return 2 * sizeof(float) * heads * static_cast<size_t>(score_stride); }
+  /// Scores and, where clusters do not keep it to themselves, what they are pooled to.
+  size_t score_row_bytes() const {
+    return (in_clusters ? 1 : 2) * sizeof(float) * heads * static_cast<size_t>(score_stride);
+  }
   size_t part_floats() const {
     return static_cast<size_t>(wave) * heads * std::max(dense_splits, single_splits) * head_dim;
   }
   size_t part_statistics() const { return static_cast<size_t>(wave) * heads * most_splits(); }
   size_t sets() const { return static_cast<size_t>(score_wave) * heads; }
+  size_t histogram_sets() const { return in_clusters ? 0 : sets(); }
   size_t bytes() const {
     return part_floats() * sizeof(float) + (part_statistics() + sets()) * sizeof(SoftmaxPart) +
            static_cast<size_t>(wave) * heads * sizeof(uint32_t) + score_wave * score_row_bytes() +
-           sets() * (kBins * sizeof(uint32_t) + sizeof(unsigned long long));
+           histogram_sets() * (kBins * sizeof(uint32_t) + sizeof(unsigned long long));
   }
 
   int max_context, heads, kv_heads, head_dim;
   HeadTiles dense, single;
+  SelectClusters clusters;
+  bool in_clusters;  // sets are selected
   int dense_splits, single_splits, scan_splits;
   int max_rows;
   int wave, score_wave = 1;  // rows of a launch; of one with scores
@@ -94,14 +101,13 @@ int attend_rows_ctas(int head_dim) {
 struct DecodeAttention::Workspace {
   explicit Workspace(const Sizes& sizes)
       : sizes(sizes),
-        clusters(sizes.heads, sizes.max_context),
         parts(allocate_device(sizeof(float) * sizes.part_floats(), "partial attention")),
         part_statistics(allocate_device(sizeof(SoftmaxPart) * sizes.part_statistics(), "partial attention")),
         done(allocate_device(sizeof(uint32_t) * sizes.wave * sizes.heads, "partial attention")),
         scores(allocate_device(sizes.score_wave * sizes.score_row_bytes(), "attention scores")),
         statistics(allocate_device(sizeof(SoftmaxPart) * sizes.sets(), "attention scores")),
-        histogram(allocate_device(sizeof(uint32_t) * kBins * sizes.sets(), "attention scores")),
-        mass(allocate_device(sizeof(unsigned long long) * sizes.sets(), "attention scores")) {}
+        histogram(allocate_device(sizeof(uint32_t) * kBins * sizes.histogram_sets(), "attention scores")),
+        mass(allocate_device(sizeof(unsigned long long) * sizes.histogram_sets(), "attention scores")) {}
 
   float* pooled() const {
     return scores.as<float>() + static_cast<int64_t>(sizes.score_wave) * sizes.heads * sizes.score_stride;
@@ -195,8 +201,8 @@ struct DecodeAttention::Workspace {
   }
 
   void select(const SelectArgs& args, cudaStream_t stream) const {
-    if (const int blocks = clusters.blocks(args.units * args.run, args.heads / args.units); blocks > 0) {
-      launch_select_cluster(args, blocks, stream);
+    if (sizes.in_clusters) {
+      launch_select_cluster(args, sizes.clusters.blocks(args.units * args.run, args.heads / args.units), stream);
     } else {
       launch_pool(args, stream);
       launch_top_k(args, stream);
@@ -204,7 +210,6 @@ struct DecodeAttention::Workspace {
   }
 
   Sizes sizes;
-  SelectClusters clusters;
   Buffer parts, part_statistics, done, scores, statistics, histogram, mass;
 };
 
@@ -224,7 +229,7 @@ bool DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_c
     }
   }
   const Sizes sizes = sizes_for(hp, max_rows, max_context);
-  prepare_top_k(max_context);
+  if (!sizes.in_clusters) prepare_top_k(max_context);
   workspace_.reset();  // before there is more
   workspace_ = std::make_unique<Workspace>(sizes);
   return true;

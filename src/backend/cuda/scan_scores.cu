@@ -159,7 +159,11 @@ __device__ inline void weigh(const Arguments& args, const Sketch<kChunks, kWide>
     const int h = pair + lane / 16;
     float sum = 0;
     if (h < heads) {
-      for (int d = lane % 16; d < dim; d += 16) sum = __fmaf_rn(q[h * dim + d], memory.minimum[d], sum);
+#pragma unroll
+      for (int i = 0; i < (kWide ? 16 : 8); ++i) {
+        const int d = 16 * i + lane % 16;
+        if (16 * i < dim) sum = __fmaf_rn(q[h * dim + d], memory.minimum[d], sum);
+      }
     }
 #pragma unroll
     for (int half = 8; half > 0; half /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, half));

@@ -18,10 +18,7 @@
 namespace tidal::cuda {
 namespace {
 
-#ifndef SELECT_THREADS
-#define SELECT_THREADS 512
-#endif
-constexpr int kThreads = SELECT_THREADS;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPiece = 4 * kThreads;        // positions of a block at a time
 constexpr int kLeastSlice = 512;            // so short contexts take fewer blocks
@@ -378,20 +375,20 @@ __device__ void write_slice(const SelectArgs& args, const RowPolicy& policy, con
     at += __popc(taken);
   }
   __syncthreads();
-  // A lane a position, of the words that have any.
-  const int lane = threadIdx.x % 32;
+  // A lane a position, of the words that have any; neighbours, which have many together, go to different warps.
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
-  for (int group = static_cast<int>(threadIdx.x) - lane; group < words; group += kThreads) {
-    const bool inside = group + lane < words;
-    const uint32_t own_taken = inside ? memory.above[group + lane] : 0,
-                   own_at = inside ? memory.equal[group + lane] : 0;
+  for (int group = 0; group < words; group += kThreads) {
+    const int own_word = group + warp + kWarps * lane;
+    const bool inside = own_word < words;
+    const uint32_t own_taken = inside ? memory.above[own_word] : 0, own_at = inside ? memory.equal[own_word] : 0;
 #pragma unroll 1
     for (uint32_t rest = __ballot_sync(0xffffffffu, own_taken != 0); rest != 0; rest &= rest - 1) {
-      const int word = __ffs(rest) - 1;
-      const uint32_t taken = __shfl_sync(0xffffffffu, own_taken, word);
-      const uint32_t first = __shfl_sync(0xffffffffu, own_at, word);
+      const int from = __ffs(rest) - 1;
+      const uint32_t taken = __shfl_sync(0xffffffffu, own_taken, from);
+      const uint32_t first = __shfl_sync(0xffffffffu, own_at, from);
       if ((taken >> lane & 1) == 0) continue;
-      const int position = slice.begin + 32 * (group + word) + lane;
+      const int position = slice.begin + 32 * (group + warp + kWarps * from) + lane;
       positions[first + __popc(taken & ((1u << lane) - 1))] = position;
       if (args.kv) fetch_row(args, memory.table[position / kBlockTokens - slice.begin / kBlockTokens], position);
     }
@@ -513,14 +510,17 @@ SelectClusters::SelectClusters(int heads, int max_context) : max_context_(max_co
 }
 
 int SelectClusters::blocks(int sets, int heads) const {
-  // What a block costs beside its positions, times the heads pooled: as much as so many of them.
-  constexpr int64_t kOverhead = 10000;
+  // What a cluster costs beside its positions, times the heads pooled, and what each of its blocks: so many of them.
+  constexpr int64_t kOverhead = 10000, kBlockOverhead = 400;
   int best = 0;
   int64_t least = 0;
   for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
     if (active_[blocks] == 0) continue;
-    const int64_t waves = (sets + active_[blocks] - 1) / active_[blocks];
-    const int64_t cost = waves * (kOverhead + int64_t{heads} * slice_length(max_context_, blocks));
+    // Beside the blocks of other kernels, which come and go, the last eighth does not fit.
+    const int at_once = std::max(1, active_[blocks] * 7 / 8);
+    const int64_t waves = (sets + at_once - 1) / at_once;
+    const int64_t cost =
+        waves * (kOverhead + kBlockOverhead * blocks + int64_t{heads} * slice_length(max_context_, blocks));
     if (best == 0 || cost < least) best = blocks, least = cost;
   }
   return best;
