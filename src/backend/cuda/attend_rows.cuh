@@ -59,8 +59,8 @@ struct RowFinder {
   }
 };
 
-template <int kDim, bool kSelected>
-__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int valid, uint64_t policy) {
+template <int kDim, bool kSelected, bool kOnce>
+__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int valid) {
   using Sizes = AttendSizes<kDim>;
   constexpr int kUnits = kDim / 4;  // of 16 bytes, in a row
   const int lane = threadIdx.x % 32;
@@ -69,7 +69,7 @@ __device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int 
   for (int i = 0; i < kSlice * kUnits / 32; ++i) {
     const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
     const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r;
-    copy_async(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16, r < valid, policy);
+    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16, r < valid);
   }
 }
 
@@ -192,13 +192,17 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
                                     task.first_head / (args.tiles.heads / args.tiles.kv_heads),
                                     args.tiles.kv_heads};
   const int slices = (task.count + kSlice - 1) / kSlice;
-  // Scores are to be found in the L2 by the selection: what is read once must not push them out.
-  const uint64_t policy = args.scores ? read_once_policy() : usual_policy();
   const auto place = [&](int i) { return warp + i * kAttendWarps; };  // of this warp's i-th slice
   const auto copy = [&](int i, int stage, int64_t row) {
     if (place(i) < slices) {
-      copy_slice<kDim, kSelected>(shared_address(own + stage * Sizes::kSliceBytes), args.kv, row,
-                                  task.count - place(i) * kSlice, policy);
+      const uint32_t to = shared_address(own + stage * Sizes::kSliceBytes);
+      const int valid = task.count - place(i) * kSlice;
+      // The selection is to find the scores in the L2: what is read once must not push them out.
+      if (!kSelected && args.scores) {
+        copy_slice<kDim, kSelected, true>(to, args.kv, row, valid);
+      } else {
+        copy_slice<kDim, kSelected, false>(to, args.kv, row, valid);
+      }
     }
     commit_copies();
   };

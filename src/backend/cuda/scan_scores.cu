@@ -73,7 +73,6 @@ struct Sketch {
   uint2 codes[kStripes][kChunks][2];
   uint2 minimum[1 + kWide], scale[1 + kWide];
 
-  /// What is read once must not push the scores out of the L2.
   __device__ void load(const Arguments& args, int64_t block, int kv_head) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const auto* const from =
@@ -89,7 +88,7 @@ struct Sketch {
           codes[s][c][half] = {0, 0};
           if (vector + t < args.vectors) {
             codes[s][c][half] =
-                __ldcs(reinterpret_cast<const uint2*>(first + (s * args.vectors + vector) * SketchLayout::kVector));
+                *reinterpret_cast<const uint2*>(first + (s * args.vectors + vector) * SketchLayout::kVector);
           }
         }
       }
@@ -99,8 +98,8 @@ struct Sketch {
       const int channel = 4 * lane + 128 * i;
       minimum[i] = scale[i] = {0, 0};
       if (channel < args.of.head_dim) {
-        minimum[i] = __ldcs(reinterpret_cast<const uint2*>(from + 2 * channel));
-        scale[i] = __ldcs(reinterpret_cast<const uint2*>(from + 2 * (args.of.head_dim + channel)));
+        minimum[i] = *reinterpret_cast<const uint2*>(from + 2 * channel);
+        scale[i] = *reinterpret_cast<const uint2*>(from + 2 * (args.of.head_dim + channel));
       }
     }
   }
