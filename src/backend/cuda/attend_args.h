@@ -136,7 +136,7 @@ class SelectClusters {
   int blocks(int sets, int heads) const;
 
  private:
-  static constexpr int kMostBlocks = 16;
+  static constexpr int kLeastBlocks = 2, kMostBlocks = 16;  // one alone is no cluster
   int max_context_;
   std::array<int, kMostBlocks + 1> active_ = {};  // clusters of so many blocks that run at the same time
 };

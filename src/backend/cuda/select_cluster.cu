@@ -161,8 +161,11 @@ __global__ void __launch_bounds__(kSelectThreads, 1024 / kSelectThreads)
 #pragma unroll 1
     for (int i = threadIdx.x; i < count; i += kSelectThreads) table[i] = blocks[i];
   }
-  if (threadIdx.x < kSelectDigits)
-    expect_bytes(&shared.arrivals[threadIdx.x], slice.blocks * kDigitBins * sizeof(uint32_t));
+  if (threadIdx.x == 0) {
+    for (int digit = 0; digit < kSelectDigits; ++digit) {
+      expect_bytes(&shared.arrivals[digit], slice.blocks * kDigitBins * sizeof(uint32_t));
+    }
+  }
   __syncthreads();
   meet_cluster();
   wait_for_kernels_before();
@@ -229,7 +232,7 @@ SelectClusters::SelectClusters(int heads, int max_context) : max_context_(max_co
   if (compute_capability() < 90) return;
   for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
     const Kernel kernel = prepared(ranking);
-    for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+    for (int blocks = kLeastBlocks; blocks <= kMostBlocks; ++blocks) {
       const size_t bytes = select_shared_bytes(blocks, slice_length(max_context, blocks), heads);
       if (bytes > static_cast<size_t>(shared_memory_limit())) continue;
       const ClusterLaunch launch(blocks, 1, 1, bytes, nullptr);
@@ -247,7 +250,7 @@ int SelectClusters::blocks(int sets, int heads) const {
   constexpr int64_t kOverhead = 10000, kBlockOverhead = 400;
   int best = 0;
   int64_t least = 0;
-  for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+  for (int blocks = kLeastBlocks; blocks <= kMostBlocks; ++blocks) {
     if (active_[blocks] == 0) continue;
     // Beside the blocks of other kernels, which come and go, the last eighth does not fit.
     const int at_once = std::max(1, active_[blocks] * 7 / 8);
