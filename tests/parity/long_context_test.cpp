@@ -1,6 +1,8 @@
 // Contexts to 131072 positions and batches of 64 sequences of any length, on every backend against the reference.
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 #include "parity/bounds.h"
 
 namespace tidal::parity {
@@ -56,6 +58,28 @@ class LongContext : public test::BackendTest<std::string> {
 TEST_P(LongContext, Dense) { expect_dense({{131071, 1}, {99999, 1}, {65535, 3}, {131000, 9}}); }
 
 TEST_P(LongContext, Select) { expect_sets({131072, 100001, 65536, 32769}); }
+
+// What is equal lies in every piece that a context is cut into: the lowest positions are taken, by count and by mass.
+TEST_P(LongContext, SelectAmongEqualScores) {
+  for (const auto& [contexts, budget, values] : {std::tuple{std::vector{131072, 65537, 513, 300}, 256, 1},
+                                                 {std::vector{131072, 65537, 513, 300}, 256, 3},
+                                                 {std::vector{100001}, 20000, 3}}) {
+    const HostBatch batch(decode_chunks(contexts), hp_.vocab, random_);
+    HostCache cache(hp_, batch.blocks());
+    for (size_t row = 0; row < cache.values.size(); row += 2 * hp_.head_dim) {
+      cache.values[row] = to_bf16(static_cast<float>(random_.integer(1, values)));
+    }
+    const std::vector<float> q(static_cast<size_t>(batch->rows()) * hp_.q_width(), 1.0f);
+    for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+      for (const double top_p : {1.0, 0.001, 0.1}) {
+        Policy policy{scope, Pooling::Sum, budget, 4, 64};
+        policy.top_p = top_p;
+        EXPECT_EQ(select(GetParam(), batch, cache, q, policy), select("reference", batch, cache, q, policy))
+            << values << " values, budget " << budget << ", top-p " << top_p;
+      }
+    }
+  }
+}
 
 TEST_P(LongContext, ABatchOf64) {
   hp_ = attention_shape(4, 2, 64);

@@ -42,6 +42,8 @@ struct Sizes {
         head_dim(hp.head_dim),
         dense(hp.heads, hp.kv_heads, hp.group()),
         single(hp.heads, hp.kv_heads, 1),
+        clusters(hp.heads, context),
+        in_clusters(clusters.blocks(1, 1) > 0),
         // At least two, so that 128 positions are cut the same way whoever reads them.
         dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
         single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
@@ -53,21 +55,26 @@ struct Sizes {
   }
 
   int most_splits() const { return std::max({dense_splits, single_splits, scan_splits}); }
-  /// Scores and what they are pooled to.
-  size_t score_row_bytes() const { return 2 * sizeof(float) * heads * static_cast<size_t>(score_stride); }
+  /// Scores and, where clusters do not keep it to themselves, what they are pooled to.
+  size_t score_row_bytes() const {
+    return (in_clusters ? 1 : 2) * sizeof(float) * heads * static_cast<size_t>(score_stride);
+  }
   size_t part_floats() const {
     return static_cast<size_t>(wave) * heads * std::max(dense_splits, single_splits) * head_dim;
   }
   size_t part_statistics() const { return static_cast<size_t>(wave) * heads * most_splits(); }
   size_t sets() const { return static_cast<size_t>(score_wave) * heads; }
+  size_t histogram_sets() const { return in_clusters ? 0 : sets(); }
   size_t bytes() const {
     return part_floats() * sizeof(float) + (part_statistics() + sets()) * sizeof(SoftmaxPart) +
            static_cast<size_t>(wave) * heads * sizeof(uint32_t) + score_wave * score_row_bytes() +
-           sets() * (kBins * sizeof(uint32_t) + sizeof(unsigned long long));
+           histogram_sets() * (kBins * sizeof(uint32_t) + sizeof(unsigned long long));
   }
 
   int max_context, heads, kv_heads, head_dim;
   HeadTiles dense, single;
+  SelectClusters clusters;
+  bool in_clusters;  // sets are selected
   int dense_splits, single_splits, scan_splits;
   int max_rows;
   int wave, score_wave = 1;  // rows of a launch; of one with scores
@@ -99,8 +106,8 @@ struct DecodeAttention::Workspace {
         done(allocate_device(sizeof(uint32_t) * sizes.wave * sizes.heads, "partial attention")),
         scores(allocate_device(sizes.score_wave * sizes.score_row_bytes(), "attention scores")),
         statistics(allocate_device(sizeof(SoftmaxPart) * sizes.sets(), "attention scores")),
-        histogram(allocate_device(sizeof(uint32_t) * kBins * sizes.sets(), "attention scores")),
-        mass(allocate_device(sizeof(unsigned long long) * sizes.sets(), "attention scores")) {}
+        histogram(allocate_device(sizeof(uint32_t) * kBins * sizes.histogram_sets(), "attention scores")),
+        mass(allocate_device(sizeof(unsigned long long) * sizes.histogram_sets(), "attention scores")) {}
 
   float* pooled() const {
     return scores.as<float>() + static_cast<int64_t>(sizes.score_wave) * sizes.heads * sizes.score_stride;
@@ -115,6 +122,8 @@ struct DecodeAttention::Workspace {
                         .head_dim = sizes.head_dim,
                         .scale = scale(),
                         .early = params.early && params.role != Role::Scan,
+                        // Behind the selection, which has waited for the scores, which have waited for the queries.
+                        .early_query = params.role == Role::Scan,
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
@@ -181,11 +190,23 @@ struct DecodeAttention::Workspace {
             .positions = params.selection.positions,
             .counts = params.selection.counts,
             .row_positions = params.selection.row_positions,
-            .row_units = params.selection.row_units};
+            .row_units = params.selection.row_units,
+            .kv = params.role == Role::Scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
+            .kv_heads = sizes.kv_heads,
+            .head_dim = sizes.head_dim};
   }
 
   float scale() const {
     return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(sizes.head_dim)));
+  }
+
+  void select(const SelectArgs& args, cudaStream_t stream) const {
+    if (sizes.in_clusters) {
+      launch_select_cluster(args, sizes.clusters.blocks(args.units * args.run, args.heads / args.units), stream);
+    } else {
+      launch_pool(args, stream);
+      launch_top_k(args, stream);
+    }
   }
 
   Sizes sizes;
@@ -208,7 +229,7 @@ bool DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_c
     }
   }
   const Sizes sizes = sizes_for(hp, max_rows, max_context);
-  prepare_top_k(max_context);
+  if (!sizes.in_clusters) prepare_top_k(max_context);
   workspace_.reset();  // before there is more
   workspace_ = std::make_unique<Workspace>(sizes);
   return true;
@@ -226,9 +247,7 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
     if (params.role == Role::Scan) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
     if (params.role != Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
     if (!selects(params.role)) continue;
-    const SelectArgs select = workspace.select_args(params, first_row, rows);
-    launch_pool(select, stream);
-    launch_top_k(select, stream);
+    workspace.select(workspace.select_args(params, first_row, rows), stream);
     if (params.role == Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
   }
 }

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstdint>
 
 #include "backend/cuda/attention.h"
@@ -45,6 +46,7 @@ struct AttendRowsArgs {
   int head_dim = 0;
   float scale = 0;                     ///< log2(e) / sqrt(head_dim)
   bool early = false;                  ///< AttendParams
+  bool early_query = false;            ///< of a selection: q may be read before the kernels before are through
   const float* q = nullptr;            ///< [rows of the batch, heads, head_dim]
   float* out = nullptr;                ///< the same
   const Bf16* kv = nullptr;            ///< KvLayer::data
@@ -96,7 +98,7 @@ void launch_scan_scores(const ScanScoresArgs& args, cudaStream_t stream);
 inline constexpr int kFirstBits = 11;  ///< of a key, that the first histogram is over
 inline constexpr int kBins = 1 << kFirstBits;
 
-/// From raw scores to selected positions: two launches.
+/// From raw scores to selected positions.
 struct SelectArgs {
   StepTables tables = {};
   int first_row = 0;
@@ -118,7 +120,27 @@ struct SelectArgs {
   int32_t* counts = nullptr;
   int row_positions = 0;
   int row_units = 0;
+  const Bf16* kv = nullptr;  ///< KvLayer::data, where the kernel behind reads the selected rows; null: it does not, or
+                             ///< sets are for several KV heads
+  int kv_heads = 0;
+  int head_dim = 0;
 };
+/// In one launch, by clusters of so many blocks a set.
+void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);
+/// Which clusters the device runs for a model and contexts up to a longest.
+class SelectClusters {
+ public:
+  SelectClusters(int heads, int max_context);
+  /// Blocks a set, where there are so many sets of so many heads each; 0 where the device has no clusters, or no room
+  /// in them.
+  int blocks(int sets, int heads) const;
+
+ private:
+  static constexpr int kLeastBlocks = 2, kMostBlocks = 16;  // one alone is no cluster
+  int max_context_;
+  std::array<int, kMostBlocks + 1> active_ = {};  // clusters of so many blocks that run at the same time
+};
+/// In two, by single blocks.
 void launch_pool(const SelectArgs& args, cudaStream_t stream);
 void launch_top_k(const SelectArgs& args, cudaStream_t stream);
 /// Lets launch_top_k() use as much shared memory as a context needs. Throws Error where the device has not as much.

@@ -32,6 +32,10 @@ __device__ inline void cut(float2 value, uint32_t (&parts)[3]) {
   }
 }
 
+/// Queries cut in three: for every 16 channels, the lower and the upper 8 of them.
+template <int kDim>
+using Query = uint32_t[kDim / 16][2][3];
+
 /// Where the rows of a piece are. Looking one up takes two steps, each with a load that must not be waited for at once.
 template <bool kSelected>
 struct RowFinder {
@@ -55,7 +59,7 @@ struct RowFinder {
   }
 };
 
-template <int kDim, bool kSelected>
+template <int kDim, bool kSelected, bool kOnce>
 __device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int valid) {
   using Sizes = AttendSizes<kDim>;
   constexpr int kUnits = kDim / 4;  // of 16 bytes, in a row
@@ -65,14 +69,14 @@ __device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int 
   for (int i = 0; i < kSlice * kUnits / 32; ++i) {
     const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
     const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r;
-    copy_async(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16, r < valid);
+    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16, r < valid);
   }
 }
 
 /// 16 scores of each head, raw: score[0], [1] of position g and heads 2t, 2t + 1, score[2], [3] of position g + 8.
 template <int kDim>
 __device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
-                                    const uint32_t (&q)[kDim / 16][2][3], float (&score)[4]) {
+                                    const Query<kDim>& q, float (&score)[4]) {
   using Sizes = AttendSizes<kDim>;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t keys = shared_address(shared) + lane % 16 * Sizes::kStride + lane / 16 * 16;
@@ -152,13 +156,31 @@ __device__ inline void add_slice(const char* shared, int valid, float (&score)[4
   const uint32_t values =
       shared_address(shared) + (lane % 8 + lane / 16 * 8) * Sizes::kStride + 2 * kDim + lane / 8 % 2 * 16;
 #pragma unroll
-  for (int i = 0; i < kDim / 16; ++i) multiply_add(state.out[i], load_matrix_transposed(values + i * 32), b0, b1);
+  for (int i = 0; i < kDim / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
+}
+
+/// The queries of a tile of heads, as slice_scores() needs them.
+template <int kDim>
+__device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kDim>& q) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const float* const from =
+      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + 2 * t;
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 value = {0, 0};
+      if (g < task.heads) value = *reinterpret_cast<const float2*>(from + 16 * k + 8 * half);
+      cut(value, q[k][half]);
+    }
+  }
 }
 
 /// This warp's slices of a piece. Positions below `settled` may be read before the kernels before are through.
 template <int kDim, bool kSelected>
 __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& task, const int32_t* table,
-                                  const int32_t* selected, int settled, char* shared, WarpState<kDim>& state) {
+                                  const int32_t* selected, int settled, Query<kDim>& q, char* shared,
+                                  WarpState<kDim>& state) {
   using Sizes = AttendSizes<kDim>;
   constexpr int kStages = Sizes::kStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -173,8 +195,14 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   const auto place = [&](int i) { return warp + i * kAttendWarps; };  // of this warp's i-th slice
   const auto copy = [&](int i, int stage, int64_t row) {
     if (place(i) < slices) {
-      copy_slice<kDim, kSelected>(shared_address(own + stage * Sizes::kSliceBytes), args.kv, row,
-                                  task.count - place(i) * kSlice);
+      const uint32_t to = shared_address(own + stage * Sizes::kSliceBytes);
+      const int valid = task.count - place(i) * kSlice;
+      // The selection is to find the scores in the L2: what is read once must not push them out.
+      if (!kSelected && args.scores) {
+        copy_slice<kDim, kSelected, true>(to, args.kv, row, valid);
+      } else {
+        copy_slice<kDim, kSelected, false>(to, args.kv, row, valid);
+      }
     }
     commit_copies();
   };
@@ -202,18 +230,7 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   int64_t next_row = rows[kStages];
   int next_position = positions[kStages + 1];
 
-  uint32_t q[kDim / 16][2][3];
-  const float* const query =
-      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + 2 * t;
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float2 value = {0, 0};
-      if (g < task.heads) value = *reinterpret_cast<const float2*>(query + 16 * k + 8 * half);
-      cut(value, q[k][half]);
-    }
-  }
+  if (!kSelected || !args.early_query) load_query<kDim>(args, task, q);
 
   for (int i = 0, stage = 0; place(i) < slices; ++i) {
     wait_for_copies<kStages - 1>();
@@ -264,6 +281,8 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   const DeviceRow row = row_of(args.tables, task.row);
   const int32_t* selected = nullptr;
   int all = row.context;
+  Query<kDim> q;
+  if (kSelected && args.early_query) load_query<kDim>(args, task, q);
   if (!args.early) wait_for_kernels_before();
   if constexpr (kSelected) {
     const int unit = static_cast<int>(static_cast<int64_t>(task.first_head) * args.units / tiles.heads);
@@ -281,8 +300,8 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   }
 
   WarpState<kDim> state;
-  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, shared,
-                              state);
+  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, q,
+                              shared, state);
   merge_warps<kDim>(args, task, used, state, shared);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + tile, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);

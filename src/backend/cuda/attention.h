@@ -33,8 +33,9 @@ struct AttendParams {
 };
 
 /// Kernels and their workspace. A row's result does not depend on the other rows of the batch or of the run, down to
-/// the last bit, and is the same every time. Launches: Dense 1, Select 3, Sparse 1, Scan 4. Runs of more than 64 rows,
-/// or of more rows than a quarter of a gigabyte has room for the scores of, are cut, and each part launches as many.
+/// the last bit, and is the same every time. Launches: Dense 1, Select 2, Sparse 1, Scan 3, and one more to select
+/// where the device has no clusters of blocks. Runs of more than 64 rows, or of more rows than a quarter of a gigabyte
+/// has room for the scores of, are cut, and each part launches as many.
 class DecodeAttention {
  public:
   DecodeAttention();

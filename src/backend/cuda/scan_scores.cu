@@ -2,8 +2,7 @@
 //
 // Grid (splits, tiles of heads, rows), 8 warps. A warp takes a block at a time, the next one's sketch on its way to
 // registers meanwhile. For each head it rounds q * scale to 8 bits, four channels a lane; the integer dot products are
-// then made by mma: 16 positions are its rows, heads its columns. Codes of a plane stay at their bits in the byte, so
-// the sums of a plane come out times a power of two and are shifted back, exactly.
+// then made by mma: 16 positions are its rows, heads its columns, all planes of the codes one sum.
 #include "backend/cuda/attend_args.h"
 #include "backend/cuda/attend_device.cuh"
 
@@ -160,7 +159,11 @@ __device__ inline void weigh(const Arguments& args, const Sketch<kChunks, kWide>
     const int h = pair + lane / 16;
     float sum = 0;
     if (h < heads) {
-      for (int d = lane % 16; d < dim; d += 16) sum = __fmaf_rn(q[h * dim + d], memory.minimum[d], sum);
+#pragma unroll
+      for (int i = 0; i < (kWide ? 16 : 8); ++i) {
+        const int d = 16 * i + lane % 16;
+        if (16 * i < dim) sum = __fmaf_rn(q[h * dim + d], memory.minimum[d], sum);
+      }
     }
 #pragma unroll
     for (int half = 8; half > 0; half /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, half));
@@ -203,16 +206,13 @@ __device__ inline void score_block(const Arguments& args, const Sketch<kChunks, 
 #pragma unroll
     for (int j = 0; j < kPlanes; ++j) {
       constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x01010101u;
-      const uint32_t mask = kMask << kBits * j;
-      int sums[4] = {};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const uint2 low = sketch.codes[s][c][0], high = sketch.codes[s][c][1];
-        const uint32_t a[4] = {low.x & mask, low.y & mask, high.x & mask, high.y & mask};
-        multiply_add(sums, a, weights[c][j]);
+        const uint32_t a[4] = {low.x >> kBits * j & kMask, low.y >> kBits * j & kMask, high.x >> kBits * j & kMask,
+                               high.y >> kBits * j & kMask};
+        multiply_add(dot, a, weights[c][j]);
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) dot[i] += sums[i] >> kBits * j;
     }
     score[0][2 * s] = __fmaf_rn(first.y, static_cast<float>(dot[0]), first.x);
     score[1][2 * s] = __fmaf_rn(second.y, static_cast<float>(dot[1]), second.x);

@@ -7,7 +7,7 @@
 // on over all positions until they are. What is taken is marked in a bitmap, whose order is that of the positions.
 #include <string>
 
-#include "backend/cuda/select_device.cuh"
+#include "backend/cuda/select_pool.cuh"
 
 namespace tidal::cuda {
 namespace {
@@ -178,8 +178,6 @@ __device__ int write_marked(const uint32_t* bitmap, int context, Shared& shared,
   }
   return static_cast<int>(total);
 }
-
-__device__ unsigned long long mass_of(float probability) { return __float2ull_rn(__fmul_rn(probability, kMassUnits)); }
 
 /// Sum over all threads. All call it.
 __device__ unsigned long long sum_mass(unsigned long long value, Shared& shared) {
