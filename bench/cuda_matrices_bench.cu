@@ -1,14 +1,6 @@
 // The skinny products of the CUDA backend alone: whether they are right, and how fast beside the read stream of the
 // same run.
-//
-// Build, in the repository (the C++ files apart, since {fmt} is not for nvcc):
-//   for f in launch device matmul_lt; do
-//     g++ -std=c++20 -O2 -DFMT_HEADER_ONLY -I src -I /usr/local/cuda/include -c src/backend/cuda/$f.cpp -o build/$f.o;
-//     done
-//   nvcc -std=c++20 -O3 -arch=sm_90 -I src -o build/cuda_matrices_bench bench/cuda_matrices_bench.cu
-//     src/backend/cuda/matmul_skinny.cu src/backend/cuda/elementwise.cu build/{launch,device,matmul_lt}.o
-//     -ldl
-// Run: cuda_matrices_bench [check|layers|products]...; all without arguments.
+// Run: tidal_bench_cuda_matrices [check|layers|products]...; all without arguments.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
