@@ -1,4 +1,4 @@
-// CUDA graphs change nothing, and neither does running a step again.
+// How the backend works changes nothing: with or without CUDA graphs, with or without clusters of blocks, once more.
 #include <gtest/gtest.h>
 
 #include "backend/cuda/cuda_backend.h"
@@ -16,8 +16,8 @@ class CudaGraphs : public testing::Test {
 
 /// A session with everything that makes lists of operations differ: batches that grow and shrink, plans, prefill
 /// between decode steps, blocks that fill.
-std::vector<float> session(bool graphs, const Plan& plan) {
-  const auto backend = cuda::make_backend(graphs);
+std::vector<float> session(const cuda::Options& options, const Plan& plan) {
+  const auto backend = cuda::make_backend(options);
   const Model model = random_small_model(small_shape(), GGML_TYPE_F32, *backend);
   Engine engine(*backend, model, plan, {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8});
   std::vector<Sequence> sequences;
@@ -43,9 +43,22 @@ std::vector<float> session(bool graphs, const Plan& plan) {
 TEST_F(CudaGraphs, GiveWhatTheirLaunchesGive) {
   Plan scan = Plan::sketch(6, 1, sketch_policy(kBudget));
   for (const Plan& plan : {Plan::full(6), small_plan(), scan}) {
-    const std::vector<float> with = session(true, plan);
-    EXPECT_EQ(with, session(false, plan));
-    EXPECT_EQ(with, session(true, plan)) << "the same again";
+    const std::vector<float> with = session({}, plan);
+    EXPECT_EQ(with, session({.graphs = false}, plan));
+    EXPECT_EQ(with, session({}, plan)) << "the same again";
+  }
+}
+
+// Devices of compute capability 8 have none: the kernels that they take are tested where there are some, too.
+TEST_F(CudaGraphs, ClustersSelectWhatTheOthersSelect) {
+  for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
+    for (const float top_p : {1.0f, 0.8f}) {
+      for (Plan plan : {small_plan(), Plan::sketch(6, 1, sketch_policy(kBudget))}) {
+        plan.policy.scope = scope;
+        plan.policy.top_p = top_p;
+        EXPECT_EQ(session({}, plan), session({.clusters = false}, plan)) << to_string(scope) << ", top-p " << top_p;
+      }
+    }
   }
 }
 

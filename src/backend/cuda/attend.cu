@@ -35,7 +35,7 @@ void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int
 
 /// Sizes of the workspace. What a row is cut into must not depend on the batch or on what was reserved.
 struct Sizes {
-  Sizes(const Hyperparameters& hp, int rows, int context, int ctas, int processors)
+  Sizes(const Hyperparameters& hp, int rows, int context, int ctas, int processors, bool may_cluster)
       : max_context(context),
         heads(hp.heads),
         kv_heads(hp.kv_heads),
@@ -43,7 +43,7 @@ struct Sizes {
         dense(hp.heads, hp.kv_heads, hp.group()),
         single(hp.heads, hp.kv_heads, 1),
         clusters(hp.heads, context),
-        in_clusters(clusters.blocks(1, 1) > 0),
+        in_clusters(may_cluster && clusters.blocks(1, 1) > 0),
         // At least two, so that 128 positions are cut the same way whoever reads them.
         dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
         single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
@@ -81,8 +81,8 @@ struct Sizes {
   int64_t score_stride;
 };
 
-Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context) {
-  return {hp, max_rows, max_context, std::max(1, attend_rows_ctas(hp.head_dim)), multiprocessors()};
+Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context, bool may_cluster) {
+  return {hp, max_rows, max_context, std::max(1, attend_rows_ctas(hp.head_dim)), multiprocessors(), may_cluster};
 }
 
 }  // namespace
@@ -213,7 +213,7 @@ struct DecodeAttention::Workspace {
   Buffer parts, part_statistics, done, scores, statistics, histogram, mass;
 };
 
-DecodeAttention::DecodeAttention() = default;
+DecodeAttention::DecodeAttention(bool clusters) : clusters_(clusters) {}
 DecodeAttention::~DecodeAttention() = default;
 
 bool DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
@@ -228,15 +228,15 @@ bool DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_c
       max_context = std::max(max_context, has.max_context);
     }
   }
-  const Sizes sizes = sizes_for(hp, max_rows, max_context);
+  const Sizes sizes = sizes_for(hp, max_rows, max_context, clusters_);
   if (!sizes.in_clusters) prepare_top_k(max_context);
   workspace_.reset();  // before there is more
   workspace_ = std::make_unique<Workspace>(sizes);
   return true;
 }
 
-size_t DecodeAttention::workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) {
-  return sizes_for(hp, max_rows, max_context).bytes();
+size_t DecodeAttention::workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
+  return sizes_for(hp, max_rows, max_context, clusters_).bytes();
 }
 
 void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {

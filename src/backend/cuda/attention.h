@@ -38,7 +38,8 @@ struct AttendParams {
 /// has room for the scores of, are cut, and each part launches as many.
 class DecodeAttention {
  public:
-  DecodeAttention();
+  /// clusters: whether sets are selected by clusters of blocks where the device has them; the results are the same.
+  explicit DecodeAttention(bool clusters = true);
   ~DecodeAttention();
   DecodeAttention(const DecodeAttention&) = delete;
   DecodeAttention& operator=(const DecodeAttention&) = delete;
@@ -47,12 +48,13 @@ class DecodeAttention {
   /// head_dim is none of 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, or the memory is not there.
   bool reserve(const Hyperparameters& hp, int max_rows, int max_context);
   /// Bytes that reserve() takes on the device at most, for the estimate before a model is loaded.
-  static size_t workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context);
+  size_t workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const;
   /// Only launches: may be captured. Everything in one stream, one after the other: the workspace is shared.
   void attend(const AttendParams& params, cudaStream_t stream);
 
  private:
   struct Workspace;
+  bool clusters_;
   std::unique_ptr<Workspace> workspace_;
 };
 

@@ -30,7 +30,8 @@ bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
 /// memory. All work is on one stream.
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(bool graphs) : use_graphs_(graphs), stream_(make_stream()) {}
+  explicit CudaBackend(const Options& options)
+      : use_graphs_(options.graphs), stream_(make_stream()), attention_(options.clusters) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_); }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
@@ -131,7 +132,7 @@ void CudaBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
 
 int64_t CudaBackend::reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
   return Matrices::workspace_bytes(hp, max_rows) +
-         static_cast<int64_t>(DecodeAttention::workspace_bytes(hp, max_rows, max_context) +
+         static_cast<int64_t>(attention_.workspace_bytes(hp, max_rows, max_context) +
                               StepUpload::bytes(max_rows, max_context) + Results::bytes(hp.vocab, max_rows));
 }
 
@@ -394,9 +395,9 @@ bool has_device() {
   }
 }
 
-std::unique_ptr<Backend> make_backend(bool graphs) {
+std::unique_ptr<Backend> make_backend(const Options& options) {
   open_device();
-  return std::make_unique<CudaBackend>(graphs);
+  return std::make_unique<CudaBackend>(options);
 }
 
 int kernels_of_a_step(const Backend& backend) { return dynamic_cast<const CudaBackend&>(backend).kernels(); }

@@ -9,9 +9,13 @@ namespace tidal::cuda {
 
 /// Whether make_backend() would find a device that it can use.
 bool has_device();
-/// Throws Error when there is no device that it can use. `graphs`: whether passes of decode rows alone are run as CUDA
-/// graphs; the results are the same.
-std::unique_ptr<Backend> make_backend(bool graphs = true);
+/// How it works; the results are the same.
+struct Options {
+  bool graphs = true;    ///< passes of decode rows alone are run as CUDA graphs
+  bool clusters = true;  ///< positions are selected by clusters of blocks where the device has them
+};
+/// Throws Error when there is no device that it can use.
+std::unique_ptr<Backend> make_backend(const Options& options = {});
 /// Kernels that a decode step launches: those of the graph that a backend of make_backend() made last, 0 where it has
 /// made none yet. Throws std::bad_cast for another backend.
 int kernels_of_a_step(const Backend& backend);
