@@ -216,12 +216,12 @@ struct DecodeAttention::Workspace {
 DecodeAttention::DecodeAttention(bool clusters) : clusters_(clusters) {}
 DecodeAttention::~DecodeAttention() = default;
 
-bool DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
+void DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
   if (workspace_) {
     const Sizes& has = workspace_->sizes;
     if (has.heads == hp.heads && has.kv_heads == hp.kv_heads && has.head_dim == hp.head_dim &&
         has.max_rows >= max_rows && has.max_context >= max_context) {
-      return false;
+      return;
     }
     if (has.heads == hp.heads && has.kv_heads == hp.kv_heads && has.head_dim == hp.head_dim) {
       max_rows = std::max(max_rows, has.max_rows);
@@ -232,7 +232,6 @@ bool DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_c
   if (!sizes.in_clusters) prepare_top_k(max_context);
   workspace_.reset();  // before there is more
   workspace_ = std::make_unique<Workspace>(sizes);
-  return true;
 }
 
 size_t DecodeAttention::workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {

@@ -44,9 +44,9 @@ class DecodeAttention {
   DecodeAttention(const DecodeAttention&) = delete;
   DecodeAttention& operator=(const DecodeAttention&) = delete;
 
-  /// Makes room; what was captured before is void where it returns true (the workspace has moved). Throws Error where
-  /// head_dim is none of 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, or the memory is not there.
-  bool reserve(const Hyperparameters& hp, int max_rows, int max_context);
+  /// Makes room; what was captured before is void. Throws Error where head_dim is none of 16, 32, 48, 64, 80, 96, 112,
+  /// 128, 160, 192, 256, or the memory is not there.
+  void reserve(const Hyperparameters& hp, int max_rows, int max_context);
   /// Bytes that reserve() takes on the device at most, for the estimate before a model is loaded.
   size_t workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const;
   /// Only launches: may be captured. Everything in one stream, one after the other: the workspace is shared.

@@ -42,23 +42,19 @@ Matrices::~Matrices() = default;
 
 int64_t Matrices::workspace_bytes(const Hyperparameters& hp, int max_rows) { return Sizes(hp, max_rows).total(); }
 
-bool Matrices::reserve(const Hyperparameters& hp, int max_rows) {
+void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   State& s = *state_;
   check(cudaDeviceSynchronize(), "making room for a pass");
   s.hp = hp;
   s.max_rows = max_rows;
   const Sizes sizes(hp, max_rows);
-  std::byte* const before = s.memory.as<std::byte>();
   if (static_cast<int64_t>(s.memory.bytes()) < sizes.total()) {
     s.memory = {};  // first, so that both need not fit
     s.memory = allocate_device(static_cast<size_t>(sizes.total()), "activations of a pass");
   }
   std::byte* at = s.memory.as<std::byte>();
-  bool moved = at != before;
   const auto place = [&](auto*& pointer, int64_t bytes) {
-    auto* const here = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
-    moved |= pointer != here;
-    pointer = here;
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
     at += bytes;
   };
   place(s.frequencies, sizes.frequencies);
@@ -76,7 +72,6 @@ bool Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
         "rotation frequencies");
   check(cudaDeviceSynchronize(), "rotation frequencies");  // streams of passes wait for nothing
-  return moved;
 }
 
 void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {

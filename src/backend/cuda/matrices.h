@@ -88,9 +88,9 @@ class Matrices {
 
   /// Device memory that reserve() takes beside weights, in bytes.
   static int64_t workspace_bytes(const Hyperparameters& hp, int max_rows);
-  /// Makes room for passes of up to `max_rows` rows of this shape. Returns whether an address has changed: graphs that
-  /// were captured before are then void. Synchronises.
-  bool reserve(const Hyperparameters& hp, int max_rows);
+  /// Makes room for passes of up to `max_rows` rows of this shape. Graphs that were captured before are void.
+  /// Synchronises.
+  void reserve(const Hyperparameters& hp, int max_rows);
 
   /// First launch of a pass, before qkv(): cosines and sines of the rows' positions, for all layers.
   void begin(const StepTables& tables, int rows, cudaStream_t stream);

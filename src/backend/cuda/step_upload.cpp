@@ -27,13 +27,12 @@ size_t StepUpload::bytes(int max_rows, int max_context) {
   return row * static_cast<size_t>(max_rows);
 }
 
-bool StepUpload::reserve(int max_rows, int max_context) {
+void StepUpload::reserve(int max_rows, int max_context) {
   const size_t needed = bytes(max_rows, max_context);
-  if (needed <= device_.bytes()) return false;
+  if (needed <= device_.bytes()) return;
   if (!copied_) copied_ = make_event();
   pinned_ = allocate_pinned(needed, "tables of a batch");
   device_ = allocate_device(needed, "tables of a batch");
-  return true;
 }
 
 void StepUpload::begin(const Batch& batch, cudaStream_t stream) {

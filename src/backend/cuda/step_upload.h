@@ -13,8 +13,8 @@ class StepUpload {
  public:
   /// Bytes on the device for passes of up to `max_rows` rows over up to `max_context` positions.
   static size_t bytes(int max_rows, int max_context);
-  /// Makes room; returns whether addresses have changed.
-  bool reserve(int max_rows, int max_context);
+  /// Makes room. Addresses may change.
+  void reserve(int max_rows, int max_context);
 
   /// Makes the tables of `batch` and starts their copy.
   void begin(const Batch& batch, cudaStream_t stream);
