@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cuda/cluster_device.cuh"
+#include "backend/cuda/warp_sums.cuh"
 
 namespace tidal::cuda {
 
@@ -64,17 +65,8 @@ __device__ inline bool find_bin(BinSearch& shared, Search& search, unsigned long
   if (thread < kDigitBins) {
     if (thread == 0) shared.bin = kNone;
     own = gather(thread);
-    up_to = static_cast<unsigned long long>(own.count_before) << 32 | own.count;
-    mass_up_to = own.mass;
-#pragma unroll
-    for (int apart = 1; apart < 32; apart *= 2) {
-      const unsigned long long other = __shfl_up_sync(0xffffffffu, up_to, apart);
-      if (lane >= apart) up_to += other;
-      if constexpr (kByMass) {
-        const unsigned long long other_mass = __shfl_up_sync(0xffffffffu, mass_up_to, apart);
-        if (lane >= apart) mass_up_to += other_mass;
-      }
-    }
+    up_to = sum_up_to_lane(static_cast<unsigned long long>(own.count_before) << 32 | own.count);
+    if constexpr (kByMass) mass_up_to = sum_up_to_lane(own.mass);
     if (lane == 31) shared.warp_counts[warp] = up_to;
     if (kByMass && lane == 31) shared.warp_mass[warp] = mass_up_to;
   }

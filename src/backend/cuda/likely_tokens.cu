@@ -4,6 +4,7 @@
 #include "backend/cuda/error.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/likely_tokens.h"
+#include "backend/cuda/rank_key.cuh"
 
 namespace tidal::cuda {
 namespace {
@@ -19,17 +20,14 @@ constexpr uint32_t kNanKey = 0xffffffffu;
 static_assert(2 * kMostLikely <= kSlice, "every round must leave less than it found");
 
 __device__ uint64_t key_of(float logit, int token) {
-  // -0 and 0 are equal.
-  const uint32_t bits = __float_as_uint(__fadd_rn(logit, 0.0f));
-  const uint32_t rank = isnan(logit) ? kNanKey : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const uint32_t number = number_key(logit), rank = isnan(logit) ? kNanKey : number;
   return static_cast<uint64_t>(rank) << 32 | ~static_cast<uint32_t>(token);
 }
 
 __device__ LikelyToken token_of(uint64_t key) {
-  const auto rank = static_cast<uint32_t>(key >> 32);
   LikelyToken result;
   result.token = static_cast<Token>(~static_cast<uint32_t>(key));
-  result.logit = __uint_as_float(rank & 0x80000000u ? rank & 0x7fffffffu : ~rank);
+  result.logit = score_of(static_cast<uint32_t>(key >> 32));
   return result;
 }
 

@@ -3,6 +3,8 @@
 
 #include "backend/cuda/attend_args.h"
 #include "backend/cuda/attend_device.cuh"
+#include "backend/cuda/rank_key.cuh"
+#include "backend/cuda/warp_sums.cuh"
 
 namespace tidal::cuda {
 
@@ -36,13 +38,6 @@ __device__ inline RowPolicy row_policy(const StepTables& tables, int row, bool s
   policy.wanted = budget - recent - policy.first;
   policy.top_p = chunk.top_p;
   return policy;
-}
-
-/// Order-preserving: a ranks below b if and only if its key is smaller. NaN is the lowest, -0 is 0.
-__device__ inline uint32_t rank_key(float score) {
-  if (score != score) return 0;
-  const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 /// A head's softmax for pooling.

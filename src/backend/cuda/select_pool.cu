@@ -63,8 +63,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
     if (bins[i] > 0) atomicAdd(args.histogram + set * kBins + i, bins[i]);
   }
   if (weighs) {
-#pragma unroll
-    for (int apart = 16; apart > 0; apart /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, apart);
+    mass = sum_over_warp(mass);
     if (threadIdx.x % 32 == 0 && mass > 0) atomicAdd(args.mass + set, mass);
   }
 }

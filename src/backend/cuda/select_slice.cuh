@@ -51,24 +51,10 @@ __device__ inline uint32_t key_of(float ranking) {
   return kRanking == Ranking::Sum ? __float_as_uint(ranking) | 0x80000000u : rank_key(ranking);
 }
 
-/// The float whose rank_key() this is.
-__device__ inline float score_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
-
-__device__ inline unsigned long long sum_over_warp(unsigned long long value) {
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(0xffffffffu, value, apart);
-  return value;
-}
-
 /// Sum of `value` over the threads before this one. All threads call it.
 __device__ inline uint32_t sum_before(uint32_t value, uint32_t* warp_sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t sum = value;
-#pragma unroll
-  for (int apart = 1; apart < 32; apart *= 2) {
-    const uint32_t other = __shfl_up_sync(0xffffffffu, sum, apart);
-    if (lane >= apart) sum += other;
-  }
+  const uint32_t sum = sum_up_to_lane(value);
   if (lane == 31) warp_sums[warp] = sum;
   __syncthreads();
   uint32_t before = sum - value;

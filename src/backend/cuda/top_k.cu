@@ -30,8 +30,6 @@ struct Shared {
   unsigned long long warp_mass[kWarps];
   uint32_t listed_count;
   uint32_t bin, above;
-  uint32_t cut_key;
-  int kept;
 };
 
 __device__ uint64_t rank_of(float score, int position) {
@@ -41,21 +39,11 @@ __device__ uint64_t rank_of(float score, int position) {
 /// Sum of `value` over the threads before this one; `total` of all. All threads call it.
 __device__ uint32_t sum_before(uint32_t value, uint32_t* warp_sums, uint32_t& total) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t sum = value;
-#pragma unroll
-  for (int apart = 1; apart < 32; apart *= 2) {
-    const uint32_t other = __shfl_up_sync(0xffffffffu, sum, apart);
-    if (lane >= apart) sum += other;
-  }
+  const uint32_t sum = sum_up_to_lane(value);
   __syncthreads();
   if (lane == 31) warp_sums[warp] = sum;
   __syncthreads();
-  uint32_t own = warp_sums[lane];
-#pragma unroll
-  for (int apart = 1; apart < 32; apart *= 2) {
-    const uint32_t other = __shfl_up_sync(0xffffffffu, own, apart);
-    if (lane >= apart) own += other;
-  }
+  const uint32_t own = sum_up_to_lane(warp_sums[lane]);
   total = __shfl_sync(0xffffffffu, own, 31);
   const uint32_t before = __shfl_sync(0xffffffffu, own, warp > 0 ? warp - 1 : 0);
   return sum - value + (warp > 0 ? before : 0);
@@ -181,8 +169,7 @@ __device__ int write_marked(const uint32_t* bitmap, int context, Shared& shared,
 
 /// Sum over all threads. All call it.
 __device__ unsigned long long sum_mass(unsigned long long value, Shared& shared) {
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(0xffffffffu, value, apart);
+  value = sum_over_warp(value);
   __syncthreads();
   if (threadIdx.x % 32 == 0) shared.warp_mass[threadIdx.x / 32] = value;
   __syncthreads();
@@ -242,12 +229,7 @@ __device__ void keep_mass(const float* ranking, const float* probabilities, cons
       const uint32_t own_key = inside ? rank_key(ranking[position]) : 0;
       const bool equal = inside && own_key == key;
       const unsigned long long value = equal ? mass_of(probabilities[position]) : 0;
-      unsigned long long up_to = value;
-#pragma unroll
-      for (int apart = 1; apart < 32; apart *= 2) {
-        const unsigned long long other = __shfl_up_sync(0xffffffffu, up_to, apart);
-        if (static_cast<int>(threadIdx.x) >= apart) up_to += other;
-      }
+      const unsigned long long up_to = sum_up_to_lane(value);
       const bool drop = inside && (own_key < key || (equal && enough(sum + up_to - value)));
       if (drop) atomicAnd(bitmap + position / 32, ~(1u << position % 32));
       sum += __shfl_sync(0xffffffffu, up_to, 31);
