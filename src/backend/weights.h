@@ -8,13 +8,15 @@
 
 namespace tidal {
 
-/// A matrix [rows, cols] in a backend's memory: row-major, `cols` elements of `type` contiguous. y = W x has `rows`
-/// elements. A vector (norm, bias) is one row of float32. `data` is null for an optional weight that a model lacks.
+/// A matrix [rows, cols] in a backend's memory: row-major, `cols` elements of `type` contiguous. y = scale * W x has
+/// `rows` elements. A vector (norm, bias) is one row of float32. `data` is null for an optional weight that a model
+/// lacks.
 struct Weight {
   ggml_type type = GGML_TYPE_F32;
   int64_t rows = 0;
   int64_t cols = 0;
   const std::byte* data = nullptr;
+  float scale = 1.0f;  ///< of products, before a bias is added (the second scale of NVFP4 files)
 
   explicit operator bool() const { return data != nullptr; }
   size_t row_bytes() const { return ggml_row_size(type, cols); }

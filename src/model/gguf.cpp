@@ -1,122 +1,149 @@
 #include "model/gguf.h"
 
-#include <gguf.h>
-
-#include <limits>
+#include <cstring>
 
 #include "core/error.h"
-#include "model/gguf_scan.h"
+#include "model/gguf_parts.h"
 #include "model/mapped_file.h"
 
 namespace tidal {
 namespace {
 
-constexpr int64_t kAbsent = -1;
-
-int64_t find(const gguf_context* gguf, std::string_view key) { return gguf_find_key(gguf, std::string(key).c_str()); }
-
-[[noreturn]] void wrong_type(const std::string& path, std::string_view key, gguf_type type, const char* expected) {
-  fail("{}: key '{}' has type {}, expected {}", path, key, gguf_type_name(type), expected);
+template <typename T>
+T value_at(const std::byte* data, size_t index = 0) {
+  T value;
+  std::memcpy(&value, data + index * sizeof(T), sizeof(T));
+  return value;
 }
 
-/// The i-th integer at `data`; nullopt for types that are not integers or values beyond int64.
-std::optional<int64_t> integer_at(const void* data, gguf_type type, size_t i) {
-  switch (type) {
-    case GGUF_TYPE_UINT8: return static_cast<const uint8_t*>(data)[i];
-    case GGUF_TYPE_INT8: return static_cast<const int8_t*>(data)[i];
-    case GGUF_TYPE_UINT16: return static_cast<const uint16_t*>(data)[i];
-    case GGUF_TYPE_INT16: return static_cast<const int16_t*>(data)[i];
-    case GGUF_TYPE_UINT32: return static_cast<const uint32_t*>(data)[i];
-    case GGUF_TYPE_INT32: return static_cast<const int32_t*>(data)[i];
-    case GGUF_TYPE_INT64: return static_cast<const int64_t*>(data)[i];
-    case GGUF_TYPE_UINT64: {
-      const uint64_t value = static_cast<const uint64_t*>(data)[i];
-      if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return std::nullopt;
-      return static_cast<int64_t>(value);
-    }
-    default: return std::nullopt;
-  }
-}
+std::string type_name(const ScannedValue& value) { return value.array ? "arr" : gguf_type_name(value.type); }
 
 }  // namespace
 
 GgufFile GgufFile::open(const std::string& path) {
-  const MappedFile file = map_file(path);
-  GgufFile gguf = parse(file.data, file.size, path);
-  gguf.storage_ = file.storage;
+  const auto files = std::make_shared<std::vector<MappedFile>>();
+  const auto map = [&](const std::string& part) {
+    const MappedFile& file = files->emplace_back(map_file(part));
+    return GgufBytes{part, file.data, file.size};
+  };
+  GgufFile gguf = read(map(path), [&](int index, int count) {
+    if (index == 1) check_parts_exist(path, count);
+    return map(part_path(path, index, count));
+  });
+  gguf.storage_ = files;
   return gguf;
 }
 
+GgufFile GgufFile::parse(std::span<const GgufBytes> parts) {
+  if (parts.empty()) fail("gguf: no bytes given, expected a file");
+  return read(parts.front(), [&](int index, int count) {
+    if (static_cast<size_t>(count) != parts.size()) {
+      fail("{}: is a part of a model of {}, but {} are given", parts.front().name, count, parts.size());
+    }
+    return parts[index];
+  });
+}
+
 GgufFile GgufFile::parse(const std::byte* data, size_t size, const std::string& name) {
+  const GgufBytes bytes{name, data, size};
+  return parse({&bytes, 1});
+}
+
+GgufFile GgufFile::read(const GgufBytes& first, const std::function<GgufBytes(int, int)>& part) {
   GgufFile file;
-  file.path_ = name;
-  file.size_ = size;
-  // The scan comes first: ggml's reader may trust what it has checked.
-  for (ScannedTensor& tensor : scan_gguf(data, size, name)) {
-    file.tensors_.emplace(std::move(tensor.name), tensor.weight);
+  file.path_ = first.name;
+  ScannedGguf scanned = scan_gguf(first.data, first.size, first.name);
+  const Split split = read_split(scanned, first.name);
+  check_first_part(split, scanned.filled, first.name);
+  const uint64_t alignment = scanned.alignment;
+  file.keys_ = std::move(scanned.keys);
+  file.add(std::move(scanned), first);
+  for (int index = 1; index < split.count; ++index) {
+    const GgufBytes bytes = part(index, split.count);
+    ScannedGguf next = scan_gguf_part(bytes.data, bytes.size, bytes.name, alignment);
+    check_part(read_split(next, bytes.name), split, index, bytes.name, first.name);
+    file.add(std::move(next), bytes);
   }
-  file.gguf_ =
-      std::shared_ptr<gguf_context>(gguf_init_from_buffer(data, size, {.no_alloc = true, .ctx = nullptr}), gguf_free);
-  if (!file.gguf_) fail("{}: ggml cannot read it as a GGUF file", name);
+  if (split.count > 1 && static_cast<int64_t>(file.tensors_.size()) != split.tensors) {
+    fail("{}: its {} parts hold {} tensors, expected {} (split.tensors.count)", first.name, split.count,
+         file.tensors_.size(), split.tensors);
+  }
   return file;
 }
 
+void GgufFile::add(ScannedGguf scanned, const GgufBytes& part) {
+  file_bytes_ += static_cast<int64_t>(part.size);
+  for (ScannedTensor& tensor : scanned.tensors) {
+    const auto [entry, added] = tensors_.emplace(std::move(tensor.name), tensor.weight);
+    if (!added) {
+      const auto other = std::prev(parts_.upper_bound(entry->second.data));
+      fail("{}: tensor '{}' stands in {}, too", part.name, entry->first, other->second);
+    }
+  }
+  parts_.emplace(part.data, part.name);
+}
+
+const ScannedValue* GgufFile::find(std::string_view key) const {
+  const auto found = keys_.find(key);
+  return found == keys_.end() ? nullptr : &found->second;
+}
+
+const std::byte* GgufFile::single(std::string_view key, gguf_type type, const char* expected) const {
+  const ScannedValue* value = find(key);
+  if (!value) return nullptr;
+  if (value->array || value->type != type) {
+    fail("{}: key '{}' has type {}, expected {}", path_, key, type_name(*value), expected);
+  }
+  return value->data;
+}
+
 std::optional<std::string> GgufFile::text(std::string_view key) const {
-  const int64_t id = find(gguf_.get(), key);
-  if (id == kAbsent) return std::nullopt;
-  const gguf_type type = gguf_get_kv_type(gguf_.get(), id);
-  if (type != GGUF_TYPE_STRING) wrong_type(path_, key, type, "a string");
-  return gguf_get_val_str(gguf_.get(), id);
+  const std::byte* data = single(key, GGUF_TYPE_STRING, "a string");
+  if (!data) return std::nullopt;
+  return std::string(reinterpret_cast<const char*>(data) + sizeof(uint64_t), value_at<uint64_t>(data));
 }
 
 std::optional<int64_t> GgufFile::integer(std::string_view key) const {
-  const int64_t id = find(gguf_.get(), key);
-  if (id == kAbsent) return std::nullopt;
-  const gguf_type type = gguf_get_kv_type(gguf_.get(), id);
-  if (type == GGUF_TYPE_STRING || type == GGUF_TYPE_ARRAY) wrong_type(path_, key, type, "an integer");
-  const auto value = integer_at(gguf_get_val_data(gguf_.get(), id), type, 0);
-  if (!value) wrong_type(path_, key, type, "an integer below 2^63");
-  return value;
+  const std::byte* data = single(key, GGUF_TYPE_UINT32, "u32");
+  if (!data) return std::nullopt;
+  return value_at<uint32_t>(data);
 }
 
 std::optional<double> GgufFile::number(std::string_view key) const {
-  const int64_t id = find(gguf_.get(), key);
-  if (id == kAbsent) return std::nullopt;
-  switch (gguf_get_kv_type(gguf_.get(), id)) {
-    case GGUF_TYPE_FLOAT32: return gguf_get_val_f32(gguf_.get(), id);
-    case GGUF_TYPE_FLOAT64: return gguf_get_val_f64(gguf_.get(), id);
-    default: return static_cast<double>(*integer(key));
-  }
+  const std::byte* data = single(key, GGUF_TYPE_FLOAT32, "f32");
+  if (!data) return std::nullopt;
+  return value_at<float>(data);
 }
 
 std::optional<bool> GgufFile::flag(std::string_view key) const {
-  const int64_t id = find(gguf_.get(), key);
-  if (id == kAbsent) return std::nullopt;
-  const gguf_type type = gguf_get_kv_type(gguf_.get(), id);
-  if (type != GGUF_TYPE_BOOL) wrong_type(path_, key, type, "a bool");
-  return gguf_get_val_bool(gguf_.get(), id);
+  const std::byte* data = single(key, GGUF_TYPE_BOOL, "a bool");
+  if (!data) return std::nullopt;
+  return value_at<uint8_t>(data) != 0;
+}
+
+bool GgufFile::is_array(std::string_view key) const {
+  const ScannedValue* value = find(key);
+  return value && value->array;
 }
 
 std::optional<int64_t> GgufFile::array_size(std::string_view key) const {
-  const int64_t id = find(gguf_.get(), key);
-  if (id == kAbsent) return std::nullopt;
-  const gguf_type type = gguf_get_kv_type(gguf_.get(), id);
-  if (type != GGUF_TYPE_ARRAY) wrong_type(path_, key, type, "an array");
-  return static_cast<int64_t>(gguf_get_arr_n(gguf_.get(), id));
+  const ScannedValue* value = find(key);
+  if (!value) return std::nullopt;
+  if (!value->array) fail("{}: key '{}' has type {}, expected an array", path_, key, type_name(*value));
+  return static_cast<int64_t>(value->count);
 }
 
 std::optional<std::vector<int64_t>> GgufFile::integers(std::string_view key) const {
-  const int64_t id = find(gguf_.get(), key);
-  if (id == kAbsent) return std::nullopt;
-  if (gguf_get_kv_type(gguf_.get(), id) != GGUF_TYPE_ARRAY) return std::vector<int64_t>{*integer(key)};
-  const gguf_type type = gguf_get_arr_type(gguf_.get(), id);
-  if (type == GGUF_TYPE_STRING) wrong_type(path_, key, type, "an array of integers");
-  const size_t count = gguf_get_arr_n(gguf_.get(), id);
-  std::vector<int64_t> values(count);
-  for (size_t i = 0; i < count; ++i) {
-    const auto value = integer_at(gguf_get_arr_data(gguf_.get(), id), type, i);
-    if (!value) wrong_type(path_, key, type, "an array of integers");
-    values[i] = *value;
+  const ScannedValue* value = find(key);
+  if (!value) return std::nullopt;
+  if (!value->array) return std::vector<int64_t>{*integer(key)};
+  const bool is_signed = value->type == GGUF_TYPE_INT32;
+  if (!is_signed && value->type != GGUF_TYPE_UINT32) {
+    fail("{}: key '{}' is an array of {}, expected one of u32 or i32", path_, key, gguf_type_name(value->type));
+  }
+  std::vector<int64_t> values(value->count);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = is_signed ? int64_t{value_at<int32_t>(value->data, i)} : int64_t{value_at<uint32_t>(value->data, i)};
   }
   return values;
 }

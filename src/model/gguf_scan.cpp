@@ -1,11 +1,8 @@
 #include "model/gguf_scan.h"
 
-#include <gguf.h>
-
 #include <algorithm>
 #include <cstring>
 #include <set>
-#include <string_view>
 
 #include "core/error.h"
 
@@ -65,32 +62,32 @@ size_t value_bytes(uint32_t type) {
   }
 }
 
-/// Steps over the value of `key`; returns it when it is a single uint32.
-uint32_t skip_value(Reader& reader, std::string_view key) {
+ScannedValue read_value(Reader& reader, std::string_view key) {
   auto type = reader.read<uint32_t>("a value's type");
-  uint64_t count = 1;
-  const bool array = type == GGUF_TYPE_ARRAY;
-  if (array) {
+  ScannedValue value;
+  value.array = type == GGUF_TYPE_ARRAY;
+  if (value.array) {
     type = reader.read<uint32_t>("an array's type");
-    count = reader.read<uint64_t>("an array's length");
+    value.count = reader.read<uint64_t>("an array's length");
   }
+  value.type = static_cast<gguf_type>(type);
   if (type == GGUF_TYPE_STRING) {
-    if (count > reader.left() / sizeof(uint64_t)) {
-      fail("{}: key '{}' claims {} strings in the {} bytes that are left", reader.name(), key, count, reader.left());
+    if (value.count > reader.left() / sizeof(uint64_t)) {
+      fail("{}: key '{}' claims {} strings in the {} bytes that are left", reader.name(), key, value.count,
+           reader.left());
     }
-    for (uint64_t i = 0; i < count; ++i) reader.text("a string");
-    return 0;
+    value.data = reader.take(0, "a string");
+    for (uint64_t i = 0; i < value.count; ++i) reader.text("a string");
+    return value;
   }
   const size_t bytes = value_bytes(type);
   if (bytes == 0) fail("{}: key '{}' has the unknown value type {}", reader.name(), key, type);
-  if (count > reader.left() / bytes) {
-    fail("{}: key '{}' claims {} values of {} bytes in the {} bytes that are left", reader.name(), key, count, bytes,
-         reader.left());
+  if (value.count > reader.left() / bytes) {
+    fail("{}: key '{}' claims {} values of {} bytes in the {} bytes that are left", reader.name(), key, value.count,
+         bytes, reader.left());
   }
-  const std::byte* value = reader.take(count * bytes, "a value");
-  uint32_t result = 0;
-  if (!array && type == GGUF_TYPE_UINT32) std::memcpy(&result, value, sizeof(result));
-  return result;
+  value.data = reader.take(value.count * bytes, "a value");
+  return value;
 }
 
 struct Header {
@@ -116,6 +113,33 @@ Header read_header(Reader& reader) {
   if (tensors > reader.left() / 24) fail("{}: claims {} tensors, more than fit in the file", reader.name(), tensors);
   if (keys > reader.left() / 13) fail("{}: claims {} keys, more than fit in the file", reader.name(), keys);
   return {tensors, keys};
+}
+
+/// What ggml once read by these numbers, "" for numbers that it never used.
+const char* former_type(uint32_t type) {
+  switch (type) {
+    case 4: return "Q4_2";
+    case 5: return "Q4_3";
+    case 31: return "Q4_0_4_4";
+    case 32: return "Q4_0_4_8";
+    case 33: return "Q4_0_8_8";
+    case 36: return "IQ4_NL_4_4";
+    case 37: return "IQ4_NL_4_8";
+    case 38: return "IQ4_NL_8_8";
+    default: return "";
+  }
+}
+
+ggml_type known_type(uint32_t type, std::string_view tensor, const std::string& file) {
+  if (*former_type(type)) {
+    fail("{}: tensor '{}' has type {} ({}), which ggml no longer reads, expected a file converted anew", file, tensor,
+         type, former_type(type));
+  }
+  const auto known = type < GGML_TYPE_COUNT ? static_cast<ggml_type>(type) : GGML_TYPE_COUNT;
+  if (known == GGML_TYPE_COUNT || ggml_blck_size(known) == 0 || ggml_type_size(known) == 0) {
+    fail("{}: tensor '{}' has the unknown type {}, this ggml has 0 to {}", file, tensor, type, GGML_TYPE_COUNT - 1);
+  }
+  return known;
 }
 
 struct TensorHeader {
@@ -147,10 +171,7 @@ TensorHeader read_tensor(Reader& reader) {
     elements *= sizes[d];
   }
   const auto type = reader.read<uint32_t>("a tensor's type");
-  const auto known = type < GGML_TYPE_COUNT ? static_cast<ggml_type>(type) : GGML_TYPE_COUNT;
-  if (known == GGML_TYPE_COUNT || ggml_blck_size(known) == 0 || ggml_type_size(known) == 0) {
-    fail("{}: tensor '{}' has the unknown type {}", file, name, type);
-  }
+  const ggml_type known = known_type(type, name, file);
   if (sizes[0] % static_cast<uint64_t>(ggml_blck_size(known)) != 0) {
     fail("{}: tensor '{}' has rows of {} elements, expected a multiple of {} for type {}", file, name, sizes[0],
          ggml_blck_size(known), ggml_type_name(known));
@@ -172,54 +193,117 @@ void check_overlap(std::vector<ScannedTensor> tensors, const std::string& name) 
   }
 }
 
-}  // namespace
+/// llama.cpp takes any power of two; above a page there is nothing to gain, only arithmetic to overflow.
+uint64_t checked_alignment(const ScannedValue& value, const std::string& name) {
+  uint32_t alignment = 0;
+  if (value.type == GGUF_TYPE_UINT32 && !value.array) std::memcpy(&alignment, value.data, sizeof(alignment));
+  if (alignment < 8 || alignment > (uint32_t{1} << 20) || (alignment & (alignment - 1)) != 0) {
+    fail("{}: {} must be an unsigned power of two from 8 to 2^20", name, GGUF_KEY_GENERAL_ALIGNMENT);
+  }
+  return alignment;
+}
 
-std::vector<ScannedTensor> scan_gguf(const std::byte* data, size_t size, const std::string& name) {
+uint64_t padded(uint64_t bytes, uint64_t alignment) { return (bytes + alignment - 1) / alignment * alignment; }
+
+/// A file's keys, and its tensors before anyone knows where their data lies.
+struct Headers {
+  ScannedGguf gguf;  ///< without tensors
+  std::vector<TensorHeader> tensors;
+  uint64_t end = 0;  ///< of the last header
+};
+
+Headers read_headers(const std::byte* data, size_t size, const std::string& name) {
   Reader reader(data, size, name);
   const Header counts = read_header(reader);
-  uint64_t alignment = GGUF_DEFAULT_ALIGNMENT;
-  std::set<std::string_view> seen;
+  Headers headers;
+  auto& keys = headers.gguf.keys;
   for (uint64_t i = 0; i < counts.keys; ++i) {
     const std::string_view key = reader.text("a key");
     if (key.empty()) fail("{}: key {} has no name", name, i);
-    if (!seen.insert(key).second) fail("{}: key '{}' stands in the file twice", name, key);
-    const uint32_t value = skip_value(reader, key);
-    if (key == GGUF_KEY_GENERAL_ALIGNMENT) alignment = value;
+    if (keys.contains(key)) fail("{}: key '{}' stands in the file twice", name, key);
+    keys.emplace(key, read_value(reader, key));
   }
-  // llama.cpp takes any power of two; above a page there is nothing to gain, only arithmetic to overflow.
-  if (alignment < 8 || alignment > (uint64_t{1} << 20) || (alignment & (alignment - 1)) != 0) {
-    fail("{}: {} must be an unsigned power of two from 8 to 2^20", name, GGUF_KEY_GENERAL_ALIGNMENT);
+  if (const auto alignment = keys.find(GGUF_KEY_GENERAL_ALIGNMENT); alignment != keys.end()) {
+    headers.gguf.alignment = checked_alignment(alignment->second, name);
   }
-
-  std::vector<TensorHeader> headers;
-  headers.reserve(counts.tensors);
-  seen.clear();
-  for (uint64_t i = 0; i < counts.tensors; ++i) headers.push_back(read_tensor(reader));
-  for (const TensorHeader& header : headers) {
+  headers.tensors.reserve(counts.tensors);
+  for (uint64_t i = 0; i < counts.tensors; ++i) headers.tensors.push_back(read_tensor(reader));
+  std::set<std::string_view> seen;
+  for (const TensorHeader& header : headers.tensors) {
     if (!seen.insert(header.tensor.name).second) {
       fail("{}: tensor '{}' stands in the file twice", name, header.tensor.name);
     }
   }
+  headers.end = reader.at();
+  return headers;
+}
 
-  const uint64_t start = (reader.at() + alignment - 1) / alignment * alignment;
-  std::vector<ScannedTensor> tensors;
-  tensors.reserve(headers.size());
-  for (TensorHeader& header : headers) {
-    Weight& weight = header.tensor.weight;
+uint64_t data_bytes(const TensorHeader& header) {
+  const Weight& weight = header.tensor.weight;
+  return weight.row_bytes() * static_cast<uint64_t>(weight.rows);
+}
+
+/// Whether tensors one behind the other, each padded to a multiple of `alignment`, take the file to its end. Some
+/// writers leave the padding behind the last tensor out.
+bool fills(const Headers& headers, uint64_t alignment, size_t size) {
+  const uint64_t start = padded(headers.end, alignment);
+  std::vector<std::pair<uint64_t, uint64_t>> pieces;  // offset and bytes
+  for (const TensorHeader& header : headers.tensors) pieces.emplace_back(header.offset, data_bytes(header));
+  std::sort(pieces.begin(), pieces.end());
+  uint64_t at = 0, end = 0;
+  for (const auto& [offset, bytes] : pieces) {
+    if (offset != at || bytes > size) return false;
+    end = offset + bytes;
+    at = padded(end, alignment);
+  }
+  if (pieces.empty()) return size == headers.end || size == start;
+  return size == start + end || size == start + at;
+}
+
+/// The tensors with their places in the file.
+ScannedGguf place_tensors(Headers headers, const std::byte* data, size_t size, const std::string& name) {
+  const uint64_t alignment = headers.gguf.alignment, start = padded(headers.end, alignment);
+  auto& tensors = headers.gguf.tensors;
+  tensors.reserve(headers.tensors.size());
+  for (TensorHeader& header : headers.tensors) {
     if (header.offset % alignment != 0) {
       fail("{}: tensor '{}' begins at offset {}, expected a multiple of {}", name, header.tensor.name, header.offset,
            alignment);
     }
-    const uint64_t bytes = weight.row_bytes() * static_cast<uint64_t>(weight.rows);
+    const uint64_t bytes = data_bytes(header);
     if (start > size || header.offset > size - start || bytes > size - start - header.offset) {
       fail("{}: tensor '{}' needs {} bytes at offset {} of the data, but the file ends at byte {}; is it truncated?",
            name, header.tensor.name, bytes, header.offset, size);
     }
-    weight.data = data + start + header.offset;
+    header.tensor.weight.data = data + start + header.offset;
     tensors.push_back(std::move(header.tensor));
   }
   check_overlap(tensors, name);
-  return tensors;
+  return std::move(headers.gguf);
+}
+
+}  // namespace
+
+ScannedGguf scan_gguf(const std::byte* data, size_t size, const std::string& name) {
+  Headers headers = read_headers(data, size, name);
+  headers.gguf.filled = fills(headers, headers.gguf.alignment, size);
+  return place_tensors(std::move(headers), data, size, name);
+}
+
+ScannedGguf scan_gguf_part(const std::byte* data, size_t size, const std::string& name, uint64_t first_alignment) {
+  Headers headers = read_headers(data, size, name);
+  uint64_t& alignment = headers.gguf.alignment;  // the part's own, or the default
+  const bool own = headers.gguf.keys.contains(GGUF_KEY_GENERAL_ALIGNMENT);
+  if (!own && fills(headers, first_alignment, size)) alignment = first_alignment;
+  headers.gguf.filled = fills(headers, alignment, size);
+  if (!headers.gguf.filled) {
+    fail("{}: {} tensors aligned to {} bytes do not fill the part's {} bytes exactly; is it truncated?", name,
+         headers.tensors.size(),
+         own || first_alignment == alignment ? std::to_string(alignment)
+                                             : fmt::format("{} or {}", first_alignment, alignment),
+         size);
+  }
+  return place_tensors(std::move(headers), data, size, name);
 }
 
 }  // namespace tidal

@@ -45,10 +45,15 @@ class Keys {
     return value;
   }
   std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
-  /// A size that some architectures give per layer; all layers must agree.
-  int uniform(const std::string& key, int otherwise) {
+  /// A size that may be given per layer; all layers must agree.
+  int uniform(const std::string& key, int otherwise, int layers) {
     const auto values = file_.integers(prefix_ + key);
-    if (!values || values->empty()) return otherwise;
+    if (!values) return otherwise;
+    const bool array = file_.is_array(prefix_ + key);
+    if (array && static_cast<int64_t>(values->size()) != layers) {
+      fail("{}: key '{}{}' has {} values, expected one for each of {} layers", file_.path(), prefix_, key,
+           values->size(), layers);
+    }
     for (const int64_t value : *values) {
       if (value != values->front()) {
         fail("{}: key '{}{}' differs between layers, which is not supported", file_.path(), prefix_, key);
@@ -116,6 +121,17 @@ std::span<const float> read_divisors(const GgufFile& file, int dims) {
   return divisors;
 }
 
+/// libllama reads what belongs to each token without another look.
+void check_vocabulary(const GgufFile& file, int64_t tokens) {
+  if (tokens < 1 || tokens > (1 << 24)) fail("{}: the vocabulary has {} tokens", file.path(), tokens);
+  for (const char* key : {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
+    const auto count = file.array_size(key);
+    if (count && *count != tokens) {
+      fail("{}: key '{}' has {} values, expected one for each of {} tokens", file.path(), key, *count, tokens);
+    }
+  }
+}
+
 void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   // Everything the engine multiplies these with stays inside 32 bits.
   if (hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > (1 << 12)) {
@@ -143,11 +159,11 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.name = file.text("general.name").value_or("");
   hp.layers = keys.size("block_count");
   hp.width = keys.size("embedding_length");
-  hp.ffn = keys.uniform("feed_forward_length", 0);
+  hp.ffn = keys.uniform("feed_forward_length", 0, hp.layers);
   if (hp.ffn == 0) keys.require(*architecture + ".feed_forward_length");
-  hp.heads = keys.uniform("attention.head_count", 0);
+  hp.heads = keys.uniform("attention.head_count", 0, hp.layers);
   if (hp.heads == 0) keys.require(*architecture + ".attention.head_count");
-  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads);
+  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   const auto vocab = file.array_size("tokenizer.ggml.tokens");
@@ -157,7 +173,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   if (file.integer(*architecture + ".expert_count").value_or(0) > 0) {
     fail("{}: it is a mixture of experts, which is not supported", file.path());
   }
-  if (*vocab < 1 || *vocab > (1 << 24)) fail("{}: the vocabulary has {} tokens", file.path(), *vocab);
+  check_vocabulary(file, *vocab);
   hp.vocab = static_cast<int>(*vocab);
   if (hp.width % hp.heads != 0 && !file.integer(*architecture + ".attention.key_length")) {
     fail("{}: the width {} cannot be divided by {} heads", file.path(), hp.width, hp.heads);
@@ -180,7 +196,9 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
   // llama files have their q and k permuted for adjacent pairs; the qwen families keep the halves of the original.
   const auto pairing = hp.architecture == "llama" ? Rope::Pairing::Adjacent : Rope::Pairing::Halves;
-  hp.rope = make_rope(pairing, dims, base, read_divisors(file, dims), read_scaling(file, keys, hp.context));
+  // As in libllama the factors count in llama files only; load.cpp refuses them in others.
+  const auto divisors = hp.architecture == "llama" ? read_divisors(file, dims) : std::span<const float>();
+  hp.rope = make_rope(pairing, dims, base, divisors, read_scaling(file, keys, hp.context));
   const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
                                   [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
   if (!finite || !std::isfinite(hp.rope.magnitude)) {

@@ -1,98 +1,76 @@
 #include "model/load.h"
 
-#include <algorithm>
+#include <fmt/core.h>
 
-#include "core/error.h"
+#include "model/tensors.h"
 
 namespace tidal {
 namespace {
 
-/// Fetches tensors and collects everything that is wrong, so that one message names it all.
-class Tensors {
- public:
-  explicit Tensors(const GgufFile& file) : file_(file) {}
-
-  Weight matrix(const std::string& name, int64_t rows, int64_t cols) { return find(name, rows, cols, true, false); }
-  Weight optional_matrix(const std::string& name, int64_t rows, int64_t cols) {
-    return find(name, rows, cols, false, false);
-  }
-  Weight vector(const std::string& name, int64_t cols) { return find(name, 1, cols, true, true); }
-  Weight optional_vector(const std::string& name, int64_t cols) { return find(name, 1, cols, false, true); }
-
-  /// True when any tensor's name begins with `prefix`; otherwise `prefix*` counts as missing, in one word.
-  bool has_any(const std::string& prefix) {
-    const auto next = file_.tensors().lower_bound(prefix);
-    const bool found = next != file_.tensors().end() && next->first.starts_with(prefix);
-    if (!found) missing_.push_back(prefix + "*");
-    return found;
-  }
-
-  void report() const {
-    if (missing_.empty() && wrong_.empty()) return;
-    std::string text;
-    if (!missing_.empty()) text += " these tensors are missing: " + joined(missing_);
-    if (!wrong_.empty()) text += (text.empty() ? "" : ";") + std::string(" these tensors are wrong: ") + joined(wrong_);
-    fail("{}:{}", file_.path(), text);
-  }
-
- private:
-  static std::string joined(const std::vector<std::string>& items) {
-    constexpr size_t kShown = 60;  // more would fill the screen
-    std::string list;
-    for (size_t i = 0; i < std::min(items.size(), kShown); ++i) list += (i == 0 ? "" : ", ") + items[i];
-    if (items.size() > kShown) list += fmt::format(" and {} more", items.size() - kShown);
-    return list;
-  }
-
-  Weight find(const std::string& name, int64_t rows, int64_t cols, bool required, bool vector) {
-    const auto found = file_.tensors().find(name);
-    if (found == file_.tensors().end()) {
-      if (required) missing_.push_back(name);
-      return {};
+/// q, k and v, each by itself or one behind the other in attn_qkv.
+void read_qkv(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  const int64_t q = hp.q_width(), kv = hp.kv_width();
+  if (tensors.has(prefix + "attn_qkv.weight")) {
+    const Weight fused = tensors.matrix(prefix + "attn_qkv", q + 2 * kv, hp.width);
+    if (fused.rows == q + 2 * kv) {
+      layer.wq = rows_of(fused, 0, q);
+      layer.wk = rows_of(fused, q, kv);
+      layer.wv = rows_of(fused, q + kv, kv);
     }
-    const Weight& weight = found->second;
-    if (weight.rows != rows || weight.cols != cols) {
-      wrong_.push_back(fmt::format("{} is [{}, {}], expected [{}, {}]", name, weight.rows, weight.cols, rows, cols));
-    } else if (vector && weight.type != GGML_TYPE_F32) {
-      wrong_.push_back(fmt::format("{} is {}, expected f32", name, ggml_type_name(weight.type)));
-    } else if (weight.type != GGML_TYPE_F32 && !ggml_get_type_traits(weight.type)->to_float) {
-      wrong_.push_back(fmt::format("{} is {}, expected floats or a quantisation", name, ggml_type_name(weight.type)));
-    }
-    return weight;
+  } else {
+    layer.wq = tensors.matrix(prefix + "attn_q", q, hp.width);
+    layer.wk = tensors.matrix(prefix + "attn_k", kv, hp.width);
+    layer.wv = tensors.matrix(prefix + "attn_v", kv, hp.width);
   }
+  if (tensors.has(prefix + "attn_qkv.bias")) {
+    const Weight fused = tensors.vector(prefix + "attn_qkv.bias", q + 2 * kv);
+    if (fused.cols == q + 2 * kv) {
+      layer.bq = elements_of(fused, 0, q);
+      layer.bk = elements_of(fused, q, kv);
+      layer.bv = elements_of(fused, q + kv, kv);
+    }
+  } else {
+    layer.bq = tensors.optional_vector(prefix + "attn_q.bias", q);
+    layer.bk = tensors.optional_vector(prefix + "attn_k.bias", kv);
+    layer.bv = tensors.optional_vector(prefix + "attn_v.bias", kv);
+  }
+}
 
-  const GgufFile& file_;
-  std::vector<std::string> missing_, wrong_;
-};
+/// Gate and up, each by itself or, as in files without ffn_gate, gate before up in a ffn_up of twice the rows.
+void read_gate_up(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  const int64_t ffn = hp.ffn;
+  if (!tensors.has(prefix + "ffn_gate.weight") && tensors.rows(prefix + "ffn_up.weight") == 2 * ffn) {
+    const Weight fused = tensors.matrix(prefix + "ffn_up", 2 * ffn, hp.width);
+    layer.gate = rows_of(fused, 0, ffn);
+    layer.up = rows_of(fused, ffn, ffn);
+    const Weight bias = tensors.optional_vector(prefix + "ffn_up.bias", 2 * ffn);
+    if (bias && bias.cols == 2 * ffn) {
+      layer.b_gate = elements_of(bias, 0, ffn);
+      layer.b_up = elements_of(bias, ffn, ffn);
+    }
+    return;
+  }
+  layer.gate = tensors.matrix(prefix + "ffn_gate", ffn, hp.width);
+  layer.up = tensors.matrix(prefix + "ffn_up", ffn, hp.width);
+  layer.b_gate = tensors.optional_vector(prefix + "ffn_gate.bias", ffn);
+  layer.b_up = tensors.optional_vector(prefix + "ffn_up.bias", ffn);
+}
 
 Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   const std::string prefix = fmt::format("blk.{}.", index);
-  const bool qkv_bias = hp.architecture == "qwen2";
-  const bool qk_norm = hp.architecture == "qwen3";
-  const auto bias = [&](const char* name, int64_t size, bool required) {
-    return required ? tensors.vector(prefix + name, size) : tensors.optional_vector(prefix + name, size);
-  };
   Layer layer;
   layer.attn_norm = tensors.vector(prefix + "attn_norm.weight", hp.width);
-  layer.wq = tensors.matrix(prefix + "attn_q.weight", hp.q_width(), hp.width);
-  layer.wk = tensors.matrix(prefix + "attn_k.weight", hp.kv_width(), hp.width);
-  layer.wv = tensors.matrix(prefix + "attn_v.weight", hp.kv_width(), hp.width);
-  layer.bq = bias("attn_q.bias", hp.q_width(), qkv_bias);
-  layer.bk = bias("attn_k.bias", hp.kv_width(), qkv_bias);
-  layer.bv = bias("attn_v.bias", hp.kv_width(), qkv_bias);
-  if (qk_norm) {
+  read_qkv(tensors, hp, prefix, layer);
+  if (hp.architecture == "qwen3") {
     layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", hp.head_dim);
     layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", hp.head_dim);
   }
-  layer.wo = tensors.matrix(prefix + "attn_output.weight", hp.width, hp.q_width());
-  layer.bo = bias("attn_output.bias", hp.width, false);
+  layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
+  layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
   layer.ffn_norm = tensors.vector(prefix + "ffn_norm.weight", hp.width);
-  layer.gate = tensors.matrix(prefix + "ffn_gate.weight", hp.ffn, hp.width);
-  layer.up = tensors.matrix(prefix + "ffn_up.weight", hp.ffn, hp.width);
-  layer.down = tensors.matrix(prefix + "ffn_down.weight", hp.width, hp.ffn);
-  layer.b_gate = bias("ffn_gate.bias", hp.ffn, false);
-  layer.b_up = bias("ffn_up.bias", hp.ffn, false);
-  layer.b_down = bias("ffn_down.bias", hp.width, false);
+  read_gate_up(tensors, hp, prefix, layer);
+  layer.down = tensors.matrix(prefix + "ffn_down", hp.width, hp.ffn);
+  layer.b_down = tensors.optional_vector(prefix + "ffn_down.bias", hp.width);
   return layer;
 }
 
@@ -131,13 +109,15 @@ Model read_weights(const GgufFile& file, const Hyperparameters& hp) {
   Tensors tensors(file);
   Model model;
   model.hp = hp;
-  model.embedding = tensors.matrix("token_embd.weight", hp.vocab, hp.width);
+  model.embedding = tensors.table("token_embd", hp.vocab, hp.width);
   model.output_norm = tensors.vector("output_norm.weight", hp.width);
-  model.output = tensors.optional_matrix("output.weight", hp.vocab, hp.width);
+  model.output = tensors.optional_matrix("output", hp.vocab, hp.width);
   if (!model.output) model.output = model.embedding;
   for (int l = 0; l < hp.layers; ++l) {
     if (tensors.has_any(fmt::format("blk.{}.", l))) model.layers.push_back(read_layer(tensors, hp, l));
   }
+  if (hp.architecture == "llama") tensors.leave_out("rope_freqs.weight");  // they are in hp.rope
+  if (hp.architecture == "qwen3") tensors.leave_out("cls.output.weight");  // a reranker's head
   tensors.report();
   model.quantisation = quantisation_name(file.integer("general.file_type").value_or(-1));
   model.file_bytes = file.file_bytes();

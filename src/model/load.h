@@ -10,8 +10,9 @@ namespace tidal {
 /// name, all missing keys in one message, values that contradict each other.
 Hyperparameters read_hyperparameters(const GgufFile& file);
 
-/// Weights still in the mapped file, shapes checked against `hp`. Throws Error listing every tensor that is missing or
-/// has another shape.
+/// Weights still in the mapped file, shapes checked against `hp`. Throws Error listing every tensor that is missing,
+/// has another shape or would be left out: all of a file counts but the scales of activations (*.input_scale) and, in
+/// qwen3 files, a reranker's head (cls.output.weight).
 Model read_weights(const GgufFile& file, const Hyperparameters& hp);
 
 }  // namespace tidal

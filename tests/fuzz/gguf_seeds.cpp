@@ -2,12 +2,43 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "fuzz/next_part.h"
 #include "support/gguf_writer.h"
 
 using tidal::test::GgufWriter;
+
+namespace {
+
+void save_parts(const std::vector<GgufWriter>& parts, const std::filesystem::path& path) {
+  std::ofstream file(path, std::ios::binary);
+  for (const GgufWriter& part : parts) {
+    if (&part != parts.data()) file << tidal::test::kNextPart;
+    const tidal::test::Bytes bytes = part.bytes();
+    file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  }
+}
+
+/// Fused matrices, second scales, and types that came last.
+GgufWriter new_kinds(const std::string& architecture) {
+  const tidal::test::SmallShape shape{.layers = 1, .width = 128, .heads = 1, .kv_heads = 1, .ffn = 128, .vocab = 4};
+  GgufWriter writer = tidal::test::small_model(architecture, shape);
+  for (const char* part : {"attn_q", "attn_k", "attn_v"}) writer.erase_tensor(std::string("blk.0.") + part + ".weight");
+  writer.erase_tensor("blk.0.ffn_gate.weight");
+  writer.add("blk.0.attn_qkv.weight", GGML_TYPE_NVFP4, {128, 384});
+  writer.add("blk.0.attn_qkv.scale", {0.5f}, {1});
+  writer.add("blk.0.attn_qkv.input_scale", {0.5f}, {1});
+  writer.add("blk.0.attn_output.weight", GGML_TYPE_MXFP4, {128, 128});
+  writer.add("blk.0.ffn_up.weight", GGML_TYPE_Q1_0, {128, 256});
+  writer.add("blk.0.ffn_down.weight", GGML_TYPE_Q2_0, {128, 128});
+  writer.add("token_embd.weight", GGML_TYPE_Q1_0, {128, 4});
+  return writer;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) try {
   if (argc != 2) {
@@ -25,9 +56,15 @@ int main(int argc, char** argv) try {
     writer.set(prefix + "rope.scaling.type", "yarn").set(prefix + "rope.scaling.factor", 4.0f);
     writer.set(prefix + "rope.scaling.original_context_length", 32u).set(prefix + "rope.scaling.yarn_beta_fast", 16.0f);
     writer.set(prefix + "attention.head_count_kv", std::vector<uint32_t>{1}).set("general.alignment", 64u);
-    writer.add("rope_freqs.weight", std::vector<float>(8, 2.0f), {8});
+    if (architecture == "llama") writer.add("rope_freqs.weight", std::vector<float>(8, 2.0f), {8});
     writer.add("output.weight", GGML_TYPE_F16, {16, 4});
     writer.save(folder / (architecture + "-more.gguf"));
+
+    save_parts(tidal::test::small_model(architecture, shape).split(3), folder / (architecture + "-parts.gguf"));
+    writer = tidal::test::small_model(architecture, shape);
+    writer.set("general.alignment", 64u);
+    save_parts(writer.split(2, true), folder / (architecture + "-aligned-parts.gguf"));
+    new_kinds(architecture).save(folder / (architecture + "-new.gguf"));
 
     writer = GgufWriter();  // a header alone: quick to run
     writer.version = 2;

@@ -105,6 +105,153 @@ TEST_P(Architectures, LogitsAreLlamas) {
   }
 }
 
+/// Files whose tensors are not those that the family's files usually have.
+struct OtherTensors {
+  const char* name;
+  std::function<void(GgufWriter&)> apply;
+  bool moves = true;     ///< the logits, compared with the usual tensors
+  const char* but = "";  ///< a family in which libllama does not do so
+};
+
+/// The tensors `blk.N.PART` of every layer become one behind the other `blk.N.NAME`.
+void fuse(GgufWriter& file, const std::vector<std::string>& parts, const std::string& name) {
+  for (const std::string layer : {"blk.0.", "blk.1."}) {
+    test::Bytes data;
+    std::vector<uint64_t> sizes;
+    for (const std::string& part : parts) {
+      const GgufWriter::Tensor tensor = file.tensor(layer + part);
+      data.insert(data.end(), tensor.data.begin(), tensor.data.end());
+      const uint64_t rows = sizes.empty() ? 0 : sizes.back();
+      sizes = tensor.sizes;
+      sizes.back() += rows;
+      file.erase_tensor(layer + part);
+    }
+    file.add(layer + name, GGML_TYPE_F32, sizes).data = data;
+  }
+}
+
+void add_biases(GgufWriter& file) {
+  for (const std::string layer : {"blk.0.", "blk.1."}) {
+    for (const auto& [name, size] : {std::pair{"attn_q", 64}, std::pair{"attn_k", 32}, std::pair{"attn_v", 32}}) {
+      std::vector<float> values(static_cast<size_t>(size));
+      for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(std::sin(static_cast<double>(i)));
+      file.add(layer + name + ".bias", values, {values.size()});
+    }
+  }
+}
+
+const OtherTensors kOtherTensors[] = {
+    {"second scales of attention",
+     [](GgufWriter& file) {
+       file.add("blk.0.attn_q.scale", {1.5f}, {1});
+       file.add("blk.0.attn_k.scale", {0.5f}, {1});
+       file.add("blk.1.attn_v.scale", {-2.0f}, {1});
+       file.add("blk.1.attn_output.scale", {0.75f}, {1});
+       file.add("blk.1.attn_output.input_scale", {5.0f}, {1});
+     }},
+    // libllama reads these in qwen2 files, too, but its graph leaves them out.
+    {"second scales of the MLP",
+     [](GgufWriter& file) {
+       file.add("blk.0.ffn_gate.scale", {1.5f}, {1});
+       file.add("blk.0.ffn_up.scale", {0.5f}, {1});
+       file.add("blk.1.ffn_down.scale", {-2.0f}, {1});
+     },
+     true, "qwen2"},
+    {"biases of q, k and v", add_biases},
+    {"fused q, k and v",
+     [](GgufWriter& file) {
+       fuse(file, {"attn_q.weight", "attn_k.weight", "attn_v.weight"}, "attn_qkv.weight");
+     },
+     false},
+    {"fused with biases and a scale",
+     [](GgufWriter& file) {
+       add_biases(file);
+       fuse(file, {"attn_q.weight", "attn_k.weight", "attn_v.weight"}, "attn_qkv.weight");
+       fuse(file, {"attn_q.bias", "attn_k.bias", "attn_v.bias"}, "attn_qkv.bias");
+       file.add("blk.0.attn_qkv.scale", {1.25f}, {1});
+     }},
+    {"fused with biases apart",
+     [](GgufWriter& file) {
+       add_biases(file);
+       fuse(file, {"attn_q.weight", "attn_k.weight", "attn_v.weight"}, "attn_qkv.weight");
+     }},
+};
+
+TEST_P(Architectures, OtherTensorsAreReadAsLlamaDoes) {
+  const test::TemporaryFolder folder;
+  const std::vector<Token> tokens = some_tokens();
+  GgufWriter usual = test::small_model(GetParam());
+  if (std::string(GetParam()) == "qwen2") {  // its files may be without biases, too
+    for (const std::string layer : {"blk.0.", "blk.1."}) {
+      for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) usual.erase_tensor(layer + name);
+    }
+  }
+  const auto save = [&](const GgufWriter& file, const char* name) {
+    const std::string path = folder.file(std::string(name) + ".gguf");
+    file.save(path);
+    return path;
+  };
+  const std::string plain = save(usual, "plain");
+  const std::vector<float> theirs_plain = LlamaReference(plain, 128, 1).logits(tokens);
+  const double rounding = deviation(our_logits(plain, tokens), theirs_plain);
+  const double size = deviation(theirs_plain, std::vector<float>(theirs_plain.size()));
+  EXPECT_LT(rounding, size / 128);
+  for (const OtherTensors& other : kOtherTensors) {
+    SCOPED_TRACE(other.name);
+    if (std::string(other.but) == GetParam()) continue;
+    GgufWriter file = usual;
+    other.apply(file);
+    const std::string path = save(file, other.name);
+    const std::vector<float> theirs = LlamaReference(path, 128, 1).logits(tokens);
+    const double apart = deviation(our_logits(path, tokens), theirs), effect = deviation(theirs, theirs_plain);
+    std::printf("    %-30s apart by %.5f, moved by %.5f\n", other.name, apart, effect);
+    EXPECT_LT(apart, 2 * rounding);
+    if (other.moves) {
+      EXPECT_GT(effect, 4 * rounding) << "the change is too small to be seen";
+    } else {
+      EXPECT_LT(effect, rounding);
+    }
+  }
+}
+
+/// Every row of the matrices of a model whose sizes suit all types, in one type.
+GgufWriter model_of(const std::string& architecture, ggml_type type) {
+  GgufWriter file =
+      test::small_model(architecture, {.layers = 2, .width = 256, .heads = 4, .kv_heads = 2, .ffn = 512, .vocab = 32});
+  for (const std::string layer : {"blk.0.", "blk.1."}) {
+    for (const char* name : {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}) {
+      const GgufWriter::Tensor from = file.tensor(layer + name + ".weight");
+      auto& to = file.add(from.name, type, from.sizes);
+      const std::vector<float> importance(from.sizes[0], 1.0f);
+      ggml_quantize_chunk(type, reinterpret_cast<const float*>(from.data.data()), to.data.data(), 0,
+                          static_cast<int64_t>(from.sizes[1]), static_cast<int64_t>(from.sizes[0]), importance.data());
+    }
+    file.add(layer + "ffn_down.scale", {0.5f}, {1});
+  }
+  return file;
+}
+
+// libllama rounds activations to 8 bits for all these types. How far that moves the logits shows Q4_0, of which much
+// else is tested; codes read in another order, or another scale, would move them by their own size.
+TEST(Types, NewOnesGiveLlamasLogits) {
+  const test::TemporaryFolder folder;
+  const std::vector<Token> tokens = some_tokens();
+  const auto apart_by = [&](ggml_type type) {
+    const std::string path = folder.file(std::string(ggml_type_name(type)) + ".gguf");
+    model_of("llama", type).save(path);
+    const std::vector<float> theirs = LlamaReference(path, 128, 1).logits(tokens);
+    const double apart = deviation(our_logits(path, tokens), theirs);
+    const double size = deviation(theirs, std::vector<float>(theirs.size()));
+    std::printf("    %-6s logits of size %.3f, apart by %.5f\n", ggml_type_name(type), size, apart);
+    return apart / size;
+  };
+  const double rounding = apart_by(GGML_TYPE_Q4_0);
+  EXPECT_LT(rounding, 0.1);
+  for (const ggml_type type : {GGML_TYPE_MXFP4, GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_Q2_0}) {
+    EXPECT_LT(apart_by(type), 2 * rounding) << ggml_type_name(type);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Architectures, testing::Values("llama", "qwen2", "qwen3"),
                          [](const auto& info) { return std::string(info.param); });
 

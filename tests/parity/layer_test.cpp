@@ -16,7 +16,7 @@ struct Shape {
   Rope::Pairing pairing;
   int rope_dims;
   float magnitude;
-  bool biases, norms;
+  bool biases, norms, scales = false;
 };
 
 constexpr auto kAdjacent = Rope::Pairing::Adjacent;
@@ -27,6 +27,7 @@ const Shape kLlama{"llama", 4, 2, 64, 256, 512, kAdjacent, 64, 1.0f, false, fals
 const Shape kQwen2{"qwen2", 7, 1, 64, 192, 320, kHalves, 64, 1.0f, true, false};
 const Shape kQwen3{"qwen3", 4, 1, 128, 256, 256, kHalves, 128, 1.0f, false, true};
 const Shape kPartial{"partial", 3, 3, 96, 160, 224, kAdjacent, 32, 1.25f, true, true};
+const Shape kScaled{"scaled", 4, 2, 64, 256, 512, kAdjacent, 64, 1.0f, true, false, true};
 const Shape kPartialHalves{"partial_halves", 2, 1, 80, 160, 96, kHalves, 48, 0.75f, true, true};
 
 /// Chunks for whom the ways part: 1 to 8 rows are short, more are long.
@@ -58,6 +59,16 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
     up_ = matrix(hp_.ffn, hp_.width);
     down_ = matrix(hp_.width, hp_.ffn);
     output_ = matrix(hp_.vocab, hp_.width);
+    embedding_ = matrix(hp_.vocab, hp_.width);
+    if (shape().scales) {
+      // A factor of its own for every matrix that is multiplied; bounds and expectations go by the values.
+      float scale = 0.4f;
+      for (HostWeight* weight : {&wq_, &wk_, &wv_, &wo_, &gate_, &up_, &down_, &output_}) {
+        weight->view.scale = scale;
+        for (float& value : weight->values) value *= scale;
+        scale = -1.3f * scale;
+      }
+    }
     if (shape().biases) {
       for (auto& [weight, count] : std::initializer_list<std::pair<HostWeight*, int>>{{&bq_, hp_.q_width()},
                                                                                       {&bk_, hp_.kv_width()},
@@ -177,14 +188,15 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
 
 TEST_P(LayerParity, Embed) {
   const auto embed = [&](const std::string& name) {
-    return run(name, x_, hp_.width, [&](Device& device, Rows x) { device->embed(device.weight(output_), *batch_, x); });
+    return run(name, x_, hp_.width,
+               [&](Device& device, Rows x) { device->embed(device.weight(embedding_), *batch_, x); });
   };
   // On the device matrices are bf16, this one, too.
   const auto kept = [&](std::vector<float> values) {
     for (float& value : values) value = backend() == "cuda" ? to_float(to_bf16(value)) : value;
     return values;
   };
-  const std::vector<float> got = embed(backend()), values = kept(output_.values);
+  const std::vector<float> got = embed(backend()), values = kept(embedding_.values);
   EXPECT_EQ(got, kept(embed("reference")));
   for (int r = 0; r < batch_->rows(); ++r) {
     const auto own = row(got, r, hp_.width), weight = row(values, batch_->tokens[r], hp_.width);
@@ -333,6 +345,11 @@ std::vector<ggml_type> all_types() {
 INSTANTIATE_TEST_SUITE_P(Types, LayerParity,
                          testing::Combine(testing::ValuesIn(kBackends), testing::Values(kLlama),
                                           testing::ValuesIn(all_types())),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Scales, LayerParity,
+                         testing::Combine(testing::ValuesIn(kBackends), testing::Values(kScaled),
+                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K,
+                                                          GGML_TYPE_MXFP4, GGML_TYPE_NVFP4)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(
     Shapes, LayerParity,

@@ -44,6 +44,9 @@ GgufWriter& GgufWriter::set_raw(const std::string& key, uint32_t type, const Byt
 GgufWriter& GgufWriter::set(const std::string& key, bool value) {
   return set_raw(key, GGUF_TYPE_BOOL, value_bytes(static_cast<uint8_t>(value)));
 }
+GgufWriter& GgufWriter::set(const std::string& key, uint16_t value) {
+  return set_raw(key, GGUF_TYPE_UINT16, value_bytes(value));
+}
 GgufWriter& GgufWriter::set(const std::string& key, uint32_t value) {
   return set_raw(key, GGUF_TYPE_UINT32, value_bytes(value));
 }
@@ -122,7 +125,23 @@ void GgufWriter::erase_tensor(std::string_view name) {
   }
 }
 
+std::vector<GgufWriter> GgufWriter::split(int count, bool padded_alike) const {
+  std::vector<GgufWriter> parts(static_cast<size_t>(count));
+  parts.front().keys_ = keys_;
+  for (int index = 0; index < count; ++index) {
+    GgufWriter& part = parts[static_cast<size_t>(index)];
+    part.version = version;
+    part.set("split.no", static_cast<uint16_t>(index)).set("split.count", static_cast<uint16_t>(count));
+    part.set("split.tensors.count", static_cast<int32_t>(tensors_.size()));
+    if (padded_alike) part.padding = alignment();
+  }
+  for (size_t t = 0; t < tensors_.size(); ++t)
+    parts[t * parts.size() / tensors_.size()].tensors_.push_back(tensors_[t]);
+  return parts;
+}
+
 size_t GgufWriter::alignment() const {
+  if (padding) return *padding;
   for (const Key& key : keys_) {
     if (key.name != GGUF_KEY_GENERAL_ALIGNMENT || key.type != GGUF_TYPE_UINT32) continue;
     uint32_t value = 0;

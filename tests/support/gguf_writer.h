@@ -36,9 +36,11 @@ class GgufWriter {
   std::string magic = "GGUF";
   uint32_t version = 3;
   std::optional<uint64_t> tensor_count, key_count;  ///< in the place of the true ones
+  std::optional<size_t> padding;                    ///< in the place of what the key general.alignment asks for
 
   /// Sets a key, or sets it anew.
   GgufWriter& set(const std::string& key, bool value);
+  GgufWriter& set(const std::string& key, uint16_t value);
   GgufWriter& set(const std::string& key, uint32_t value);
   GgufWriter& set(const std::string& key, int32_t value);
   GgufWriter& set(const std::string& key, uint64_t value);
@@ -59,6 +61,10 @@ class GgufWriter {
   Tensor& add(const std::string& name, const std::vector<float>& values, const std::vector<uint64_t>& sizes);
   Tensor& tensor(std::string_view name);
   void erase_tensor(std::string_view name);
+
+  /// The same model in `count` parts of about as many tensors, with all keys in the first. What pads the others: 32
+  /// bytes as llama.cpp's gguf-split has it, or as gguf-py (`padded_alike`) the alignment that the first part names.
+  std::vector<GgufWriter> split(int count, bool padded_alike = false) const;
 
   Bytes bytes() const;
   /// Bytes in front of the tensors' data, padding included.

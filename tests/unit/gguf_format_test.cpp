@@ -36,20 +36,26 @@ TEST(GgufFormat, SoundFilesOfBothVersionsLoad) {
 
 TEST(GgufFormat, ParsedValuesAreTheFiles) {
   GgufWriter writer = small_model("llama");
-  writer.set("a.negative", -7).set("a.large", uint64_t{1} << 40).set("a.flag", true).set("a.double", 0.25);
-  writer.set("a.list", std::vector<uint32_t>{3, 1, 2});
+  writer.set("a.large", 4000000000u).set("a.flag", true).set("a.number", 0.25f).set("a.empty", "");
+  writer.set("a.list", std::vector<uint32_t>{3, 1, 4000000000u});
+  Bytes negative;
+  append(negative, static_cast<uint32_t>(GGUF_TYPE_INT32));
+  append(negative, uint64_t{2});
+  append(negative, int32_t{-7});
+  append(negative, int32_t{8});
+  writer.set_raw("a.signed", GGUF_TYPE_ARRAY, negative);
   const Bytes bytes = writer.bytes();
   const GgufFile file = GgufFile::parse(bytes.data(), bytes.size(), "test.gguf");
   EXPECT_EQ(file.path(), "test.gguf");
   EXPECT_EQ(file.file_bytes(), static_cast<int64_t>(bytes.size()));
   EXPECT_EQ(file.text("general.name"), "small");
-  EXPECT_EQ(file.integer("a.negative"), -7);
-  EXPECT_EQ(file.number("a.negative"), -7.0);
-  EXPECT_EQ(file.integer("a.large"), int64_t{1} << 40);
+  EXPECT_EQ(file.text("a.empty"), "");
+  EXPECT_EQ(file.integer("a.large"), 4000000000);
   EXPECT_EQ(file.flag("a.flag"), true);
-  EXPECT_EQ(file.number("a.double"), 0.25);
-  EXPECT_EQ(file.integers("a.list"), (std::vector<int64_t>{3, 1, 2}));
-  EXPECT_EQ(file.integers("a.negative"), std::vector<int64_t>{-7});
+  EXPECT_EQ(file.number("a.number"), 0.25);
+  EXPECT_EQ(file.integers("a.list"), (std::vector<int64_t>{3, 1, 4000000000}));
+  EXPECT_EQ(file.integers("a.signed"), (std::vector<int64_t>{-7, 8}));
+  EXPECT_EQ(file.integers("a.large"), std::vector<int64_t>{4000000000});
   EXPECT_EQ(file.array_size("tokenizer.ggml.tokens"), 32);
   EXPECT_EQ(file.text("absent"), std::nullopt);
   EXPECT_EQ(file.integers("absent"), std::nullopt);
@@ -61,9 +67,11 @@ TEST(GgufFormat, ParsedValuesAreTheFiles) {
   EXPECT_EQ(std::memcmp(found.data, expected.data.data(), expected.data.size()), 0);
 }
 
+// As strict as libllama: an integer is a u32 and a number an f32, whatever the value would fit into.
 TEST(GgufFormat, ValuesOfAnotherTypeAreRefused) {
   GgufWriter writer = small_model("llama");
-  writer.set("a.flag", true).set("a.large", kHuge * 8);
+  writer.set("a.flag", true).set("a.i32", 7).set("a.u64", uint64_t{7}).set("a.u16", uint16_t{7}).set("a.f64", 0.5);
+  writer.set("a.u32", 7u).set("a.list", std::vector<uint32_t>{7});
   const Bytes bytes = writer.bytes();
   const GgufFile file = GgufFile::parse(bytes.data(), bytes.size(), "test.gguf");
   const auto message = [](const auto& read) -> std::string {
@@ -74,18 +82,23 @@ TEST(GgufFormat, ValuesOfAnotherTypeAreRefused) {
     }
     return "";
   };
-  EXPECT_EQ(message([&] { file.text("a.flag"); }), "test.gguf: key 'a.flag' has type bool, expected a string");
-  EXPECT_EQ(message([&] { file.integer("general.name"); }),
-            "test.gguf: key 'general.name' has type str, expected an integer");
-  EXPECT_EQ(message([&] { file.number("general.name"); }),
-            "test.gguf: key 'general.name' has type str, expected an integer");
-  EXPECT_EQ(message([&] { file.flag("general.name"); }), "test.gguf: key 'general.name' has type str, expected a bool");
-  EXPECT_EQ(message([&] { file.integer("a.large"); }),
-            "test.gguf: key 'a.large' has type u64, expected an integer below 2^63");
-  EXPECT_EQ(message([&] { file.array_size("general.name"); }),
-            "test.gguf: key 'general.name' has type str, expected an array");
-  EXPECT_EQ(message([&] { file.integers("tokenizer.ggml.tokens"); }),
-            "test.gguf: key 'tokenizer.ggml.tokens' has type str, expected an array of integers");
+  const auto expect = [&](const auto& read, const std::string& what) {
+    EXPECT_EQ(message(read), "test.gguf: key " + what);
+  };
+  expect([&] { file.text("a.flag"); }, "'a.flag' has type bool, expected a string");
+  expect([&] { file.text("tokenizer.ggml.tokens"); }, "'tokenizer.ggml.tokens' has type arr, expected a string");
+  expect([&] { file.integer("general.name"); }, "'general.name' has type str, expected u32");
+  expect([&] { file.integer("a.i32"); }, "'a.i32' has type i32, expected u32");
+  expect([&] { file.integer("a.u64"); }, "'a.u64' has type u64, expected u32");
+  expect([&] { file.integer("a.u16"); }, "'a.u16' has type u16, expected u32");
+  expect([&] { file.integer("a.list"); }, "'a.list' has type arr, expected u32");
+  expect([&] { file.number("a.f64"); }, "'a.f64' has type f64, expected f32");
+  expect([&] { file.number("a.u32"); }, "'a.u32' has type u32, expected f32");
+  expect([&] { file.flag("general.name"); }, "'general.name' has type str, expected a bool");
+  expect([&] { file.array_size("general.name"); }, "'general.name' has type str, expected an array");
+  expect([&] { file.integers("a.i32"); }, "'a.i32' has type i32, expected u32");
+  expect([&] { file.integers("tokenizer.ggml.tokens"); },
+         "'tokenizer.ggml.tokens' is an array of str, expected one of u32 or i32");
 }
 
 TEST(GgufFormat, NotAGgufFile) {
@@ -211,10 +224,21 @@ TEST(GgufFormat, ImpossibleDimensions) {
 }
 
 TEST(GgufFormat, UnknownTensorTypes) {
-  GgufWriter writer = small_model("llama");
-  for (const uint32_t type : {4u, 5u, static_cast<uint32_t>(GGML_TYPE_COUNT), 1000u, 0xFFFFFFFFu}) {
-    const Bytes bytes = patched(writer.bytes(), "blk.1.attn_q.weight", 19 + 4 + 16, type);
-    EXPECT_EQ(refusal(bytes), fmt::format("test.gguf: tensor 'blk.1.attn_q.weight' has the unknown type {}", type));
+  const auto message = [](uint32_t type) {
+    return refusal(patched(small_model("llama").bytes(), "blk.1.attn_q.weight", 19 + 4 + 16, type));
+  };
+  const std::string start = "test.gguf: tensor 'blk.1.attn_q.weight' has ";
+  for (const uint32_t type : {static_cast<uint32_t>(GGML_TYPE_COUNT), 1000u, 0xFFFFFFFFu}) {
+    EXPECT_EQ(message(type),
+              start + fmt::format("the unknown type {}, this ggml has 0 to {}", type, GGML_TYPE_COUNT - 1));
+  }
+  const std::pair<uint32_t, const char*> former[] = {{4, "Q4_2"},        {5, "Q4_3"},       {31, "Q4_0_4_4"},
+                                                     {32, "Q4_0_4_8"},   {33, "Q4_0_8_8"},  {36, "IQ4_NL_4_4"},
+                                                     {37, "IQ4_NL_4_8"}, {38, "IQ4_NL_8_8"}};
+  for (const auto& [type, name] : former) {
+    EXPECT_EQ(
+        message(type),
+        start + fmt::format("type {} ({}), which ggml no longer reads, expected a file converted anew", type, name));
   }
 }
 

@@ -99,6 +99,14 @@ TEST(GgufModel, SizesGivenPerLayer) {
   writer.set("llama.attention.head_count_kv", std::vector<uint32_t>{2, 4});
   EXPECT_EQ(refusal(writer),
             "test.gguf: key 'llama.attention.head_count_kv' differs between layers, which is not supported");
+  for (const char* key : {"attention.head_count_kv", "attention.head_count", "feed_forward_length"}) {
+    for (const size_t count : {0, 1, 3}) {
+      GgufWriter wrong = small_model("llama");
+      wrong.set(std::string("llama.") + key, std::vector<uint32_t>(count, 4));
+      EXPECT_EQ(refusal(wrong),
+                fmt::format("test.gguf: key 'llama.{}' has {} values, expected one for each of 2 layers", key, count));
+    }
+  }
 }
 
 TEST(GgufModel, UnsupportedArchitecturesAreRefusedByName) {
@@ -136,17 +144,18 @@ TEST(GgufModel, AllMissingKeysInOneMessage) {
 TEST(GgufModel, AllMissingAndWrongTensorsInOneMessage) {
   GgufWriter writer = small_model("qwen2");
   writer.erase_tensor("output_norm.weight");
-  writer.erase_tensor("blk.0.attn_k.bias");
+  writer.erase_tensor("blk.0.attn_k.weight");
   writer.erase_tensor("blk.1.ffn_gate.weight");
   EXPECT_EQ(refusal(writer),
-            "test.gguf: these tensors are missing: output_norm.weight, blk.0.attn_k.bias, blk.1.ffn_gate.weight");
+            "test.gguf: these tensors are missing: output_norm.weight, blk.0.attn_k.weight, blk.1.ffn_gate.weight");
   writer.add("blk.0.attn_norm.weight", GGML_TYPE_F16, {64});
   writer.add("blk.1.ffn_up.weight", GGML_TYPE_F32, {96, 64});
   writer.add("blk.1.ffn_down.weight", GGML_TYPE_I32, {96, 64});
-  EXPECT_EQ(refusal(writer),
-            "test.gguf: these tensors are missing: output_norm.weight, blk.0.attn_k.bias, blk.1.ffn_gate.weight; these "
-            "tensors are wrong: blk.0.attn_norm.weight is f16, expected f32, blk.1.ffn_up.weight is [64, 96], expected "
-            "[96, 64], blk.1.ffn_down.weight is i32, expected floats or a quantisation");
+  EXPECT_EQ(
+      refusal(writer),
+      "test.gguf: these tensors are missing: output_norm.weight, blk.0.attn_k.weight, blk.1.ffn_gate.weight; these "
+      "tensors are wrong: blk.0.attn_norm.weight is f16, expected f32, blk.1.ffn_up.weight is [64, 96], expected "
+      "[96, 64], blk.1.ffn_down.weight is i32, expected floats or a quantisation");
 }
 
 TEST(GgufModel, LayersMissingAltogether) {
@@ -160,14 +169,14 @@ TEST(GgufModel, LayersMissingAltogether) {
 
 struct WrongSize {
   const char* key;
-  int32_t value;
+  uint32_t value;
   const char* message;
 };
 
 TEST(GgufModel, SizesOutOfRange) {
   const WrongSize cases[] = {
       {"block_count", 0, "key 'llama.block_count' is 0, expected 1 to 2^24"},
-      {"block_count", -1, "key 'llama.block_count' is -1, expected 1 to 2^24"},
+      {"block_count", ~0u, "key 'llama.block_count' is 4294967295, expected 1 to 2^24"},
       {"block_count", 1 << 25, "key 'llama.block_count' is 33554432, expected 1 to 2^24"},
       {"block_count", 1 << 20, "1048576 layers, width 64 and 4 heads are beyond any known model"},
       {"embedding_length", 0, "key 'llama.embedding_length' is 0, expected 1 to 2^24"},
@@ -176,7 +185,7 @@ TEST(GgufModel, SizesOutOfRange) {
       {"feed_forward_length", 0, "key 'llama.feed_forward_length' is 0, expected 1 to 2^24"},
       {"context_length", 0, "key 'llama.context_length' is 0, expected 1 to 2^24"},
       {"attention.head_count", 0, "key 'llama.attention.head_count' is 0, expected 1 to 2^24"},
-      {"attention.head_count", -4, "key 'llama.attention.head_count' is -4, expected 1 to 2^24"},
+      {"attention.head_count", ~0u, "key 'llama.attention.head_count' is 4294967295, expected 1 to 2^24"},
       {"attention.head_count_kv", 0, "key 'llama.attention.head_count_kv' is 0, expected 1 to 2^24"},
       {"attention.head_count_kv", 3, "4 attention heads cannot share 3 KV heads evenly"},
       {"attention.head_count_kv", 8, "4 attention heads cannot share 8 KV heads evenly"},
@@ -213,28 +222,31 @@ TEST(GgufModel, HeadsAndSizesThatWouldOverflow) {
 TEST(GgufModel, KeysOfAWrongType) {
   const std::string start = "test.gguf: key 'llama.";
   GgufWriter writer = small_model("llama");
-  EXPECT_EQ(refusal(writer.set("llama.block_count", "two")), start + "block_count' has type str, expected an integer");
+  EXPECT_EQ(refusal(writer.set("llama.block_count", "two")), start + "block_count' has type str, expected u32");
   writer = small_model("llama");
-  EXPECT_EQ(refusal(writer.set("llama.block_count", 2.0f)),
-            start + "block_count' has type f32, expected an integer below 2^63");
+  EXPECT_EQ(refusal(writer.set("llama.block_count", 2)), start + "block_count' has type i32, expected u32");
   writer = small_model("llama");
-  EXPECT_EQ(refusal(writer.set("llama.block_count", true)),
-            start + "block_count' has type bool, expected an integer below 2^63");
+  EXPECT_EQ(refusal(writer.set("llama.block_count", true)), start + "block_count' has type bool, expected u32");
   writer = small_model("llama");
-  EXPECT_EQ(refusal(writer.set("llama.rope.freq_base", "big")),
-            start + "rope.freq_base' has type str, expected an integer");
+  EXPECT_EQ(refusal(writer.set("llama.rope.freq_base", "big")), start + "rope.freq_base' has type str, expected f32");
   writer = small_model("llama");
   EXPECT_EQ(refusal(writer.set("llama.rope.scaling.type", 1u)),
             start + "rope.scaling.type' has type u32, expected a string");
   writer = small_model("llama");
   EXPECT_EQ(refusal(writer.set("llama.attention.head_count_kv", std::vector<std::string>{"2", "2"})),
-            start + "attention.head_count_kv' has type str, expected an array of integers");
+            start + "attention.head_count_kv' is an array of str, expected one of u32 or i32");
   writer = small_model("llama");
   EXPECT_EQ(refusal(writer.set("tokenizer.ggml.tokens", "all")),
             "test.gguf: key 'tokenizer.ggml.tokens' has type str, expected an array");
   writer = small_model("llama");
   EXPECT_EQ(refusal(writer.set("tokenizer.ggml.tokens", std::vector<std::string>())),
             "test.gguf: the vocabulary has 0 tokens");
+  for (const char* key : {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
+    writer = small_model("llama");
+    EXPECT_EQ(refusal(writer.set(key, std::vector<uint32_t>(32))), "");
+    EXPECT_EQ(refusal(writer.set(key, std::vector<uint32_t>(31))),
+              fmt::format("test.gguf: key '{}' has 31 values, expected one for each of 32 tokens", key));
+  }
 }
 
 TEST(GgufModel, NumbersThatAreNoNumbers) {
@@ -269,7 +281,7 @@ TEST(GgufModel, NumbersThatAreNoNumbers) {
               fmt::format("test.gguf: the rope base is {}, expected a number above 1", static_cast<double>(value)));
   }
   GgufWriter writer = small_model("llama");
-  writer.set("llama.rope.scaling.factor", 1e-300);
+  writer.set("llama.rope.scaling.factor", 1e-44f);
   EXPECT_EQ(refusal(writer),
             "test.gguf: the rope base, scaling and factors give frequencies that are not finite numbers");
 }

@@ -129,7 +129,7 @@ void dot_matmul(std::span<const DotJob> jobs, QuantisedRows& x, int threads) {
       for (int r = 0; r < rows; ++r) {
         float* y = job->y.row(row + r) + begin;
         for (int o = 0; o < count; ++o) {
-          const float value = results[r * kPanel + o] + (bias ? bias[begin + o] : 0.0f);
+          const float value = results[r * kPanel + o] * weight.scale + (bias ? bias[begin + o] : 0.0f);
           y[o] = job->add ? y[o] + value : value;
         }
       }

@@ -148,6 +148,9 @@ float* Gemm::panel_product(const Weight& weight, int first, int count, const std
   for (int o = 0; o < count; ++o) elements_.dequantise(weight, first + o, work.row.as<float>(), panel + row_bytes * o);
   auto* to = work.results[result].as<float>();
   kernels_[thread]->rows_by_rows(rows, count, static_cast<int>(weight.cols), x, panel, to, count);
+  if (weight.scale != 1) {
+    for (int64_t i = 0; i < int64_t{rows} * count; ++i) to[i] *= weight.scale;
+  }
   return to;
 }
 

@@ -26,7 +26,9 @@ bool is_vector(const Weight& weight) { return weight.type == GGML_TYPE_F32 && we
 int64_t device_bytes(const Weight& weight) { return weight.rows * weight.cols * (is_vector(weight) ? 4 : 2); }
 
 /// The host's bytes are the device's.
-bool is_sent_as_it_is(const Weight& weight) { return is_vector(weight) || weight.type == GGML_TYPE_BF16; }
+bool is_sent_as_it_is(const Weight& weight) {
+  return is_vector(weight) || (weight.type == GGML_TYPE_BF16 && weight.scale == 1);
+}
 
 /// By all threads: one does not copy as fast as the device takes it, and where the file is not in memory yet, each of
 /// them waits for another piece of it.
@@ -37,16 +39,22 @@ void copy(const std::byte* from, int64_t bytes, std::byte* to) {
   }
 }
 
-/// Rows [first, first + count) in bf16, by the host: for types that no kernel knows.
+/// Rows [first, first + count) in bf16, scaled, by the host: for types that no kernel knows, and for scales.
 void convert(const Weight& weight, int64_t first, int64_t count, Bf16* to) {
-  const auto to_float = ggml_get_type_traits(weight.type)->to_float;
+  const auto to_float = [&](const std::byte* row, float* values) {
+    if (weight.type == GGML_TYPE_F32) {
+      std::memcpy(values, row, weight.row_bytes());
+    } else {
+      ggml_get_type_traits(weight.type)->to_float(row, values, weight.cols);
+    }
+  };
 #pragma omp parallel
   {
     std::vector<float> values(static_cast<size_t>(weight.cols));
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < count; ++r) {
-      to_float(weight.row(first + r), values.data(), weight.cols);
-      for (int64_t i = 0; i < weight.cols; ++i) to[r * weight.cols + i] = to_bf16(values[i]);
+      to_float(weight.row(first + r), values.data());
+      for (int64_t i = 0; i < weight.cols; ++i) to[r * weight.cols + i] = to_bf16(values[i] * weight.scale);
     }
   }
 }
@@ -168,8 +176,8 @@ Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   if (!is_vector(host) && host.cols % 8 != 0) {
     fail("cuda backend: a matrix of {} columns, expected a multiple of 8", host.cols);
   }
-  const bool raw = is_sent_as_it_is(host), blocks = !raw && dequantises(host.type);
-  if (!raw && !blocks && !ggml_get_type_traits(host.type)->to_float) {
+  const bool raw = is_sent_as_it_is(host), blocks = !raw && host.scale == 1 && dequantises(host.type);
+  if (!raw && !blocks && host.type != GGML_TYPE_F32 && !ggml_get_type_traits(host.type)->to_float) {
     fail("cuda backend: weights of type {} cannot be converted to bf16", ggml_type_name(host.type));
   }
   State& s = *state_;
@@ -185,6 +193,7 @@ Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   Weight result = host;
   if (!is_vector(host)) result.type = GGML_TYPE_BF16;
   result.data = to;
+  result.scale = 1;  // it is in the values
   return result;
 }
 

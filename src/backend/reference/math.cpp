@@ -18,9 +18,9 @@ void multiply(const Weight& weight, const Weight& bias, Rows x, Rows y) {
   for (int64_t o = 0; o < weight.rows; ++o) {
     dequantise(weight, o, w.data());
     for (int r = 0; r < x.rows; ++r) {
-      double sum = bias ? bias.floats()[o] : 0.0;
+      double sum = 0;
       for (int64_t i = 0; i < weight.cols; ++i) sum += static_cast<double>(w[i]) * x.row(r)[i];
-      y.row(r)[o] = static_cast<float>(sum);
+      y.row(r)[o] = static_cast<float>(sum * weight.scale + (bias ? bias.floats()[o] : 0.0));
     }
   }
 }
