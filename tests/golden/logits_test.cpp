@@ -132,7 +132,7 @@ TEST_P(Logits, TeacherForcedAgreesWithLlama) {
 }
 
 // Texts are printed, not judged: llama.cpp's own parts from itself by its settings
-// (findings/llama_text_follows_settings.sh). Judged is every place where they part.
+// (findings/llama_text_follows_flash_attention.sh). Judged is every place where they part.
 TEST_P(Logits, GreedyTextPartsOnlyWhereRoundingDecides) {
   constexpr int kCount = 24;
   LlamaReference llama(path_, 256, kThreads);
