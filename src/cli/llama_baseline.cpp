@@ -90,6 +90,9 @@ LlamaBaseline::Context LlamaBaseline::make_context(ggml_type kv_type, int positi
   params.n_threads = params.n_threads_batch = options_.threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = kv_type;
+  // Layers with a window keep their window only, as llama.cpp's programs do: with libllama's own default, every
+  // position, the baseline would hold more memory than a user's llama.cpp.
+  params.swa_full = false;
   if (options_.stopped) {
     params.abort_callback = [](void* stopped) { return (*static_cast<std::function<bool()>*>(stopped))(); };
     params.abort_callback_data = const_cast<std::function<bool()>*>(&options_.stopped);

@@ -22,8 +22,8 @@ struct BaselineOptions {
   std::function<bool()> stopped;  ///< asked often; true makes the call in progress throw Error
 };
 
-/// libllama with flash attention on, 512 tokens a batch, weights repacked as llama.cpp does by default. Times are
-/// seconds. Call prepare() first.
+/// libllama with flash attention on, n_batch and n_ubatch 512, swa_full off, weights repacked as llama.cpp does by
+/// default. Times are seconds. Call prepare() first.
 ///
 /// The cache is bf16 as in tidal, unless llama.cpp is faster with f16: the constructor measures both, for prefill and
 /// for decoding, so that the baseline is never slowed down by our choice of type.

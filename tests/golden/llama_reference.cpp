@@ -19,6 +19,9 @@ LlamaReference::LlamaReference(const std::string& path, int context, int threads
   params.n_threads = params.n_threads_batch = threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = GGML_TYPE_F32;
+  // Layers with a window keep their window only, as llama.cpp's programs do; libllama's own default keeps every
+  // position.
+  params.swa_full = false;
   context_ = {llama_init_from_model(model_.get(), params), llama_free};
   if (!context_) throw std::runtime_error(path + ": llama.cpp cannot make a context");
 }

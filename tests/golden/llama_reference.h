@@ -12,7 +12,10 @@
 
 namespace tidal::golden {
 
-/// One model in libllama: f32 KV cache, so that what differs is ours.
+/// What the settings of every reference are, for the messages of tests: its text depends on them.
+constexpr const char* kReferenceSettings = "flash attention on, n_ubatch 512, KV cache f32, swa_full off";
+
+/// One model in libllama with kReferenceSettings: an f32 KV cache, so that what differs is ours.
 class LlamaReference {
  public:
   LlamaReference(const std::string& path, int context, int threads);

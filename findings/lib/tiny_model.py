@@ -1,0 +1,31 @@
+"""A llama model of two layers with random weights and no vocabulary, written by gguf-py."""
+import gguf
+import numpy as np
+
+
+def write(path, alignment=None, split=0, extra=None):
+    """`split`: most tensors of a part (0: one file); `extra`: tensors by name that are added."""
+    width, ff, vocab, layers = 64, 128, 32, 2
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    for add, value in ((writer.add_vocab_size, vocab), (writer.add_context_length, 64),
+                       (writer.add_embedding_length, width), (writer.add_block_count, layers),
+                       (writer.add_feed_forward_length, ff), (writer.add_head_count, 4), (writer.add_head_count_kv, 2),
+                       (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_tokenizer_model, "no_vocab")):
+        add(value)
+    shapes = {"token_embd": (vocab, width), "output_norm": (width,), "output": (vocab, width)}
+    for i in range(layers):
+        for name, shape in (("attn_norm", (width,)), ("attn_q", (width, width)), ("attn_k", (width // 2, width)),
+                            ("attn_v", (width // 2, width)), ("attn_output", (width, width)), ("ffn_norm", (width,)),
+                            ("ffn_gate", (ff, width)), ("ffn_up", (ff, width)), ("ffn_down", (width, ff))):
+            shapes[f"blk.{i}.{name}"] = shape
+    random = np.random.default_rng(1)
+    for name, shape in shapes.items():
+        writer.add_tensor(name + ".weight", random.normal(0, 0.3, shape).astype(np.float32))
+    for name, data in (extra or {}).items():
+        writer.add_tensor(name, np.array(data, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
