@@ -44,7 +44,7 @@ if [[ ! -e $stamp || ! -e $headers ]]; then
   # libllama-common (Jinja for chat templates) beside llama.h, and chat templates for the tests.
   source=.deps/source
   rm -rf $source
-  pip download --no-deps --no-binary :all: --dest $source "llama-cpp-python==$llama"
+  pip download --no-deps --no-binary llama-cpp-python --dest $source "llama-cpp-python==$llama"
   package=$(ls $source/*.tar.gz)
   if [[ ! -e $stamp ]]; then
     CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) pip install --no-deps "$package"

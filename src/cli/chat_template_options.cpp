@@ -24,7 +24,8 @@ void use_chat_template(Tokenizer& tokenizer, const ChatTemplateOptions& options)
 void warn_about_chat_template(const Tokenizer& tokenizer) {
   if (!tokenizer.approximates_chat_template()) return;
   warn(
-      "this build has no Jinja (libllama-common): prompts are libllama's own text for the kind of the chat template, not "
+      "this build has no Jinja (libllama-common): prompts are libllama's own text for the kind of the chat template, "
+      "not "
       "what the template writes");
 }
 

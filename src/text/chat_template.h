@@ -42,8 +42,8 @@ class ChatTemplate {
   /// Whether this build renders Jinja.
   static bool renders_jinja();
 
-  /// The text, with whatever the template writes (BOS, too). `add_generation_prompt`: ends where the assistant starts to
-  /// answer. A system message that the template refuses becomes the beginning of the first user message, as in
+  /// The text, with whatever the template writes (BOS, too). `add_generation_prompt`: ends where the assistant starts
+  /// to answer. A system message that the template refuses becomes the beginning of the first user message, as in
   /// llama.cpp. Throws Error, with the template's own words when it refuses the conversation; for a message that is not
   /// UTF-8 or has a NUL in it; and for a template that does not come to an end.
   std::string render(std::span<const ChatMessage> messages, bool add_generation_prompt) const;

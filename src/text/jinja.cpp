@@ -12,13 +12,13 @@
 namespace tidal {
 namespace {
 
-constexpr int kMostSteps = 500'000;           // statements executed
+constexpr int kMostSteps = 500'000;             // statements executed
 constexpr size_t kMostText = size_t{16} << 20;  // bytes of all results, beside what the messages account for
-constexpr size_t kTextPerByte = 64;           // results that a byte of the messages accounts for
-constexpr int kMostNesting = 200;             // brackets and statements inside each other
-constexpr int kMostTokens = 4096;             // of one expression or statement
+constexpr size_t kTextPerByte = 64;             // results that a byte of the messages accounts for
+constexpr int kMostNesting = 200;               // brackets and statements inside each other
+constexpr int kMostTokens = 4096;               // of one expression or statement
 constexpr size_t kMostStack = size_t{1} << 20;  // bytes
-constexpr int64_t kMostRange = 100'000;       // as in the sandbox of Python's jinja2
+constexpr int64_t kMostRange = 100'000;         // as in the sandbox of Python's jinja2
 
 // What ends a rendering. No std::exception: the engine would put those into words of its own.
 struct Raised {

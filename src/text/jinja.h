@@ -1,5 +1,5 @@
-// llama.cpp's Jinja engine (libllama-common), set up as transformers sets up Python's, with bounds on what a template may
-// take. Only in builds that have found the library (TIDAL_JINJA).
+// llama.cpp's Jinja engine (libllama-common), set up as transformers sets up Python's, with bounds on what a template
+// may take. Only in builds that have found the library (TIDAL_JINJA).
 #pragma once
 
 #include <memory>

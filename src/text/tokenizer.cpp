@@ -117,9 +117,7 @@ void Tokenizer::set_chat_template(const std::string& choice, const std::string& 
 
 bool Tokenizer::has_chat_template() const { return chat_->built_in || !chat_->source.empty(); }
 
-bool Tokenizer::approximates_chat_template() const {
-  return !ChatTemplate::renders_jinja() && !chat_->source.empty();
-}
+bool Tokenizer::approximates_chat_template() const { return !ChatTemplate::renders_jinja() && !chat_->source.empty(); }
 
 const ChatTemplate& Tokenizer::chat_template() const {
   const std::lock_guard lock(chat_->mutex);
