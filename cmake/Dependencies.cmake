@@ -9,6 +9,11 @@ find_package(nlohmann_json REQUIRED)
 find_package(hwy REQUIRED)
 find_package(dnnl REQUIRED)
 find_package(llama REQUIRED HINTS ${tidal_private_prefix})  # brings ggml::ggml, ggml::ggml-cpu, ggml::ggml-base
+find_package(LlamaCommon MODULE)  # Jinja; without it, chat prompts are libllama's own text for a template's kind
+if(NOT LlamaCommon_FOUND)
+  message(WARNING "libllama-common with its headers is not beside libllama: chat templates are not rendered, prompts are "
+                  "libllama's own text for the template's kind")
+endif()
 if(TIDAL_CLI)
   find_package(CLI11 REQUIRED)
 endif()

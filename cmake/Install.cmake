@@ -9,12 +9,13 @@ install(EXPORT tidalTargets NAMESPACE tidal:: DESTINATION ${tidal_package_folder
 # should not need. With it eval/inspect.h, which fills its page.
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/src/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tidal
         FILES_MATCHING PATTERN "*.h" PATTERN "cli" EXCLUDE PATTERN "report" EXCLUDE PATTERN "reference" EXCLUDE
-        PATTERN "cpu" EXCLUDE PATTERN "cuda" EXCLUDE PATTERN "eval/inspect.h" EXCLUDE)
+        PATTERN "cpu" EXCLUDE PATTERN "cuda" EXCLUDE PATTERN "eval/inspect.h" EXCLUDE PATTERN "text/jinja.h" EXCLUDE)
 
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/tidalConfig.cmake.in ${PROJECT_BINARY_DIR}/tidalConfig.cmake
                               INSTALL_DESTINATION ${tidal_package_folder})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/tidalConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/tidalConfig.cmake ${PROJECT_BINARY_DIR}/tidalConfigVersion.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/FindLlamaCommon.cmake
         DESTINATION ${tidal_package_folder})
 
 if(TIDAL_CLI)

@@ -32,14 +32,34 @@ if ((${#missing[@]})); then
     >/dev/null
 fi
 
-stamp=.deps/llama-cpp-python-$llama
-if [[ ! -e $stamp ]]; then
-  echo "setup: building llama.cpp into .deps/ (once, a few minutes)"
-  rm -rf .deps
-  /usr/bin/python3 -m venv .deps
-  CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) \
-    .deps/bin/pip install --quiet --disable-pip-version-check --no-deps "llama-cpp-python==$llama"
-  touch "$stamp"
+stamp=.deps/llama-cpp-python-$llama headers=.deps/llama-common-headers-$llama
+if [[ ! -e $stamp || ! -e $headers ]]; then
+  pip() { .deps/bin/pip --quiet --disable-pip-version-check "$@"; }
+  if [[ ! -e $stamp ]]; then
+    echo "setup: building llama.cpp into .deps/ (once, a few minutes)"
+    rm -rf .deps
+    /usr/bin/python3 -m venv .deps
+  fi
+  # The source package, once: pip builds from it, and what it does not install is unpacked from it: the headers of
+  # libllama-common (Jinja for chat templates) beside llama.h, and chat templates for the tests.
+  source=.deps/source
+  rm -rf $source
+  pip download --no-deps --no-binary llama-cpp-python --dest $source "llama-cpp-python==$llama"
+  package=$(ls $source/*.tar.gz)
+  if [[ ! -e $stamp ]]; then
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) pip install --no-deps "$package"
+    touch "$stamp"
+  fi
+  prefix=$(dirname .deps/lib/python3*/site-packages/include/llama.h)
+  tar -xzf "$package" -C $source --strip-components=3 --wildcards \
+    '*/vendor/llama.cpp/common/*.h' '*/vendor/llama.cpp/models/templates/*.jinja'
+  rm -rf "$prefix/llama-common" .deps/share/llama.cpp
+  mkdir -p .deps/share/llama.cpp
+  mv $source/common "$prefix/llama-common"
+  mv $source/models/templates .deps/share/llama.cpp/templates
+  rm -rf $source
+  pip install --no-deps jinja2==3.1.6 markupsafe==3.0.3  # what the tests hold our prompts against
+  touch "$headers"
 fi
 
 tools/kjv.sh

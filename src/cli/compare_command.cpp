@@ -7,6 +7,7 @@
 #include <set>
 
 #include "cli/backend_options.h"
+#include "cli/chat_template_options.h"
 #include "cli/bench_options.h"
 #include "cli/bench_run.h"
 #include "cli/commands.h"
@@ -34,6 +35,7 @@ struct CompareOptions {
   int steps = 32;
   bool raw = false;
   std::optional<int> threads;
+  ChatTemplateOptions chat_template;
   BackendOptions backend;
   PlanOptions plan;
 };
@@ -45,7 +47,7 @@ class Comparison {
   void run();
 
  private:
-  std::vector<Token> prompt_tokens() const;
+  std::vector<Token> prompt_tokens();
   void check_stopped() const {
     if (interrupt_.raised()) throw Stopped();
   }
@@ -98,11 +100,13 @@ Comparison::Comparison(const CompareOptions& options)
   run_.common.threads = thread_count(options.threads);
 }
 
-std::vector<Token> Comparison::prompt_tokens() const {
+std::vector<Token> Comparison::prompt_tokens() {
+  use_chat_template(tokenizer_, options_.chat_template);
   const MappedFile file = map_file(options_.file, "a text file");
   const std::string text =
       std::string(reinterpret_cast<const char*>(file.data), file.size) + "\n\n" + options_.question;
   if (options_.raw || !tokenizer_.has_chat_template()) return tokenizer_.encode(text, true, false);
+  warn_about_chat_template(tokenizer_);
   return tokenizer_.encode(tokenizer_.apply_chat_template(std::vector<ChatMessage>{{"user", text}}, true), true, true);
 }
 
@@ -233,6 +237,7 @@ void add_compare_command(CLI::App& app) {
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   add_backend_options(*command, options->backend);
   command->add_option("--attention", options->attention, kBenchAttentionHelp)->type_name("WORD,...");
+  add_chat_template_options(*command, options->chat_template);
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   command->add_option("--baseline", options->baseline, "Also measure another engine on the same text: llama.cpp");
   add_plan_options(*command, options->plan);

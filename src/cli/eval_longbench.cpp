@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 
+#include "cli/chat_template_options.h"
 #include "cli/eval_commands.h"
 #include "cli/eval_session.h"
 #include "cli/output.h"
@@ -41,6 +42,7 @@ class LongBenchRun {
     for (const LongBenchExample& example : data_.examples) most_ = std::max(most_, example.task->max_new_tokens);
     const int trained = session.model().hp.context;
     limit_ = flags.prompt > 0 ? flags.prompt : trained - most_ - kTemplate;
+    if (session.tokenizer().has_chat_template()) warn_about_chat_template(session.tokenizer());
     if (limit_ < 2) fail("--prompt: no room for a prompt in the context of {} that the model was trained for", trained);
     session.check_context(int64_t{limit_} + most_ + kTemplate);
     session.open("longbench", {{"folder", std::filesystem::path(flags.folder).lexically_normal().filename().string()},

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cli/backend_options.h"
+#include "cli/chat_template_options.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
@@ -32,6 +33,7 @@ struct InspectCommand {
   const CLI::Option* exact_option = nullptr;
   bool raw = false;
   std::optional<int> context, threads;
+  ChatTemplateOptions chat_template;
   BackendOptions backend;
   PlanOptions plan;
 };
@@ -99,13 +101,15 @@ void run(const InspectCommand& options) {
   WholeFile page(options.page);
   const auto backend = open_backend(options.backend, thread_count(options.threads), options.model);
   const Model model = load_model(options.model, *backend);
-  const Tokenizer tokenizer(options.model);
+  Tokenizer tokenizer(options.model);
+  use_chat_template(tokenizer, options.chat_template);
   check_budget(options.plan, options.context.value_or(model.hp.context));
   const auto [plan, source] = choose_plan(options.plan, model.hp);
   const bool exact = options.exact_option->count() > 0;
   if (exact && plan.correct > 0) fail("--exact: every round corrects the cache, expected a plan without --correct");
-  const InspectPrompt prompt =
-      inspect_prompt(tokenizer, document, options.question, !options.raw && tokenizer.has_chat_template());
+  const bool chat = !options.raw && tokenizer.has_chat_template();
+  if (chat) warn_about_chat_template(tokenizer);
+  const InspectPrompt prompt = inspect_prompt(tokenizer, document, options.question, chat);
   const int context = context_for(options, prompt, model.hp);
   const std::string words = describe(plan, source);
   note(words);
@@ -166,6 +170,7 @@ void add_inspect_command(CLI::App& app) {
           ->type_name("T")
           ->expected(0, 1)
           ->default_str(std::to_string(kDefaultDrafts));
+  add_chat_template_options(*command, options->chat_template);
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   add_plan_options(*command, options->plan);
   command->callback([options] {

@@ -16,8 +16,9 @@ Chat::Chat(Generator& generator, const Tokenizer& tokenizer, const std::string& 
     : generator_(generator), tokenizer_(tokenizer) {
   if (!system.empty()) system_.push_back({"system", system});
   messages_ = system_;
-  const ChatMessage probe{"user", "?"};
-  tokenizer.apply_chat_template({&probe, 1}, true);
+  std::vector<ChatMessage> probe = system_;
+  probe.push_back({"user", "?"});
+  tokenizer.apply_chat_template(probe, true);
 }
 
 Answer Chat::say(const std::string& message, int most, const Generator::Listener& listener) {

@@ -62,6 +62,7 @@ Run::Run(const RunOptions& options)
   if (tokenizer_->vocab_size() != hp.vocab) {
     fail("{}: its vocabulary has {} tokens, but its matrices {}", options.model, tokenizer_->vocab_size(), hp.vocab);
   }
+  use_chat_template(*tokenizer_, options.chat_template);
   const int context = options.context.value_or(0);
   if (context > hp.context) {
     warn(fmt::format("a context of {} is longer than the {} that the model was trained for", context, hp.context));
@@ -95,6 +96,7 @@ void Run::tell_plan() const { note(describe(plan_.plan, plan_.source)); }
 
 std::vector<Token> Run::prompt_tokens(const std::string& text) const {
   if (!chat_) return tokenizer_->encode(text, true, true);
+  warn_about_chat_template(*tokenizer_);
   std::vector<ChatMessage> messages;
   if (!options_.system.empty()) messages.push_back({"system", options_.system});
   messages.push_back({"user", text});
@@ -168,6 +170,7 @@ void Run::interactive(const std::string& first) {
   const int context = options_.context.value_or(0);
   make_engine(context > 0 ? context : model_.hp.context);
   Chat chat(*generator_, *tokenizer_, options_.system);
+  warn_about_chat_template(*tokenizer_);
   tell_plan();
   const bool person = is_terminal(stdin);
   const bool colour = wants_colour(stdout);

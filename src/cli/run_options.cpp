@@ -42,6 +42,7 @@ void add_text_options(CLI::App& app, RunOptions& options) {
       ->envname("TIDAL_SYSTEM")
       ->type_name("TEXT")
       ->group(group);
+  add_chat_template_options(app, options.chat_template);
   app.add_option("-n,--n-predict,--predict", options.predict, "Most tokens of an answer, -1 until it ends")
       ->envname("TIDAL_N_PREDICT")
       ->type_name("N")

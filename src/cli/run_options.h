@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cli/backend_options.h"
+#include "cli/chat_template_options.h"
 #include "cli/plan_options.h"
 #include "engine/exact.h"
 #include "text/sampler.h"
@@ -28,6 +29,7 @@ struct RunOptions {
   bool ignore_end = false;
   bool chat = false, interactive = false;
   std::string system;
+  ChatTemplateOptions chat_template;
   const CLI::Option* exact_option = nullptr;
   int exact = kDefaultDrafts;  ///< most drafts of a round of exact mode, where the option is given
   PlanOptions plan;

@@ -1,10 +1,15 @@
 #include "text/tokenizer.h"
 
+#include <fmt/format.h>
 #include <llama.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
+#include <mutex>
+#include <optional>
 
 #include "core/error.h"
 #include "text/llama_log.h"
@@ -25,6 +30,7 @@ Tokenizer::Tokenizer(const std::string& path) : path_(path) {
     fail("{}: libllama cannot read its vocabulary: {}", path, reason.empty() ? "it gives no reason" : reason);
   }
   if (vocab_size() < 1) fail("{}: it has no vocabulary, expected a model of text", path);
+  set_chat_template("", "");
 }
 
 const llama_vocab* Tokenizer::vocab() const { return llama_model_get_vocab(model_.get()); }
@@ -74,34 +80,76 @@ std::string Tokenizer::decode(std::span<const Token> tokens) const {
 
 bool Tokenizer::is_end(Token token) const { return llama_vocab_is_eog(vocab(), token); }
 
-bool Tokenizer::has_chat_template() const { return llama_model_chat_template(model_.get(), nullptr) != nullptr; }
+/// The chat template; parsed when it is first needed, since a prompt without chat needs none.
+struct Tokenizer::Chat {
+  std::string name, source;  // what errors call it; Jinja text, "" for none
+  bool built_in = false;     // `name` is one of libllama's
+  std::string variables;
+  std::mutex mutex;
+  std::optional<ChatTemplate> parsed;
+};
+
+void Tokenizer::set_chat_template(const std::string& choice, const std::string& variables) {
+  auto chat = std::make_shared<Chat>();
+  chat->variables = variables;
+  if (choice.empty()) {
+    chat->name = path_;
+    const char* source = llama_model_chat_template(model_.get(), nullptr);
+    chat->source = source ? source : "";
+  } else {
+    chat->name = choice;
+    const std::vector<std::string> names = ChatTemplate::built_in_names();
+    chat->built_in = std::find(names.begin(), names.end(), choice) != names.end();
+    std::error_code ignored;
+    if (chat->built_in) {
+      if (!variables.empty()) fail("chat template: '{}' is libllama's own and has no variables", choice);
+    } else if (std::filesystem::is_regular_file(choice, ignored)) {
+      std::ifstream file(choice, std::ios::binary);
+      chat->source.assign(std::istreambuf_iterator<char>(file), {});
+      if (!file || chat->source.empty()) fail("{}: is empty or cannot be read, expected a chat template", choice);
+      if (find_invalid_utf8(chat->source)) fail("{}: is not UTF-8, expected a chat template", choice);
+    } else {
+      fail("chat template: '{}' is neither a file nor one of libllama's: {}", choice, fmt::join(names, ", "));
+    }
+  }
+  chat_ = std::move(chat);
+}
+
+bool Tokenizer::has_chat_template() const { return chat_->built_in || !chat_->source.empty(); }
+
+bool Tokenizer::approximates_chat_template() const { return !ChatTemplate::renders_jinja() && !chat_->source.empty(); }
+
+const ChatTemplate& Tokenizer::chat_template() const {
+  const std::lock_guard lock(chat_->mutex);
+  if (!chat_->parsed) {
+    if (chat_->built_in) {
+      chat_->parsed = ChatTemplate::built_in(chat_->name);
+    } else if (chat_->source.empty()) {
+      fail("{}: it has no chat template, expected a model made for chat or --chat-template FILE|NAME", path_);
+    } else {
+      const auto text = [&](Token token) { return token == LLAMA_TOKEN_NULL ? "" : piece(token, true); };
+      chat_->parsed.emplace(chat_->name, chat_->source,
+                            ChatTemplateVariables{.bos_token = text(llama_vocab_bos(vocab())),
+                                                  .eos_token = text(llama_vocab_eos(vocab())),
+                                                  .pad_token = text(llama_vocab_pad(vocab())),
+                                                  .more = chat_->variables});
+    }
+  }
+  return *chat_->parsed;
+}
 
 std::string Tokenizer::apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant) const {
-  const char* chat_template = llama_model_chat_template(model_.get(), nullptr);
-  if (!chat_template) fail("{}: it has no chat template, expected a model made for chat", path_);
-  std::vector<llama_chat_message> chat;
-  size_t bytes = 256;
-  for (const ChatMessage& message : messages) {
-    chat.push_back({message.role.c_str(), message.content.c_str()});
-    bytes += 2 * (message.role.size() + message.content.size());
+  std::string text = chat_template().render(messages, add_assistant);
+  // encode() adds BOS and EOS where the vocabulary wants them: not twice.
+  const Token bos = llama_vocab_bos(vocab()), eos = llama_vocab_eos(vocab());
+  if (llama_vocab_get_add_bos(vocab()) && bos != LLAMA_TOKEN_NULL) {
+    const std::string written = piece(bos, true);
+    if (text.starts_with(written)) text.erase(0, written.size());
   }
-  std::string text(bytes, '\0');
-  const auto apply = [&] {
-    return llama_chat_apply_template(chat_template, chat.data(), chat.size(), add_assistant, text.data(),
-                                     static_cast<int32_t>(text.size()));
-  };
-  int32_t count = apply();
-  if (count > static_cast<int32_t>(text.size())) {
-    text.resize(static_cast<size_t>(count));
-    count = apply();
+  if (llama_vocab_get_add_eos(vocab()) && eos != LLAMA_TOKEN_NULL) {
+    const std::string written = piece(eos, true);
+    if (text.ends_with(written)) text.resize(text.size() - written.size());
   }
-  if (count < 0) {
-    fail(
-        "{}: libllama does not know the kind of its chat template, expected a common one such as chatml; a prompt "
-        "without chat works",
-        path_);
-  }
-  text.resize(static_cast<size_t>(count));
   return text;
 }
 

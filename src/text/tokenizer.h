@@ -1,4 +1,4 @@
-// Text to tokens and back, and chat templates, by libllama.
+// Text to tokens and back, by libllama, and the prompts of conversations.
 #pragma once
 
 #include <memory>
@@ -8,16 +8,12 @@
 #include <vector>
 
 #include "backend/hyperparameters.h"
+#include "text/chat_template.h"
 
 struct llama_model;
 struct llama_vocab;
 
 namespace tidal {
-
-struct ChatMessage {
-  std::string role;  ///< system, user or assistant
-  std::string content;
-};
 
 /// The vocabulary of a GGUF file: a libllama model without weights.
 class Tokenizer {
@@ -37,17 +33,30 @@ class Tokenizer {
   /// Ends an answer: EOS, EOT, ...
   bool is_end(Token token) const;
 
-  /// True when the file has a chat template.
+  /// Takes another template than the file's: the name of one that libllama has (ChatTemplate::built_in_names()), else a
+  /// file of Jinja; "" for the file's own. `variables`: ChatTemplateVariables::more. The template itself is looked at
+  /// when it is first applied. Throws Error when `choice` is neither.
+  void set_chat_template(const std::string& choice, const std::string& variables);
+  /// True when there is a chat template, the file's or another.
   bool has_chat_template() const;
-  /// The prompt of a conversation by the file's chat template, without BOS. `add_assistant`: ends where the assistant
-  /// starts to answer. Throws Error when the file has no template or one of a kind that libllama does not know.
+  /// True when prompts are libllama's own text for the kind of the template, not what the template itself renders: in a
+  /// build without libllama-common.
+  bool approximates_chat_template() const;
+  /// The prompt of a conversation by the chat template, for encode() with `add_special`: a BOS that the tokenizer adds
+  /// is left out. `add_assistant`: ends where the assistant starts to answer. Throws Error when there is no template
+  /// and as ChatTemplate does. The date that a template may write stays that of the first call.
   std::string apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant) const;
 
   const llama_vocab* vocab() const;
 
  private:
+  struct Chat;
+
+  const ChatTemplate& chat_template() const;
+
   std::string path_;
   std::shared_ptr<llama_model> model_;
+  std::shared_ptr<Chat> chat_;
 };
 
 }  // namespace tidal

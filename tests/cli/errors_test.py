@@ -215,17 +215,36 @@ class ChatTemplate(Refusal, ModelTest):
         end = start + 2048
         return self.file("changed.gguf", content[:start] + content[start:end].replace(old, new) + content[end:])
 
-    def test_kind_that_libllama_does_not_know(self):
-        path = self.changed(b"<|im_", b"<|zz_")
+    def test_one_that_is_no_jinja(self):
+        path = self.changed(b"endfor", b"endfoo")
         result = self.tidal("run", "-m", path, "--chat", "-p", "Hi", "-n", "1")
-        self.refused(result, path, "libllama does not know the kind of its chat template")
+        self.refused(result, path, "its chat template cannot be used: it is not valid Jinja: ")
         result = self.tidal("run", "-m", path, "-p", "Hi", "-n", "1")  # needs none
         self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_none(self):
         path = self.changed(b"tokenizer.chat_template", b"tokenizer.chat_templatE")
         for flags in (("--chat", "-p", "Hi"), ("-i",)):
-            self.refused(self.tidal("run", "-m", path, *flags), path, "it has no chat template")
+            self.refused(self.tidal("run", "-m", path, *flags), path, "it has no chat template",
+                         "--chat-template FILE|NAME")
+        for choice in ("chatml", self.file("mine.jinja", "{{ messages[0].content }}")):
+            result = self.tidal("run", "-m", path, "--chat", "-p", "Hi", "-n", "1", "--chat-template", choice)
+            self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_another_one(self):
+        def chat(text, *flags):
+            return self.run_model("--chat", "-p", "Hi", "-n", "1", "--chat-template", text, *flags)
+
+        self.refused(chat("/no/such"), "'/no/such' is neither a file nor one of libllama's: ", "chatml")
+        self.refused(chat(self.folder), "is neither a file nor one of libllama's: ")
+        self.refused(chat(self.file("empty", "")), "is empty or cannot be read, expected a chat template")
+        self.refused(chat(self.file("bytes", b"a\xff")), "is not UTF-8, expected a chat template")
+        path = self.file("raises", "{{ raise_exception('Only ' + kind + ' here') }}")
+        self.refused(chat(path, "--chat-template-kwargs", '{"kind": "poems"}'), path,
+                     "its chat template refuses this conversation: Only poems here")
+        for variables in ("[]", "{", "3"):
+            self.refused(chat(path, "--chat-template-kwargs", variables), "are not a JSON object")
+        self.refused(chat("chatml", "--chat-template-kwargs", "{}"), "'chatml' is libllama's own and has no variables")
 
 
 class Resources(Refusal, ModelTest):

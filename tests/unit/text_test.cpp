@@ -1,9 +1,11 @@
 // Tokenizer and sampler on the vocabularies of real models.
 #include <gtest/gtest.h>
+#include <llama.h>
 
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <set>
 
@@ -75,6 +77,25 @@ TEST_P(Text, AppliesChatml) {
   EXPECT_TRUE(tokenizer_->apply_chat_template(chat, false).ends_with("<|im_start|>assistant\nYes?<|im_end|>\n"));
   const std::vector<ChatMessage> longer = {{"user", std::string(100000, 'x')}};
   EXPECT_GT(tokenizer_->apply_chat_template(longer, true).size(), 100000u);
+}
+
+TEST_P(Text, ChatPromptHasBosOnceHoweverTheTemplateWritesIt) {
+  const std::vector<ChatMessage> chat = {{"user", "Hi"}};
+  const std::string path = testing::TempDir() + "/bos.jinja";
+  for (const std::string text : {"{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"}) {
+    std::ofstream(path) << text;
+    tokenizer_->set_chat_template(path, "");
+    const std::vector<Token> tokens = tokenizer_->encode(tokenizer_->apply_chat_template(chat, true), true, true);
+    std::vector<Token> expected = tokenizer_->encode("Hi", true, true);  // with BOS where the vocabulary adds it
+    const Token bos = llama_vocab_bos(tokenizer_->vocab());
+    if (!llama_vocab_get_add_bos(tokenizer_->vocab()) && text.starts_with("{{ bos")) {
+      expected.insert(expected.begin(), bos);  // these vocabularies: the template's own BOS stays
+    }
+    EXPECT_EQ(tokens, expected) << text;
+  }
+  tokenizer_->set_chat_template("chatml", "");
+  EXPECT_EQ(tokenizer_->apply_chat_template(chat, true), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_ERROR(tokenizer_->set_chat_template("nothing", ""), "neither a file nor one of libllama's");
 }
 
 TEST_P(Text, GreedyTakesTheHighestLogit) {
