@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <filesystem>
 #include <optional>
 #include <random>
 
@@ -14,12 +13,11 @@
 #include "cli/machine.h"
 #include "cli/plan_options.h"
 #include "cli/terminal.h"
+#include "cli/text_file.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
+#include "core/utf8.h"
 #include "model/load.h"
-#include "model/mapped_file.h"
-#include "text/tokenizer.h"
-#include "text/utf8.h"
 
 namespace tidal {
 namespace {
@@ -61,12 +59,11 @@ std::vector<Token> random_tokens(int count, int vocab) {
 
 /// The first `count` tokens of a text file.
 std::vector<Token> text_tokens(const std::string& path, const std::string& model, int count) {
-  const MappedFile file = map_file(path, "a text file");
-  // A token has one byte at least, so the rest of a long text need not be read.
-  const size_t bytes = std::min<size_t>(file.size, static_cast<size_t>(count) * 32);
-  std::string text(reinterpret_cast<const char*>(file.data), bytes);
-  if (bytes < file.size) text = Utf8Stream().push(text);
-  std::vector<Token> tokens = Tokenizer(model).encode(text, true, false);
+  std::string text = read_text_file(path);
+  // Tokens of text are far shorter, so the rest of a long one need not be divided.
+  const size_t bytes = static_cast<size_t>(count) * 32;
+  if (bytes < text.size()) text = Utf8Stream().push(std::string_view(text).substr(0, bytes));
+  std::vector<Token> tokens = open_tokenizer(model).encode(text, true, false);
   if (static_cast<int>(tokens.size()) < count) {
     fail("{}: its text has {} tokens, the tests need {}", path, tokens.size(), count);
   }
@@ -117,8 +114,7 @@ void run_bench(const BenchFlags& flags) {
   run.kv_bytes_per_token = model->hp.kv_bytes_per_token();
   const bool on_host = backend->device().empty();
   run.common.machine = on_host ? processor_name() : backend->device();
-  run.common.model = flags.shape.empty() ? std::filesystem::path(flags.model).filename().string()
-                                         : flags.shape + " " + model->quantisation;
+  run.common.model = flags.shape.empty() ? file_name(flags.model) : flags.shape + " " + model->quantisation;
   run.common.threads = threads;
   run.common.fill = flags.fill;
   run.common.repetitions = flags.repetitions;
@@ -152,6 +148,7 @@ void run_bench(const BenchFlags& flags) {
   }
   status.clear();
   writer.finish(notes);
+  interrupt.check();
 }
 
 }  // namespace

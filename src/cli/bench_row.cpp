@@ -44,9 +44,12 @@ Json to_json(const BenchRow& row, bool details) {
   return json;
 }
 
+// Names of files are UTF-8 by then; whatever else is not must not end a run.
+std::string text_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
 std::string csv_field(const Json& value) {
   if (value.is_null()) return "";
-  if (!value.is_string()) return value.dump();
+  if (!value.is_string()) return text_of(value);
   auto text = value.get<std::string>();
   if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
   std::string quoted = "\"";
@@ -133,9 +136,9 @@ void BenchWriter::add(const BenchRow& row) {
   const Json json = to_json(row, details_);
   switch (format_) {
     case BenchFormat::Markdown: break;
-    case BenchFormat::Json: write((rows_.empty() ? "[\n  " : ",\n  ") + json.dump()); break;
+    case BenchFormat::Json: write((rows_.empty() ? "[\n  " : ",\n  ") + text_of(json)); break;
     case BenchFormat::Csv: write((rows_.empty() ? csv_line(json, true) : "") + csv_line(json, false)); break;
-    case BenchFormat::JsonLines: write(json.dump() + "\n"); break;
+    case BenchFormat::JsonLines: write(text_of(json) + "\n"); break;
   }
   rows_.push_back(row);
 }

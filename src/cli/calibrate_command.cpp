@@ -13,17 +13,17 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/terminal.h"
+#include "cli/text_file.h"
 #include "cli/thread_count.h"
 #include "cli/whole_file.h"
 #include "core/error.h"
 #include "core/timer.h"
+#include "core/utf8.h"
 #include "eval/calibration_losses.h"
 #include "eval/calibration_texts.h"
 #include "eval/plan_search.h"
 #include "eval/sketch_search.h"
-#include "model/mapped_file.h"
 #include "report/progress.h"
-#include "text/tokenizer.h"
 
 namespace tidal {
 namespace {
@@ -36,8 +36,6 @@ std::string default_text(const std::string& model) {
   }
   fail("calibrate: {} is missing, give a text with -f (or let tools/kjv.sh write the default one)", beside.string());
 }
-
-std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 /// PLAN.json with another ending.
 std::string beside(const std::string& plan, const char* ending) {
@@ -107,9 +105,8 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
          most, hp.layers);
   }
   status_.show("reading the text");
-  const MappedFile file = map_file(text_path_, "a text file");
-  const std::string_view text(reinterpret_cast<const char*>(file.data), file.size);
-  const Tokenizer tokenizer(flags.model);
+  const std::string text = read_text_file(text_path_);
+  const Tokenizer tokenizer = open_tokenizer(flags.model);
   texts_ = calibration_texts(tokenizer, text, text_path_, flags.shape, policies_.tidal.at(0).budget);
   const int context = texts_.prefix;
   if (policies_.tidal.at(context).budget >= context) {
@@ -333,7 +330,7 @@ void Calibrate::run() {
   } catch (const CalibrationLosses::Halted&) {
     status_.clear();
     note("stopped; the same command goes on from here");
-    throw Stopped();
+    throw Stopped{interrupt_.signal()};
   }
 }
 

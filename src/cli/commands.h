@@ -5,9 +5,6 @@
 
 namespace tidal {
 
-/// Thrown by a command that Ctrl-C ended before its work was done; what it has written so far stands.
-struct Stopped {};
-
 void add_bench_command(CLI::App& app);
 void add_calibrate_command(CLI::App& app);
 void add_compare_command(CLI::App& app);

@@ -7,9 +7,9 @@
 #include <set>
 
 #include "cli/backend_options.h"
-#include "cli/chat_template_options.h"
 #include "cli/bench_options.h"
 #include "cli/bench_run.h"
+#include "cli/chat_template_options.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/llama_baseline.h"
@@ -18,13 +18,12 @@
 #include "cli/plan_options.h"
 #include "cli/plan_text.h"
 #include "cli/terminal.h"
+#include "cli/text_file.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
 #include "core/timer.h"
 #include "eval/exact_text.h"
 #include "eval/next_token.h"
-#include "model/mapped_file.h"
-#include "text/tokenizer.h"
 
 namespace tidal {
 namespace {
@@ -48,9 +47,6 @@ class Comparison {
 
  private:
   std::vector<Token> prompt_tokens();
-  void check_stopped() const {
-    if (interrupt_.raised()) throw Stopped();
-  }
   void prefill(Sequence& document);
   void answer(const BenchPlan& plan, const Sequence& document);
   void answer_exactly(const BenchPlan& plan, const Sequence& document);
@@ -75,7 +71,7 @@ Comparison::Comparison(const CompareOptions& options)
     : options_(options),
       backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
       model_(load_model(options.model, *backend_)),
-      tokenizer_(options.model),
+      tokenizer_(open_tokenizer(options.model)),
       tokens_(prompt_tokens()) {
   if (options.steps < 1) fail("-n: {} given, at least 1 is needed", options.steps);
   check_baseline(options.baseline);
@@ -102,9 +98,7 @@ Comparison::Comparison(const CompareOptions& options)
 
 std::vector<Token> Comparison::prompt_tokens() {
   use_chat_template(tokenizer_, options_.chat_template);
-  const MappedFile file = map_file(options_.file, "a text file");
-  const std::string text =
-      std::string(reinterpret_cast<const char*>(file.data), file.size) + "\n\n" + options_.question;
+  const std::string text = read_text_file(options_.file) + "\n\n" + options_.question;
   if (options_.raw || !tokenizer_.has_chat_template()) return tokenizer_.encode(text, true, false);
   warn_about_chat_template(tokenizer_);
   return tokenizer_.encode(tokenizer_.apply_chat_template(std::vector<ChatMessage>{{"user", text}}, true), true, true);
@@ -118,7 +112,7 @@ void Comparison::prefill(Sequence& document) {
   const Timer timer;
   const int total = static_cast<int>(tokens_.size());
   const auto logits = engine_->prefill(document, tokens_, [&](int done) {
-    check_stopped();
+    interrupt_.check();
     status_.show(fmt::format("prefill: {} of {} tokens, {:.0f} tok/s", done, total, done / timer.seconds()));
     return true;
   });
@@ -137,7 +131,7 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
   const int depth = sequence.length();
   // Even a short answer gets its full number of steps, for their time.
   for (int i = 0; i < options_.steps; ++i) {
-    check_stopped();
+    interrupt_.check();
     ended = ended || tokenizer_.is_end(token);
     if (!ended) text += tokenizer_.piece(token);
     const Timer timer;
@@ -153,7 +147,7 @@ void Comparison::answer(const BenchPlan& plan, const Sequence& document) {
 
 void Comparison::answer_exactly(const BenchPlan& plan, const Sequence& document) {
   const ExactText exact =
-      exact_text(*engine_, document, first_, options_.steps, plan.plan, {}, [&](int) { check_stopped(); });
+      exact_text(*engine_, document, first_, options_.steps, plan.plan, {}, [&](int) { interrupt_.check(); });
   std::vector<Token> tokens = {first_};
   tokens.insert(tokens.end(), exact.tokens.begin(), exact.tokens.end() - 1);
   const auto end = std::find_if(tokens.begin(), tokens.end(), [&](Token token) { return tokenizer_.is_end(token); });
@@ -189,7 +183,7 @@ void Comparison::baseline() {
     which.kv_type = llama.kv_type(Test::Decode);
     rows_.push_back(decode_row(run_, which, llama.decode(options_.steps, 1), full_attention_bytes(run_, length)));
   } catch (const Error&) {
-    check_stopped();  // libllama reports that it was told to stop as a failure
+    interrupt_.check();  // libllama reports that it was told to stop as a failure
     throw;
   }
   status_.clear();

@@ -2,11 +2,11 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "cli/bench_options.h"
 #include "cli/eval_commands.h"
 #include "cli/eval_session.h"
+#include "core/utf8.h"
 #include "eval/exact_text.h"
 #include "eval/prompt_cache.h"
 #include "report/line_chart.h"
@@ -64,7 +64,7 @@ ExactEvaluation::ExactEvaluation(EvalSession& session, const ExactFlags& flags)
   for (const int length : lengths_) {
     for (const int64_t first : text_.places(flags.prompts, length)) places_.push_back({length, first});
   }
-  session.open("exact", {{"text", std::filesystem::path(text_.name()).filename().string()},
+  session.open("exact", {{"text", file_name(text_.name())},
                          {"text_hash", text_.hash()},
                          {"predict", flags.predict},
                          {"drafts", flags.drafts},

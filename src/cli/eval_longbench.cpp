@@ -9,6 +9,7 @@
 #include "cli/eval_session.h"
 #include "cli/output.h"
 #include "core/error.h"
+#include "core/utf8.h"
 #include "eval/greedy_answers.h"
 #include "eval/longbench.h"
 #include "eval/next_token.h"
@@ -45,7 +46,7 @@ class LongBenchRun {
     if (session.tokenizer().has_chat_template()) warn_about_chat_template(session.tokenizer());
     if (limit_ < 2) fail("--prompt: no room for a prompt in the context of {} that the model was trained for", trained);
     session.check_context(int64_t{limit_} + most_ + kTemplate);
-    session.open("longbench", {{"folder", std::filesystem::path(flags.folder).lexically_normal().filename().string()},
+    session.open("longbench", {{"folder", file_name(std::filesystem::path(flags.folder).lexically_normal().string())},
                                {"extended", flags.extended},
                                {"prompt", limit_}});
     for (const std::string& text : data_.notes) note(text);

@@ -1,11 +1,11 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "cli/eval_commands.h"
 #include "cli/eval_needle_grid.h"
 #include "cli/eval_session.h"
+#include "core/utf8.h"
 #include "eval/greedy_answers.h"
 #include "eval/needle.h"
 #include "eval/prompt_cache.h"
@@ -39,7 +39,7 @@ class NeedleRun {
     // The start of the text alone, where prompts are to come from one place.
     if (flags.places == 1) places_.assign(grid_.lengths.size(), {0});
     for (const int length : grid_.lengths) check(length);
-    session.open("needle", {{"text", std::filesystem::path(text_.name()).filename().string()},
+    session.open("needle", {{"text", file_name(text_.name())},
                             {"text_hash", text_.hash()},
                             {"needle", to_string(kind_)},
                             {"places", flags.places},

@@ -1,8 +1,7 @@
 #include "cli/eval_places.h"
 
-#include <filesystem>
-
 #include "cli/eval_commands.h"
+#include "core/utf8.h"
 
 namespace tidal {
 namespace {
@@ -32,7 +31,7 @@ Places::Places(EvalSession& session, const std::string& task, const PlaceFlags& 
     : text_(read_text(session, flags)),
       length_(int64_t{flags.prefix} + flags.steps + extra),
       firsts_(text_.places(flags.places, length_)) {
-  session.open(task, {{"text", std::filesystem::path(text_.name()).filename().string()},
+  session.open(task, {{"text", file_name(text_.name())},
                       {"text_hash", text_.hash()},
                       {"prefix", flags.prefix},
                       {"steps", flags.steps}});

@@ -4,19 +4,17 @@
 #include <filesystem>
 #include <limits>
 
-#include "cli/commands.h"
 #include "cli/output.h"
+#include "cli/text_file.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
-#include "model/mapped_file.h"
+#include "core/utf8.h"
 #include "report/progress.h"
 
 namespace tidal {
 namespace {
 
 using Json = ResultFile::Json;
-
-std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 /// What tells this model's results from another's.
 Json fingerprint(const Model& model, const std::string& path) {
@@ -52,7 +50,7 @@ EvalSession::EvalSession(const EvalFlags& flags)
     : flags_(flags),
       backend_(open_backend(flags.backend, thread_count(flags.threads), flags.model)),
       model_(load_model(flags.model, *backend_)),
-      tokenizer_(std::make_unique<Tokenizer>(flags.model)),
+      tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(flags.model))),
       plans_(eval_plans(flags.plans, flags.model, model_.hp)),
       svg_(picture_path(flags)) {
   if (!svg_.empty() && svg_ == flags.output) fail("--svg: {} is the output file, expected another one", svg_);
@@ -77,9 +75,8 @@ TextTokens EvalSession::read_text(const std::string& file) const {
       fail("text: no file given (-f), and there is no kjv.txt beside the model, which tools/kjv.sh writes");
     }
   }
-  const MappedFile mapped = map_file(path, "a text");
   status_.show(path + ": reading the text");
-  return {*tokenizer_, {reinterpret_cast<const char*>(mapped.data), mapped.size}, path};
+  return {*tokenizer_, read_text_file(path), path};
 }
 
 void EvalSession::check_context(int64_t length) const {
@@ -132,7 +129,7 @@ void EvalSession::begin(int64_t work) {
 }
 
 void EvalSession::advance(int64_t work) {
-  if (interrupt_.raised()) throw Stopped();
+  interrupt_.check();
   done_ += work;
   const double share = std::min(1.0, static_cast<double>(done_) / static_cast<double>(work_));
   std::string text = fmt::format("eval {}: {:.0f} %", task_, 100 * share);

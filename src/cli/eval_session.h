@@ -68,7 +68,7 @@ class EvalSession {
 
   /// Units of work that this run has to do; one line says how far it is from then on.
   void begin(int64_t work);
-  /// So much is done. Throws Stopped when Ctrl-C was pressed.
+  /// So much is done. Throws Stopped when Ctrl-C was pressed or the like.
   void advance(int64_t work);
 
   /// Whether a picture is wanted.

@@ -11,6 +11,7 @@
 #include "cli/output.h"
 #include "cli/plan_options.h"
 #include "cli/plan_text.h"
+#include "core/utf8.h"
 #include "engine/engine.h"
 #include "model/gguf.h"
 
@@ -89,9 +90,9 @@ std::string as_json(const Info& info) {
     reads.push_back({{"depth", read.depth}, {"full", read.full}, {"tidal", read.tidal}, {"sketch", read.sketch}});
   }
   Json plan = Json::parse(to_json(info.plan.plan, hp));
-  plan["source"] = info.plan.source;
+  plan["source"] = as_utf8(info.plan.source);
   const Json json = {
-      {"file", info.path},
+      {"file", as_utf8(info.path)},
       {"file_bytes", info.model.file_bytes},
       {"architecture", hp.architecture},
       {"name", hp.name},

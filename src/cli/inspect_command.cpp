@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -14,13 +13,13 @@
 #include "cli/plan_options.h"
 #include "cli/plan_text.h"
 #include "cli/terminal.h"
+#include "cli/text_file.h"
 #include "cli/thread_count.h"
 #include "cli/whole_file.h"
 #include "core/error.h"
+#include "core/utf8.h"
 #include "engine/exact.h"
 #include "eval/inspect.h"
-#include "model/mapped_file.h"
-#include "text/tokenizer.h"
 
 namespace tidal {
 namespace {
@@ -51,11 +50,6 @@ void check(const InspectCommand& options) {
   if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
 }
 
-std::string read_document(const std::string& path) {
-  const MappedFile file = map_file(path, "a text file");
-  return {reinterpret_cast<const char*>(file.data), file.size};
-}
-
 /// As many positions as the prompt and its answer need, at most what the model was trained for or was asked for.
 int context_for(const InspectCommand& options, const InspectPrompt& prompt, const Hyperparameters& hp) {
   const int64_t tokens = static_cast<int64_t>(prompt.document.size() + prompt.question.size());
@@ -76,13 +70,12 @@ std::string rate(int64_t tokens, double seconds) {
 
 void add_facts(Inspection& inspection, const InspectCommand& options, const Model& model, const std::string& plan) {
   InspectReport& report = inspection.report;
-  const auto file = [](const std::string& path) { return std::filesystem::path(path).filename().string(); };
-  report.model = model.hp.name.empty() ? file(options.model) : model.hp.name;
+  report.model = model.hp.name.empty() ? file_name(options.model) : model.hp.name;
   const auto answer = static_cast<int>(report.pieces.size()) - report.document - report.question;
   const auto steps = static_cast<int64_t>(report.steps.size());
   report.facts = {
-      {"Plan", plan},
-      {"Document", fmt::format("{}, {} tokens", file(options.document), report.document)},
+      {"Plan", as_utf8(plan)},
+      {"Document", fmt::format("{}, {} tokens", file_name(options.document), report.document)},
       {"Question", fmt::format("{} tokens, {}", report.question,
                                options.question_as == "dense" ? "prefilled" : "decoded sparsely")},
       {"Answer", fmt::format("{} tokens, {}", answer, report.end.empty() ? "cut there" : "ended by the model")},
@@ -97,11 +90,11 @@ bool anything_selected(const InspectReport& report) {
 
 void run(const InspectCommand& options) {
   check(options);
-  const std::string document = read_document(options.document);
+  const std::string document = read_text_file(options.document);
   WholeFile page(options.page);
   const auto backend = open_backend(options.backend, thread_count(options.threads), options.model);
   const Model model = load_model(options.model, *backend);
-  Tokenizer tokenizer(options.model);
+  Tokenizer tokenizer = open_tokenizer(options.model);
   use_chat_template(tokenizer, options.chat_template);
   check_budget(options.plan, options.context.value_or(model.hp.context));
   const auto [plan, source] = choose_plan(options.plan, model.hp);
@@ -125,7 +118,7 @@ void run(const InspectCommand& options) {
                                    .dense_question = options.question_as == "dense",
                                    .exact_drafts = exact ? options.exact : 0,
                                    .progress = [&](const char* what, int done, int total) {
-                                     if (interrupt.raised()) throw Stopped();
+                                     interrupt.check();
                                      status.show(fmt::format("{}: {} of {} tokens", what, done, total));
                                    }});
   status.clear();

@@ -1,25 +1,51 @@
 #include "cli/interrupt.h"
 
+#include <array>
 #include <csignal>
+#include <cstddef>
 
 namespace tidal {
 namespace {
 
-volatile std::sig_atomic_t raised_flag = 0;
-struct sigaction previous_action;
+constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP};
+
+volatile std::sig_atomic_t first_signal = 0;
+std::array<struct sigaction, kSignals.size()> previous_actions;
+
+void note_signal(int signal) {
+  first_signal = signal;
+  for (const int each : kSignals) {
+    struct sigaction action {};
+    if (sigaction(each, nullptr, &action) == 0 && action.sa_handler == note_signal) {
+      action.sa_handler = SIG_DFL;
+      sigaction(each, &action, nullptr);
+    }
+  }
+}
 
 }  // namespace
 
 Interrupt::Interrupt() {
-  raised_flag = 0;
-  struct sigaction action {};
-  action.sa_handler = [](int) { raised_flag = 1; };
-  action.sa_flags = SA_RESETHAND;  // the next one acts as if nobody listened
-  sigaction(SIGINT, &action, &previous_action);
+  first_signal = 0;
+  for (size_t i = 0; i < kSignals.size(); ++i) {
+    sigaction(kSignals[i], nullptr, &previous_actions[i]);
+    if (kSignals[i] != SIGINT && previous_actions[i].sa_handler == SIG_IGN) continue;
+    struct sigaction action {};
+    action.sa_handler = note_signal;
+    // One at a time: a second one comes when the first has been noted.
+    for (const int each : kSignals) sigaddset(&action.sa_mask, each);
+    sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
-Interrupt::~Interrupt() { sigaction(SIGINT, &previous_action, nullptr); }
+Interrupt::~Interrupt() {
+  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_actions[i], nullptr);
+}
 
-bool Interrupt::raised() const { return raised_flag != 0; }
+int Interrupt::signal() const { return first_signal; }
+
+void Interrupt::check() const {
+  if (raised()) throw Stopped{signal()};
+}
 
 }  // namespace tidal

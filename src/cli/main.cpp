@@ -7,13 +7,15 @@
 
 #include "cli/backend_options.h"
 #include "cli/commands.h"
+#include "cli/interrupt.h"
 #include "cli/output.h"
+#include "cli/wait_policy.h"
 #include "core/error.h"
 
 namespace {
 
 constexpr int kFailed = 1;
-constexpr int kInterrupted = 130;  // 128 + SIGINT, as shells have it
+constexpr int kSignalled = 128;  // and the signal, as shells have it
 
 int complain(const std::string& what) {
   fmt::print(stderr, "tidal: {}\n", what);
@@ -29,8 +31,8 @@ int run(CLI::App& app, int argc, char** argv) {
     const auto commands = app.get_subcommands();
     const std::string command = commands.empty() ? "" : commands.front()->get_name() + " ";
     return complain(fmt::format("{} (tidal {}--help lists the flags)", error.what(), command));
-  } catch (const tidal::Stopped&) {
-    return kInterrupted;
+  } catch (const tidal::Stopped& stopped) {
+    return kSignalled + stopped.signal;
   } catch (const tidal::Error& error) {
     return complain(error.what());
   } catch (const std::bad_alloc&) {
@@ -44,6 +46,7 @@ int run(CLI::App& app, int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  tidal::wait_shortly(argv);
   CLI::App app("Decodes long contexts fast with position persistent sparse attention.", "tidal");
   app.set_version_flag("--version", std::string("tidal ") + TIDAL_VERSION, "Print the version and leave");
   app.require_subcommand(0, 1);

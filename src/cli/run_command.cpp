@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <csignal>
 #include <iostream>
 #include <memory>
 
@@ -9,8 +10,10 @@
 #include "cli/run_chat.h"
 #include "cli/run_options.h"
 #include "cli/terminal.h"
+#include "cli/text_file.h"
 #include "cli/thread_count.h"
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace tidal {
 namespace {
@@ -20,7 +23,7 @@ class Run {
  public:
   explicit Run(const RunOptions& options);
 
-  /// Answers `prompt` and is done. Throws Stopped when Ctrl-C ended that.
+  /// Answers `prompt` and is done. Throws Stopped when a signal ended that.
   void once(const std::string& prompt);
   /// Answers `first`, unless it is empty, then every line of stdin.
   void interactive(const std::string& first);
@@ -38,6 +41,7 @@ class Run {
   /// Ends the answer's line and says how it ended and how fast it was.
   void close(const Answer& answer);
   /// Answers one message of an interactive chat; its errors are told, not thrown.
+  /// Throws Stopped when a signal other than Ctrl-C came.
   void turn(Chat& chat, const std::string& message);
 
   const RunOptions& options_;
@@ -57,7 +61,7 @@ Run::Run(const RunOptions& options)
       chat_(options.chat || !options.system.empty()),
       backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
       model_(load_model(options.model, *backend_, [&](const Hyperparameters& hp) { return memory_beside(hp); })),
-      tokenizer_(std::make_unique<Tokenizer>(options.model)) {
+      tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(options.model))) {
   const Hyperparameters& hp = model_.hp;
   if (tokenizer_->vocab_size() != hp.vocab) {
     fail("{}: its vocabulary has {} tokens, but its matrices {}", options.model, tokenizer_->vocab_size(), hp.vocab);
@@ -151,12 +155,13 @@ void Run::once(const std::string& prompt) {
   tell_plan();
   const Interrupt interrupt;
   close(generator_->answer(tokens, options_.predict, listener(interrupt)));
-  if (interrupt.raised()) throw Stopped();
+  interrupt.check();
 }
 
 void Run::turn(Chat& chat, const std::string& message) {
   const Interrupt interrupt;
   try {
+    check_text(message, "message");
     close(chat.say(message, options_.predict, listener(interrupt)));
   } catch (const OutputError&) {
     throw;
@@ -164,6 +169,7 @@ void Run::turn(Chat& chat, const std::string& message) {
     status_.clear();
     warn(error.what());
   }
+  if (interrupt.signal() != SIGINT) interrupt.check();  // Ctrl-C ends the answer alone
 }
 
 void Run::interactive(const std::string& first) {

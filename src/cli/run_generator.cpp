@@ -5,7 +5,7 @@
 
 #include "core/error.h"
 #include "core/timer.h"
-#include "text/utf8.h"
+#include "core/utf8.h"
 
 namespace tidal {
 

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace tidal {
 namespace {
@@ -25,7 +26,9 @@ std::string read_file(const std::string& path) {
   if (std::filesystem::is_directory(path, ignored)) fail("{}: is a directory, expected a file of text", path);
   std::ifstream file(path, std::ios::binary);
   if (!file) fail("{}: cannot be opened: {}", path, std::strerror(errno));
-  return read_all(file, path);
+  std::string text = read_all(file, path);
+  check_text(text, path);
+  return text;
 }
 
 void add_text_options(CLI::App& app, RunOptions& options) {
@@ -123,6 +126,7 @@ void check(const RunOptions& options) {
   if (!options.grammar.empty() && !options.grammar_file.empty()) {
     fail("grammar: give either --grammar or --grammar-file, not both");
   }
+  check_text(options.system, "--system");
   check_kind(options.plan);
   if (options.is_exact()) {
     if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
@@ -136,8 +140,12 @@ void check(const RunOptions& options) {
 std::string read_prompt(const RunOptions& options) {
   std::string text = options.prompt;
   if (options.prompt_option->count() == 0) {
-    text = options.prompt_file_option->count() > 0 ? read_file(options.prompt_file) : read_all(std::cin, "stdin");
+    const bool file = options.prompt_file_option->count() > 0;
+    text = file ? read_file(options.prompt_file) : read_all(std::cin, "stdin");
+    if (!file) check_text(text, "stdin");
     if (text.ends_with('\n')) text.pop_back();
+  } else {
+    check_text(text, "prompt");
   }
   if (text.empty()) fail("prompt: it is empty, expected some text from -p, -f or stdin");
   return text;

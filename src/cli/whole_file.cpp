@@ -25,18 +25,24 @@ WholeFile::WholeFile(std::string path) : path_(std::move(path)) {
     const auto target = std::filesystem::weakly_canonical(path_, ignored);
     if (!ignored) path_ = target;
   }
-  part_ = fmt::format("{}.{}.part", path_, ::getpid());
+  // Only to see that it can be: while the work is done nothing lies beside `path` that a kill would leave there.
+  { const Part part(path_); }
+}
+
+void WholeFile::write(std::string_view content) { Part(path_).write(content); }
+
+WholeFile::Part::Part(const std::string& path) : path_(path), part_(fmt::format("{}.{}.part", path, ::getpid())) {
   file_ = ::open(part_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (file_ < 0) cannot_write();
 }
 
-WholeFile::~WholeFile() {
+WholeFile::Part::~Part() {
   if (file_ < 0) return;
   ::close(file_);
   ::unlink(part_.c_str());
 }
 
-void WholeFile::write(std::string_view content) {
+void WholeFile::Part::write(std::string_view content) {
   while (!content.empty()) {
     const ssize_t written = ::write(file_, content.data(), content.size());
     if (written < 0 && errno == EINTR) continue;
@@ -48,6 +54,6 @@ void WholeFile::write(std::string_view content) {
   ::close(std::exchange(file_, -1));
 }
 
-void WholeFile::cannot_write() const { fail("{}: cannot be written: {}", path_, std::strerror(errno)); }
+void WholeFile::Part::cannot_write() const { fail("{}: cannot be written: {}", path_, std::strerror(errno)); }
 
 }  // namespace tidal

@@ -11,18 +11,30 @@ class WholeFile {
  public:
   /// Throws Error when no file can be written there, before any work was done for it.
   explicit WholeFile(std::string path);
-  ~WholeFile();
-  WholeFile(const WholeFile&) = delete;
-  WholeFile& operator=(const WholeFile&) = delete;
 
-  /// Once. Throws Error when the disk is full.
+  /// Throws Error when it cannot be written, e.g. because the disk is full.
   void write(std::string_view content);
 
  private:
-  [[noreturn]] void cannot_write() const;
+  /// PATH.PID.part, which becomes `path` when it is written and is gone otherwise.
+  class Part {
+   public:
+    explicit Part(const std::string& path);
+    ~Part();
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
 
-  std::string path_, part_;
-  int file_ = -1;
+    void write(std::string_view content);
+
+   private:
+    [[noreturn]] void cannot_write() const;
+
+    const std::string& path_;
+    std::string part_;
+    int file_ = -1;
+  };
+
+  std::string path_;
 };
 
 }  // namespace tidal

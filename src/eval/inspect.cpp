@@ -8,9 +8,9 @@
 
 #include "core/error.h"
 #include "core/timer.h"
+#include "core/utf8.h"
 #include "engine/attention_probe.h"
 #include "engine/exact.h"
-#include "text/utf8.h"
 
 namespace tidal {
 namespace {

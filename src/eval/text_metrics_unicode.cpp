@@ -7,7 +7,7 @@
 #include <iterator>
 
 #include "core/error.h"
-#include "text/utf8.h"
+#include "core/utf8.h"
 
 namespace tidal {
 namespace {

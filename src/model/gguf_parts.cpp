@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace tidal {
 namespace {
@@ -24,8 +25,6 @@ std::optional<T> value(const ScannedGguf& scanned, const char* key, gguf_type ty
 
 /// "-00001-of-00003.gguf"
 std::string ending(int index, int count) { return fmt::format("-{:05}-of-{:05}.gguf", index + 1, count); }
-
-std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 }  // namespace
 

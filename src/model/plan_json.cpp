@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/utf8.h"
 #include "model/mapped_file.h"
 #include "model/plan.h"
 
@@ -151,8 +152,8 @@ std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::stri
     policy["sketch"] = plan.policy.sketch_bits;
   }
   if (plan.correct > 0) json["correct"] = plan.correct;
-  if (!about.empty()) json["about"] = about;
-  return json.dump(2) + "\n";
+  if (!about.empty()) json["about"] = as_utf8(about);  // it may name files
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 Plan plan_from_json(const std::string& text, const std::string& name, const Hyperparameters& hp) {

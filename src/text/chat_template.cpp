@@ -7,23 +7,13 @@
 #include <optional>
 
 #include "core/error.h"
-#include "text/utf8.h"
+#include "core/utf8.h"
 #ifdef TIDAL_JINJA
 #include "text/jinja.h"
 #endif
 
 namespace tidal {
 namespace {
-
-void check_text(const ChatMessage& message) {
-  if (const auto offset = find_invalid_utf8(message.content)) {
-    fail("{} message: byte {} (0x{:02x}) is not valid UTF-8", message.role, *offset,
-         static_cast<unsigned char>(message.content[*offset]));
-  }
-  if (const size_t offset = message.content.find('\0'); offset != std::string::npos) {
-    fail("{} message: byte {} is NUL, expected text", message.role, offset);
-  }
-}
 
 /// The system message as the beginning of the first user message; nullopt when there are not both.
 std::optional<std::vector<ChatMessage>> without_system(std::span<const ChatMessage> messages) {
@@ -90,7 +80,7 @@ ChatTemplate ChatTemplate::built_in(const std::string& name) {
 }
 
 std::string ChatTemplate::render(std::span<const ChatMessage> messages, bool add_generation_prompt) const {
-  for (const ChatMessage& message : messages) check_text(message);
+  for (const ChatMessage& message : messages) check_text(message.content, message.role + " message");
   if (!jinja_) return render_by_libllama(messages, add_generation_prompt);
 #ifdef TIDAL_JINJA
   try {

@@ -5,19 +5,21 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
+#include <sstream>
 
 namespace tidal {
 namespace {
 
 std::mutex mutex;
-std::string errors;
+std::string errors, warnings_text;
 
 void collect(ggml_log_level level, const char* text, void*) {
-  if (level != GGML_LOG_LEVEL_ERROR) return;
   const std::lock_guard lock(mutex);
-  errors += text;
+  if (level == GGML_LOG_LEVEL_ERROR) errors += text;
+  if (level == GGML_LOG_LEVEL_WARN) warnings_text += text;
 }
 
 /// "llama_model_load: error loading model: ..." without the function, which says nothing to a user.
@@ -33,6 +35,7 @@ LlamaErrors::LlamaErrors() {
   {
     const std::lock_guard lock(mutex);
     errors.clear();
+    warnings_text.clear();
   }
   llama_log_set(collect, nullptr);
 }
@@ -40,6 +43,23 @@ LlamaErrors::LlamaErrors() {
 std::string LlamaErrors::first() const {
   const std::lock_guard lock(mutex);
   return without_function(errors.substr(0, errors.find('\n')));
+}
+
+std::vector<std::string> LlamaErrors::warnings() const {
+  std::istringstream text;
+  {
+    const std::lock_guard lock(mutex);
+    text.str(warnings_text);
+  }
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(text, line);) {
+    line = without_function(line);
+    line.erase(line.find_last_not_of(' ') + 1);
+    // Frames of stars and blank lines draw attention to others.
+    const bool says = line.find_first_not_of("* ") != std::string::npos;
+    if (says && std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
+  }
+  return lines;
 }
 
 CapturedStderr::CapturedStderr() {

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace tidal {
 
-/// Silences the log of libllama and ggml from the first one on, for the whole process, and collects the errors that are
-/// logged while it lives. One at a time.
+/// Silences the log of libllama and ggml from the first one on, for the whole process, and collects the errors and the
+/// warnings that are logged while it lives. One at a time.
 class LlamaErrors {
  public:
   LlamaErrors();
@@ -15,6 +16,8 @@ class LlamaErrors {
 
   /// The first error in one line, without libllama's name of a function; "" when there was none.
   std::string first() const;
+  /// The warnings as first() has an error, each once.
+  std::vector<std::string> warnings() const;
 };
 
 /// Collects what is written to file descriptor 2 while it lives: libllama reports a grammar's errors there and nowhere

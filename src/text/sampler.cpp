@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/utf8.h"
 #include "text/llama_log.h"
 
 namespace tidal {
@@ -73,6 +74,7 @@ int likely_of(const Tokenizer& tokenizer, const SamplerOptions& options) {
 LlamaSampler make_grammar(const Tokenizer& tokenizer, const std::string& text) {
   LlamaSampler grammar(nullptr, llama_sampler_free);
   if (text.empty()) return grammar;
+  check_text(text, "grammar");  // libllama reads it up to a NUL
   std::string reason;
   {
     const LlamaErrors logged;

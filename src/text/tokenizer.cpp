@@ -4,6 +4,7 @@
 #include <llama.h>
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -12,10 +13,23 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/utf8.h"
+#include "text/deep_stack.h"
 #include "text/llama_log.h"
-#include "text/utf8.h"
 
 namespace tidal {
+
+namespace {
+
+/// A string of the file's metadata; "" where it has none of this name.
+std::string text_of(const llama_model& model, const char* key) {
+  std::string text(128, '\0');
+  const int32_t length = llama_model_meta_val_str(&model, key, text.data(), text.size());
+  text.resize(static_cast<size_t>(std::clamp<int32_t>(length, 0, static_cast<int32_t>(text.size()) - 1)));
+  return text;
+}
+
+}  // namespace
 
 Tokenizer::Tokenizer(const std::string& path) : path_(path) {
   // libllama would wait for a writer of a FIFO.
@@ -24,12 +38,32 @@ Tokenizer::Tokenizer(const std::string& path) : path_(path) {
   const LlamaErrors errors;
   llama_model_params params = llama_model_default_params();
   params.vocab_only = true;
+  // The vocabulary is in the first part of a split model; libllama need not open the others, nor read them its way.
+  llama_model_kv_override whole[2] = {};
+  whole[0].tag = LLAMA_KV_OVERRIDE_TYPE_INT;
+  std::strcpy(whole[0].key, "split.count");
+  whole[0].val_i64 = 1;
+  params.kv_overrides = whole;
   model_ = std::shared_ptr<llama_model>(llama_model_load_from_file(path.c_str(), params), llama_model_free);
   if (!model_) {
     const std::string reason = errors.first();
     fail("{}: libllama cannot read its vocabulary: {}", path, reason.empty() ? "it gives no reason" : reason);
   }
   if (vocab_size() < 1) fail("{}: it has no vocabulary, expected a model of text", path);
+  warnings_ = errors.warnings();
+  const enum llama_vocab_type type = llama_vocab_type(vocab());
+  recurses_ = type == LLAMA_VOCAB_TYPE_BPE && pretokenizer_recurses(text_of(*model_, "tokenizer.ggml.pre"));
+  const bool knows_flags = type == LLAMA_VOCAB_TYPE_SPM || type == LLAMA_VOCAB_TYPE_BPE || type == LLAMA_VOCAB_TYPE_UGM;
+  const bool adds_start = type == LLAMA_VOCAB_TYPE_WPM || (knows_flags && llama_vocab_get_add_bos(vocab()));
+  adds_end_ = type == LLAMA_VOCAB_TYPE_WPM || (knows_flags && llama_vocab_get_add_eos(vocab()));
+  // libllama would end the process when it needs a token that the file lacks.
+  const llama_token end = type == LLAMA_VOCAB_TYPE_WPM ? llama_vocab_sep(vocab()) : llama_vocab_eos(vocab());
+  if (adds_start && llama_vocab_bos(vocab()) == LLAMA_TOKEN_NULL) {
+    fail("{}: its tokenizer begins every text with a BOS token, but the file names none", path);
+  }
+  if (adds_end_ && end == LLAMA_TOKEN_NULL) {
+    fail("{}: its tokenizer ends every text with an EOS token, but the file names none", path);
+  }
   set_chat_template("", "");
 }
 
@@ -38,14 +72,37 @@ const llama_vocab* Tokenizer::vocab() const { return llama_model_get_vocab(model
 int Tokenizer::vocab_size() const { return llama_vocab_n_tokens(vocab()); }
 
 std::vector<Token> Tokenizer::encode(std::string_view text, bool add_special, bool parse_special) const {
-  if (const auto offset = find_invalid_utf8(text)) {
-    fail("text: byte {} (0x{:02x}) is not valid UTF-8", *offset, static_cast<unsigned char>(text[*offset]));
-  }
+  check_text(text, "text");
   // A token takes at least a byte, but BOS and EOS come on top.
   constexpr size_t kSpecial = 8;
   if (text.size() > std::numeric_limits<int32_t>::max() - kSpecial) {
     fail("text: {} bytes are too many, expected less than 2 GiB", text.size());
   }
+  // Short words, as nearly all texts have, need no more stack than any thread has.
+  constexpr size_t kOrdinary = size_t{512} << 10;
+  const size_t stack = recurses_ ? pretokenizer_stack(text) : 0;
+  if (stack > kMostStack) {
+    fail(
+        "text: a part of it has over a million characters without white space, which libllama's tokenizer cannot take");
+  }
+  std::vector<Token> tokens;
+  try {
+    if (stack <= kOrdinary) {
+      tokens = tokenize(text, add_special, parse_special);
+    } else {
+      run_on_stack(stack, [&] { tokens = tokenize(text, add_special, parse_special); });
+    }
+  } catch (const Error&) {
+    throw;
+  } catch (const std::runtime_error& error) {
+    fail("text: libllama cannot make tokens of it: {}", error.what());
+  }
+  if (add_special && adds_end_ && !tokens.empty()) tokens.pop_back();
+  return tokens;
+}
+
+std::vector<Token> Tokenizer::tokenize(std::string_view text, bool add_special, bool parse_special) const {
+  constexpr size_t kSpecial = 8;
   const auto length = static_cast<int32_t>(text.size());
   std::vector<Token> tokens(text.size() / 2 + kSpecial);
   int32_t count = llama_tokenize(vocab(), text.data(), length, tokens.data(), static_cast<int32_t>(tokens.size()),
@@ -140,15 +197,11 @@ const ChatTemplate& Tokenizer::chat_template() const {
 
 std::string Tokenizer::apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant) const {
   std::string text = chat_template().render(messages, add_assistant);
-  // encode() adds BOS and EOS where the vocabulary wants them: not twice.
-  const Token bos = llama_vocab_bos(vocab()), eos = llama_vocab_eos(vocab());
+  // encode() adds a BOS where the vocabulary wants it: not twice.
+  const Token bos = llama_vocab_bos(vocab());
   if (llama_vocab_get_add_bos(vocab()) && bos != LLAMA_TOKEN_NULL) {
     const std::string written = piece(bos, true);
     if (text.starts_with(written)) text.erase(0, written.size());
-  }
-  if (llama_vocab_get_add_eos(vocab()) && eos != LLAMA_TOKEN_NULL) {
-    const std::string written = piece(eos, true);
-    if (text.ends_with(written)) text.resize(text.size() - written.size());
   }
   return text;
 }

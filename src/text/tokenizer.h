@@ -22,9 +22,15 @@ class Tokenizer {
   /// load the model first.
   explicit Tokenizer(const std::string& path);
 
+  /// What libllama warned of when it read the vocabulary: what it guessed because the file does not say it.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
   int vocab_size() const;
-  /// Tokens of `text`. `add_special`: add the model's BOS (and EOS) where it wants them. `parse_special`: read control
-  /// tokens in the text as such. Throws Error with the offset of the wrong byte for text that is not UTF-8.
+  /// Tokens of `text`, which something is to follow. `add_special`: add the BOS that the file asks for
+  /// (`tokenizer.ggml.add_bos_token`); an EOS behind the text that it may ask for as well is left out, since what
+  /// follows would be another text. `parse_special`: read control tokens in the text as such. Throws Error with the
+  /// offset of the wrong byte for text that is not UTF-8 or holds a NUL, and for text with so long a word that libllama
+  /// would run out of stack.
   std::vector<Token> encode(std::string_view text, bool add_special, bool parse_special) const;
   /// The bytes of one token; they may be part of a UTF-8 character. Control tokens give "" unless `special`. Throws
   /// Error for a token outside the vocabulary.
@@ -53,10 +59,15 @@ class Tokenizer {
   struct Chat;
 
   const ChatTemplate& chat_template() const;
+  /// llama_tokenize() on `text` as it is; where that needs it, on a stack of its own.
+  std::vector<Token> tokenize(std::string_view text, bool add_special, bool parse_special) const;
 
   std::string path_;
   std::shared_ptr<llama_model> model_;
   std::shared_ptr<Chat> chat_;
+  std::vector<std::string> warnings_;
+  bool recurses_ = false;  // libllama takes stack for every character of a word
+  bool adds_end_ = false;  // llama_tokenize() ends a text by a token that is no part of it
 };
 
 }  // namespace tidal

@@ -210,7 +210,7 @@ class Templates(unittest.TestCase):
 
     def test_messages_that_are_no_text(self):
         answer = self.one("x", [{"role": "user", "content": "a\0b"}])
-        self.assertEqual(answer, {"error": "user message: byte 1 is NUL, expected text"})
+        self.assertEqual(answer, {"error": "user message: byte 1 is NUL (0x00), expected text"})
 
 
 if __name__ == "__main__":

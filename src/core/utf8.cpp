@@ -1,7 +1,10 @@
-#include "text/utf8.h"
+#include "core/utf8.h"
 
 #include <cstdint>
+#include <filesystem>
 #include <utility>
+
+#include "core/error.h"
 
 namespace tidal {
 namespace {
@@ -40,6 +43,32 @@ std::optional<size_t> find_invalid_utf8(std::string_view text) {
   }
   return std::nullopt;
 }
+
+void check_text(std::string_view text, std::string_view name) {
+  if (const auto at = find_invalid_utf8(text)) {
+    fail("{}: byte {} (0x{:02x}) is not valid UTF-8", name, *at, static_cast<unsigned char>(text[*at]));
+  }
+  const size_t nul = text.find('\0');
+  if (nul != std::string_view::npos) fail("{}: byte {} is NUL (0x00), expected text", name, nul);
+}
+
+std::string as_utf8(std::string_view bytes) {
+  if (!find_invalid_utf8(bytes)) return std::string(bytes);
+  std::string text;
+  for (size_t at = 0; at < bytes.size();) {
+    const Character character = first_character(bytes.substr(at));
+    if (character.start != Start::Whole) {
+      text += fmt::format("\\x{:02X}", static_cast<unsigned char>(bytes[at++]));
+      continue;
+    }
+    if (bytes[at] == '\\') text += '\\';
+    text += bytes.substr(at, character.bytes);
+    at += character.bytes;
+  }
+  return text;
+}
+
+std::string file_name(const std::string& path) { return as_utf8(std::filesystem::path(path).filename().native()); }
 
 std::string Utf8Stream::push(std::string_view bytes) {
   pending_ += bytes;
