@@ -3,6 +3,7 @@
 #include "core/error.h"
 #ifdef TIDAL_CUDA
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/full_below.h"
 #endif
 
 namespace tidal {
@@ -38,6 +39,14 @@ bool has_cuda_device() {
   return false;
 #endif
 }
+
+#ifdef TIDAL_CUDA
+std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy) {
+  return cuda::full_below(hp, roles, policy);
+}
+#else
+std::optional<int> cuda_full_below(const Hyperparameters&, std::span<const Role>, const Policy&) { return {}; }
+#endif
 
 std::unique_ptr<Backend> make_backend(std::string_view name, int threads) {
   if (name == "auto") name = has_cuda_device() ? "cuda" : "cpu";

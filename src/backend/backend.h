@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,6 +34,9 @@ class Backend {
   virtual int prefill_rows() const { return 512; }
   /// The rate at which memory larger than all caches is read, measured: the limit of decoding. GB/s.
   virtual double read_stream() = 0;
+  /// Positions from which a decode step of one sequence whose layers have these roles takes no longer than one by full
+  /// attention, by what was measured on such a machine; 0: from the start. `policy` is a plan's, shares included.
+  virtual int full_below(const Hyperparameters&, std::span<const Role> /*roles*/, const Policy&) const { return 0; }
 
   // --- memory -------------------------------------------------------------------------------------------------------
   /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).
@@ -95,6 +99,8 @@ std::unique_ptr<Backend> make_reference_backend();
 std::unique_ptr<Backend> make_cpu_backend(int threads);
 /// Whether there is a device that "cuda" would run on, in a build with CUDA.
 bool has_cuda_device();
+/// What full_below() of the backend "cuda" says, with or without a device; nullopt in a build without CUDA.
+std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy);
 /// By name: "cpu", "cuda", "reference", or "auto" for cuda where it has a device, else cpu. Throws Error for any other,
 /// and for cuda without a device. `threads` is of account for cpu alone.
 std::unique_ptr<Backend> make_backend(std::string_view name, int threads);

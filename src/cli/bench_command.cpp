@@ -99,7 +99,7 @@ void run_bench(const BenchFlags& flags) {
   reset_peak_memory();
   const auto beside = [&](const Hyperparameters& hp) {
     int64_t bytes = 0;
-    for (const BenchPlan& plan : bench_plans(flags.attention, flags.plan, hp)) {
+    for (const BenchPlan& plan : bench_plans(flags.attention, flags.plan, hp, full_below_of(*backend, hp))) {
       bytes = std::max(bytes, engine_memory(*backend, hp, plan.plan, engine_options(run)).total());
     }
     return bytes;
@@ -107,7 +107,8 @@ void run_bench(const BenchFlags& flags) {
   std::optional<Model> model(
       flags.shape.empty() ? load_model(flags.model, *backend, beside)
                           : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend, beside));
-  const std::vector<BenchPlan> plans = bench_plans(flags.attention, flags.plan, model->hp);
+  const std::vector<BenchPlan> plans =
+      bench_plans(flags.attention, flags.plan, model->hp, full_below_of(*backend, model->hp));
   run.tokens = flags.text.empty() ? random_tokens(run.context(), model->hp.vocab)
                                   : text_tokens(flags.text, flags.model, run.context());
   run.weight_bytes = model->decode_weight_bytes();
@@ -132,6 +133,11 @@ void run_bench(const BenchFlags& flags) {
           "GB/s: weights, K/V and sketches that a decode step must read. The limit, this machine's read stream: {:.1f} "
           "GB/s.",
           run.limit)};
+  for (const BenchPlan& plan : plans) {
+    if (plan.attention != "default" || plan.plan.full_below == 0) continue;
+    notes.push_back(fmt::format("default: full attention below {} positions, {} attention from there on.",
+                                plan.plan.full_below, kind_of(plan.plan)));
+  }
   try {
     const int64_t sketches = bench_tidal(run, *backend, *model, plans);
     const int64_t peak = peak_memory(), weights = model->file_bytes;

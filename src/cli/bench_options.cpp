@@ -55,22 +55,29 @@ std::vector<std::string> word_list(const std::string& flag, const std::string& t
 }
 
 const char* const kBenchAttentionHelp =
-    "Kinds of attention, a list: full, tidal, sketch; exact: full attention's own text, drafted by the plan that tidal "
-    "run takes; exact-tidal and exact-sketch: drafted by that kind (default: full and the kind that tidal run takes)";
+    "Kinds of attention, a list: full, tidal, sketch; default: what tidal run takes; exact: full attention's own text, "
+    "drafted by that; exact-tidal and exact-sketch: drafted by that kind (default: full, the kind that tidal run "
+    "takes, "
+    "and default where that goes over from the one to the other)";
 
 std::vector<BenchPlan> bench_plans(const std::optional<std::string>& words, const PlanOptions& options,
-                                   const Hyperparameters& hp) {
-  const std::string usual = words ? "" : "full," + kind_of(make_plan(options, hp));
+                                   const Hyperparameters& hp, const FullBelow& full_below) {
+  std::string usual;
+  if (!words) {
+    const Plan plan = choose_plan(options, hp, full_below).plan;
+    usual = "full," + kind_of(plan) + (plan == make_plan(options, hp) ? "" : ",default");
+  }
   const std::string prefix = "exact";
   std::vector<BenchPlan> plans;
   std::vector<std::string> kinds;
-  for (const std::string& word : word_list("--attention", words.value_or(usual),
-                                           {"full", "tidal", "sketch", "exact", "exact-tidal", "exact-sketch"})) {
+  for (const std::string& word :
+       word_list("--attention", words.value_or(usual),
+                 {"full", "tidal", "sketch", "default", "exact", "exact-tidal", "exact-sketch"})) {
     const bool exact = word.starts_with(prefix);
     plans.push_back({.attention = word, .exact = exact, .plan = {}, .source = {}});
-    kinds.push_back(!exact ? word : word == prefix ? "" : word.substr(prefix.size() + 1));
+    kinds.push_back(word == "default" ? "" : !exact ? word : word == prefix ? "" : word.substr(prefix.size() + 1));
   }
-  const std::vector<ChosenPlan> chosen = choose_plans(options, kinds, hp);
+  const std::vector<ChosenPlan> chosen = choose_plans(options, kinds, hp, full_below);
   for (size_t i = 0; i < plans.size(); ++i) {
     plans[i].plan = chosen[i].plan;
     plans[i].source = chosen[i].source;

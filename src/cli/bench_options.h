@@ -21,10 +21,11 @@ std::vector<std::string> word_list(const std::string& flag, const std::string& t
                                    const std::vector<std::string>& known);
 /// What --attention of these commands takes, for --help.
 extern const char* const kBenchAttentionHelp;
-/// The plans of a list of kinds of attention: full, tidal, sketch, exact, exact-tidal, exact-sketch; no list: full and
-/// the kind that choose_plan() takes. Throws Error for another word.
+/// The plans of a list of kinds of attention: full, tidal, sketch, default (what choose_plan() takes), exact,
+/// exact-tidal, exact-sketch; no list: full, the kind that choose_plan() takes, and default where that is full
+/// attention below some length. Throws Error for another word.
 std::vector<BenchPlan> bench_plans(const std::optional<std::string>& words, const PlanOptions& options,
-                                   const Hyperparameters& hp);
+                                   const Hyperparameters& hp, const FullBelow& full_below = {});
 /// Throws Error unless `word` is empty or names an engine that can be the baseline.
 void check_baseline(const std::string& word);
 /// A type of weights by ggml's name (q4_0, q4_K, ..., case does not matter). Throws Error for any other.

@@ -65,7 +65,7 @@ double full_attention_bytes(const BenchRun& run, int depth);
 
 /// One kind of attention of our engine.
 struct BenchPlan {
-  std::string attention;  ///< full, tidal, sketch, exact, exact-tidal, exact-sketch
+  std::string attention;  ///< full, tidal, sketch, default, exact, exact-tidal, exact-sketch
   bool exact = false;     ///< the plan drafts, and the text is the model's own, greedy
   Plan plan;
   std::string source;  ///< of ChosenPlan

@@ -76,7 +76,7 @@ Comparison::Comparison(const CompareOptions& options)
   if (options.steps < 1) fail("-n: {} given, at least 1 is needed", options.steps);
   check_baseline(options.baseline);
   const Hyperparameters& hp = model_.hp;
-  plans_ = bench_plans(options.attention, options.plan, hp);
+  plans_ = bench_plans(options.attention, options.plan, hp, full_below_of(*backend_, hp));
   const int length = static_cast<int>(tokens_.size()), context = length + options.steps;
   if (context > hp.context) {
     warn(fmt::format("{} tokens and {} of an answer are more than the {} that the model was trained for", length,

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <vector>
 
 #include "backend/sketch.h"
@@ -35,11 +36,12 @@ struct DepthBytes {
 struct Info {
   std::string path;
   Model model;
-  ChosenPlan plan;           // what tidal run takes
-  Plan tidal, sketch;        // of either kind of attention
-  int64_t sketch_bytes = 0;  // memory per token, where a plan scans
-  std::string rope_scaling;  // "none" where the file does not say
-  double rope_base = 0;      // 0 where the file does not say
+  ChosenPlan plan;                    // what tidal run takes
+  Plan tidal, sketch;                 // of either kind of attention
+  std::optional<int> gpu_full_below;  // Plan::full_below of tidal run on a GPU; none in a build without CUDA
+  int64_t sketch_bytes = 0;           // memory per token, where a plan scans
+  std::string rope_scaling;           // "none" where the file does not say
+  double rope_base = 0;               // 0 where the file does not say
   std::map<std::string, int> tensor_types;
   std::vector<DepthBytes> reads;
 };
@@ -62,6 +64,12 @@ int64_t sketch_bytes_per_token(const Hyperparameters& hp, int bits) {
   return SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads * hp.layers / kBlockTokens;
 }
 
+std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparameters& hp) {
+  const auto of_plan = [&](const Plan& plan) { return cuda_full_below(hp, plan.roles, plan.policy); };
+  const Plan plan = choose_plan(options, hp, [&](const Plan& chosen) { return of_plan(chosen).value_or(0); }).plan;
+  return of_plan(plan) ? std::optional(plan.full_below) : std::nullopt;
+}
+
 Info collect(const InfoFlags& flags, Backend& backend) {
   Info info;
   info.path = flags.model;
@@ -69,6 +77,7 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   const Hyperparameters& hp = info.model.hp;
   check_budget(flags.plan, hp.context);
   info.plan = choose_plan(flags.plan, hp);
+  info.gpu_full_below = gpu_full_below(flags.plan, hp);
   const std::vector<ChosenPlan> kinds = choose_plans(flags.plan, {"tidal", "sketch"}, hp);
   info.tidal = kinds[0].plan;
   info.sketch = kinds[1].plan;
@@ -91,7 +100,7 @@ std::string as_json(const Info& info) {
   }
   Json plan = Json::parse(to_json(info.plan.plan, hp));
   plan["source"] = as_utf8(info.plan.source);
-  const Json json = {
+  Json json = {
       {"file", as_utf8(info.path)},
       {"file_bytes", info.model.file_bytes},
       {"architecture", hp.architecture},
@@ -120,6 +129,7 @@ std::string as_json(const Info& info) {
       {"sketch_bytes_at_context", info.sketch_bytes * hp.context},
       {"decode_bytes", reads},
   };
+  if (info.gpu_full_below) json["gpu_full_below"] = *info.gpu_full_below;
   // Names in files need not be UTF-8.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -149,6 +159,11 @@ std::string as_text(const Info& info) {
        fmt::format("{} elements of a head, paired {}, base {}, scaling {}", hp.rope.dims, pairing_name(hp.rope.pairing),
                    info.rope_base > 0 ? fmt::format("{:g}", info.rope_base) : "not given", info.rope_scaling));
   line("plan", describe(info.plan.plan, info.plan.source));
+  // A plan file's own number stands in its description.
+  if (const int number = info.gpu_full_below.value_or(0); number > 0 && info.plan.plan.full_below == 0) {
+    line("on a GPU",
+         fmt::format("full attention below {} positions, {} attention from there on", number, kind_of(info.plan.plan)));
+  }
   line("weights", fmt::format("{} read per decoded token", megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                megabytes(hp.kv_bytes_per_token() * hp.context)));

@@ -249,11 +249,16 @@ void find_plan_file(PlanOptions& options, const std::string& model) {
 
 void check_kind(const PlanOptions& options) { asked_kind(options); }
 
-ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp) {
+FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp) {
+  return [&](const Plan& plan) { return backend.full_below(hp, plan.roles, plan.policy); };
+}
+
+ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp, const FullBelow& full_below) {
   const std::string kind = asked_kind(options);
   if (kind == "full") return {Plan::full(hp.layers), "given"};
   ChosenPlan chosen;
-  if (const std::optional<Plan> plan = file_plan(options, kind, hp)) {
+  const std::optional<Plan> plan = file_plan(options, kind, hp);
+  if (plan) {
     chosen = {*plan, (options.found ? "found in " : "from ") + options.file};
   } else {
     const Budget budget = options.budget ? budget_from(*options.budget) : Budget{};
@@ -265,12 +270,14 @@ ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp) {
     if (*options.correct < 1) fail("--correct: {} given, at least 1 token is needed", *options.correct);
     chosen.plan.correct = *options.correct;
   }
+  // By the policy as the flags have left it. Who asks for a kind of attention gets it at every length.
+  if (full_below && kind.empty() && !plan) chosen.plan.full_below = full_below(chosen.plan);
   chosen.plan.check(hp);
   return chosen;
 }
 
 std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vector<std::string>& kinds,
-                                     const Hyperparameters& hp) {
+                                     const Hyperparameters& hp, const FullBelow& full_below) {
   const auto listed = [&](const char* kind) { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); };
   const std::string file_kind = options.file.empty() || options.found ? "" : kind_of(load_plan(options.file, hp));
   const auto need = [&](const std::string& what, const char* kind) {
@@ -292,7 +299,7 @@ std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vect
       if (own.policy == "paper") own.policy = {};
     }
     if (!file_kind.empty() && !kind.empty() && kind != file_kind) own.file.clear();
-    plans.push_back(choose_plan(own, hp));
+    plans.push_back(choose_plan(own, hp, full_below));
   }
   return plans;
 }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "backend/backend.h"
 #include "model/plan.h"
 
 namespace tidal {
@@ -50,17 +52,25 @@ struct ChosenPlan {
   std::string source;  ///< "from PLAN.json", "found in PLAN.json", "given", "measured for this model", ...
 };
 
+/// Positions from which a plan is no slower than full attention, 0 from the start.
+using FullBelow = std::function<int(const Plan& plan)>;
+/// As Backend::full_below() says. Both must outlive what it returns.
+FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp);
+
 /// The plan of these options. Its kind of attention is --attention's, else what --reselect and --policy paper (tidal)
 /// or
 /// --sketch and --dense-layers (sketch) imply, else the plan file's, else tidal. A file with a Scan layer is for sketch
 /// attention, any other for tidal. Beside a plan file a budget replaces the file's (sinks stay, recent keeps its
 /// share), and so do the other flags of the policy; --policy, --reselect and --dense-layers contradict the file. Throws
 /// Error naming the flag that is wrong.
-ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp);
+///
+/// `full_below`: of the device that it is for; Plan::full_below is set by it where nothing asks for a kind of
+/// attention, no flag and no file.
+ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp, const FullBelow& full_below = {});
 /// One for every kind of a list: full, tidal, sketch, or "" for what choose_plan() takes. Of the flags and files that
 /// are only for one kind the others know nothing; throws Error where no kind of the list takes them.
 std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vector<std::string>& kinds,
-                                     const Hyperparameters& hp);
+                                     const Hyperparameters& hp, const FullBelow& full_below = {});
 /// choose_plan() without its source.
 Plan make_plan(const PlanOptions& options, const Hyperparameters& hp);
 /// Kind of attention of a plan that is not full: tidal or sketch.

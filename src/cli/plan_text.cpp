@@ -118,10 +118,11 @@ std::string describe(const Plan& plan, const std::string& source) {
   const Policy& policy = plan.policy;
   const std::string recent =
       policy.recent_share > 0 ? percent(policy.recent_share) : std::to_string(std::max(policy.recent, 1));
-  return fmt::format("{} attention: {}; budget {} ({} sinks, {} recent), scope {}, pooling {}{}", kind_of(plan),
+  return fmt::format("{} attention: {}; budget {} ({} sinks, {} recent), scope {}, pooling {}{}{}", kind_of(plan),
                      roles_text(plan, source), budget_text(policy), policy.sinks, recent, to_string(policy.scope),
                      to_string(policy.pooling),
-                     plan.correct > 0 ? fmt::format("; corrected every {} tokens", plan.correct) : "");
+                     plan.correct > 0 ? fmt::format("; corrected every {} tokens", plan.correct) : "",
+                     plan.full_below > 0 ? fmt::format("; full attention below {} positions", plan.full_below) : "");
 }
 
 std::string plan_name(const Plan& plan) {
@@ -130,6 +131,7 @@ std::string plan_name(const Plan& plan) {
   std::string text = fmt::format("K={}, {}{}", budget_text(plan.policy), scans ? scan_text(plan) : select_text(plan),
                                  policy_text(plan.policy, scans));
   if (plan.correct > 0) text += fmt::format(", correct {}", plan.correct);
+  if (plan.full_below > 0) text += fmt::format(", full below {}", plan.full_below);
   return text;
 }
 

@@ -72,7 +72,7 @@ Run::Run(const RunOptions& options)
     warn(fmt::format("a context of {} is longer than the {} that the model was trained for", context, hp.context));
   }
   if (options.plan.attention != "full") check_budget(options.plan, context > 0 ? context : hp.context);
-  plan_ = choose_plan(options.plan, hp);
+  plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
   if (!options.save_plan.empty()) save_plan(options.save_plan, plan_.plan, hp);
 }
 

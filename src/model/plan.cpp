@@ -130,6 +130,10 @@ void Plan::check(const Hyperparameters& hp) const {
   }
   check_policy(policy);
   if (correct < 0) fail("plan: correct is {}, expected a number of tokens, or 0 for never", correct);
+  if (full_below < 0) {
+    fail("plan: full_below is {}, expected a number of positions, or 0 for sparse decoding from the budget on",
+         full_below);
+  }
 }
 
 Policy default_policy(int budget) {

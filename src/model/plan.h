@@ -15,6 +15,9 @@ struct Plan {
   /// Cache correction (TidalDecode, section on KV cache correction): after this many sparsely decoded tokens their K/V
   /// are computed again by dense attention; 0: never.
   int correct = 0;
+  /// A decode step at a context of fewer positions is full attention in every layer, as within the budget; 0: off. For
+  /// devices where full attention is the faster one up to some length (Backend::full_below()).
+  int full_below = 0;
 
   /// Full attention in every layer.
   static Plan full(int layers);
@@ -28,8 +31,11 @@ struct Plan {
   bool has_sparse() const;
   /// Whether a layer selects by a sketch of its keys.
   bool scans() const { return count(Role::Scan) > 0; }
-  /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget.
-  bool sparse_at(int context) const { return has_sparse() && context > policy.at(context).budget; }
+  /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget, and
+  /// not below `full_below`.
+  bool sparse_at(int context) const {
+    return has_sparse() && context >= full_below && context > policy.at(context).budget;
+  }
   int count(Role role) const;
   std::vector<int> layers(Role role) const;
   /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select or Scan, a

@@ -78,7 +78,7 @@ Enum from_word(const char* what, const std::string& word, std::initializer_list<
 }
 
 Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp) {
-  const Object top(json, name, {"tidal_plan", "model", "roles", "policy", "correct", "about"});
+  const Object top(json, name, {"tidal_plan", "model", "roles", "policy", "correct", "full_below", "about"});
   if (top.integer("tidal_plan") != kFormat) {
     fail("{}: is a plan of format {}, expected {}", name, top.integer("tidal_plan"), kFormat);
   }
@@ -121,6 +121,7 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
   if (policy.has("top_p")) plan.policy.top_p = policy.number("top_p");
   if (policy.has("sketch")) plan.policy.sketch_bits = policy.integer("sketch");
   if (top.has("correct")) plan.correct = top.integer("correct");
+  if (top.has("full_below")) plan.full_below = top.integer("full_below");
   if (top.has("about")) top.text("about");
   plan.check(hp);
   return plan;
@@ -152,6 +153,7 @@ std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::stri
     policy["sketch"] = plan.policy.sketch_bits;
   }
   if (plan.correct > 0) json["correct"] = plan.correct;
+  if (plan.full_below > 0) json["full_below"] = plan.full_below;
   if (!about.empty()) json["about"] = as_utf8(about);  // it may name files
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -31,7 +31,7 @@ class Bench(Refusal, ModelTest):
                 self.assertTrue(row["accepted_drafts"] is not None or row["accepted_copies"] is not None)
 
     def test_lists_and_words(self):
-        self.refused(self.bench("--attention", "half"), "'half'", "full, tidal, sketch, exact")
+        self.refused(self.bench("--attention", "half"), "'half'", "full, tidal, sketch, default, exact")
         self.refused(self.bench("--attention", "full,tidal", "--sketch", "2"), "--sketch", "does not list")
         self.refused(self.bench("--attention", "sketch", "--reselect", "9"), "--reselect", "does not list")
         self.refused(self.bench("-d", "1,x"), "'x'")

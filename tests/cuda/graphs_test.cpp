@@ -42,7 +42,9 @@ std::vector<float> session(const cuda::Options& options, const Plan& plan) {
 
 TEST_F(CudaGraphs, GiveWhatTheirLaunchesGive) {
   Plan scan = Plan::sketch(6, 1, sketch_policy(kBudget));
-  for (const Plan& plan : {Plan::full(6), small_plan(), scan}) {
+  Plan crossing = scan;
+  crossing.full_below = 130;  // two of the four sequences go over to sketch attention within the session
+  for (const Plan& plan : {Plan::full(6), small_plan(), scan, crossing}) {
     const std::vector<float> with = session({}, plan);
     EXPECT_EQ(with, session({.graphs = false}, plan));
     EXPECT_EQ(with, session({}, plan)) << "the same again";

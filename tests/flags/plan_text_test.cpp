@@ -51,6 +51,8 @@ TEST(PlanName, ThePolicyIsComparedWithTheDefaultOfItsKind) {
   Plan corrected = plan_of("CCCCCC", sketch_policy(64));
   corrected.correct = 16;
   EXPECT_EQ(plan_name(corrected), "K=64, sketch 2 bits, correct 16");
+  corrected.full_below = 7000;
+  EXPECT_EQ(plan_name(corrected), "K=64, sketch 2 bits, correct 16, full below 7000");
 }
 
 // Result files know plans by their names alone.
@@ -89,6 +91,11 @@ TEST(Describe, SaysEveryRole) {
             "sketch attention: Dense 0, 1; Scan the other 4 by 2 bits (g");
   EXPECT_EQ(describe(plan_of("DSCC..", policy), "from p.json").substr(0, 92),
             "sketch attention: Dense 0; Select 1; Scan 2, 3 by 2 bits (from p.json); Sparse the other 2; ");
+  Plan crossing = plan_of("CCCCCC", policy);
+  crossing.full_below = 7000;
+  EXPECT_EQ(describe(crossing, "default"),
+            "sketch attention: Scan all 6 by 2 bits (default); budget 64 (0 sinks, 1 recent), scope kv, pooling sum; "
+            "full attention below 7000 positions");
 }
 
 }  // namespace

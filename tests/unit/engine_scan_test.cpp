@@ -70,6 +70,17 @@ TEST_P(Scanning, SketchesFollowPrefillAndDecode) {
   }
 }
 
+// Steps of full attention below the number of a plan keep them up for the first step that scans.
+TEST_P(Scanning, SketchesFollowStepsBelowTheNumber) {
+  Plan plan = scan_plan();
+  plan.full_below = 250;
+  SmallEngine setup(GetParam(), GGML_TYPE_F32, plan);
+  Sequence sequence = setup.prefilled(60, 1);
+  decode(setup, sequence, 180, 2);
+  EXPECT_EQ(sequence.clean(), 240);
+  expect_current(setup, sequence);
+}
+
 TEST_P(Scanning, SketchesFollowCorrection) {
   SmallEngine setup(GetParam(), GGML_TYPE_F32, scan_plan(), {.context = 512, .tokens = 4096, .chunk = 48});
   Sequence sequence = setup.prefilled(60, 1);

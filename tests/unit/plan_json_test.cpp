@@ -172,6 +172,21 @@ TEST(PlanJson, SharesTopPAndCorrection) {
             "p.json: plan: correct is -1, expected a number of tokens, or 0 for never");
 }
 
+TEST(PlanJson, FullBelow) {
+  Plan changed = plan();
+  changed.full_below = 7000;
+  const std::string text = to_json(changed, model());
+  EXPECT_EQ(plan_from_json(text, "p.json", model()), changed);
+  EXPECT_EQ(Json::parse(text)["full_below"], 7000);
+  EXPECT_FALSE(Json::parse(to_json(plan(), model())).contains("full_below")) << "files are as they always were";
+  EXPECT_EQ(error_after([](Json& j) { j["full_below"] = 0; }), "no error");
+  EXPECT_EQ(
+      error_after([](Json& j) { j["full_below"] = -1; }),
+      "p.json: plan: full_below is -1, expected a number of positions, or 0 for sparse decoding from the budget on");
+  EXPECT_EQ(error_after([](Json& j) { j["full_below"] = "4K"; }),
+            "p.json: field 'full_below' holds \"4K\", expected an integer");
+}
+
 TEST(PlanJson, ScanLayers) {
   for (const int bits : {1, 2, 4}) {
     Plan original = Plan::sketch(6, 0, sketch_policy(64));

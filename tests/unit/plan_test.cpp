@@ -86,6 +86,22 @@ TEST(Plan, SketchScansAllBehindTheDenseLayers) {
   }
 }
 
+TEST(Plan, SparseFromTheLargerOfBudgetAndNumberOn) {
+  Plan plan = Plan::sketch(5, 0, sketch_policy(64));
+  plan.full_below = 100;
+  EXPECT_FALSE(plan.sparse_at(99));
+  EXPECT_TRUE(plan.sparse_at(100));
+  plan.full_below = 10;
+  EXPECT_FALSE(plan.sparse_at(64));
+  EXPECT_TRUE(plan.sparse_at(65));
+  Plan full = Plan::full(5);
+  full.full_below = 10;
+  EXPECT_FALSE(full.sparse_at(1000));
+  plan.full_below = -1;
+  EXPECT_EQ(check_error(plan, 5),
+            "plan: full_below is -1, expected a number of positions, or 0 for sparse decoding from the budget on");
+}
+
 TEST(Plan, CheckTakesAnyMixBehindALayerThatSelects) {
   for (const char* roles : {"CCCC", "C...", "DDC.", "C.S.", "S.C.", "DCDC"}) {
     EXPECT_EQ(check_error(of(roles), 4), "no error") << roles;

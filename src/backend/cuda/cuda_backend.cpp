@@ -5,6 +5,7 @@
 #include "backend/cuda/attention.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/error.h"
+#include "backend/cuda/full_below.h"
 #include "backend/cuda/graphs.h"
 #include "backend/cuda/matrices.h"
 #include "backend/cuda/op_list.h"
@@ -41,6 +42,9 @@ class CudaBackend final : public Backend {
   int decode_rows() const override { return kDecodeRows; }
   int prefill_rows() const override { return kPrefillRows; }
   double read_stream() override { return measure_read_stream(stream_); }
+  int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy) const override {
+    return cuda::full_below(hp, roles, policy);
+  }
 
   Buffer allocate(size_t bytes, std::string_view what) override {
     return allocate_device(bytes, std::string(what).c_str());

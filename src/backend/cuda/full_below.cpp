@@ -1,0 +1,60 @@
+#include "backend/cuda/full_below.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace tidal::cuda {
+namespace {
+
+// What a layer of a decode step of one sequence takes beside a Dense layer, in microseconds, as its share of a whole
+// step: a Scan layer has two launches more and chooses, a Dense layer reads more. Of 10 shapes of 1 to 32 KV heads at
+// 256 to 100,000 positions, one NVIDIA H200 (read stream 4.6 TB/s), 2026-11-29, by
+//   tidal bench --shape NAME -p 0 -n 64 -d DEPTHS --fill random --attention full,sketch
+// chosen so that the crossing is in none of them earlier than measured (docs/performance.md). Devices whose memory is
+// slower cross earlier: there full attention goes on for longer than it need.
+constexpr double kBytes = 4.3e6;         // of K/V that a Dense layer reads in a microsecond
+constexpr double kDense = .03e-3;        // a position, beside its bytes
+constexpr double kScan = 3.3;            // launches and the choice
+constexpr double kScanChannel = .115;    // the same, an element of a head
+constexpr double kScanHead = .05;        // the same, a query head
+constexpr double kScored = .023e-3;      // a position's sketch of a KV head
+constexpr double kScoredHead = .005e-3;  // the same, a query head
+constexpr double kSparse = -4;           // a Sparse layer, whose selection is there when it begins
+constexpr double kSelected = .9e-3;      // a selected position, beside its bytes
+constexpr int kBudget = 256;             // of all measurements above
+
+constexpr int kMost = 1 << 24;
+
+double row_bytes(const Hyperparameters& hp, int readers) { return 4.0 * hp.head_dim * readers; }
+
+/// Microseconds that a step of these roles takes more than full attention.
+double extra(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy, int context) {
+  const auto scans = static_cast<double>(std::count(roles.begin(), roles.end(), Role::Scan));
+  const auto reuses = static_cast<double>(std::count(roles.begin(), roles.end(), Role::Sparse));
+  const auto selected = [&](int positions, int readers) {
+    return positions * (kSelected + row_bytes(hp, readers) / kBytes);
+  };
+  const int readers = policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
+  const double more = selected(policy.at(context).budget, readers) - selected(kBudget, hp.kv_heads);
+  const double dense = context * (kDense + row_bytes(hp, hp.kv_heads) / kBytes);
+  const double scan = kScan + kScanChannel * hp.head_dim + kScanHead * hp.heads +
+                      context * (kScored * hp.kv_heads + kScoredHead * hp.heads);
+  return scans * scan + reuses * kSparse + (scans + reuses) * (more - dense);
+}
+
+}  // namespace
+
+int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy) {
+  if (std::none_of(roles.begin(), roles.end(), reads_selected)) return 0;
+  const auto slower = [&](int context) { return extra(hp, roles, policy, context) > 0; };
+  // With a budget that is a large share of the context it never pays; else it pays from one length on.
+  if (slower(kMost)) return kMost;
+  int below = 0, from = kMost;
+  while (from - below > 1) {
+    const int middle = below + (from - below) / 2;
+    (slower(middle) ? below : from) = middle;
+  }
+  return from > 1 ? from : 0;
+}
+
+}  // namespace tidal::cuda
