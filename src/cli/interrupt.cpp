@@ -1,46 +1,70 @@
 #include "cli/interrupt.h"
 
 #include <array>
+#include <atomic>
 #include <csignal>
-#include <cstddef>
+#include <system_error>
+#include <thread>
 
 namespace tidal {
 namespace {
 
 constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP};
 
-volatile std::sig_atomic_t first_signal = 0;
-std::array<struct sigaction, kSignals.size()> previous_actions;
+constexpr int kNobody = -1;  // no Interrupt lives
+std::atomic<int> first_signal = kNobody;
 
-void note_signal(int signal) {
-  first_signal = signal;
-  for (const int each : kSignals) {
-    struct sigaction action {};
-    if (sigaction(each, nullptr, &action) == 0 && action.sa_handler == note_signal) {
-      action.sa_handler = SIG_DFL;
-      sigaction(each, &action, nullptr);
-    }
+sigset_t set_of(int signal) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, signal);
+  return set;
+}
+
+/// As if nobody had ever listened.
+void end_by(int signal) {
+  std::signal(signal, SIG_DFL);
+  const sigset_t set = set_of(signal);
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  std::raise(signal);
+}
+
+void receive(sigset_t signals, bool ignores_interrupt) {
+  for (;;) {
+    int signal = 0;
+    if (sigwait(&signals, &signal) != 0) continue;
+    int none = 0;
+    if (first_signal.compare_exchange_strong(none, signal)) continue;
+    if (none == kNobody && signal == SIGINT && ignores_interrupt) continue;
+    end_by(signal);
   }
 }
 
 }  // namespace
 
-Interrupt::Interrupt() {
-  first_signal = 0;
-  for (size_t i = 0; i < kSignals.size(); ++i) {
-    sigaction(kSignals[i], nullptr, &previous_actions[i]);
-    if (kSignals[i] != SIGINT && previous_actions[i].sa_handler == SIG_IGN) continue;
+void receive_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  bool ignores_interrupt = false;
+  for (const int signal : kSignals) {
     struct sigaction action {};
-    action.sa_handler = note_signal;
-    // One at a time: a second one comes when the first has been noted.
-    for (const int each : kSignals) sigaddset(&action.sa_mask, each);
-    sigaction(kSignals[i], &action, nullptr);
+    sigaction(signal, nullptr, &action);
+    const bool ignored = action.sa_handler == SIG_IGN;
+    if (signal == SIGINT) ignores_interrupt = ignored;
+    if (signal == SIGINT || !ignored) sigaddset(&signals, signal);
+  }
+  sigset_t before;
+  pthread_sigmask(SIG_BLOCK, &signals, &before);
+  try {
+    std::thread(receive, signals, ignores_interrupt).detach();
+  } catch (const std::system_error&) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);  // they end the program then, whatever it does
   }
 }
 
-Interrupt::~Interrupt() {
-  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_actions[i], nullptr);
-}
+Interrupt::Interrupt() { first_signal = 0; }
+
+Interrupt::~Interrupt() { first_signal = kNobody; }
 
 int Interrupt::signal() const { return first_signal; }
 

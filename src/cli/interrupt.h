@@ -9,9 +9,14 @@ struct Stopped {
   int signal;
 };
 
-/// While one lives, the first SIGINT (Ctrl-C), SIGTERM or SIGHUP sets a flag; after it each of them ends the program,
-/// as if nobody listened. What was ignored when the program began (SIGHUP under nohup) stays so, but for SIGINT, which
-/// shells ignore in the background. One at a time.
+/// Lets a thread of its own receive SIGINT (Ctrl-C), SIGTERM and SIGHUP for the whole process; without an Interrupt
+/// they act as ever. No other thread may: oneDNN's kernels keep pointers into the heap in the stack pointer, below
+/// which the kernel would put the frame of a handler. Once, before any other thread is started.
+void receive_signals();
+
+/// While one lives, the first of these signals sets a flag, and a second one ends the program. What was ignored when
+/// the program began (SIGHUP under nohup) stays so, but for SIGINT, which shells ignore in the background. One at a
+/// time.
 class Interrupt {
  public:
   Interrupt();

@@ -47,6 +47,7 @@ int run(CLI::App& app, int argc, char** argv) {
 
 int main(int argc, char** argv) {
   tidal::wait_shortly(argv);
+  tidal::receive_signals();
   CLI::App app("Decodes long contexts fast with position persistent sparse attention.", "tidal");
   app.set_version_flag("--version", std::string("tidal ") + TIDAL_VERSION, "Print the version and leave");
   app.require_subcommand(0, 1);
