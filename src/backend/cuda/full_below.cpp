@@ -20,7 +20,7 @@ constexpr double kScanChannel = .115;    // the same, an element of a head
 constexpr double kScanHead = .14;        // the same, a query head
 constexpr double kScored = .023e-3;      // a position's sketch of a KV head
 constexpr double kScoredHead = .005e-3;  // the same, a query head
-constexpr double kSparse = -4;           // a Sparse layer, whose selection is there when it begins
+constexpr double kSparse = -2;           // a Sparse layer, whose selection is there when it begins
 constexpr double kSelected = .9e-3;      // a selected position, beside its bytes
 constexpr int kBudget = 256;             // of all measurements above
 
