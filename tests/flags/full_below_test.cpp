@@ -1,5 +1,6 @@
 // Who gets full attention below a number of positions: those on a device that has one, who ask for no kind of
 // attention.
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include "cli/bench_options.h"

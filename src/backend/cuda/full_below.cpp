@@ -6,20 +6,21 @@
 namespace tidal::cuda {
 namespace {
 
-// What a layer of a decode step of one sequence takes beside a Dense layer, in microseconds, as its share of a whole
-// step: a Scan layer has two launches more and chooses, a Dense layer reads more. Of 10 shapes of 1 to 32 KV heads at
-// 256 to 100,000 positions, one NVIDIA H200 (read stream 4.6 TB/s), 2026-11-29, by
-//   tidal bench --shape NAME -p 0 -n 64 -d DEPTHS --fill random --attention full,sketch
-// chosen so that the crossing is in none of them earlier than measured (docs/performance.md). Devices whose memory is
-// slower cross earlier: there full attention goes on for longer than it need.
+// What a layer of a decode step of one sequence takes beside a Dense layer, in microseconds: a Scan layer has two
+// launches more and chooses, a Dense layer reads more. Chosen so that no crossing is earlier than measured, by more
+// than 1 %, of 13 shapes of 2 to 32 KV heads at 256 to 131,072 positions, one NVIDIA H200 (read stream 4.6 TB/s),
+// 2026-11-29, by
+//   tidal bench --shape NAME -p 0 -n 64 -d DEPTHS --fill random --attention full,sketch,default
+// (docs/performance.md). Devices whose memory is slower cross earlier, since launches cost them the same: there full
+// attention goes on for longer than it need.
 constexpr double kBytes = 4.3e6;         // of K/V that a Dense layer reads in a microsecond
 constexpr double kDense = .03e-3;        // a position, beside its bytes
-constexpr double kScan = 3.3;            // launches and the choice
+constexpr double kScan = .4;             // launches and the choice
 constexpr double kScanChannel = .115;    // the same, an element of a head
-constexpr double kScanHead = .05;        // the same, a query head
+constexpr double kScanHead = .14;        // the same, a query head
 constexpr double kScored = .023e-3;      // a position's sketch of a KV head
 constexpr double kScoredHead = .005e-3;  // the same, a query head
-constexpr double kSparse = -4;           // a Sparse layer, whose selection is there when it begins
+constexpr double kSparse = -2;           // a Sparse layer, whose selection is there when it begins
 constexpr double kSelected = .9e-3;      // a selected position, beside its bytes
 constexpr int kBudget = 256;             // of all measurements above
 
