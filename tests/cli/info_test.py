@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unittest
 
 from program import MODEL, ModelTest
@@ -26,6 +27,19 @@ class Info(ModelTest):
         self.assertEqual({key: info[key] for key in expected}, expected)
         self.assertEqual(info["rope"]["base"], 100000)
         self.assertTrue(0.9 * info["file_bytes"] < info["weight_bytes_per_token"] < info["file_bytes"])
+
+    def test_threads_wait_shortly_unless_the_user_says_how(self):
+        """GCC's OpenMP runtime says what it has read when it is loaded; the last time counts."""
+        def spins(**variables):
+            result = self.tidal("--version", variables={"OMP_DISPLAY_ENV": "verbose", **variables})
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return re.findall(r"GOMP_SPINCOUNT = '(\w+)'", result.stderr)
+
+        if len(spins(GOMP_SPINCOUNT="77")) != 1:
+            self.skipTest("another OpenMP runtime")
+        self.assertEqual(spins(GOMP_SPINCOUNT="77"), ["77"])
+        self.assertEqual(len(spins(OMP_WAIT_POLICY="active")), 1)
+        self.assertEqual(spins()[1:], ["1000"])
 
     def test_names_that_are_not_utf8(self):
         """JSON is UTF-8 whatever the name, and the name can be had back from it."""
