@@ -212,7 +212,13 @@ class Resume(Calibrate):
             [row for row in self.rows() if "text" in row], [row for row in self.rows("whole.rows.jsonl") if "text" in row]
         )
 
-    def test_ctrl_c_keeps_the_rows(self):
+    def test_ctrl_c_and_kills_keep_the_rows(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.keeps_the_rows(number)
+
+    def keeps_the_rows(self, number):
+        if os.path.exists(os.path.join(self.folder, "plan.rows.jsonl")):
+            os.remove(os.path.join(self.folder, "plan.rows.jsonl"))
         program = subprocess.Popen(
             [PROGRAM, *self.arguments("--selects", "4")], env=environment(), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -221,9 +227,9 @@ class Resume(Calibrate):
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and not (os.path.exists(rows) and self.read("plan.rows.jsonl").count(b"\n") > 4):
             time.sleep(0.005)
-        program.send_signal(signal.SIGINT)
+        program.send_signal(number)
         out, err = program.communicate(timeout=TIMEOUT)
-        self.assertEqual(program.returncode, 130, err)
+        self.assertEqual(program.returncode, 128 + number, err)
         self.assertEqual(out, b"")
         self.assertIn(b"the same command goes on from here", err)
         self.assertGreater(len(self.rows()), 4)

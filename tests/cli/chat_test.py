@@ -1,5 +1,6 @@
 """tidal run at a terminal: turns of a chat, Ctrl-C, progress and colour."""
 
+import os
 import signal
 import subprocess
 import unittest
@@ -102,6 +103,40 @@ class Chat(ModelTest):
 
 
 class Interrupted(ModelTest):
+    def test_kills_end_an_answer_as_ctrl_c_does(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            program = subprocess.Popen(
+                [PROGRAM, "run", "-m", MODEL, "-p", "Once upon a time", *ENDLESS],
+                env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            with program:
+                self.assertTrue(program.stdout.read(1))
+                program.send_signal(number)
+                _, errors = program.communicate(timeout=TIMEOUT)
+            self.assertEqual(program.returncode, 128 + number, errors)
+            self.assertIn("stopped", errors.decode())
+
+    def test_a_kill_ends_a_chat_as_well(self):
+        with Terminal("run", "-m", MODEL, *ENDLESS, variables=PLAIN) as terminal:
+            terminal.expect(READY)
+            terminal.send("Count to a million.\n")
+            terminal.expect(r"Count to a million\.\r\n.{20,}")
+            os.kill(terminal.pid, signal.SIGTERM)
+            self.assertEqual(terminal.wait(), 128 + signal.SIGTERM)
+
+    def test_nohup_is_respected(self):
+        program = subprocess.Popen(
+            [PROGRAM, "run", "-m", MODEL, "-p", "Once upon a time", "--temp", "0", "--ignore-eos", "-n", "64"],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        )
+        with program:
+            self.assertTrue(program.stdout.read(1))
+            program.send_signal(signal.SIGHUP)
+            _, errors = program.communicate(timeout=TIMEOUT)
+        self.assertEqual(program.returncode, 0, errors)
+        self.assertEqual(closing(errors.decode())["decode"], 63)
+
     def test_ctrl_c_ends_a_single_answer(self):
         program = subprocess.Popen(
             [PROGRAM, "run", "-m", MODEL, "-p", "Once upon a time", *ENDLESS],

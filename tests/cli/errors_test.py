@@ -109,6 +109,29 @@ class Prompt(Refusal, ModelTest):
         self.refused(self.run_model("-f", self.file("latin", b"caf\xe9 noir")), "byte 3 (0xe9)")
         self.refused(self.run_model("-p", "Hi", "--system", b"\xed\xa0\x80"), "is not valid UTF-8")
 
+    def test_nul(self):
+        """No text: it would end where a library in C reads it."""
+        note = self.file("note.txt", b"caf\xc3\xa9\0the code is 4711\n")
+        words = ("note.txt: byte 5 is NUL", "expected text")
+        question = ("-f", note, "-p", "What is the code?")
+        self.refused(self.run_model("-f", note), *words)
+        self.refused(self.run_model("--chat", "-f", note), *words)
+        self.refused(self.run_model("--chat", stdin=b"ab\0c"), "stdin: byte 2 is NUL")
+        self.refused(self.run_model("-p", "x", "--grammar-file", note), *words)
+        self.refused(self.tidal("compare", "-m", MODEL, *question), *words)
+        self.refused(self.tidal("inspect", "-m", MODEL, *question, "-o", os.path.join(self.folder, "page.html")), *words)
+        self.refused(self.tidal("calibrate", "-m", MODEL, "-f", note, "-o", os.path.join(self.folder, "p.json")), *words)
+        self.refused(self.tidal("eval", "ppl", "-m", MODEL, "-f", note), *words)
+        self.refused(self.tidal("bench", "-m", MODEL, "-f", note, "-n", "1", "-p", "0", "-r", "1"), *words)
+        self.assertEqual(os.listdir(self.folder), ["note.txt"])
+
+    def test_nul_in_a_chat(self):
+        """The message is refused, the chat goes on."""
+        result = self.run_model("-i", "-n", "1", "--temp", "0", stdin=b"one\0two\nHi\n")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("warning: message: byte 3 is NUL", result.stderr)
+        self.assertEqual(result.stdout.count(b"\n"), 1)
+
     def test_file_that_cannot_be_read(self):
         self.refused(self.run_model("-f", self.folder), "is a directory, expected a file of text")
         self.refused(self.run_model("-f", os.path.join(self.folder, "none")), "cannot be opened", "No such file")

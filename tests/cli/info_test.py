@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unittest
 
 from program import MODEL, ModelTest
@@ -26,6 +27,38 @@ class Info(ModelTest):
         self.assertEqual({key: info[key] for key in expected}, expected)
         self.assertEqual(info["rope"]["base"], 100000)
         self.assertTrue(0.9 * info["file_bytes"] < info["weight_bytes_per_token"] < info["file_bytes"])
+
+    def test_threads_wait_shortly_unless_the_user_says_how(self):
+        """GCC's OpenMP runtime says what it has read when it is loaded; the last time counts."""
+        def spins(**variables):
+            result = self.tidal("--version", variables={"OMP_DISPLAY_ENV": "verbose", **variables})
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return re.findall(r"GOMP_SPINCOUNT = '(\w+)'", result.stderr)
+
+        if len(spins(GOMP_SPINCOUNT="77")) != 1:
+            self.skipTest("another OpenMP runtime")
+        self.assertEqual(spins(GOMP_SPINCOUNT="77"), ["77"])
+        self.assertEqual(len(spins(OMP_WAIT_POLICY="active")), 1)
+        self.assertEqual(spins()[1:], ["1000"])
+
+    def test_names_that_are_not_utf8(self):
+        """JSON is UTF-8 whatever the name, and the name can be had back from it."""
+        path = os.path.join(self.folder.encode(), b"mod\xe9l.gguf")
+        os.symlink(MODEL.encode(), path)
+        plan = os.path.join(self.folder.encode(), b"pl\xe4n.json")
+        result = self.tidal("run", "-m", path, "-p", "x", "-n", "0", "--save-plan", plan)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        result = self.tidal("info", "-m", path, "--json", "--plan", plan)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        info = json.loads(result.stdout.decode("utf-8"))
+        self.assertEqual(info["file"], self.folder + r"/mod\xE9l.gguf")
+        self.assertEqual(info["plan"]["source"], "from " + self.folder + r"/pl\xE4n.json")
+        for format in ("json", "jsonl", "csv"):
+            result = self.tidal(
+                "bench", "-m", path, "-d", "0", "-p", "0", "-n", "1", "-r", "1", "--attention", "full", "-o", format, "--details"
+            )
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn(r"mod\xE9l.gguf" if format == "csv" else r"mod\\xE9l.gguf", result.stdout.decode("utf-8"))
 
     def test_bytes_read_follow_from_the_plan(self):
         info = json.loads(self.info("--json", "--attention", "tidal", "--budget", "128"))

@@ -62,7 +62,7 @@ class ProgramTest(unittest.TestCase):
         result = subprocess.run(
             [PROGRAM, *arguments], input=stdin, env=environment(**(variables or {})), check=False, **options
         )
-        result.stderr = result.stderr.decode()
+        result.stderr = result.stderr.decode(errors="backslashreplace")  # names of files need not be UTF-8
         return result
 
 

@@ -40,6 +40,12 @@ std::string error_of_text(const std::string& text) {
   return error_of([&] { plan_from_json(text, "p.json", model()); });
 }
 
+TEST(PlanJson, IsUtf8WhateverItIsAbout) {
+  const std::string json = to_json(plan(), model(), "by notes\xE9.txt");
+  EXPECT_EQ(Json::parse(json)["about"], "by notes\\xE9.txt");
+  EXPECT_EQ(plan_from_json(json, "p.json", model()).roles, plan().roles);
+}
+
 TEST(PlanJson, RoundTrip) {
   for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
     for (const Pooling pooling : {Pooling::Max, Pooling::Sum}) {

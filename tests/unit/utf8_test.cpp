@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/error.h"
+
 namespace tidal {
 namespace {
 
@@ -85,6 +87,41 @@ TEST(Utf8Stream, GivesOutCharactersWhole) {
     EXPECT_EQ(out, text);
     EXPECT_EQ(stream.finish(), "");
   }
+}
+
+// Back to the bytes, as a reader of JSON would.
+std::string bytes_of(const std::string& text) {
+  std::string bytes;
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text[at] != '\\') {
+      bytes += text[at];
+    } else if (text[++at] == '\\') {
+      bytes += '\\';
+    } else {
+      bytes += static_cast<char>(std::stoi(text.substr(at + 1, 2), nullptr, 16));
+      at += 2;
+    }
+  }
+  return bytes;
+}
+
+TEST(Utf8, AnyNameBecomesTextAndCanBeHadBack) {
+  EXPECT_EQ(as_utf8("notes\xE9.txt"), "notes\\xE9.txt");
+  EXPECT_EQ(as_utf8("a\\b caf\xC3\xA9"), "a\\b caf\xC3\xA9");
+  EXPECT_EQ(file_name("/tmp/d\xE9/notes\xE9.txt"), "notes\\xE9.txt");
+  for (const std::string& wrong : kWrong) {
+    std::string name = "caf\xC3\xA9 \\";
+    name += wrong;
+    name += "\\\xE4";
+    EXPECT_EQ(find_invalid_utf8(as_utf8(name)), std::nullopt);
+    EXPECT_EQ(bytes_of(as_utf8(name)), name);
+  }
+}
+
+TEST(Utf8, TextHasNoNul) {
+  EXPECT_EQ(test::error_of([] { check_text("ab\0c"s, "x.txt"); }), "x.txt: byte 2 is NUL (0x00), expected text");
+  EXPECT_EQ(test::error_of([] { check_text("ab\xE9", "x.txt"); }), "x.txt: byte 2 (0xe9) is not valid UTF-8");
+  check_text("caf\xC3\xA9", "x.txt");
 }
 
 TEST(Utf8Stream, LosesNothingThatIsNoCharacter) {
