@@ -1,16 +1,11 @@
-"""What model files and documents may be: parts, tensors that do not belong, bytes that are no text."""
+"""What model files may be: parts, and tensors and keys that do not belong."""
 
-import json
 import os
-import shutil
-import signal
 import struct
-import subprocess
-import time
 import unittest
 
-from gguf_edit import BOOL, F32, Gguf
-from program import MODEL, PROGRAM, ModelTest, environment
+from gguf_edit import F32, Gguf
+from program import MODEL, ModelTest
 
 PROMPT = ("-p", "Once upon a time", "-n", "8", "--temp", "0", "--attention", "full")
 
@@ -54,84 +49,6 @@ class Tensors(ModelTest):
         result = self.tidal("info", "-m", path)
         self.assertEqual(result.returncode, 1)
         self.assertEqual(result.stderr, f"tidal: {path}: key 'llama.block_count' has type f32, expected u32\n")
-
-
-class TokenizerFlags(ModelTest):
-    def answer(self, **flags):
-        model = Gguf(MODEL)
-        for name, value in flags.items():
-            if value is None:
-                del model.keys["tokenizer.ggml." + name]
-            else:
-                model.set("tokenizer.ggml." + name, BOOL, value)
-        path = os.path.join(self.folder, "flags.gguf")
-        model.write(path)
-        result = self.tidal("run", "-m", path, *PROMPT)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        return result
-
-    def prefilled(self, result):
-        return int(result.stderr.split("prefill ")[-1].split()[0])
-
-    def test_a_beginning_is_added_and_no_end(self):
-        plain = self.answer(add_bos_token=False, add_eos_token=False)
-        self.assertEqual(self.prefilled(plain), 4)
-        self.assertEqual(self.prefilled(self.answer(add_bos_token=True, add_eos_token=False)), 5)
-        ended = self.answer(add_bos_token=False, add_eos_token=True)  # no end between a prompt and its answer
-        self.assertEqual(self.prefilled(ended), 4)
-        self.assertEqual(ended.stdout, plain.stdout)
-
-    def test_a_guess_is_said(self):
-        self.assertIn("warning", self.answer(pre=None).stderr)
-        self.assertNotIn("warning", self.answer().stderr)
-
-
-class Text(ModelTest):
-    def test_a_byte_that_would_end_the_text_is_refused_where_it_is(self):
-        path = self.file("nul.txt", b"Before\0after, and " * 50)
-        for arguments in (
-            ("run", "-m", MODEL, "-f", path, "-n", "2"),
-            ("run", "-m", MODEL, "--chat", "-f", path, "-n", "2"),
-            ("compare", "-m", MODEL, "-f", path, "-p", "What?"),
-            ("inspect", "-m", MODEL, "-f", path, "-p", "What?", "-o", os.path.join(self.folder, "page.html")),
-            ("calibrate", "-m", MODEL, "-f", path, "-o", os.path.join(self.folder, "plan.json")),
-        ):
-            with self.subTest(arguments=arguments[:3] + arguments[3:4]):
-                result = self.tidal(*arguments)
-                self.assertEqual(result.returncode, 1, result.stderr)
-                self.assertIn("byte 6 is NUL", result.stderr)
-
-    def test_file_names_that_are_no_text(self):
-        model = os.path.join(os.fsencode(self.folder), b"mod\xe9l.gguf")
-        os.symlink(os.path.realpath(MODEL), model)
-        result = self.tidal("info", "-m", model, "--json")
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertTrue(json.loads(result.stdout)["file"].endswith("mod\\xE9l.gguf"))
-        result = self.tidal("bench", "-m", model, "-d", "0", "-p", "0", "-n", "2", "-r", "1", "--attention", "full", "-o",
-                            "json", "--details")
-        self.assertEqual(result.returncode, 0, result.stderr)
-        json.loads(result.stdout)
-
-
-class Kills(ModelTest):
-    def test_nothing_lies_beside_the_model_after_a_kill(self):
-        text = self.file("text.txt", "".join(f"Line {n} says that {n * 7919 % 10007} follows.\n" for n in range(20000)))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            folder = os.path.join(self.folder, str(number.value))
-            os.mkdir(folder)
-            process = subprocess.Popen(
-                [PROGRAM, "calibrate", "-m", MODEL, "-f", text, "-o", os.path.join(folder, "plan.json"), "--prefix", "1024"],
-                env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )
-            for _ in range(600):
-                if os.path.exists(os.path.join(folder, "plan.rows.jsonl")):
-                    break
-                time.sleep(0.1)
-            time.sleep(0.3)
-            process.send_signal(number)
-            self.assertEqual(process.wait(timeout=60), 128 + number.value)
-            self.assertEqual([name for name in os.listdir(folder) if name.endswith(".part")], [])
-            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class Gguf:
         def skip(kind):
             nonlocal at
             if kind == TEXT:
-                at += take("Q")
+                length = take("Q")
+                at += length
             elif kind == ARRAY:
                 inner, count = take("I"), take("Q")
                 if inner == TEXT:
