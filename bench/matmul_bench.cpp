@@ -29,7 +29,7 @@ void matvec(benchmark::State& state, ggml_type type, int64_t rows, int64_t cols)
 }
 
 void gemm(benchmark::State& state, ggml_type type, int64_t rows, int64_t cols) {
-  constexpr int kTokens = 512;
+  static constexpr int kTokens = 512;
   backend();
   Weights weights(type, rows, cols);
   Gemm gemm(threads());
@@ -40,7 +40,7 @@ void gemm(benchmark::State& state, ggml_type type, int64_t rows, int64_t cols) {
   std::vector<float> y(static_cast<size_t>(kTokens) * rows);
   const double seconds = time_loop(state, [&] {
     const GemmJob job{&weights.next(), nullptr, {y.data(), kTokens, static_cast<int>(rows)}, false};
-    gemm.run({&job, 1}, elements.data());
+    gemm.run({&job, 1}, elements.data(), {&kTokens, 1});
   });
   count_operations(state, 2.0 * kTokens * static_cast<double>(rows) * static_cast<double>(cols), seconds);
 }

@@ -10,6 +10,7 @@ namespace tidal::test {
 namespace {
 
 constexpr int kPrefix = 150, kSteps = 70;  // more than a block, and not at a block's edge
+constexpr int kChunk = 128;                // what a prefix gets depends on its chunks where products are float32
 
 std::vector<Plan> some_plans() {
   Plan corrected = small_plan(40);
@@ -23,7 +24,7 @@ std::vector<std::vector<std::vector<float>>> alone(const std::string& backend, s
                                                    std::span<const Token> tokens) {
   std::vector<std::vector<std::vector<float>>> logits;
   for (const Plan& plan : plans) {
-    SmallEngine setup(backend, GGML_TYPE_Q8_0, Plan::full(6));
+    SmallEngine setup(backend, GGML_TYPE_Q8_0, Plan::full(6), {.context = 512, .chunk = kChunk});
     Sequence sequence = setup.prefilled(kPrefix, 1);
     setup.engine.set_plan(plan);
     auto& own = logits.emplace_back();
@@ -52,7 +53,7 @@ TEST_P(TeacherForced, EveryPlanGetsWhatItGetsAlone) {
                                 .tokens = kBlockTokens * blocks_for(kPrefix) +
                                           teacher_forced_tokens(which.together, kSteps) -
                                           kBlockTokens * (which.sequences - 1),  // which the pool adds
-                                .chunk = 128,
+                                .chunk = kChunk,
                                 .sequences = which.sequences};
     SmallEngine setup(GetParam(), GGML_TYPE_Q8_0, Plan::full(6), options);
     const Sequence prefix = setup.prefilled(kPrefix, 1);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/attention.h"
@@ -61,7 +62,8 @@ class CpuBackend final : public Backend {
   Attention attention_;
   QuantisedRows quantised_;
   Hyperparameters hp_;
-  int short_ = 0;  // rows of the batch that belong to short chunks
+  int short_ = 0;                                 // rows of the batch that belong to short chunks
+  std::vector<int> long_chunks_, wanted_groups_;  // rows of each long chunk; those that want logits, by chunk
 
   Buffer normed_;           // [rows, width]
   Buffer kv_;               // [rows, 2 * kv_width]: K, then V
@@ -104,8 +106,13 @@ void CpuBackend::begin(const Hyperparameters& hp, const Batch& batch) {
   hp_ = hp;
   if (batch.rows() > max_rows_) fail("cpu backend: {} rows in a pass, reserved for {}", batch.rows(), max_rows_);
   short_ = 0;
+  long_chunks_.clear();
   for (const Chunk& chunk : batch.chunks) {
-    if (chunk.rows <= kShortChunk) short_ = chunk.first_row + chunk.rows;
+    if (chunk.rows <= kShortChunk) {
+      short_ = chunk.first_row + chunk.rows;
+    } else {
+      long_chunks_.push_back(chunk.rows);
+    }
   }
   // Angles in double: at position 100,000 a float would be off by a hundredth of a radian.
   const int pairs = hp.rope.dims / 2;
@@ -174,7 +181,7 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     const GemmJob jobs[] = {{&layer.wq, &layer.bq, long_rows(q), false},
                             {&layer.wk, &layer.bk, long_rows(k), false},
                             {&layer.wv, &layer.bv, long_rows(v), false}};
-    gemm_.run(jobs, to_elements(long_rows(normed)));
+    gemm_.run(jobs, to_elements(long_rows(normed)), long_chunks_);
   }
 
   const int dim = hp_.head_dim;
@@ -212,7 +219,7 @@ void CpuBackend::project(const Layer& layer, Rows out, Rows x) {
   }
   if (short_ < x.rows) {
     const GemmJob job{&layer.wo, &layer.bo, long_rows(x), true};
-    gemm_.run({&job, 1}, to_elements(long_rows(out)));
+    gemm_.run({&job, 1}, to_elements(long_rows(out)), long_chunks_);
   }
 }
 
@@ -234,7 +241,7 @@ void CpuBackend::mlp(const Layer& layer, Rows x) {
     const GemmElements& elements = gemm_.elements();
     const Rows longs = long_rows(x);
     std::byte* hidden = hidden_elements_.as<std::byte>();
-    gemm_.run_pair(layer.gate, layer.up, to_elements(long_rows(normed)), longs.rows,
+    gemm_.run_pair(layer.gate, layer.up, to_elements(long_rows(normed)), long_chunks_,
                    [&](int first, int count, float* gate, float* up) {
                      for (int r = 0; r < longs.rows; ++r, gate += count, up += count) {
                        if (layer.b_gate) add_to(layer.b_gate.floats() + first, count, gate);
@@ -249,7 +256,7 @@ void CpuBackend::mlp(const Layer& layer, Rows x) {
                      }
                    });
     const GemmJob job{&layer.down, &layer.b_down, longs, true};
-    gemm_.run({&job, 1}, hidden);
+    gemm_.run({&job, 1}, hidden, long_chunks_);
   }
 }
 
@@ -265,7 +272,7 @@ void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& b
     if (from.rows == 0) return;
     if (!dots) {
       const GemmJob job{&output, nullptr, to, false};
-      return gemm_.run({&job, 1}, to_elements(from));
+      return gemm_.run({&job, 1}, to_elements(from), wanted_groups_);
     }
     quantised_.assign(from);
     const DotJob job{&output, nullptr, to, false};
@@ -275,15 +282,18 @@ void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& b
   // chunk decides for itself, so that its logits do not depend on its company; neighbours that agree go together.
   int begin = 0, end = 0;
   bool dots = true;
+  wanted_groups_.clear();
   for (const Chunk& chunk : batch.chunks) {
     int next = end;
     while (next < wanted.rows && batch.logit_rows[next] < chunk.first_row + chunk.rows) ++next;
     const bool few = next - end <= kShortChunk;
     if (next > end && few != dots) {
       multiply(begin, end, dots);
+      wanted_groups_.clear();
       begin = end;
       dots = few;
     }
+    if (next > end) wanted_groups_.push_back(next - end);
     end = next;
   }
   multiply(begin, end, dots);

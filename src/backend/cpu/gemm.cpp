@@ -6,6 +6,7 @@
 #include <cstring>
 #include <dnnl.hpp>
 #include <exception>
+#include <numeric>
 #include <unordered_map>
 
 #include "backend/cpu/dequantise_bf16.h"
@@ -140,21 +141,30 @@ void Gemm::for_each_panel(int panels, const std::function<void(int panel)>& body
   if (error) std::rethrow_exception(error);
 }
 
-float* Gemm::panel_product(const Weight& weight, int first, int count, const std::byte* x, int rows, int result) {
+float* Gemm::panel_product(const Weight& weight, int first, int count, const std::byte* x, std::span<const int> groups,
+                           int result) {
   const int thread = omp_get_thread_num();
   Workspace& work = workspaces_[thread];
   auto* panel = work.panel.as<std::byte>();
   const size_t row_bytes = elements_.bytes() * weight.cols;
   for (int o = 0; o < count; ++o) elements_.dequantise(weight, first + o, work.row.as<float>(), panel + row_bytes * o);
   auto* to = work.results[result].as<float>();
-  kernels_[thread]->rows_by_rows(rows, count, static_cast<int>(weight.cols), x, panel, to, count);
+  const int rows = std::accumulate(groups.begin(), groups.end(), 0), cols = static_cast<int>(weight.cols);
+  if (elements_.bf16()) {
+    kernels_[thread]->rows_by_rows(rows, count, cols, x, panel, to, count);
+  } else {
+    for (int64_t row = 0; const int group : groups) {
+      kernels_[thread]->rows_by_rows(group, count, cols, x + row_bytes * row, panel, to + row * count, count);
+      row += group;
+    }
+  }
   if (weight.scale != 1) {
     for (int64_t i = 0; i < int64_t{rows} * count; ++i) to[i] *= weight.scale;
   }
   return to;
 }
 
-void Gemm::run(std::span<const GemmJob> jobs, const std::byte* x) {
+void Gemm::run(std::span<const GemmJob> jobs, const std::byte* x, std::span<const int> groups) {
   const auto panels_of = [](const GemmJob& job) {
     const int columns = panel_columns(job.weight->rows);
     return static_cast<int>((job.weight->rows + columns - 1) / columns);
@@ -167,7 +177,7 @@ void Gemm::run(std::span<const GemmJob> jobs, const std::byte* x) {
     const int columns = panel_columns(job->weight->rows);
     const int first = panel * columns;
     const int count = static_cast<int>(std::min<int64_t>(columns, job->weight->rows - first));
-    const float* from = panel_product(*job->weight, first, count, x, job->y.rows, 0);
+    const float* from = panel_product(*job->weight, first, count, x, groups, 0);
     for (int r = 0; r < job->y.rows; ++r, from += count) {
       float* to = job->y.row(r) + first;
       if (job->add) {
@@ -180,14 +190,15 @@ void Gemm::run(std::span<const GemmJob> jobs, const std::byte* x) {
   });
 }
 
-void Gemm::run_pair(const Weight& a, const Weight& b, const std::byte* x, int rows, const UsePair& use) {
+void Gemm::run_pair(const Weight& a, const Weight& b, const std::byte* x, std::span<const int> groups,
+                    const UsePair& use) {
   const int columns = panel_columns(a.rows);
   const int panels = static_cast<int>((a.rows + columns - 1) / columns);
   for_each_panel(panels, [&](int panel) {
     const int first = panel * columns;
     const int count = static_cast<int>(std::min<int64_t>(columns, a.rows - first));
-    float* of_a = panel_product(a, first, count, x, rows, 0);
-    float* of_b = panel_product(b, first, count, x, rows, 1);
+    float* of_a = panel_product(a, first, count, x, groups, 0);
+    float* of_b = panel_product(b, first, count, x, groups, 1);
     use(first, count, of_a, of_b);
   });
 }

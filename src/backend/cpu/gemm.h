@@ -76,13 +76,15 @@ class Gemm {
   /// Makes room for `rows` rows and weights of at most `width` columns.
   void reserve(int rows, int width);
 
-  /// Runs the jobs on the same rows x [rows, width] with all threads.
-  void run(std::span<const GemmJob> jobs, const std::byte* x);
+  /// Runs the jobs on the same rows x [rows, width] with all threads. `groups`: how many rows, one group behind the
+  /// other, get what they get without the others. oneDNN's float32 products sum in an order that depends on how many
+  /// rows there are, so each group is one of its own there; its bf16 products do not.
+  void run(std::span<const GemmJob> jobs, const std::byte* x, std::span<const int> groups);
 
   /// Both products of x with two weights of one shape: for each panel of output columns [first, first + count) calls
   /// `use(first, count, a, b)` on the thread that computed it; a and b [rows, count] are its own to change.
   using UsePair = std::function<void(int first, int count, float* a, float* b)>;
-  void run_pair(const Weight& a, const Weight& b, const std::byte* x, int rows, const UsePair& use);
+  void run_pair(const Weight& a, const Weight& b, const std::byte* x, std::span<const int> groups, const UsePair& use);
 
  private:
   struct Workspace {
@@ -97,7 +99,8 @@ class Gemm {
   /// Calls body(panel) for [0, panels) on all threads; the first exception comes out.
   void for_each_panel(int panels, const std::function<void(int panel)>& body);
   /// The calling thread's result [rows, count] of columns [first, first + count).
-  float* panel_product(const Weight& weight, int first, int count, const std::byte* x, int rows, int result);
+  float* panel_product(const Weight& weight, int first, int count, const std::byte* x, std::span<const int> groups,
+                       int result);
 
   int threads_;
   int max_rows_ = 0;
