@@ -166,7 +166,7 @@ class Page(InspectTest):
     def test_dense_question_answers_as_run_does(self):
         html, result = self.html("--budget", str(BUDGET), "-n", "8", "--question", "dense")
         prompt = document().strip() + "\n\n" + QUESTION
-        said = self.text("--chat", "--temp", "0", "--budget", str(BUDGET), "-n", "8", "-f", self.file("p", prompt))
+        said = self.text("--chat", "--attention", "tidal", "--temp", "0", "--budget", str(BUDGET), "-n", "8", "-f", self.file("p", prompt))
         self.assertEqual(result.stdout.decode().rstrip("\n"), said.rstrip("\n"))
         data = page_data(html)
         self.assertEqual(data["first"], data["document"] + data["question"])
@@ -319,7 +319,7 @@ class Errors(InspectTest):
     def test_documents(self):
         self.refused(self.inspect(text=""), "doc.txt: is empty, expected a text file")
         self.refused(self.inspect(text=" \n\t\n"), "document: it is empty")
-        self.refused(self.inspect(text=b"\n\nab\xff"), "document: byte 4 (0xff) is not valid UTF-8")
+        self.refused(self.inspect(text=b"\n\nab\xff"), "doc.txt: byte 4 (0xff) is not valid UTF-8")
         for path, words in ((os.path.join(self.folder, "none"), "cannot be opened"), (self.folder, "is a directory")):
             self.refused(self.tidal("inspect", "-m", MODEL, "-f", path, "-p", "x", "-o", self.page), path + ": " + words)
 
