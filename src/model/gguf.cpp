@@ -16,8 +16,6 @@ T value_at(const std::byte* data, size_t index = 0) {
   return value;
 }
 
-std::string type_name(const ScannedValue& value) { return value.array ? "arr" : gguf_type_name(value.type); }
-
 }  // namespace
 
 GgufFile GgufFile::open(const std::string& path) {

@@ -15,8 +15,7 @@ std::optional<T> value(const ScannedGguf& scanned, const char* key, gguf_type ty
   const auto found = scanned.keys.find(key);
   if (found == scanned.keys.end()) return std::nullopt;
   if (found->second.array || found->second.type != type) {
-    fail("{}: key '{}' has type {}, expected {}", name, key,
-         found->second.array ? "arr" : gguf_type_name(found->second.type), gguf_type_name(type));
+    fail("{}: key '{}' has type {}, expected {}", name, key, type_name(found->second), gguf_type_name(type));
   }
   T result;
   std::memcpy(&result, found->second.data, sizeof(result));

@@ -284,6 +284,8 @@ ScannedGguf place_tensors(Headers headers, const std::byte* data, size_t size, c
 
 }  // namespace
 
+const char* type_name(const ScannedValue& value) { return gguf_type_name(value.array ? GGUF_TYPE_ARRAY : value.type); }
+
 ScannedGguf scan_gguf(const std::byte* data, size_t size, const std::string& name) {
   Headers headers = read_headers(data, size, name);
   headers.gguf.filled = fills(headers, headers.gguf.alignment, size);

@@ -23,6 +23,9 @@ struct ScannedValue {
   const std::byte* data = nullptr;  ///< not aligned; a string is its length (u64) and its bytes
 };
 
+/// As ggml names it: "u32", "str", "arr" for any array.
+const char* type_name(const ScannedValue& value);
+
 /// A tensor as its header describes it. At most two dimensions count: [rows, cols]; higher ones fold into rows.
 struct ScannedTensor {
   std::string name;

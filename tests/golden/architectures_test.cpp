@@ -31,13 +31,6 @@ std::vector<float> our_logits(const std::string& path, std::span<const Token> to
   return {logits.begin(), logits.end()};
 }
 
-double deviation(std::span<const float> a, std::span<const float> b) {
-  EXPECT_EQ(a.size(), b.size());
-  double squares = 0;
-  for (size_t i = 0; i < a.size(); ++i) squares += (a[i] - b[i]) * (a[i] - b[i]);
-  return std::sqrt(squares / static_cast<double>(a.size()));
-}
-
 struct Change {
   const char* name;
   std::function<void(GgufWriter&, const std::string& prefix)> apply;

@@ -1,6 +1,7 @@
 #include "golden/llama_reference.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -87,6 +88,13 @@ std::string models_folder() {
 std::string kjv_text() {
   std::ifstream file(models_folder() + "/kjv.txt");
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+double deviation(std::span<const float> a, std::span<const float> b) {
+  if (a.size() != b.size()) throw std::logic_error("logits of different sizes");
+  double squares = 0;
+  for (size_t i = 0; i < a.size(); ++i) squares += (a[i] - b[i]) * (a[i] - b[i]);
+  return std::sqrt(squares / static_cast<double>(a.size()));
 }
 
 }  // namespace tidal::golden

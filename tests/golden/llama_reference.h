@@ -37,4 +37,7 @@ std::string models_folder();
 /// The whole KJV; "" when it is not there.
 std::string kjv_text();
 
+/// Root mean square difference of two runs' logits, which must be as many.
+double deviation(std::span<const float> a, std::span<const float> b);
+
 }  // namespace tidal::golden

@@ -59,13 +59,6 @@ Agreement compare(const char* what, std::span<const Token> tokens, std::span<con
   return result;
 }
 
-/// Root mean square of the differences.
-double deviation(std::span<const float> a, std::span<const float> b) {
-  double squares = 0;
-  for (size_t i = 0; i < a.size(); ++i) squares += (a[i] - b[i]) * (a[i] - b[i]);
-  return std::sqrt(squares / static_cast<double>(a.size()));
-}
-
 /// By backend and model.
 class Logits : public test::BackendTest<std::tuple<std::string, const char*>> {
  protected:
