@@ -9,9 +9,9 @@
 
 #include "backend/sketch.h"
 #include "cli/commands.h"
-#include "cli/output.h"
-#include "cli/plan_options.h"
-#include "cli/plan_text.h"
+#include "cli/console/output.h"
+#include "cli/options/plan_options.h"
+#include "cli/options/plan_text.h"
 #include "core/utf8.h"
 #include "engine/engine.h"
 #include "model/gguf.h"

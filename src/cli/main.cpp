@@ -5,11 +5,11 @@
 #include <cstdio>
 #include <new>
 
-#include "cli/backend_options.h"
 #include "cli/commands.h"
-#include "cli/interrupt.h"
-#include "cli/output.h"
-#include "cli/wait_policy.h"
+#include "cli/console/interrupt.h"
+#include "cli/console/output.h"
+#include "cli/console/wait_policy.h"
+#include "cli/options/backend_options.h"
 #include "core/error.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Lists of plan flags: which combinations they make.
-#include "cli/eval_plans.h"
+#include "cli/eval/plans.h"
 
 #include <gtest/gtest.h>
 

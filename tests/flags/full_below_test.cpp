@@ -3,8 +3,8 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
-#include "cli/bench_options.h"
-#include "cli/plan_options.h"
+#include "cli/bench/options.h"
+#include "cli/options/plan_options.h"
 #include "model.h"
 
 namespace tidal {

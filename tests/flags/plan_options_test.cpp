@@ -1,9 +1,9 @@
 // What plan the flags make: kinds of attention, plan files, contradictions.
-#include "cli/plan_options.h"
+#include "cli/options/plan_options.h"
 
 #include <gtest/gtest.h>
 
-#include "cli/plan_text.h"
+#include "cli/options/plan_text.h"
 #include "model.h"
 #include "support/error.h"
 

@@ -1,5 +1,5 @@
 // Plans in words: names that tell plans apart, and the line that describes one.
-#include "cli/plan_text.h"
+#include "cli/options/plan_text.h"
 
 #include <gtest/gtest.h>
 

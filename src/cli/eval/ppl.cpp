@@ -1,0 +1,206 @@
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "cli/console/output.h"
+#include "cli/eval/commands.h"
+#include "cli/eval/places.h"
+#include "eval/next_token.h"
+#include "eval/prompt_cache.h"
+#include "eval/teacher_forced.h"
+#include "eval/text_scores.h"
+#include "report/line_chart.h"
+#include "report/table.h"
+
+namespace tidal {
+namespace {
+
+using Json = ResultFile::Json;
+
+struct PplFlags {
+  EvalFlags eval;
+  PlaceFlags places;
+};
+
+constexpr int kBatch = 8;      // sequences in a step, full attention among them
+constexpr int kTogether = 32;  // plans whose caches are kept at once
+
+Json values_of(const TextScore& score) {
+  return {{"nll", score.nll},
+          {"perplexity", std::exp(score.nll)},
+          {"kl", score.kl},
+          {"kl_error", score.kl_error},
+          {"same", score.same},
+          {"bytes_per_token", score.bytes},
+          {"kl_parts", score.kl_parts}};
+}
+
+/// Plans without a row at this place. The first of them is full attention if its row is missing.
+std::vector<size_t> missing_plans(const EvalSession& session, int64_t first) {
+  std::vector<size_t> missing;
+  for (size_t i = 0; i < session.plans().size(); ++i) {
+    if (!session.find(Places::key(first, session.plans()[i]))) missing.push_back(i);
+  }
+  return missing;
+}
+
+void measure_place(EvalSession& session, Engine& engine, std::span<const Token> tokens, int prefix, int64_t first) {
+  const std::vector<size_t> missing = missing_plans(session, first);
+  if (missing.empty()) return;
+  std::vector<Plan> plans;
+  for (const size_t i : missing) {
+    if (i > 0) plans.push_back(session.plans()[i].plan);
+  }
+  PromptCache cache(engine);
+  const Sequence& sequence = cache.prefill(tokens.first(prefix), [&](int done) { session.advance(done); });
+  const std::vector<TextScore> scores =
+      score_text(engine, sequence, tokens.subspan(prefix), plans, [&] { session.advance(kStepWork); });
+  size_t plan = 1;
+  for (const size_t i : missing) {
+    session.add(Places::key(first, session.plans()[i]), values_of(i == 0 ? scores[0] : scores[plan++]));
+  }
+}
+
+/// Work that is still to be done, in units of advance().
+int64_t work_left(const EvalSession& session, const PplFlags& flags, const Places& places) {
+  int64_t work = 0;
+  for (const int64_t first : places.firsts()) {
+    const auto missing = static_cast<int64_t>(missing_plans(session, first).size());
+    if (missing > 0)
+      work += flags.places.prefix + int64_t{kStepWork} * flags.places.steps * std::max<int64_t>(missing - 1, 1);
+  }
+  return work;
+}
+
+/// The rows of one plan at all places.
+struct PlanResult {
+  const EvalPlan* plan = nullptr;
+  MeanError nll, kl, same, bytes;
+  double kl_error = 0;
+  std::vector<MeanError> parts;
+};
+
+std::vector<PlanResult> results(const EvalSession& session, const Places& places) {
+  std::vector<PlanResult> results;
+  for (const EvalPlan& plan : session.plans()) {
+    PlanResult& result = results.emplace_back();
+    result.plan = &plan;
+    double only_error = 0;
+    for (const int64_t first : places.firsts()) {
+      const Json& row = *session.find(Places::key(first, plan));
+      result.nll.add(number(row["nll"]));
+      result.kl.add(number(row["kl"]));
+      result.same.add(number(row["same"]));
+      result.bytes.add(number(row["bytes_per_token"]));
+      only_error = number(row["kl_error"]);
+      const Json& parts = row["kl_parts"];
+      result.parts.resize(parts.size());
+      for (size_t i = 0; i < parts.size(); ++i) result.parts[i].add(number(parts[i]));
+    }
+    // Steps of one place have much in common, places little: with several the spread between them says more.
+    result.kl_error = places.firsts().size() > 1 ? result.kl.error() : only_error;
+  }
+  return results;
+}
+
+std::string table(const std::vector<PlanResult>& results) {
+  std::vector<std::vector<std::string>> lines = {
+      {"plan", "perplexity", "KL from full", "std. error", "same argmax", "MB/token"}};
+  for (const PlanResult& result : results) {
+    lines.push_back({result.plan->name, fmt::format("{:.2f}", std::exp(result.nll.mean())),
+                     fmt::format("{:.4f}", result.kl.mean()), fmt::format("{:.4f}", result.kl_error),
+                     fmt::format("{:.1f} %", 100 * result.same.mean()),
+                     fmt::format("{:.1f}", result.bytes.mean() / 1e6)});
+  }
+  return markdown_table(lines);
+}
+
+/// A plan's name without its budget: plans that differ in nothing else are one curve.
+std::string curve_name(const EvalPlan& plan) {
+  const size_t comma = plan.name.find(", ");
+  return plan.name.substr(comma + 2);
+}
+
+/// KL against what attention reads, or along the text when every curve would have one point. `weights`: the bytes of a
+/// token that are not attention's.
+LineChart chart(const std::vector<PlanResult>& results, const PlaceFlags& flags, const std::string& model,
+                int64_t weights) {
+  const auto read = [weights](const PlanResult& result) { return result.bytes.mean() - static_cast<double>(weights); };
+  std::map<std::string, LineSeries> curves;
+  size_t most = 0;
+  for (const PlanResult& result : results) {
+    if (!result.plan->plan.has_sparse()) continue;
+    LineSeries& curve = curves[curve_name(*result.plan)];
+    curve.name = curve_name(*result.plan);
+    curve.points.push_back({read(result), result.kl.mean(), result.kl_error});
+    most = std::max(most, curve.points.size());
+  }
+  LineChart chart;
+  chart.title = "KL divergence from full attention: " + model;
+  chart.description =
+      fmt::format("KL divergence of the next-token distribution from full attention's, {} steps after {} tokens",
+                  flags.steps, flags.prefix);
+  const std::string full = format_value(read(results.front()), Unit::Bytes);
+  chart.x = {fmt::format("K/V and sketches read per token (full attention: {})", full), Scale::Log10, Unit::Bytes};
+  chart.y = {"KL(full || plan), nats", Scale::Log10, Unit::Number};
+  if (most > 1) {
+    for (auto& [name, curve] : curves) {
+      std::sort(curve.points.begin(), curve.points.end(),
+                [](const LinePoint& a, const LinePoint& b) { return a.x < b.x; });
+      chart.series.push_back(std::move(curve));
+    }
+    return chart;
+  }
+  chart.x = {"decoded tokens", Scale::Linear, Unit::Number};
+  chart.y = {"KL(full || plan), nats", Scale::Linear, Unit::Number};
+  for (const PlanResult& result : results) {
+    if (!result.plan->plan.has_sparse()) continue;
+    LineSeries& curve = chart.series.emplace_back();
+    curve.name = result.plan->name;
+    for (size_t i = 0; i < result.parts.size(); ++i) {
+      const double x = (static_cast<double>(i) + 0.5) * flags.steps / static_cast<double>(result.parts.size());
+      curve.points.push_back({x, result.parts[i].mean()});
+    }
+  }
+  return chart;
+}
+
+void evaluate(EvalSession& session, const PplFlags& flags) {
+  const Places places(session, "ppl", flags.places, 1);
+  session.begin(work_left(session, flags, places));
+  const auto plans = static_cast<int>(session.plans().size());
+  const int context = flags.places.prefix + flags.places.steps;
+  Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers),
+                {.context = context,
+                 .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
+                 .sequences = std::min(plans, kBatch)});
+  for (const int64_t first : places.firsts()) {
+    measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
+  }
+  const std::vector<PlanResult> all = results(session, places);
+  session.print(table(all));
+  session.print(fmt::format(
+      "\n{} of the text, {} tokens decoded one a step after a dense prefix of {}. KL(full || plan) in nats; its "
+      "standard error {}.\n",
+      flags.places.places == 1 ? "One place" : fmt::format("{} places", flags.places.places), flags.places.steps,
+      flags.places.prefix,
+      flags.places.places == 1 ? "takes the steps for independent" : "comes from the spread between places"));
+  if (session.draws())
+    session.draw(to_svg(chart(all, flags.places, session.model_name(), session.model().decode_weight_bytes())));
+}
+
+}  // namespace
+
+CLI::App* add_eval_ppl(CLI::App& eval) {
+  const auto flags = std::make_shared<PplFlags>();
+  CLI::App* command = eval.add_subcommand(
+      "ppl", "Perplexity and KL divergence from full attention, one token a step after a dense prefix");
+  add_eval_flags(*command, flags->eval);
+  add_place_flags(*command, flags->places);
+  command->callback([flags] { run_eval(flags->eval, [&](EvalSession& session) { evaluate(session, *flags); }); });
+  return command;
+}
+
+}  // namespace tidal

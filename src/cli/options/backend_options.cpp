@@ -1,0 +1,54 @@
+#include "cli/options/backend_options.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "model/load.h"
+
+namespace tidal {
+namespace {
+
+/// The backend's name by -ngl: all layers on the device or none.
+std::string name_by_layers(int given, int layers) {
+  if (given == 0) return "cpu";
+  if (given < 0 || given >= layers) return "cuda";
+  fail("--n-gpu-layers: {} of the model's {} layers given, but all run on one device: expected 0 or at least {}", given,
+       layers, layers);
+}
+
+}  // namespace
+
+void add_backend_options(CLI::App& app, BackendOptions& options) {
+  app.add_option("--backend", options.backend, "auto (a GPU where there is one), cpu, cuda or reference")
+      ->envname("TIDAL_BACKEND")
+      ->capture_default_str();
+  app.add_option("--n-gpu-layers,--gpu-layers", options.gpu_layers,
+                 "Layers on the GPU (also -ngl): 0 for --backend cpu, all or -1 for --backend cuda")
+      ->envname("TIDAL_N_GPU_LAYERS")
+      ->type_name("N");
+}
+
+void spell_out_short_flags(int argc, char** argv) {
+  static char flag[] = "--n-gpu-layers";
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "-ngl") == 0) argv[i] = flag;
+  }
+}
+
+std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads, const std::function<int()>& layers) {
+  std::string name = options.backend;
+  if (options.gpu_layers) {
+    const std::string wanted = name_by_layers(*options.gpu_layers, *options.gpu_layers > 0 ? layers() : 0);
+    if (name != "auto" && name != wanted) {
+      fail("--n-gpu-layers: {} means --backend {}, but --backend {} is given", *options.gpu_layers, wanted, name);
+    }
+    name = wanted;
+  }
+  return make_backend(name, threads);
+}
+
+std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads, const std::string& model) {
+  return open_backend(options, threads, [&] { return read_hyperparameters(GgufFile::open(model)).layers; });
+}
+
+}  // namespace tidal

@@ -1,0 +1,138 @@
+#include "cli/options/plan_text.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cli/options/plan_options.h"
+
+namespace tidal {
+namespace {
+
+// "2, 9": the layers of one role.
+std::string layers_with(const Plan& plan, Role role) {
+  const std::vector<int> layers = plan.layers(role);
+  return layers.empty() ? "none" : fmt::format("{}", fmt::join(layers, ", "));
+}
+
+std::string percent(double share) { return fmt::format("{:g}%", 100 * share); }
+
+/// "2+9", and for layers in a row "0-4+9".
+std::string layer_text(const std::vector<int>& layers) {
+  std::string text;
+  for (size_t first = 0; first < layers.size();) {
+    size_t last = first;
+    while (last + 1 < layers.size() && layers[last + 1] == layers[last] + 1) ++last;
+    if (!text.empty()) text += "+";
+    text += last > first ? fmt::format("{}-{}", layers[first], layers[last]) : std::to_string(layers[first]);
+    first = last + 1;
+  }
+  return text;
+}
+
+/// "2+9"; layers in a row are not drawn together, since result files know plans by these names.
+std::string joined(const std::vector<int>& layers) { return fmt::format("{}", fmt::join(layers, "+")); }
+
+/// The roles of a plan with a Select layer and no Scan layer.
+std::string select_text(const Plan& plan) {
+  const std::vector<int> select = plan.layers(Role::Select);
+  // Layers before the first Select can be nothing but Dense.
+  std::vector<int> dense = plan.layers(Role::Dense);
+  std::erase_if(dense, [&](int layer) { return layer < select.front(); });
+  return "select " + joined(select) + (dense.empty() ? "" : ", dense " + joined(dense));
+}
+
+/// The roles of a plan with a Scan layer; what it does not name scans.
+std::string scan_text(const Plan& plan) {
+  std::string text = "sketch " + bits_text(plan.policy);
+  for (const Role role : {Role::Dense, Role::Select, Role::Sparse}) {
+    if (plan.count(role) > 0) text += fmt::format(", {} {}", to_string(role), layer_text(plan.layers(role)));
+  }
+  return text;
+}
+
+/// Whether a policy reserves the recent positions of the default one, `usual` of a budget: a share of the budget that
+/// is a share of the context itself.
+bool default_recent(const Policy& policy, Policy (*usual)(int budget)) {
+  if (policy.budget_share == 0) return policy.recent_share == 0 && policy.recent == usual(policy.budget).recent;
+  const Policy of_share = usual(Policy{}.budget);
+  if (of_share.recent == 0) return policy.recent_share == 0 && policy.recent == 0;
+  return policy.recent_share == static_cast<double>(of_share.recent) / of_share.budget;
+}
+
+/// What differs from the default policy of the plan's kind.
+std::string policy_text(const Policy& policy, bool scans) {
+  Policy paper = paper_policy(policy.budget);
+  paper.budget_share = policy.budget_share;
+  paper.top_p = policy.top_p;
+  paper.sketch_bits = policy.sketch_bits;
+  if (policy == paper && !scans) return ", paper";
+  const auto make_usual = scans ? sketch_policy : default_policy;
+  const Policy usual = make_usual(policy.budget);
+  std::string text;
+  if (policy.scope != usual.scope) text += fmt::format(", scope {}", to_string(policy.scope));
+  if (policy.pooling != usual.pooling) text += fmt::format(", pooling {}", to_string(policy.pooling));
+  if (policy.sinks != usual.sinks) text += fmt::format(", sinks {}", policy.sinks);
+  if (!default_recent(policy, make_usual)) {
+    text += policy.recent_share > 0 ? fmt::format(", recent {:g}%", 100 * policy.recent_share)
+                                    : fmt::format(", recent {}", policy.recent);
+  }
+  return text;
+}
+
+/// "Dense 0, 1; Select 2, 9 (given); Sparse the other 20".
+std::string roles_text(const Plan& plan, const std::string& source) {
+  const int scan = plan.count(Role::Scan), sparse = plan.count(Role::Sparse), select = plan.count(Role::Select);
+  if (scan == 0) {
+    return fmt::format("Dense {}; Select {} ({}); Sparse the other {}", layers_with(plan, Role::Dense),
+                       layers_with(plan, Role::Select), source, sparse);
+  }
+  std::string text;
+  if (plan.count(Role::Dense) > 0) text += fmt::format("Dense {}; ", layers_with(plan, Role::Dense));
+  if (select > 0) text += fmt::format("Select {}; ", layers_with(plan, Role::Select));
+  const bool all = scan == static_cast<int>(plan.roles.size());
+  text += "Scan ";
+  text += all          ? fmt::format("all {}", scan)
+          : sparse > 0 ? layers_with(plan, Role::Scan)
+                       : fmt::format("the other {}", scan);
+  text += fmt::format(" by {} ({})", bits_text(plan.policy), source);
+  if (sparse > 0) text += fmt::format("; Sparse the other {}", sparse);
+  return text;
+}
+
+}  // namespace
+
+std::string bits_text(const Policy& policy) {
+  return fmt::format("{} bit{}", policy.sketch_bits, policy.sketch_bits == 1 ? "" : "s");
+}
+
+std::string budget_text(const Policy& policy) {
+  std::string text = policy.budget_share > 0 ? fmt::format("{},{}", percent(policy.budget_share), policy.budget)
+                                             : std::to_string(policy.budget);
+  if (policy.top_p < 1) text += fmt::format(" at top-p {:g}", policy.top_p);
+  return text;
+}
+
+std::string describe(const Plan& plan, const std::string& source) {
+  if (!plan.has_sparse()) return "full attention in all layers";
+  const Policy& policy = plan.policy;
+  const std::string recent =
+      policy.recent_share > 0 ? percent(policy.recent_share) : std::to_string(std::max(policy.recent, 1));
+  return fmt::format("{} attention: {}; budget {} ({} sinks, {} recent), scope {}, pooling {}{}{}", kind_of(plan),
+                     roles_text(plan, source), budget_text(policy), policy.sinks, recent, to_string(policy.scope),
+                     to_string(policy.pooling),
+                     plan.correct > 0 ? fmt::format("; corrected every {} tokens", plan.correct) : "",
+                     plan.full_below > 0 ? fmt::format("; full attention below {} positions", plan.full_below) : "");
+}
+
+std::string plan_name(const Plan& plan) {
+  if (!plan.has_sparse()) return "full";
+  const bool scans = plan.scans();
+  std::string text = fmt::format("K={}, {}{}", budget_text(plan.policy), scans ? scan_text(plan) : select_text(plan),
+                                 policy_text(plan.policy, scans));
+  if (plan.correct > 0) text += fmt::format(", correct {}", plan.correct);
+  if (plan.full_below > 0) text += fmt::format(", full below {}", plan.full_below);
+  return text;
+}
+
+}  // namespace tidal
