@@ -20,18 +20,28 @@ int places() {
   return words ? std::clamp(std::atoi(words), 1, 8) : 1;
 }
 
-/// Mean -log p over the steps behind `prefix`, whose last token's logits are `first`.
-double surprise(Engine& engine, const Sequence& prefix, std::vector<float> first, std::span<const Token> tokens) {
-  Sequence sequence = prefix.fork();
-  double sum = 0;
-  std::vector<float> logits = std::move(first);
+/// -log p of `tokens`, summed, by each of `plans` behind `prefix`, whose last token's logits are `first`. All plans
+/// decode in one batch, which reads the weights once for all of them.
+std::vector<double> surprise(Engine& engine, const Sequence& prefix, const std::vector<float>& first,
+                             std::span<const Token> tokens, std::span<const Plan> plans) {
+  std::vector<Sequence> sequences;
+  for (size_t i = 0; i < plans.size(); ++i) sequences.push_back(prefix.fork());
+  std::vector<std::vector<float>> logits(plans.size(), first);
+  std::vector<double> sums(plans.size());
   for (const Token token : tokens) {
-    log_softmax(logits);
-    sum -= logits[static_cast<size_t>(token)];
-    const auto next = engine.decode(sequence, token);
-    logits.assign(next.begin(), next.end());
+    std::vector<Engine::Request> requests;
+    for (size_t i = 0; i < plans.size(); ++i) {
+      log_softmax(logits[i]);
+      sums[i] -= logits[i][static_cast<size_t>(token)];
+      requests.push_back({.sequence = &sequences[i], .tokens = {&token, 1}, .decode = true, .plan = &plans[i]});
+    }
+    const auto next = engine.step(requests);
+    for (size_t i = 0; i < plans.size(); ++i) {
+      const auto own = next.subspan(i * first.size(), first.size());
+      logits[i].assign(own.begin(), own.end());
+    }
   }
-  return sum / static_cast<double>(tokens.size());
+  return sums;
 }
 
 TEST(Perplexity, NearsFullAttentionsAsTheBudgetGrows) {
@@ -43,21 +53,21 @@ TEST(Perplexity, NearsFullAttentionsAsTheBudgetGrows) {
   const int budgets[] = {0, 64, 256, 1024};
   constexpr double kStudy[] = {22.5, 40.3, 26.7, 23.1};
   std::vector<double> sums(std::size(budgets), 0.0);
-  const auto plan_of = [&](int budget) {
-    return budget == 0 ? Plan::full(hp.layers) : Plan::tidal(hp.layers, kReselect, default_policy(budget));
-  };
-  Engine engine(text->backend(), text->model(), plan_of(0),
-                {.context = kPrefix + kSteps, .tokens = kPrefix + 2 * (kSteps + 64), .sequences = 2});
+  std::vector<Plan> plans;
+  for (const int budget : budgets) {
+    plans.push_back(budget == 0 ? Plan::full(hp.layers) : Plan::tidal(hp.layers, kReselect, default_policy(budget)));
+  }
+  constexpr int kCount = static_cast<int>(std::size(budgets));
+  Engine engine(text->backend(), text->model(), plans[0],
+                {.context = kPrefix + kSteps, .tokens = kPrefix + kCount * (kSteps + 64), .sequences = kCount});
   for (int place = 0; place < places(); ++place) {
     // The middle of the text first: its beginning is known by heart.
     const auto tokens = text->place(static_cast<size_t>(place + 4) % 8, kPrefix + kSteps);
     Sequence prefix = engine.create();
     const auto last = engine.prefill(prefix, tokens.first(kPrefix));
     const std::vector<float> first(last.begin(), last.end());
-    for (size_t b = 0; b < std::size(budgets); ++b) {
-      engine.set_plan(plan_of(budgets[b]));
-      sums[b] += surprise(engine, prefix, first, tokens.subspan(kPrefix));
-    }
+    const std::vector<double> found = surprise(engine, prefix, first, tokens.subspan(kPrefix), plans);
+    for (size_t b = 0; b < found.size(); ++b) sums[b] += found[b] / kSteps;
   }
   std::vector<double> perplexity;
   for (const double sum : sums) perplexity.push_back(std::exp(sum / places()));
