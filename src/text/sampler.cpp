@@ -28,22 +28,34 @@ void check(const SamplerOptions& options) {
   need(options.min_p >= 0 && options.min_p <= 1, "min-p", options.min_p, "0 to 1");
   need(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "repeat penalty", options.repeat_penalty,
        "a number above 0");
+  need(std::isfinite(options.frequency_penalty), "frequency penalty", options.frequency_penalty, "a number");
+  need(std::isfinite(options.presence_penalty), "presence penalty", options.presence_penalty, "a number");
   if (options.repeat_last_n < 0) fail("repeat-last-n: {} given, expected 0 or more", options.repeat_last_n);
+}
+
+void check_bias(const Tokenizer& tokenizer, const SamplerOptions& options) {
+  for (const auto& [token, bias] : options.logit_bias) {
+    if (token < 0 || token >= tokenizer.vocab_size()) {
+      fail("logit bias: token {} is outside the vocabulary of {}", token, tokenizer.vocab_size());
+    }
+    if (std::isnan(bias) || bias == -kImpossible) fail("logit bias: {} for token {}, expected a number", bias, token);
+  }
 }
 
 LlamaSampler make_chain(const Tokenizer& tokenizer, const SamplerOptions& options) {
   LlamaSampler chain(llama_sampler_chain_init(llama_sampler_chain_default_params()), llama_sampler_free);
   const auto add = [&](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
-  if (options.ignore_end) {
-    std::vector<llama_logit_bias> biases;
-    for (Token token = 0; token < tokenizer.vocab_size(); ++token) {
-      if (tokenizer.is_end(token)) biases.push_back({token, kImpossible});
-    }
+  std::vector<llama_logit_bias> biases;
+  for (const auto& [token, bias] : options.logit_bias) biases.push_back({token, bias});
+  for (Token token = 0; options.ignore_end && token < tokenizer.vocab_size(); ++token) {
+    if (tokenizer.is_end(token)) biases.push_back({token, kImpossible});
+  }
+  if (!biases.empty()) {
     add(llama_sampler_init_logit_bias(tokenizer.vocab_size(), static_cast<int32_t>(biases.size()), biases.data()));
   }
-  if (options.repeat_penalty != 1.0f && options.repeat_last_n > 0) {
-    add(llama_sampler_init_penalties(tokenizer.vocab_size(), options.repeat_last_n, options.repeat_penalty, 0.0f,
-                                     0.0f));
+  if (options.has_penalties()) {
+    add(llama_sampler_init_penalties(tokenizer.vocab_size(), options.repeat_last_n, options.repeat_penalty,
+                                     options.frequency_penalty, options.presence_penalty));
   }
   if (options.temperature <= 0) {
     add(llama_sampler_init_greedy());
@@ -59,8 +71,7 @@ LlamaSampler make_chain(const Tokenizer& tokenizer, const SamplerOptions& option
 }
 
 int likely_of(const Tokenizer& tokenizer, const SamplerOptions& options) {
-  const bool penalties = options.repeat_penalty != 1.0f && options.repeat_last_n > 0;
-  if (penalties || !options.grammar.empty()) return 0;
+  if (options.has_penalties() || !options.grammar.empty() || !options.logit_bias.empty()) return 0;
   int count = options.temperature <= 0 ? 1 : options.top_k;
   if (count <= 0) return 0;
   count = std::min(count, tokenizer.vocab_size());
@@ -134,6 +145,7 @@ struct Sampler::State {
 
 Sampler::Sampler(const Tokenizer& tokenizer, const SamplerOptions& options) {
   check(options);
+  check_bias(tokenizer, options);
   state_ = std::make_unique<State>(State{
       make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), likely_of(tokenizer, options), {}});
 }

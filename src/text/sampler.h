@@ -5,6 +5,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "backend/likely_tokens.h"
 #include "text/tokenizer.h"
@@ -19,9 +21,16 @@ struct SamplerOptions {
   float top_p = 0.95f;          ///< 0 to 1; 1: off
   float min_p = 0.05f;          ///< 0 to 1; 0: off
   float repeat_penalty = 1.0f;  ///< > 0; 1: off
-  int repeat_last_n = 64;       ///< tokens that the penalty looks back; 0: off
+  float frequency_penalty = 0;  ///< taken off a logit for every time the token is there; 0: off
+  float presence_penalty = 0;   ///< taken off the logits of tokens that are there; 0: off
+  int repeat_last_n = 64;       ///< tokens that penalties look back; 0: off
   bool ignore_end = false;      ///< never choose a token that ends the answer
   std::string grammar{};        ///< GBNF text with a rule `root`, "" for none
+  std::vector<std::pair<Token, float>> logit_bias{};  ///< added to logits before all else; -infinity: never chosen
+
+  bool has_penalties() const {
+    return repeat_last_n > 0 && (repeat_penalty != 1 || frequency_penalty != 0 || presence_penalty != 0);
+  }
 };
 
 /// Samples in llama.cpp's default order: penalties, top-k, top-p, min-p, temperature. A grammar is asked about the

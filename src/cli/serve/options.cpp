@@ -1,0 +1,128 @@
+#include "cli/serve/options.h"
+
+#include <limits>
+#include <sstream>
+
+#include "cli/console/text_file.h"
+#include "core/error.h"
+
+namespace tidal {
+namespace {
+
+void add_server_options(CLI::App& app, ServeOptions& options) {
+  const auto add = [&](const char* names, auto& value, const char* what, const char* variable) {
+    return app.add_option(names, value, what)->envname(variable)->group("Server");
+  };
+  add("--host", options.host, "Address to listen on", "TIDAL_HOST")->capture_default_str();
+  add("--port", options.port, "Port, 0 for one that is free", "TIDAL_PORT")->capture_default_str();
+  add("-a,--alias", options.alias, "The model's name for clients (default: its file's)", "TIDAL_ALIAS");
+  add("--api-key", options.api_keys, "Key that clients must have; may be given several times", "TIDAL_API_KEY")
+      ->delimiter(',')
+      ->type_name("KEY");
+  add("--api-key-file", options.api_key_file, "Keys from a file, one a line", "TIDAL_API_KEY_FILE")->type_name("FILE");
+  add("--allow-origin", options.allowed_origins, "Lets the web pages of this origin ask", "TIDAL_ALLOW_ORIGIN")
+      ->delimiter(',')
+      ->type_name("ORIGIN");
+  add("--drain", options.drain, "Seconds that answers get to end when the server is stopped", "TIDAL_DRAIN")
+      ->capture_default_str();
+  app.add_flag("--log-requests", options.log_requests, "A line on stderr for every request, without its content")
+      ->group("Server");
+}
+
+void add_batch_options(CLI::App& app, ServeOptions& options) {
+  const auto add = [&](const char* names, auto& value, const char* what, const char* variable) {
+    return app.add_option(names, value, what)->envname(variable)->type_name("N")->group("Batch");
+  };
+  add("-c,--ctx-size", options.context, "Most tokens of a request and its answer, 0 for what the model was trained for",
+      "TIDAL_CTX_SIZE")
+      ->capture_default_str();
+  add("--parallel", options.parallel, "Most answers in progress", "TIDAL_PARALLEL")->capture_default_str();
+  add("--cache-tokens", options.cache_tokens,
+      "Tokens of all answers and of cached prompts together (default: twice the context)", "TIDAL_CACHE_TOKENS");
+  add("--queue", options.queue, "Most requests that wait; more are refused (429)", "TIDAL_QUEUE")
+      ->capture_default_str();
+  add("--prefill-share", options.prefill_share,
+      "Most prompt tokens of a step beside answers in progress (default: those of a prefill pass)",
+      "TIDAL_PREFILL_SHARE");
+  add("-t,--threads", options.threads, "Threads (default: all processors)", "TIDAL_THREADS");
+  add("--ubatch-size", options.chunk, "Tokens of one prefill pass (default: 512, on a GPU 2048)", "TIDAL_UBATCH_SIZE");
+}
+
+void add_default_options(CLI::App& app, ServeOptions& options) {
+  const auto add = [&](const char* names, auto& value, const char* what, const char* variable) {
+    app.add_option(names, value, what)->envname(variable)->capture_default_str()->group("Sampling, by default");
+  };
+  SamplerOptions& sampler = options.sampler;
+  add("-s,--seed", options.seed, "Seed of the random numbers, -1 for another one every time", "TIDAL_SEED");
+  add("--temp,--temperature", sampler.temperature, "Temperature, 0 for the most likely token always", "TIDAL_TEMP");
+  add("--top-k", sampler.top_k, "Sample among the K most likely tokens, 0 for all", "TIDAL_TOP_K");
+  add("--top-p", sampler.top_p, "Sample among the likeliest tokens with this probability together", "TIDAL_TOP_P");
+  add("--min-p", sampler.min_p, "Leave out tokens less likely than this share of the likeliest", "TIDAL_MIN_P");
+  add("--repeat-penalty", sampler.repeat_penalty, "Make repeated tokens less likely, 1 for off",
+      "TIDAL_REPEAT_PENALTY");
+  add("--repeat-last-n", sampler.repeat_last_n, "Tokens that this looks back, 0 for off", "TIDAL_REPEAT_LAST_N");
+}
+
+}  // namespace
+
+void add_serve_options(CLI::App& app, ServeOptions& options) {
+  app.add_option("-m,--model", options.model, "GGUF model file")->envname("TIDAL_MODEL")->type_name("FILE")->required();
+  add_server_options(app, options);
+  add_batch_options(app, options);
+  add_backend_options(app, options.backend);
+  add_default_options(app, options);
+  add_chat_template_options(app, options.chat_template);
+  add_attention_option(app, options.plan, "full|tidal|sketch");
+  options.exact_option = app.add_option("--exact", options.exact,
+                                        "Full attention's text: draft up to T tokens sparsely, keep those that full "
+                                        "attention confirms")
+                             ->type_name("T")
+                             ->expected(0, 1)
+                             ->default_str(std::to_string(kDefaultDrafts))
+                             ->envname("TIDAL_EXACT")
+                             ->group("Sparse attention");
+  add_plan_options(app, options.plan);
+}
+
+void check(const ServeOptions& options) {
+  const auto need = [](const char* flag, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most) fail("{}: {} given, expected {} to {}", flag, value, least, most);
+  };
+  constexpr int kMost = std::numeric_limits<int>::max();
+  need("--port", options.port, 0, 65535);
+  need("--drain", options.drain, 0, 86400);
+  need("--ctx-size", options.context, 0, kMost);
+  need("--parallel", options.parallel, 1, 1024);
+  need("--cache-tokens", options.cache_tokens, 0, int64_t{1} << 40);
+  need("--queue", options.queue, 0, 1 << 20);
+  need("--prefill-share", options.prefill_share, 0, kMost);
+  need("--ubatch-size", options.chunk.value_or(1), 1, kMost);
+  need("--seed", options.seed, -1, std::numeric_limits<uint32_t>::max());
+  check_kind(options.plan);
+  if (options.is_exact()) {
+    need("--exact", options.exact, 1, 64);
+    if (options.plan.attention == "full") {
+      fail("--exact: drafts are sparse attention's, so --attention full leaves none");
+    }
+    if (options.plan.correct) fail("--correct: every round of --exact corrects the cache, give only one of the two");
+  }
+}
+
+std::vector<std::string> read_api_keys(const ServeOptions& options) {
+  std::vector<std::string> keys;
+  for (const std::string& key : options.api_keys) {
+    if (key.empty()) fail("--api-key: it is empty, expected a key");
+    keys.push_back(key);
+  }
+  if (options.api_key_file.empty()) return keys;
+  std::istringstream lines(read_text_file(options.api_key_file));
+  const size_t before = keys.size();
+  for (std::string line; std::getline(lines, line);) {
+    while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
+    if (!line.empty()) keys.push_back(line);
+  }
+  if (keys.size() == before) fail("{}: holds no key, expected one a line", options.api_key_file);
+  return keys;
+}
+
+}  // namespace tidal

@@ -1,0 +1,54 @@
+// The flags of `tidal serve`, named and meant as llama-server's where it has them.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/options/backend_options.h"
+#include "cli/options/chat_template_options.h"
+#include "cli/options/plan_options.h"
+#include "engine/exact.h"
+#include "text/sampler.h"
+
+namespace tidal {
+
+struct ServeOptions {
+  std::string model;
+  std::string alias;  ///< the model's name for clients; "": its file's
+  std::string host = "127.0.0.1";
+  int port = 8080;
+  std::vector<std::string> api_keys;
+  std::string api_key_file;  ///< one key a line
+  std::vector<std::string> allowed_origins;
+  int drain = 30;  ///< seconds
+  bool log_requests = false;
+
+  int context = 0;           ///< of one request; 0: what the model was trained for
+  int parallel = 4;          ///< sequences in one step
+  int64_t cache_tokens = 0;  ///< positions of all sequences and of the prefix cache; 0: twice the context
+  int queue = 256;
+  int prefill_share = 0;  ///< prompt tokens of a step beside running answers; 0: a whole chunk
+  std::optional<int> threads;
+  std::optional<int> chunk;
+
+  int64_t seed = -1;
+  SamplerOptions sampler;
+  ChatTemplateOptions chat_template;
+  const CLI::Option* exact_option = nullptr;
+  int exact = kDefaultDrafts;
+  PlanOptions plan;
+  BackendOptions backend;
+
+  bool is_exact() const { return exact_option->count() > 0; }
+};
+
+/// Adds the flags and their TIDAL_* variables. `options` must outlive the parsing.
+void add_serve_options(CLI::App& app, ServeOptions& options);
+/// Throws Error for flags that contradict each other or are out of range by themselves.
+void check(const ServeOptions& options);
+/// Those of --api-key and of the file. Throws Error when it cannot be read or holds none.
+std::vector<std::string> read_api_keys(const ServeOptions& options);
+
+}  // namespace tidal

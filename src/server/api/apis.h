@@ -1,0 +1,26 @@
+// The endpoints, a function each: from a request to its answer. Those that take text run on a worker thread; all throw
+// ApiError.
+#pragma once
+
+#include <memory>
+
+#include "server/http/http_server.h"
+#include "server/service.h"
+
+namespace tidal::server {
+
+using ExchangePointer = std::shared_ptr<http::Exchange>;
+
+void chat_completions(Service& service, const ExchangePointer& exchange);
+void completions(Service& service, const ExchangePointer& exchange);
+
+void tokenize(Service& service, const ExchangePointer& exchange);
+void detokenize(Service& service, const ExchangePointer& exchange);
+void apply_template(Service& service, const ExchangePointer& exchange);
+
+void models(Service& service, const ExchangePointer& exchange);
+void props(Service& service, const ExchangePointer& exchange);
+void slots(Service& service, const ExchangePointer& exchange);
+void metrics(Service& service, const ExchangePointer& exchange);
+
+}  // namespace tidal::server

@@ -1,0 +1,67 @@
+#include "server/api/chat_prompt.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "server/error.h"
+
+namespace tidal::server {
+namespace {
+
+std::string content_of(const Fields& message) {
+  const Json* content = message.find("content");
+  if (!content) return "";
+  if (content->is_string()) return text_of(*content, message.path("content"));
+  if (!content->is_array())
+    refuse(message.path("content"), "'{}': expected a string or an array of parts", message.path("content"));
+  std::string text;
+  for (size_t i = 0; i < content->size(); ++i) {
+    const std::string path = fmt::format("{}[{}]", message.path("content"), i);
+    if (!(*content)[i].is_object()) refuse(path, "'{}': expected an object", path);
+    const Fields part((*content)[i], path + ".");
+    const std::string type = part.string("type").value_or("text");
+    if (type != "text" && type != "input_text" && type != "output_text") {
+      refuse(part.path("type"), "'{}': a part of type '{}' given, this model reads text alone", part.path("type"),
+             type.substr(0, 60));
+    }
+    if (!text.empty()) text += '\n';
+    text += part.string("text").value_or("");
+  }
+  return text;
+}
+
+}  // namespace
+
+std::vector<ChatMessage> messages_from(const Fields& fields) {
+  const Json* given = fields.array("messages");
+  if (!given || given->empty()) refuse("messages", "'messages': none given, expected at least one");
+  std::vector<ChatMessage> messages;
+  for (size_t i = 0; i < given->size(); ++i) {
+    const std::string path = fmt::format("messages[{}]", i);
+    if (!(*given)[i].is_object()) refuse(path, "'{}': expected an object", path);
+    const Fields message((*given)[i], path + ".");
+    std::string role = message.string("role").value_or("");
+    if (role == "developer") role = "system";
+    constexpr std::string_view kRoles[] = {"system", "user", "assistant", "tool"};
+    if (std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles)) {
+      refuse(message.path("role"), "'{}': '{}' given, expected system, developer, user, assistant or tool",
+             message.path("role"), role.substr(0, 60));
+    }
+    messages.push_back({std::move(role), content_of(message)});
+  }
+  return messages;
+}
+
+std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages) {
+  if (!service.tokenizer().has_chat_template()) {
+    refuse("messages",
+           "this model has no chat template: use /v1/completions, or start the server with --chat-template");
+  }
+  try {
+    return service.tokenizer().apply_chat_template(messages, true);
+  } catch (const Error& error) {
+    refuse("messages", "{}", error.what());
+  }
+}
+
+}  // namespace tidal::server

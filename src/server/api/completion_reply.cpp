@@ -1,0 +1,185 @@
+#include "server/api/completion_reply.h"
+
+#include "server/api/request.h"
+#include "server/error.h"
+
+namespace tidal::server {
+namespace {
+
+Json bytes_of(const std::string& text) {
+  Json bytes = Json::array();
+  for (const char byte : text) bytes.push_back(static_cast<unsigned char>(byte));
+  return bytes;
+}
+
+Json chat_logprob(const Tokenizer& tokenizer, Token token, float logprob) {
+  const std::string text = tokenizer.piece(token, true);
+  return {{"token", text}, {"logprob", logprob}, {"bytes", bytes_of(text)}};
+}
+
+}  // namespace
+
+CompletionReply::CompletionReply(Service& service, std::shared_ptr<http::Exchange> exchange, const CompletionForm& form,
+                                 size_t choices, size_t prompts)
+    : service_(service),
+      exchange_(std::move(exchange)),
+      form_(form),
+      id_(new_id(form.chat ? "chatcmpl-" : "cmpl-")),
+      created_(now()),
+      prompts_(prompts),
+      choices_(choices),
+      left_(choices) {}
+
+void CompletionReply::open() {
+  std::call_once(opened_, [this] {
+    if (!form_.stream) return;
+    stream_ = std::make_shared<EventStream>(exchange_);
+    service_.keep_alive(stream_);
+  });
+}
+
+Json CompletionReply::frame(bool chunk) const {
+  const char* object = !form_.chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion";
+  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", service_.parts().model}};
+}
+
+void CompletionReply::send(size_t index, const Json& content, const Json& logprobs, const Json& finish_reason) {
+  Json event = frame(true);
+  Json choice{{"index", index}};
+  choice[form_.chat ? "delta" : "text"] = content;
+  choice["logprobs"] = logprobs;
+  choice["finish_reason"] = finish_reason;
+  event["choices"] = Json::array({choice});
+  if (!finish_reason.is_null() && left_ == 0 && !form_.include_usage) {
+    event["timings"] = timings(choices_[index].ending);
+  }
+  stream_->send(event);
+}
+
+void CompletionReply::begin(size_t index) {
+  open();
+  Choice& choice = choices_[index];
+  if (choice.begun || !form_.stream) return;
+  choice.begun = true;
+  if (form_.chat) send(index, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr);
+}
+
+void CompletionReply::piece(size_t index, const Piece& piece) {
+  if (done_) return;
+  begin(index);
+  Choice& choice = choices_[index];
+  const size_t offset = choice.text.size();
+  choice.text += piece.text;
+  if (form_.stream) {
+    const Json content = form_.chat ? Json{{"content", piece.text}} : Json(piece.text);
+    send(index, content, form_.logprobs ? logprobs_json(piece.logprobs, offset) : Json(), nullptr);
+  } else {
+    choice.logprobs.insert(choice.logprobs.end(), piece.logprobs.begin(), piece.logprobs.end());
+  }
+}
+
+void CompletionReply::ended(size_t index, const Ending& ending) {
+  if (done_) return;
+  begin(index);
+  choices_[index].ended = true;
+  choices_[index].ending = ending;
+  --left_;
+  if (form_.stream) {
+    send(index, form_.chat ? Json::object() : Json(""), nullptr, finish_reason(ending));
+  }
+  if (left_ == 0) finish();
+}
+
+void CompletionReply::failed(int status, const std::string& message) {
+  if (done_) return;
+  done_ = true;
+  open();
+  if (!form_.stream) return exchange_->respond(status, "application/json", error_body(status, message));
+  stream_->send(Json::parse(error_body(status, message)));
+  stream_->end(true);
+}
+
+Json CompletionReply::usage_json() const {
+  // Every prompt once, with all its answers.
+  Json sum;
+  const size_t each = choices_.size() / prompts_;
+  for (size_t prompt = 0; prompt < prompts_; ++prompt) {
+    std::vector<Ending> endings;
+    for (size_t i = 0; i < each; ++i) endings.push_back(choices_[prompt * each + i].ending);
+    const Json one = usage(endings);
+    if (sum.is_null()) {
+      sum = one;
+      continue;
+    }
+    for (const char* name : {"prompt_tokens", "completion_tokens", "total_tokens"}) {
+      sum[name] = sum[name].get<int64_t>() + one[name].get<int64_t>();
+    }
+    Json& cached = sum["prompt_tokens_details"]["cached_tokens"];
+    cached = cached.get<int64_t>() + one["prompt_tokens_details"]["cached_tokens"].get<int64_t>();
+  }
+  return sum;
+}
+
+void CompletionReply::finish() {
+  done_ = true;
+  if (form_.stream) {
+    if (form_.include_usage) {
+      // Some clients add up what every event says: usage and timings are said once, together.
+      Json event = frame(true);
+      event["choices"] = Json::array();
+      event["usage"] = usage_json();
+      event["timings"] = timings(choices_.front().ending);
+      stream_->send(event);
+    }
+    stream_->end(true);
+    return;
+  }
+  Json body = frame(false);
+  body["choices"] = Json::array();
+  for (size_t i = 0; i < choices_.size(); ++i) body["choices"].push_back(whole_choice(i));
+  body["usage"] = usage_json();
+  body["timings"] = timings(choices_.front().ending);
+  exchange_->respond(200, "application/json", dump(body));
+}
+
+Json CompletionReply::whole_choice(size_t index) {
+  const Choice& choice = choices_[index];
+  Json json{{"index", index}};
+  if (form_.chat) {
+    json["message"] = {{"role", "assistant"}, {"content", choice.text}};
+  } else {
+    json["text"] = choice.text;
+  }
+  json["logprobs"] = form_.logprobs ? logprobs_json(choice.logprobs, 0) : Json();
+  json["finish_reason"] = finish_reason(choice.ending);
+  return json;
+}
+
+Json CompletionReply::logprobs_json(const std::vector<TokenLogprob>& logprobs, size_t offset) const {
+  const Tokenizer& tokenizer = service_.tokenizer();
+  if (form_.chat) {
+    Json content = Json::array();
+    for (const TokenLogprob& one : logprobs) {
+      Json json = chat_logprob(tokenizer, one.token, one.logprob);
+      json["top_logprobs"] = Json::array();
+      for (const auto& [token, logprob] : one.top)
+        json["top_logprobs"].push_back(chat_logprob(tokenizer, token, logprob));
+      content.push_back(std::move(json));
+    }
+    return {{"content", std::move(content)}};
+  }
+  Json tokens = Json::array(), values = Json::array(), top = Json::array(), offsets = Json::array();
+  for (const TokenLogprob& one : logprobs) {
+    const std::string text = tokenizer.piece(one.token, true);
+    tokens.push_back(text);
+    values.push_back(one.logprob);
+    Json likeliest = Json::object();
+    for (const auto& [token, logprob] : one.top) likeliest[tokenizer.piece(token, true)] = logprob;
+    top.push_back(std::move(likeliest));
+    offsets.push_back(offset);
+    offset += text.size();
+  }
+  return {{"tokens", tokens}, {"token_logprobs", values}, {"top_logprobs", top}, {"text_offset", offsets}};
+}
+
+}  // namespace tidal::server

@@ -1,0 +1,38 @@
+// What clients are told when a request cannot be answered.
+#pragma once
+
+#include <fmt/core.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace tidal::server {
+
+/// An answer with a status of 4xx or 5xx, as OpenAI's API words it.
+class ApiError : public std::runtime_error {
+ public:
+  /// `type` such as invalid_request_error; `param`: the field that is wrong, "" for none.
+  ApiError(int status, std::string type, const std::string& message, std::string param = "")
+      : std::runtime_error(message), status_(status), type_(std::move(type)), param_(std::move(param)) {}
+
+  int status() const { return status_; }
+  const std::string& type() const { return type_; }
+  const std::string& param() const { return param_; }
+
+ private:
+  int status_;
+  std::string type_, param_;
+};
+
+/// 400: throws ApiError for the field `param` (or "") with a message formatted by {fmt}.
+template <typename... Args>
+[[noreturn]] void refuse(const std::string& param, fmt::format_string<Args...> format, Args&&... args) {
+  throw ApiError(400, "invalid_request_error", fmt::format(format, std::forward<Args>(args)...), param);
+}
+
+/// The body of an error: {"error": {"message", "type", "param", "code"}}.
+std::string error_body(int status, const std::string& message, const std::string& type = "",
+                       const std::string& param = "");
+
+}  // namespace tidal::server
