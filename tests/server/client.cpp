@@ -51,10 +51,10 @@ void Client::close() {
 
 void Client::half_close() { ::shutdown(socket_, SHUT_WR); }
 
-bool Client::send(std::string_view bytes) {
+bool Client::send(std::string_view bytes, milliseconds time) {
   while (!bytes.empty()) {
     pollfd wait{socket_, POLLOUT, 0};
-    if (::poll(&wait, 1, 3000) <= 0) return false;
+    if (::poll(&wait, 1, static_cast<int>(time.count())) <= 0) return false;
     const ssize_t count = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (count < 0 && errno != EAGAIN && errno != EINTR) return false;
     if (count > 0) bytes.remove_prefix(static_cast<size_t>(count));

@@ -28,8 +28,8 @@ class Client {
   ~Client();
 
   bool connected() const { return socket_ >= 0; }
-  /// False where the server has closed. Gives up when it takes nothing for seconds.
-  bool send(std::string_view bytes);
+  /// False where the server has closed. Gives up when it takes nothing for `time`.
+  bool send(std::string_view bytes, std::chrono::milliseconds time = std::chrono::seconds(5));
   /// One read of what is there, "" at the end or after `time`.
   std::string receive(std::chrono::milliseconds time = std::chrono::seconds(5));
   /// Everything up to `end`, which stays in front; "" without it.

@@ -16,7 +16,8 @@ namespace {
 using boost::system::error_code;
 using std::chrono::milliseconds;
 
-/// What a client may send ahead of an answer, in bytes; the rest waits in the kernel.
+/// What a client may send ahead of an answer, in bytes. The rest waits in the kernels, and before it has come through,
+/// they do not say that the client has closed.
 constexpr size_t kMostAhead = size_t{64} << 10;
 /// How long a connection is kept after our last word, so that the client can read it before a reset takes it away.
 constexpr milliseconds kLingerTime{2000};
@@ -146,13 +147,16 @@ void Connection::dispatch() {
       if (const std::shared_ptr<Connection> self = connection.lock()) self->guarded([&] { self->flush(); });
     });
   });
+  // Kept here until it is known what became of it: given up and failed are not the same.
+  auto exchange = std::make_shared<ReplyExchange>(std::move(request), reply_);
   try {
-    loop_.handler(std::make_shared<ReplyExchange>(std::move(request), reply_));
+    loop_.handler(exchange);
   } catch (const std::exception& error) {
     reply_->abandon(error.what());
   } catch (...) {
     reply_->abandon("this request could not be answered");
   }
+  exchange.reset();
   flush();
   if (input_ended_ && reply_ && !reply_->complete()) return close();
   wait_readable();

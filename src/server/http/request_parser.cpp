@@ -59,7 +59,7 @@ bool other_http_version(std::string_view bytes) {
   const std::string_view version = line.substr(at + 1);
   const auto digit = [](char c) { return c >= '0' && c <= '9'; };
   return version.size() == 8 && version.starts_with("HTTP/") && digit(version[5]) && version[6] == '.' &&
-         digit(version[7]);
+         digit(version[7]) && version != "HTTP/1.1" && version != "HTTP/1.0";
 }
 
 }  // namespace
@@ -86,9 +86,8 @@ class RequestParser::Fields : public beast::http::basic_parser<true> {
         refuse(431, fmt::format("the headers are longer than {} bytes", most_header_));
       } else if (in_header && is_header_done()) {
         check_header();
-      } else if (!in_header && count == 0 && rest.size() > most_header_) {
-        refuse(400,
-               fmt::format("the line before a chunk, or what follows the last, is longer than {} bytes", most_header_));
+      } else if (!in_header && count == 0) {
+        check_chunk_line(rest);
       }
       if (error || count == 0) break;
     }
@@ -142,6 +141,17 @@ class RequestParser::Fields : public beast::http::basic_parser<true> {
     request_.path = std::move(*path);
     if (question != std::string::npos) request_.query = target_.substr(question + 1);
     target_ = {};
+  }
+
+  /// Beast waits for the end of such a line, wherever it may be.
+  void check_chunk_line(std::string_view bytes) {
+    const size_t end = bytes.find('\n');
+    if (end != std::string_view::npos && (end == 0 || bytes[end - 1] != '\r')) {
+      refuse(400, "the line before a chunk does not end in CR LF");
+    } else if (bytes.size() > most_header_) {
+      refuse(400,
+             fmt::format("the line before a chunk, or what follows the last, is longer than {} bytes", most_header_));
+    }
   }
 
   void on_request_impl(beast::http::verb, beast::string_view method, beast::string_view target, int version,
