@@ -64,6 +64,7 @@ class Engine {
     const Plan* plan = nullptr;  ///< decodes by this plan instead of the engine's
   };
   /// One forward pass over all requests (each of another sequence), after a correction of those whose plan has one due.
+  /// At most chunk() + sequences - 1 tokens: a chunk, and a decoded token of every other sequence.
   /// Returns the logits [rows that asked, vocab] in the order of the requests, valid until the next step. Throws Error
   /// for requests that cannot be run and when the pool is exhausted; then no sequence has lost or gained a token.
   std::span<const float> step(std::span<const Request> requests);
