@@ -59,9 +59,9 @@ struct ExactStatistics {
 };
 
 struct ExactOptions {
-  int drafts = kDefaultDrafts;  ///< most drafts of a round, >= 1
-  bool adapt = true;            ///< as many as pay; else every round has as many as fit
-  bool copy = true;             ///< where the text repeats itself, what followed the last time is a draft, too
+  int drafts = kDefaultDrafts;    ///< most drafts of a round, >= 1
+  bool adapt = true;              ///< as many as pay; else every round has as many as fit
+  bool copy = true;               ///< where the text repeats itself, what followed the last time is a draft, too
   std::optional<Plan> plan = {};  ///< that drafts; nullopt: the one that the engine has at construction
 };
 

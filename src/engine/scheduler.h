@@ -41,7 +41,7 @@ struct Job {
   int64_t most = -1;              ///< tokens; -1: until it ends
   std::optional<Plan> plan = {};  ///< nullopt: the engine's when the job is submitted
   int exact = 0;                  ///< most drafts of a round of exact mode; 0: decodes by the plan
-  bool use_cache = true;          ///< begins with what the prefix cache holds
+  bool use_cache = true;          ///< begins with what the prefix cache holds, where that is worth while
   std::unique_ptr<TokenChooser> chooser;
 
   /// Called by the thread that runs the scheduler. None may call the scheduler. What they or the chooser throw ends the
@@ -62,7 +62,7 @@ struct SchedulerState {
   int free_blocks = 0, cached_blocks = 0, blocks = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0;  ///< of jobs that have begun to run; found in the prefix cache
   int64_t decoded_tokens = 0, preemptions = 0;
-  int64_t jobs = 0;                               ///< that have ended
+  int64_t jobs = 0;                                ///< that have ended
   double prefill_seconds = 0, decode_seconds = 0;  ///< of steps with and without tokens of prompts
 };
 
@@ -85,6 +85,9 @@ class Scheduler {
   /// Throws Error for a job that can never run: a prompt that is empty, longer than the context or outside the
   /// vocabulary, a plan that does not fit the model, something that is missing. May be called by any thread.
   static void check(const Engine& engine, const Job& job);
+
+  /// Whether another job may be submitted in that state.
+  static bool has_place(const Engine& engine, const SchedulerOptions& options, const SchedulerState& state);
 
   /// False when the queue is full; the job is then as it was. Throws Error as check().
   bool submit(JobId id, Job& job);
