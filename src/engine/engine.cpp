@@ -21,7 +21,8 @@ int chunk_of(const Backend& backend, const EngineOptions& options) {
 }
 
 int max_rows(const Backend& backend, const EngineOptions& options) {
-  return std::max(chunk_of(backend, options), options.sequences);
+  // A whole chunk beside every other sequence's decoded token: where a prompt is cut does not depend on its company.
+  return chunk_of(backend, options) + options.sequences - 1;
 }
 
 double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
@@ -134,6 +135,9 @@ void Engine::check(std::span<const Request> requests) const {
       if (token < 0 || token >= model_.hp.vocab) {
         fail("engine: token {} is outside the vocabulary of {}", token, model_.hp.vocab);
       }
+    }
+    if (chunk > static_cast<size_t>(*options_.chunk)) {
+      fail("engine: {} tokens in one chunk, at most {}", chunk, *options_.chunk);
     }
     rows += chunk;
   }

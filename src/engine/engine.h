@@ -47,6 +47,9 @@ class Engine {
   const Plan& plan() const { return plan_; }
   /// Decodes by another plan from the next step on. Throws Error when it does not fit the model.
   void set_plan(const Plan& plan);
+  /// Makes room for the selections of `plan`, and for sketches where it scans, as the first step by it would. Throws
+  /// Error when memory is short.
+  void reserve_selection(const Plan& plan);
   KvPool& pool() { return *pool_; }
 
   /// An empty sequence with room for options().context tokens, so that decoding it allocates nothing.
@@ -64,6 +67,7 @@ class Engine {
     const Plan* plan = nullptr;  ///< decodes by this plan instead of the engine's
   };
   /// One forward pass over all requests (each of another sequence), after a correction of those whose plan has one due.
+  /// At most chunk() + sequences - 1 tokens: a chunk, and a decoded token of every other sequence.
   /// Returns the logits [rows that asked, vocab] in the order of the requests, valid until the next step. Throws Error
   /// for requests that cannot be run and when the pool is exhausted; then no sequence has lost or gained a token.
   std::span<const float> step(std::span<const Request> requests);
@@ -99,8 +103,6 @@ class Engine {
 
  private:
   void check(std::span<const Request> requests) const;
-  /// Makes room for the selections of `plan`, and for sketches where it scans.
-  void reserve_selection(const Plan& plan);
   const Plan& plan_of(const Request& request) const { return request.plan ? *request.plan : plan_; }
   /// Checks the requests and corrects what is due before them.
   void prepare(std::span<const Request> requests);

@@ -28,7 +28,7 @@ Prospects step(Engine& engine, const Engine::Request& request, const TokenChoose
 
 ExactDecoder::ExactDecoder(Engine& engine, const ExactOptions& options)
     : engine_(engine),
-      draft_plan_(engine.plan()),
+      draft_plan_(options.plan.value_or(engine.plan())),
       full_plan_(Plan::full(engine.model().hp.layers)),
       options_(options),
       length_(options.drafts) {

@@ -1,6 +1,7 @@
 // Exact mode: drafts are cheap, full attention verifies them, and the text is full attention's.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -58,9 +59,10 @@ struct ExactStatistics {
 };
 
 struct ExactOptions {
-  int drafts = kDefaultDrafts;  ///< most drafts of a round, >= 1
-  bool adapt = true;            ///< as many as pay; else every round has as many as fit
-  bool copy = true;             ///< where the text repeats itself, what followed the last time is a draft, too
+  int drafts = kDefaultDrafts;    ///< most drafts of a round, >= 1
+  bool adapt = true;              ///< as many as pay; else every round has as many as fit
+  bool copy = true;               ///< where the text repeats itself, what followed the last time is a draft, too
+  std::optional<Plan> plan = {};  ///< that drafts; nullopt: the one that the engine has at construction
 };
 
 /// Decodes by rounds: up to T tokens are drafted by the engine's plan, then one dense chunk computes their K/V again
@@ -73,7 +75,7 @@ struct ExactOptions {
 /// costs nothing, and long documents are quoted often.
 class ExactDecoder {
  public:
-  /// Drafts by the plan that the engine has now. The engine must outlive the decoder.
+  /// The engine must outlive the decoder. Throws Error for fewer drafts than one.
   ExactDecoder(Engine& engine, const ExactOptions& options);
 
   /// Appends `token`, which the chooser chose last, to a clean sequence, and decodes on. Returns the tokens chosen, 1

@@ -16,23 +16,40 @@ class PrefixCache {
   /// The pool must outlive it.
   explicit PrefixCache(KvPool& pool);
   ~PrefixCache();
+  PrefixCache(const PrefixCache&) = delete;
+  PrefixCache& operator=(const PrefixCache&) = delete;
 
   /// A sequence that begins like `tokens`, as long as what is known of them but at most `most` tokens; empty when
-  /// nothing is. `clean`: takes only K/V that dense attention computed.
+  /// nothing is. It may end within a block, which it copies when it writes there. `clean`: takes only K/V that dense
+  /// attention computed. `capacity` as Sequence's.
   Sequence find(std::span<const Token> tokens, int most, bool clean, int capacity);
-  /// Keeps the content of `sequence`, the last block that is partly filled included.
-  void keep(const Sequence& sequence);
+  /// Keeps the content of `sequence`, the last block that is partly filled included. Where the same tokens are known
+  /// already, the K/V with more clean positions stay.
+  void keep(const Sequence& sequence) { keep(sequence, sequence.length()); }
+  /// Keeps its first `length` tokens, at most sequence.length().
+  void keep(const Sequence& sequence, int length);
   /// Gives back blocks that nobody else holds until `blocks` of the pool are free; false when there are no more to
   /// give.
   bool make_room(int blocks);
   void clear();
   /// Blocks that it holds.
-  int blocks() const;
+  int blocks() const { return blocks_; }
+  /// Those of them that nobody else holds. Looks at every block.
+  int reclaimable() const;
 
  private:
   struct Node;
+  struct Match;
+  static Match best_match(const Node& node, std::span<const Token> tokens, bool clean);
+  /// Makes `node` and its ancestors the last ones used.
+  void touch(Node* node);
+  void insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean);
+  void remove(Node* leaf);
+  void remove_below(Node* node);
+
   KvPool& pool_;
-  std::unique_ptr<Node> root_;
+  std::unique_ptr<Node> root_;  // without a block; also the head of the ring of nodes by last use
+  int blocks_ = 0;
 };
 
 }  // namespace tidal

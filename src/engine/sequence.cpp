@@ -12,6 +12,15 @@ Sequence::Sequence(KvPool& pool, int capacity) : pool_(&pool) {
   blocks_.reserve(blocks_for(capacity));
 }
 
+Sequence::Sequence(KvPool& pool, int capacity, std::span<const Token> tokens, std::span<const BlockId> blocks,
+                   int clean)
+    : Sequence(pool, capacity) {
+  tokens_.assign(tokens.begin(), tokens.end());
+  blocks_.assign(blocks.begin(), blocks.end());
+  clean_ = clean;
+  for (const BlockId block : blocks_) pool_->add_reference(block);
+}
+
 Sequence::Sequence(Sequence&& other) noexcept
     : pool_(other.pool_),
       tokens_(std::exchange(other.tokens_, {})),
@@ -49,15 +58,20 @@ void Sequence::truncate(int length) {
   release_from(blocks_for(length));
 }
 
+int Sequence::missing_blocks(int first, int more) const {
+  const int needed = blocks_for(int64_t{length()} + more);
+  int missing = std::max(0, needed - static_cast<int>(blocks_.size()));
+  const size_t end = std::min<size_t>(more > 0 || first < length() ? needed : 0, blocks_.size());
+  for (size_t b = static_cast<size_t>(first / kBlockTokens); b < end; ++b) missing += shared(b);
+  return missing;
+}
+
 void Sequence::reserve(int first, int more) {
   const int needed = blocks_for(int64_t{length()} + more);
-  const auto shared = [&](size_t block) { return pool_->references(blocks_[block]) > 1; };
   // Blocks that are written to and another sequence reads, too, become copies of one's own.
   const size_t begin = static_cast<size_t>(first / kBlockTokens);
   const size_t end = std::min<size_t>(more > 0 || first < length() ? needed : 0, blocks_.size());
-  int missing = std::max(0, needed - static_cast<int>(blocks_.size()));
-  for (size_t b = begin; b < end; ++b) missing += shared(b);
-  if (missing > pool_->free_blocks()) {
+  if (const int missing = missing_blocks(first, more); missing > pool_->free_blocks()) {
     fail("KV cache: {} more tokens need {} blocks of {} tokens, but only {} of {} are free", more, missing,
          kBlockTokens, pool_->free_blocks(), pool_->blocks());
   }

@@ -13,6 +13,9 @@ class Sequence {
  public:
   /// `capacity` tokens can be appended (by this sequence or its forks) before anything is allocated.
   explicit Sequence(KvPool& pool, int capacity = 0);
+  /// Tokens whose K/V are in `blocks` [blocks_for(tokens)] already, shared with whoever holds these; the first `clean`
+  /// positions hold what dense attention computes.
+  Sequence(KvPool& pool, int capacity, std::span<const Token> tokens, std::span<const BlockId> blocks, int clean);
   Sequence(Sequence&& other) noexcept;
   Sequence& operator=(Sequence&& other) noexcept;
   ~Sequence();
@@ -35,6 +38,8 @@ class Sequence {
   void reserve(int more) { reserve(length(), more); }
   /// The same for positions [first, length() + more). 0 <= first <= length().
   void reserve(int first, int more);
+  /// How many blocks of the pool reserve() would take, copies of shared ones included.
+  int missing_blocks(int first, int more) const;
   /// Gives back the blocks that reserve() took and no token has come to use.
   void release_reserved() { release_from(blocks_for(length())); }
   /// Records tokens whose K/V a forward pass has just written at the end. `dense`: by dense attention over clean cache.
@@ -44,6 +49,7 @@ class Sequence {
   void mark_clean(int end) { clean_ = end; }
 
  private:
+  bool shared(size_t block) const { return pool_->references(blocks_[block]) > 1; }
   void release_from(size_t first);
 
   KvPool* pool_;

@@ -45,8 +45,8 @@ TEST_P(EngineTest, RefusesWrongRequests) {
   EXPECT_EQ(error({{&b, negative}}), "engine: token -1 is outside the vocabulary of 97");
   EXPECT_EQ(error({{&a, one}, {&b, large}}), "engine: token 97 is outside the vocabulary of 97");
   EXPECT_EQ(error({{&a, eleven}}), "engine: 101 tokens do not fit in a context of 100");
-  EXPECT_EQ(error({{&b, twenty_one}}), "engine: 21 tokens in one step, at most 20");
-  EXPECT_EQ(error({{&b, twenty}, {&a, one}}), "engine: 21 tokens in one step, at most 20");
+  EXPECT_EQ(error({{&b, twenty_one}}), "engine: 21 tokens in one chunk, at most 20");
+  EXPECT_EQ(error({{&b, twenty}, {&a, two}}), "engine: 22 tokens in one step, at most 21");
   EXPECT_EQ(error({{&a, one}, {&a, two}}), "engine: requests 0 and 1 are of the same sequence, a step takes each once");
   EXPECT_EQ(error({{&b, one}, {nullptr, one}}), "engine: request 1 of the step names no sequence");
   EXPECT_EQ(error({{&foreign, one}}), "engine: the sequence of request 0 is another engine's");

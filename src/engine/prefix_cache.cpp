@@ -1,0 +1,211 @@
+#include "engine/prefix_cache.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <vector>
+
+namespace tidal {
+namespace {
+
+int common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  const size_t most = std::min(a.size(), b.size());
+  return static_cast<int>(std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(most), b.begin()).first -
+                          a.begin());
+}
+
+struct Lexicographic {
+  bool operator()(std::span<const Token> a, std::span<const Token> b) const {
+    return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
+  }
+};
+
+}  // namespace
+
+/// One block. Every node stands before its children in the ring, so the last of the ring is a leaf.
+struct PrefixCache::Node {
+  Node* parent = nullptr;
+  Node* newer = this;
+  Node* older = this;
+  BlockId block = 0;
+  int count = 0;  // tokens; only a leaf has fewer than kBlockTokens
+  int clean = 0;  // leading positions of the block that are clean
+  std::array<Token, kBlockTokens> content = {};
+  // By their own content: in this order the longest common prefixes are with the neighbours of a text.
+  std::map<std::span<const Token>, std::unique_ptr<Node>, Lexicographic> children;
+
+  std::span<const Token> tokens() const { return {content.data(), static_cast<size_t>(count)}; }
+
+  void leave_ring() {
+    newer->older = older;
+    older->newer = newer;
+  }
+  void enter_ring_behind(Node* node) {
+    newer = node;
+    older = node->older;
+    newer->older = this;
+    older->newer = this;
+  }
+};
+
+struct PrefixCache::Match {
+  Node* node = nullptr;
+  int count = 0;
+};
+
+PrefixCache::PrefixCache(KvPool& pool) : pool_(pool), root_(std::make_unique<Node>()) {}
+
+PrefixCache::~PrefixCache() { clear(); }
+
+PrefixCache::Match PrefixCache::best_match(const Node& node, std::span<const Token> tokens, bool clean) {
+  Match best;
+  // True while children farther on may have more to offer.
+  const auto look = [&](Node& child) {
+    const int common = common_prefix(child.tokens(), tokens);
+    if (common <= best.count) return false;
+    const int usable = clean ? std::min(common, child.clean) : common;
+    if (usable > best.count) best = {&child, usable};
+    return true;
+  };
+  const auto middle = node.children.lower_bound(tokens);
+  for (auto next = middle; next != node.children.end() && look(*next->second); ++next) {
+  }
+  for (auto next = middle; next != node.children.begin() && look(*std::prev(next)->second); --next) {
+  }
+  return best;
+}
+
+Sequence PrefixCache::find(std::span<const Token> tokens, int most, bool clean, int capacity) {
+  tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(std::max(most, 0))));
+  std::vector<BlockId> blocks;
+  Node* node = root_.get();
+  int length = 0, clean_length = 0;
+  while (static_cast<size_t>(length) < tokens.size()) {
+    const auto rest = tokens.subspan(length);
+    const auto here = rest.first(std::min<size_t>(rest.size(), kBlockTokens));
+    const Match match = best_match(*node, here, clean);
+    if (match.count == 0) break;
+    node = match.node;
+    if (clean_length == length) clean_length += std::min(match.count, node->clean);
+    length += match.count;
+    blocks.push_back(node->block);
+    if (match.count < kBlockTokens) break;
+  }
+  touch(node);
+  return {pool_, capacity, tokens.first(length), blocks, clean_length};
+}
+
+void PrefixCache::keep(const Sequence& sequence, int length) {
+  Node* node = root_.get();
+  for (int first = 0; first < length; first += kBlockTokens) {
+    const int count = std::min(kBlockTokens, length - first);
+    const auto tokens = sequence.tokens().subspan(first, count);
+    insert(node, tokens, sequence.blocks()[first / kBlockTokens], std::clamp(sequence.clean() - first, 0, count));
+    if (count < kBlockTokens) break;
+    node = node->children.find(tokens)->second.get();
+  }
+  touch(node);
+}
+
+void PrefixCache::insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean) {
+  if (const auto known = parent->children.find(tokens); known != parent->children.end()) {
+    Node& node = *known->second;
+    if (node.clean >= clean) return;
+    pool_.add_reference(block);
+    pool_.release(node.block);
+    node.block = block;
+    node.clean = clean;
+  } else {
+    if (tokens.size() < kBlockTokens) {
+      // A longer one that is as clean makes this one superfluous.
+      for (auto next = parent->children.lower_bound(tokens);
+           next != parent->children.end() && common_prefix(next->first, tokens) == static_cast<int>(tokens.size());
+           ++next) {
+        if (next->second->clean >= clean) return;
+      }
+    }
+    auto node = std::make_unique<Node>();
+    node->parent = parent;
+    node->block = block;
+    node->count = static_cast<int>(tokens.size());
+    node->clean = clean;
+    std::copy(tokens.begin(), tokens.end(), node->content.begin());
+    Node* inserted = node.get();
+    parent->children.emplace(inserted->tokens(), std::move(node));
+    inserted->enter_ring_behind(root_.get());
+    pool_.add_reference(block);
+    ++blocks_;
+  }
+  if (parent->children.size() == 1) return;
+  // Shorter ones that this one makes superfluous; partly filled, they have no children.
+  for (size_t count = 1; count < tokens.size(); ++count) {
+    const auto shorter = parent->children.find(tokens.first(count));
+    if (shorter != parent->children.end() && shorter->second->clean <= clean) remove(shorter->second.get());
+  }
+}
+
+void PrefixCache::touch(Node* node) {
+  // From the leaf up, so that each ends before its children.
+  for (; node != root_.get(); node = node->parent) {
+    node->leave_ring();
+    node->enter_ring_behind(root_.get());
+  }
+}
+
+void PrefixCache::remove(Node* leaf) {
+  leaf->leave_ring();
+  pool_.release(leaf->block);
+  --blocks_;
+  leaf->parent->children.erase(leaf->parent->children.find(leaf->tokens()));
+}
+
+void PrefixCache::remove_below(Node* node) {
+  Node* next = node;
+  while (next != node || !node->children.empty()) {
+    if (!next->children.empty()) {
+      next = next->children.begin()->second.get();
+      continue;
+    }
+    Node* parent = next->parent;
+    remove(next);
+    next = parent;
+  }
+}
+
+bool PrefixCache::make_room(int blocks) {
+  const auto free_enough = [&] { return pool_.free_blocks() >= blocks; };
+  const auto ours_alone = [&](const Node& node) { return pool_.references(node.block) == 1; };
+  if (free_enough()) return true;
+  for (Node* node = root_->newer; node != root_.get() && !free_enough();) {
+    Node* newer = node->newer;
+    if (node->children.empty() && ours_alone(*node)) remove(node);
+    node = newer;
+  }
+  // What is left and ours alone lies above blocks that somebody else holds; without the one the others are of no use
+  // here.
+  for (Node* node = root_->newer; node != root_.get() && !free_enough();) {
+    if (!ours_alone(*node)) {
+      node = node->newer;
+      continue;
+    }
+    remove_below(node);
+    Node* newer = node->newer;
+    remove(node);
+    node = newer;
+  }
+  return free_enough();
+}
+
+void PrefixCache::clear() {
+  while (root_->newer != root_.get()) remove(root_->newer);
+}
+
+int PrefixCache::reclaimable() const {
+  int count = 0;
+  for (const Node* node = root_->newer; node != root_.get(); node = node->newer) {
+    count += pool_.references(node->block) == 1;
+  }
+  return count;
+}
+
+}  // namespace tidal
