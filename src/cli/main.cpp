@@ -52,7 +52,9 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("tidal ") + TIDAL_VERSION, "Print the version and leave");
   app.require_subcommand(0, 1);
   tidal::add_run_command(app);
+#ifdef TIDAL_SERVER
   tidal::add_serve_command(app);
+#endif
   tidal::add_info_command(app);
   tidal::add_inspect_command(app);
   tidal::add_bench_command(app);

@@ -31,7 +31,7 @@ template <typename... Args>
   throw ApiError(400, "invalid_request_error", fmt::format(format, std::forward<Args>(args)...), param);
 }
 
-/// The body of an error: {"error": {"message", "type", "param", "code"}}.
+/// The body of an error: {"type": "error", "error": {"message", "type", "param", "code"}}.
 std::string error_body(int status, const std::string& message, const std::string& type = "",
                        const std::string& param = "");
 

@@ -24,7 +24,7 @@ std::string error_body(int status, const std::string& message, const std::string
   error["type"] = !type.empty() ? type : status >= 500 ? "server_error" : "invalid_request_error";
   error["param"] = param.empty() ? Json() : Json(param);
   error["code"] = status;
-  return dump({{"error", error}});
+  return dump({{"type", "error"}, {"error", error}});  // the first is Anthropic's
 }
 
 Json parse_object(std::string_view body) {

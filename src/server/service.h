@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "engine/scheduler.h"
+#include "engine/scheduler_thread.h"
 #include "server/answer_chooser.h"
 #include "server/event_stream.h"
 #include "server/http/http_server.h"

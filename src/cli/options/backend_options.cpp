@@ -29,9 +29,10 @@ void add_backend_options(CLI::App& app, BackendOptions& options) {
 }
 
 void spell_out_short_flags(int argc, char** argv) {
-  static char flag[] = "--n-gpu-layers";
+  static char layers[] = "--n-gpu-layers", parallel[] = "--parallel";
   for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "-ngl") == 0) argv[i] = flag;
+    if (std::strcmp(argv[i], "-ngl") == 0) argv[i] = layers;
+    if (std::strcmp(argv[i], "-np") == 0) argv[i] = parallel;
   }
 }
 

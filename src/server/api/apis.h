@@ -13,6 +13,9 @@ using ExchangePointer = std::shared_ptr<http::Exchange>;
 
 void chat_completions(Service& service, const ExchangePointer& exchange);
 void completions(Service& service, const ExchangePointer& exchange);
+void messages(Service& service, const ExchangePointer& exchange);
+void count_tokens(Service& service, const ExchangePointer& exchange);
+void responses(Service& service, const ExchangePointer& exchange);
 
 void tokenize(Service& service, const ExchangePointer& exchange);
 void detokenize(Service& service, const ExchangePointer& exchange);

@@ -1,9 +1,11 @@
 // POST /v1/chat/completions
+#include "core/error.h"
 #include "server/api/apis.h"
 #include "server/api/chat_prompt.h"
 #include "server/api/completion_reply.h"
 #include "server/api/request.h"
 #include "server/error.h"
+#include "text/json_schema.h"
 
 namespace tidal::server {
 namespace {
@@ -16,9 +18,28 @@ void refuse_what_is_missing(const Fields& fields) {
     const Json* choice = fields.find("tool_choice");
     if (!choice || *choice != "none") refuse("tools", "'tools': this server does not call tools yet");
   }
-  if (const Json* format = fields.object("response_format")) {
-    const std::string type = Fields(*format, "response_format.").string("type").value_or("text");
-    if (type != "text") refuse("response_format", "'response_format': '{}' given, expected text", type.substr(0, 60));
+}
+
+/// The grammar that `response_format` asks for; "" for none.
+std::string format_grammar(const Fields& fields) {
+  const Json* given = fields.object("response_format");
+  if (!given) return "";
+  const Fields format(*given, "response_format.");
+  const std::string type = format.string("type").value_or("text");
+  const Json* schema = format.object("schema");  // llama-server's place for one
+  if (type == "json_schema") {
+    const Json* named = format.object("json_schema");
+    if (named) schema = Fields(*named, "response_format.json_schema.").object("schema");
+    if (!schema) refuse("response_format", "'response_format': json_schema without a schema");
+  } else if (type != "text" && type != "json_object") {
+    refuse("response_format", "'response_format.type': '{}' given, expected text, json_object or json_schema",
+           type.substr(0, 60));
+  }
+  if (type == "text") return "";
+  try {
+    return schema ? grammar_of_schema(dump(*schema)) : grammar_of_json_object();
+  } catch (const Error& error) {
+    refuse("response_format", "'response_format': its schema, {}", error.what());
   }
 }
 
@@ -29,6 +50,12 @@ void chat_completions(Service& service, const ExchangePointer& exchange) {
   const Fields fields(body);
   refuse_what_is_missing(fields);
   Generation generation = generation_from(fields, service);
+  if (std::string grammar = format_grammar(fields); !grammar.empty()) {
+    if (!generation.sampler.grammar.empty()) {
+      refuse("response_format", "'response_format': give either this or a grammar, not both");
+    }
+    generation.sampler.grammar = std::move(grammar);
+  }
   CompletionForm form{.chat = true};
   form.stream = fields.boolean("stream").value_or(false);
   if (const Json* options = fields.object("stream_options")) {

@@ -6,19 +6,15 @@
 #include "server/error.h"
 
 namespace tidal::server {
-namespace {
 
-std::string content_of(const Fields& message) {
-  const Json* content = message.find("content");
-  if (!content) return "";
-  if (content->is_string()) return text_of(*content, message.path("content"));
-  if (!content->is_array())
-    refuse(message.path("content"), "'{}': expected a string or an array of parts", message.path("content"));
+std::string content_text(const Json& content, const std::string& path) {
+  if (content.is_string()) return text_of(content, path);
+  if (!content.is_array()) refuse(path, "'{}': expected a string or an array of parts", path);
   std::string text;
-  for (size_t i = 0; i < content->size(); ++i) {
-    const std::string path = fmt::format("{}[{}]", message.path("content"), i);
-    if (!(*content)[i].is_object()) refuse(path, "'{}': expected an object", path);
-    const Fields part((*content)[i], path + ".");
+  for (size_t i = 0; i < content.size(); ++i) {
+    const std::string name = fmt::format("{}[{}]", path, i);
+    if (!content[i].is_object()) refuse(name, "'{}': expected an object", name);
+    const Fields part(content[i], name + ".");
     const std::string type = part.string("type").value_or("text");
     if (type != "text" && type != "input_text" && type != "output_text") {
       refuse(part.path("type"), "'{}': a part of type '{}' given, this model reads text alone", part.path("type"),
@@ -30,14 +26,12 @@ std::string content_of(const Fields& message) {
   return text;
 }
 
-}  // namespace
-
-std::vector<ChatMessage> messages_from(const Fields& fields) {
-  const Json* given = fields.array("messages");
-  if (!given || given->empty()) refuse("messages", "'messages': none given, expected at least one");
+std::vector<ChatMessage> messages_from(const Fields& fields, const std::string& name) {
+  const Json* given = fields.array(name);
+  if (!given || given->empty()) refuse(name, "'{}': none given, expected at least one message", name);
   std::vector<ChatMessage> messages;
   for (size_t i = 0; i < given->size(); ++i) {
-    const std::string path = fmt::format("messages[{}]", i);
+    const std::string path = fmt::format("{}[{}]", name, i);
     if (!(*given)[i].is_object()) refuse(path, "'{}': expected an object", path);
     const Fields message((*given)[i], path + ".");
     std::string role = message.string("role").value_or("");
@@ -47,7 +41,8 @@ std::vector<ChatMessage> messages_from(const Fields& fields) {
       refuse(message.path("role"), "'{}': '{}' given, expected system, developer, user, assistant or tool",
              message.path("role"), role.substr(0, 60));
     }
-    messages.push_back({std::move(role), content_of(message)});
+    const Json* content = message.find("content");
+    messages.push_back({std::move(role), content ? content_text(*content, message.path("content")) : ""});
   }
   return messages;
 }

@@ -9,9 +9,11 @@
 
 namespace tidal::server {
 
-/// The messages of `fields` (role, and content as a string or a list of text parts). Throws ApiError for what the model
-/// cannot be told: other parts, other roles, none.
-std::vector<ChatMessage> messages_from(const Fields& fields);
+/// A content: a string, or a list of text parts, which become lines. Throws ApiError for other parts.
+std::string content_text(const Json& content, const std::string& path);
+/// The messages of the field `name`, each a role and a content. Throws ApiError for what the model cannot be told:
+/// other parts, other roles, none.
+std::vector<ChatMessage> messages_from(const Fields& fields, const std::string& name = "messages");
 /// Their prompt by the chat template. Throws ApiError for a model without one and for what the template refuses.
 std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages);
 

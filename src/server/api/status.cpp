@@ -1,4 +1,6 @@
 // GET /v1/models, /props, /slots and /metrics: what the server is and does.
+#include <fmt/core.h>
+
 #include "server/api/apis.h"
 #include "server/api/request.h"
 
@@ -64,8 +66,8 @@ void metrics(Service& service, const ExchangePointer& exchange) {
   const auto gauge = [&](const char* name, const char* help, auto value) {
     add(text, name, "gauge", help, static_cast<double>(value));
   };
-  counter("requests_total", "Answers that were asked for.", state.jobs);
-  counter("prompt_tokens_total", "Prompt tokens that were computed.", state.prompt_tokens);
+  counter("answers_total", "Answers that have ended.", state.jobs);
+  counter("prompt_tokens_total", "Prompt tokens that were computed.", state.prompt_tokens - state.cached_tokens);
   counter("cached_tokens_total", "Prompt tokens that the prefix cache held.", state.cached_tokens);
   counter("tokens_predicted_total", "Tokens that were decoded.", state.decoded_tokens);
   counter("prompt_seconds_total", "Time of steps with prompt tokens.", state.prefill_seconds);

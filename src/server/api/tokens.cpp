@@ -1,4 +1,5 @@
 // POST /tokenize, /detokenize and /apply-template, as llama-server has them.
+#include "core/utf8.h"
 #include "server/api/apis.h"
 #include "server/api/chat_prompt.h"
 #include "server/error.h"
