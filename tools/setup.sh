@@ -62,5 +62,14 @@ if [[ ! -e $stamp || ! -e $headers ]]; then
   touch "$headers"
 fi
 
+# The clients that the server is tested with, apart from llama.cpp.
+clients=.deps/clients stamp=.deps/clients/$(cksum <tests/clients/requirements.txt | cut -d' ' -f1)
+if [[ ${TIDAL_DEV:-0} == 1 && ! -e $stamp ]]; then
+  rm -rf $clients
+  /usr/bin/python3 -m venv $clients
+  $clients/bin/pip --quiet --disable-pip-version-check install --no-deps -r tests/clients/requirements.txt
+  touch "$stamp"
+fi
+
 tools/kjv.sh
 for model in "$@"; do tools/get_model.sh "$model"; done

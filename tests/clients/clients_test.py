@@ -1,0 +1,115 @@
+"""Real clients against `tidal serve`: the packages that people have, as they come."""
+
+import os
+import sys
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cli"))
+
+import anthropic
+import openai
+import pydantic
+from serving import Server
+
+QUESTION = [{"role": "user", "content": "Name a colour."}]
+
+
+class OpenAi(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server("-c", "1024", "--api-key", "secret")
+        cls.client = openai.OpenAI(base_url=f"http://127.0.0.1:{cls.server.port}/v1", api_key="secret", max_retries=0)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__()
+
+    def chat(self, **more):
+        return self.client.chat.completions.create(model="any", messages=QUESTION, temperature=0,
+                                                   **{"max_tokens": 16, **more})
+
+    def test_chat(self):
+        answer = self.chat()
+        self.assertIn(answer.choices[0].finish_reason, ("stop", "length"))
+        self.assertGreater(answer.usage.prompt_tokens, 0)
+        chunks = list(self.chat(stream=True, stream_options={"include_usage": True}))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        self.assertEqual(text, answer.choices[0].message.content)
+        self.assertEqual([chunk.usage.completion_tokens for chunk in chunks if chunk.usage],
+                         [answer.usage.completion_tokens])
+
+    def test_logprobs(self):
+        content = self.chat(logprobs=True, top_logprobs=2).choices[0].logprobs.content
+        self.assertTrue(all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in content))
+
+    def test_parsed_answers(self):
+        class Colour(pydantic.BaseModel):
+            name: str = pydantic.Field(max_length=10)
+            warm: bool
+
+        answer = self.client.chat.completions.parse(model="any", messages=QUESTION, temperature=0, max_tokens=100,
+                                                    response_format=Colour)
+        self.assertIsInstance(answer.choices[0].message.parsed, Colour)
+
+    def test_completions(self):
+        body = {"model": "any", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+        answer = self.client.completions.create(**body)
+        self.assertIn("Paris", answer.choices[0].text)
+        streamed = self.client.completions.create(**body, stream=True)
+        self.assertEqual("".join(chunk.choices[0].text for chunk in streamed), answer.choices[0].text)
+
+    def test_responses(self):
+        body = {"model": "any", "input": "Name a colour.", "max_output_tokens": 16, "temperature": 0}
+        answer = self.client.responses.create(**body)
+        self.assertEqual(answer.output_text, self.chat().choices[0].message.content)
+        with self.client.responses.stream(**body) as stream:
+            text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+            self.assertEqual(text, answer.output_text)
+
+    def test_models_and_errors(self):
+        self.assertEqual(self.client.models.list().data[0].id, "smollm2-135m.gguf")
+        with self.assertRaises(openai.BadRequestError) as raised:
+            self.chat(temperature=-1)
+        self.assertEqual(raised.exception.param, "temperature")
+        with self.assertRaises(openai.AuthenticationError):
+            self.client.with_options(api_key="wrong").models.list()
+        with self.assertRaises(openai.NotFoundError):
+            self.client.embeddings.create(model="any", input="x")
+
+    def test_a_stream_that_is_closed_ends_the_answer(self):
+        stream = self.client.completions.create(model="any", prompt="Once", max_tokens=1000, stream=True,
+                                                extra_body={"ignore_eos": True})
+        next(iter(stream))
+        stream.close()
+
+
+class Anthropic(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server("-c", "1024", "--api-key", "secret")
+        cls.client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{cls.server.port}", api_key="secret",
+                                         max_retries=0)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__()
+
+    def test_messages(self):
+        body = {"model": "any", "max_tokens": 16, "messages": QUESTION, "system": "Be brief.", "temperature": 0}
+        answer = self.client.messages.create(**body)
+        self.assertIn(answer.stop_reason, ("end_turn", "max_tokens"))
+        with self.client.messages.stream(**body) as stream:
+            self.assertEqual("".join(stream.text_stream), answer.content[0].text)
+            self.assertEqual(stream.get_final_message().usage.output_tokens, answer.usage.output_tokens)
+        count = self.client.messages.count_tokens(model="any", messages=QUESTION, system="Be brief.").input_tokens
+        self.assertEqual(answer.usage.input_tokens + answer.usage.cache_read_input_tokens, count)
+
+    def test_errors(self):
+        with self.assertRaises(anthropic.BadRequestError):
+            self.client.messages.create(model="any", max_tokens=8, messages=[])
+        with self.assertRaises(anthropic.AuthenticationError):
+            self.client.with_options(api_key="wrong").messages.create(model="any", max_tokens=8, messages=QUESTION)
+
+
+if __name__ == "__main__":
+    unittest.main()
