@@ -148,6 +148,23 @@ inline JobSetup job_of_kind(int kind, std::vector<Token> prompt, int64_t most, u
   return setup;
 }
 
+/// A pool for everything that the tests run at once.
+inline EngineOptions roomy(int sequences = 5) {
+  return {.context = 512, .tokens = int64_t{512} * sequences, .chunk = 64, .sequences = sequences};
+}
+
+inline void submit(Scheduler& scheduler, JobId id, const JobSetup& setup, Outcome& outcome) {
+  Job job = make_job(setup, outcome);
+  ASSERT_TRUE(scheduler.submit(id, job));
+}
+
+inline void expect_all_blocks_back(Scheduler& scheduler, Engine& engine) {
+  const SchedulerState state = scheduler.state();
+  EXPECT_EQ(state.free_blocks + state.cached_blocks, state.blocks);
+  scheduler.clear_cache();
+  EXPECT_EQ(engine.pool().free_blocks(), engine.pool().blocks());
+}
+
 inline void run(Scheduler& scheduler, int most_steps = 5000) {
   while (!scheduler.idle() && most_steps-- > 0) scheduler.step();
   EXPECT_TRUE(scheduler.idle());
