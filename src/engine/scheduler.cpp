@@ -260,6 +260,7 @@ void Scheduler::Impl::advance(ScheduledJob& job, const Engine::Request& request,
     }
   } else {
     if (job.job().prefilled && !job.has_text()) job.job().prefilled(length, job.prompt());
+    job.turn = ++turns;
     if (job.prefilling()) return;
     job.enter(JobPhase::Decode);
     // Others may begin like it while it still runs. The block that it goes on to fill would have to be copied.
