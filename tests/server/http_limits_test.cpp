@@ -131,7 +131,9 @@ TEST_F(HttpLimits, Bodies) {
 }
 
 TEST_F(HttpLimits, SlowHeaders) {
-  start(small());
+  http::Options options = small();
+  options.idle_time = 10s;
+  start(options);
   Client one = client();
   const auto begin = std::chrono::steady_clock::now();
   int sent = 0;
