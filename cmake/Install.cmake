@@ -6,10 +6,11 @@ set(tidal_package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/tidal)
 install(TARGETS tidal EXPORT tidalTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT tidalTargets NAMESPACE tidal:: DESTINATION ${tidal_package_folder})
 # What backends keep to themselves stays out, and report: its headers speak JSON (nlohmann), which users of the library
-# should not need. With it eval/inspect.h, which fills its page.
+# should not need. With it eval/inspect.h, which fills its page. The server is the program's.
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/src/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tidal
-        FILES_MATCHING PATTERN "*.h" PATTERN "cli" EXCLUDE PATTERN "report" EXCLUDE PATTERN "reference" EXCLUDE
-        PATTERN "cpu" EXCLUDE PATTERN "cuda" EXCLUDE PATTERN "eval/inspect.h" EXCLUDE PATTERN "text/jinja.h" EXCLUDE)
+        FILES_MATCHING PATTERN "*.h" PATTERN "cli" EXCLUDE PATTERN "report" EXCLUDE PATTERN "server" EXCLUDE
+        PATTERN "reference" EXCLUDE PATTERN "cpu" EXCLUDE PATTERN "cuda" EXCLUDE PATTERN "eval/inspect.h" EXCLUDE
+        PATTERN "text/jinja.h" EXCLUDE)
 
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/tidalConfig.cmake.in ${PROJECT_BINARY_DIR}/tidalConfig.cmake
                               INSTALL_DESTINATION ${tidal_package_folder})

@@ -56,7 +56,10 @@ bool Client::send(std::string_view bytes, milliseconds time) {
     pollfd wait{socket_, POLLOUT, 0};
     if (::poll(&wait, 1, static_cast<int>(time.count())) <= 0) return false;
     const ssize_t count = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (count < 0 && errno != EAGAIN && errno != EINTR) return false;
+    if (count < 0 && errno != EAGAIN && errno != EINTR) {
+      reset_ = errno == ECONNRESET || errno == EPIPE;
+      return false;
+    }
     if (count > 0) bytes.remove_prefix(static_cast<size_t>(count));
   }
   return true;

@@ -38,7 +38,7 @@ class Client {
   HttpAnswer answer(bool head = false);
   /// True if the server closes within `time`; what comes before is thrown away.
   bool closed(std::chrono::milliseconds time = std::chrono::seconds(5));
-  /// True if the end came as a reset.
+  /// True if the end came as a reset, of which reading may know nothing when sending has met it.
   bool reset() const { return reset_; }
   void half_close();
   void close();

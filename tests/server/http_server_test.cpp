@@ -286,6 +286,20 @@ TEST_F(HttpTest, HalfClosedClientGetsWhatIsMadeAtOnce) {
   EXPECT_TRUE(one.closed());
 }
 
+TEST_F(HttpTest, HalfClosedClientGetsTheRestOfAWholeAnswer) {
+  start();
+  Client one(server_->port(), "127.0.0.1", 4096);
+  one.send(get("/hold"));
+  const auto exchange = held();
+  ASSERT_TRUE(exchange);
+  exchange->respond(200, "", std::string(8 << 20, 'x'));
+  EXPECT_NE(one.receive_until("\r\n\r\n"), "");
+  one.half_close();
+  size_t count = 0;
+  for (std::string piece = one.receive(); !piece.empty(); piece = one.receive()) count += piece.size();
+  EXPECT_EQ(count, size_t{8} << 20);
+}
+
 std::unique_ptr<http::Server> listening(const std::string& host, int port) {
   http::Options options;
   options.host = host;

@@ -52,9 +52,12 @@ void Connection::start(bool admitted) {
   });
 }
 
+void Connection::say_close() {
+  if (reply_) reply_->close_after();
+}
+
 void Connection::drain() {
   guarded([&] {
-    if (reply_) reply_->close_after();
     if (phase_ != Phase::Idle) return;
     on_readable();  // a request may have come already, and gets its 503
     if (phase_ == Phase::Idle) close();

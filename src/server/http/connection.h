@@ -21,7 +21,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   /// Serves it. One that is not `admitted` gets 503.
   void start(bool admitted);
-  /// There will be no more requests: closes it if it is idle; else when its answer is complete.
+  /// The answer being made will say that the connection closes, where its head is not made yet.
+  void say_close();
+  /// There will be no more requests: closes it if it is idle; else it closes when its answer is complete.
   void drain();
   /// An answer is being made or sent.
   bool busy() const { return reply_ != nullptr || writing_; }

@@ -146,6 +146,8 @@ void Server::State::begin_stop(std::chrono::steady_clock::time_point until) {
     acceptor.close(ignored);
     pause.cancel();
     const std::vector<std::shared_ptr<Connection>> all(loop->connections.begin(), loop->connections.end());
+    // All of them before the first client can see that the server stops.
+    for (const auto& connection : all) connection->say_close();
     for (const auto& connection : all) connection->drain();
     // Not at once: the connection that calls is in the middle of something.
     loop->less_to_do = [this] {
