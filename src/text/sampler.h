@@ -15,17 +15,17 @@ namespace tidal {
 
 /// llama.cpp's names and defaults.
 struct SamplerOptions {
-  uint32_t seed = 0xFFFFFFFF;   ///< 0xFFFFFFFF: random
-  float temperature = 0.8f;     ///< <= 0: greedy
-  int top_k = 40;               ///< <= 0: off
-  float top_p = 0.95f;          ///< 0 to 1; 1: off
-  float min_p = 0.05f;          ///< 0 to 1; 0: off
-  float repeat_penalty = 1.0f;  ///< > 0; 1: off
-  float frequency_penalty = 0;  ///< taken off a logit for every time the token is there; 0: off
-  float presence_penalty = 0;   ///< taken off the logits of tokens that are there; 0: off
-  int repeat_last_n = 64;       ///< tokens that penalties look back; 0: off
-  bool ignore_end = false;      ///< never choose a token that ends the answer
-  std::string grammar{};        ///< GBNF text with a rule `root`, "" for none
+  uint32_t seed = 0xFFFFFFFF;                         ///< 0xFFFFFFFF: random
+  float temperature = 0.8f;                           ///< <= 0: greedy
+  int top_k = 40;                                     ///< <= 0: off
+  float top_p = 0.95f;                                ///< 0 to 1; 1: off
+  float min_p = 0.05f;                                ///< 0 to 1; 0: off
+  float repeat_penalty = 1.0f;                        ///< > 0; 1: off
+  float frequency_penalty = 0;                        ///< taken off a logit for every time the token is there; 0: off
+  float presence_penalty = 0;                         ///< taken off the logits of tokens that are there; 0: off
+  int repeat_last_n = 64;                             ///< tokens that penalties look back; 0: off
+  bool ignore_end = false;                            ///< never choose a token that ends the answer
+  std::string grammar{};                              ///< GBNF text with a rule `root`, "" for none
   std::vector<std::pair<Token, float>> logit_bias{};  ///< added to logits before all else; -infinity: never chosen
 
   bool has_penalties() const {
