@@ -26,6 +26,15 @@ struct SamplerOptions {
   int repeat_last_n = 64;       ///< tokens that penalties look back; 0: off
   bool ignore_end = false;      ///< never choose a token that ends the answer
   std::string grammar{};        ///< GBNF text with a rule `root`, "" for none
+  /// Where there are some, the grammar holds only from the first place on that one of these finds (regular expressions,
+  /// ECMAScript's; from their first group on where they have one), or one of the tokens.
+  std::vector<std::string> grammar_patterns{};
+  std::vector<Token> grammar_tokens{};
+  /// The marks of thoughts, in which those are not looked for: where the answer begins with the first of them, or the
+  /// prompt has it already, up to the second. "": none.
+  std::string thought_begin{}, thought_end{};
+  bool in_thought = false;                            ///< the prompt ends with the first
+  std::vector<Token> grammar_prefix{};                ///< the grammar begins with these, before what is sampled
   std::vector<std::pair<Token, float>> logit_bias{};  ///< added to logits before all else; -infinity: never chosen
 
   bool has_penalties() const {
