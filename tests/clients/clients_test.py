@@ -127,7 +127,7 @@ class Anthropic(unittest.TestCase):
 
     def test_tools(self):
         tool = {"name": "paint", "description": "Paints", "input_schema": COLOURS}
-        body = {"model": "any", "max_tokens": 100, "messages": QUESTION, "temperature": 0, "tools": [tool],
+        body = {"model": "any", "max_tokens": 100, "messages": QUESTION, "tools": [tool], "extra_body": {"temperature": 0},
                 "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
         answer = self.client.messages.create(**body)
         self.assertEqual(answer.stop_reason, "tool_use")
