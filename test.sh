@@ -28,7 +28,7 @@ short_tests() { OMP_WAIT_POLICY=passive ctest -j "$(nproc)" "$@"; }
 unit() { short_tests --preset release -L '^unit$'; }
 parity() { short_tests --preset release -L '^parity$'; }
 golden() { ctest --preset release -L '^golden$' --verbose; }  # its log holds the figures
-cli() { ctest --preset release -L '^cli$'; }
+cli() { short_tests --preset release -L '^cli$'; }
 
 # The kernel benchmarks must not rot: one of them, briefly.
 kernels() {

@@ -5,9 +5,7 @@
 
 namespace tidal {
 
-AnswerText::AnswerText(std::vector<std::string> stops) : stops_(std::move(stops)) {
-  std::erase(stops_, "");
-}
+AnswerText::AnswerText(std::vector<std::string> stops) : stops_(std::move(stops)) { std::erase(stops_, ""); }
 
 std::string AnswerText::push(std::string_view piece) {
   if (stopped()) return "";

@@ -66,10 +66,10 @@ struct ServiceParts {
   Tokenizer& tokenizer;
   SchedulerOptions scheduler{};
   SamplerOptions sampler{};  ///< defaults of requests
-  std::string model;         ///< its name, for clients
+  std::string model{};       ///< its name, for clients
   int exact = 0;             ///< of requests that do not choose
   /// The plan of a request's "tidal" object: attention ("" for the server's) and budget ("" likewise). Throws Error.
-  std::function<Plan(const std::string& attention, const std::string& budget)> make_plan;
+  std::function<Plan(const std::string& attention, const std::string& budget)> make_plan{};
 };
 
 class Service {

@@ -14,7 +14,7 @@ from program import MODEL, PROGRAM, TIMEOUT, environment
 class Server:
     """The program, serving; `with` ends it."""
 
-    def __init__(self, *arguments, model=MODEL, wait=True, threads="2"):
+    def __init__(self, *arguments, model=MODEL, wait=True, threads="1"):
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [PROGRAM, "serve", "-m", model, "--port", "0", *arguments],

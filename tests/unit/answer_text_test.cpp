@@ -60,10 +60,14 @@ TEST(AnswerText, RandomPiecesGiveTheTextBeforeTheFirstStop) {
     }
     ASSERT_EQ(whole.substr(0, given.size()), given);
     for (const std::string& stop : stops) {
-      if (!stop.empty()) ASSERT_EQ(given.find(stop), std::string::npos) << whole << " " << stop;
+      if (!stop.empty()) {
+        ASSERT_EQ(given.find(stop), std::string::npos) << whole << " " << stop;
+      }
     }
     ASSERT_EQ(text.stopped(), end != std::string::npos) << whole;
-    if (!text.stopped()) ASSERT_EQ(given, whole);
+    if (!text.stopped()) {
+      ASSERT_EQ(given, whole);
+    }
   }
 }
 

@@ -168,7 +168,10 @@ TEST_P(SchedulerTest, FullAttentionTakesCleanContentOnly) {
 
 TEST_P(SchedulerTest, TheLastTokenOfAPromptIsComputed) {
   SmallEngine setup(GetParam(), GGML_TYPE_F32, small_plan(), roomy());
+  // And as many before it as take the way of prefill.
+  const int few = setup.engine.pool().backend().decode_rows();
   for (const int length : {128, 100}) {
+    const int computed = few < length ? few + 1 : 1;
     Scheduler scheduler(setup.engine, {});
     Outcome first, again;
     const JobSetup job{.prompt = random_tokens(length, 1), .most = 5, .likely = 1, .use_cache = true};
@@ -176,7 +179,7 @@ TEST_P(SchedulerTest, TheLastTokenOfAPromptIsComputed) {
     run(scheduler);
     submit(scheduler, 2, job, again);
     run(scheduler);
-    EXPECT_EQ(again.report.cached_tokens, length - 1);
+    EXPECT_EQ(again.report.cached_tokens, length - computed);
     EXPECT_EQ(again.prefilled, std::vector<int>{length});
     if (GetParam() == "reference") {
       EXPECT_EQ(again.text, first.text);

@@ -1,4 +1,6 @@
 // tidal serve: the model behind HTTP.
+#include <sys/resource.h>
+
 #include <chrono>
 #include <memory>
 #include <thread>
@@ -101,8 +103,17 @@ Plan Loaded::plan_for(const std::string& attention, const std::string& budget) c
 
 std::string Loaded::about() const { return describe(plan_.plan, plan_.source); }
 
+/// A connection is a file to the system, and many systems begin with 1024 of them.
+void raise_file_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);  // where that is refused, fewer clients get in
+}
+
 void serve(const ServeOptions& options) {
   check(options);
+  raise_file_limit();
   server::ServerOptions server_options;
   server_options.http.host = options.host;
   server_options.http.port = options.port;

@@ -68,6 +68,10 @@ void completions(Service& service, const ExchangePointer& exchange) {
   }
   const auto each = static_cast<size_t>(fields.integer("n", 1, kMostChoices).value_or(1));
   const std::vector<std::vector<Token>> prompts = prompts_of(fields, service.tokenizer());
+  if (prompts.size() * each > kMostChoices) {
+    refuse("n", "'n': {} answers to {} prompts asked for, expected at most {} together", each, prompts.size(),
+           kMostChoices);
+  }
   std::vector<Generation> generations;
   for (const std::vector<Token>& prompt : prompts) {
     for (size_t i = 0; i < each; ++i) {

@@ -14,7 +14,7 @@ namespace tidal::server {
 /// impossible values.
 Generation generation_from(const Fields& fields, const Service& service);
 
-/// `n` of them for every prompt, 1 to kMostChoices each.
+/// Most answers to one request.
 inline constexpr int kMostChoices = 64;
 
 /// The texts of a field that may be one or a list of at most `most`.

@@ -51,7 +51,7 @@ class Exchange {
 struct Options {
   std::string host = "127.0.0.1";
   int port = 8080;                               ///< 0: one that is free
-  size_t most_body = size_t{64} << 20;           ///< bytes; more is answered with 413
+  size_t most_body = size_t{32} << 20;           ///< bytes; more is answered with 413
   size_t most_header = size_t{16} << 10;         ///< bytes of all headers; more is answered with 431
   size_t most_connections = 10000;               ///< those beyond are answered with 503
   size_t most_unread = size_t{4} << 20;          ///< bytes that a slow reader may leave behind
