@@ -41,10 +41,11 @@ def assembled(events):
 
 class Tools(Shared):
     def chat(self, **more):
-        return self.post("/v1/chat/completions", **{"messages": QUESTION, "max_tokens": 200, **more})["choices"][0]
+        return self.post("/v1/chat/completions", **{"messages": QUESTION, "max_tokens": 200, "cache_prompt": False,
+                                                **more})["choices"][0]
 
     def streamed(self, **more):
-        body = {"messages": QUESTION, "max_tokens": 200, **more}
+        body = {"messages": QUESTION, "max_tokens": 200, "cache_prompt": False, **more}
         events = [event for _, event in self.server.stream("/v1/chat/completions", body)]
         self.assertEqual(events.pop(), "[DONE]")
         return assembled(events)

@@ -62,7 +62,8 @@ class OpenAi(unittest.TestCase):
         call = answer.message.tool_calls[0]
         self.assertEqual(call.function.name, "paint")
         self.assertIn(json.loads(call.function.arguments)["name"], ("red", "green", "blue"))
-        with self.client.chat.completions.stream(model="any", messages=QUESTION, temperature=0, **body) as stream:
+        with self.client.chat.completions.stream(model="any", messages=QUESTION, temperature=0, extra_body=ALONE,
+                                                 **body) as stream:
             events = [event.type for event in stream]
             streamed = stream.get_final_completion().choices[0].message.tool_calls[0]
         self.assertIn("tool_calls.function.arguments.done", events)
@@ -129,7 +130,8 @@ class Anthropic(unittest.TestCase):
 
     def test_tools(self):
         tool = {"name": "paint", "description": "Paints", "input_schema": COLOURS}
-        body = {"model": "any", "max_tokens": 100, "messages": QUESTION, "tools": [tool], "extra_body": {"temperature": 0},
+        body = {"model": "any", "max_tokens": 100, "messages": QUESTION, "tools": [tool],
+                "extra_body": {"temperature": 0, **ALONE},
                 "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
         answer = self.client.messages.create(**body)
         self.assertEqual(answer.stop_reason, "tool_use")
