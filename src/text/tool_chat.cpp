@@ -136,7 +136,7 @@ std::pair<size_t, size_t> line_of(const std::string& grammar, const std::string&
 /// A grammar of required calls without the words that the library lets come before them: a model that was not taught
 /// to call would go on with words until it is cut off. Left as it is where its rule `root` is another than known.
 std::string without_words(std::string grammar) {
-  static const std::regex words(R"( until-[0-9]+\??((?: space)* tool-calls?)$)");
+  static const std::regex words(R"( until-[0-9]+\??((?: space)* tool-call[a-z-]*)$)");
   const auto [begin, end] = line_of(grammar, "root ::= ");
   const std::string root = std::regex_replace(grammar.substr(begin, end - begin), words, "$1");
   return grammar.replace(begin, end - begin, root);
