@@ -45,6 +45,18 @@ Json parse_object(std::string_view body) {
   return json;
 }
 
+bool is_json(std::string_view text) {
+  bool deep = false;
+  const Json json = Json::parse(
+      text,
+      [&](int depth, Json::parse_event_t, Json&) {
+        deep = deep || depth > kMostLevels;
+        return !deep;
+      },
+      false);
+  return !deep && !json.is_discarded();
+}
+
 std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 Fields::Fields(const Json& object, std::string path) : object_(object), path_(std::move(path)) {}

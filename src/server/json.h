@@ -14,6 +14,8 @@ using Json = nlohmann::ordered_json;  // a schema's properties have an order
 
 /// Parses a body. Throws ApiError for what is no JSON, for more than 64 levels, and unless it is an object.
 Json parse_object(std::string_view body);
+/// Whether a text is JSON, of at most 64 levels.
+bool is_json(std::string_view text);
 /// As one line. Bytes that are no UTF-8, of a token that ends inside a character, become U+FFFD.
 std::string dump(const Json& json);
 

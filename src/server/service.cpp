@@ -1,5 +1,6 @@
 #include "server/service.h"
 
+#include <algorithm>
 #include <random>
 
 #include "core/error.h"
@@ -61,9 +62,10 @@ Job Service::make_job(Generation& generation, size_t index, const std::shared_pt
   job.exact = generation.exact;
   job.use_cache = generation.use_cache;
   job.chooser = std::move(chooser);
-  job.token = [this, answer, give](Token token) {
+  job.token = [this, answer, give, kept = std::move(generation.kept_tokens)](Token token) {
     ++answer->tokens;
-    give(answer->text.push(parts_.tokenizer.piece(token)));
+    const bool keep = std::find(kept.begin(), kept.end(), token) != kept.end();
+    give(answer->text.push(parts_.tokenizer.piece(token, keep)));
     return !answer->text.stopped();
   };
   job.finished = [answer, give, reply, index](JobEnd end, const JobReport& report) {

@@ -25,10 +25,11 @@ struct Generation {
   std::vector<Token> prompt;
   SamplerOptions sampler{};
   std::vector<std::string> stops{};
-  int64_t most = -1;           ///< tokens; -1: until it ends
-  int top_logprobs = -1;       ///< AnswerChooser's
-  std::optional<Plan> plan{};  ///< nullopt: the server's
-  int exact = 0;               ///< most drafts of a round; 0: decodes by the plan
+  std::vector<Token> kept_tokens{};  ///< control tokens that are part of the text
+  int64_t most = -1;                 ///< tokens; -1: until it ends
+  int top_logprobs = -1;             ///< AnswerChooser's
+  std::optional<Plan> plan{};        ///< nullopt: the server's
+  int exact = 0;                     ///< most drafts of a round; 0: decodes by the plan
   bool use_cache = true;
 };
 

@@ -79,17 +79,25 @@ ChatTemplate ChatTemplate::built_in(const std::string& name) {
   return built_in;
 }
 
-std::string ChatTemplate::render(std::span<const ChatMessage> messages, bool add_generation_prompt) const {
+std::string ChatTemplate::render(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                                 const std::string& more) const {
   for (const ChatMessage& message : messages) check_text(message.content, message.role + " message");
-  if (!jinja_) return render_by_libllama(messages, add_generation_prompt);
+  if (!jinja_) {
+    if (!more.empty()) fail("chat template: '{}' is rendered by libllama and has no variables", name_);
+    return render_by_libllama(messages, add_generation_prompt);
+  }
 #ifdef TIDAL_JINJA
+  const auto render = [&](std::span<const ChatMessage> chat) {
+    return jinja_->program.render(chat, add_generation_prompt, jinja_->variables, more);
+  };
   try {
+    if (!more.empty()) check_json_object(more);
     try {
-      return jinja_->program.render(messages, add_generation_prompt, jinja_->variables);
+      return render(messages);
     } catch (const JinjaRaised&) {
       const auto folded = without_system(messages);
       if (!folded) throw;
-      return jinja_->program.render(*folded, add_generation_prompt, jinja_->variables);
+      return render(*folded);
     }
   } catch (const JinjaRaised& raised) {
     fail("{}: its chat template refuses this conversation: {}", name_, raised.what());

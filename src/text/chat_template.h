@@ -9,9 +9,19 @@
 
 namespace tidal {
 
+struct ChatToolCall {
+  std::string id;
+  std::string name;
+  std::string arguments;  ///< JSON
+};
+
 struct ChatMessage {
-  std::string role;  ///< system, user or assistant
+  std::string role;  ///< system, user, assistant or tool
   std::string content;
+  std::vector<ChatToolCall> tool_calls{};  ///< of an assistant
+  std::string tool_call_id{};              ///< of a tool: the call that this is the result of
+  std::string name{};                      ///< of a tool: its name
+  std::string reasoning{};                 ///< of an assistant: what it thought before the content
 };
 
 /// What a template can ask for beside the messages.
@@ -44,9 +54,12 @@ class ChatTemplate {
 
   /// The text, with whatever the template writes (BOS, too). `add_generation_prompt`: ends where the assistant starts
   /// to answer. A system message that the template refuses becomes the beginning of the first user message, as in
-  /// llama.cpp. Throws Error, with the template's own words when it refuses the conversation; for a message that is not
-  /// UTF-8 or has a NUL in it; and for a template that does not come to an end.
-  std::string render(std::span<const ChatMessage> messages, bool add_generation_prompt) const;
+  /// llama.cpp. Of calls the template gets what transformers gives it: their arguments as objects, as text when it
+  /// cannot take those. `more`: further variables, over those of the template. Throws Error, with the template's own
+  /// words when it refuses the conversation; for a message that is not UTF-8 or has a NUL in it; for variables that are
+  /// not a JSON object; and for a template that does not come to an end.
+  std::string render(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                     const std::string& more = "") const;
 
  private:
   struct Jinja;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace tidal {
@@ -152,6 +153,57 @@ jinja::value function(const std::string& name, const jinja::func_handler& body) 
   return jinja::mk_val<jinja::value_func>(name, body);
 }
 
+/// The arguments of a call as an object where they are one; as text unless `objects`.
+jinja::value arguments_value(const std::string& arguments, bool objects) {
+  if (objects) {
+    try {
+      const common_json json = common_json::parse(arguments);
+      if (json.is_object()) {
+        jinja::context holder;
+        common_json wrapped = common_json::object();
+        wrapped["arguments"] = json;
+        jinja::global_from_json(holder, wrapped, false);
+        return holder.get_val("arguments");
+      }
+    } catch (const std::exception&) {  // no JSON: text
+    }
+  }
+  return text_value(arguments);
+}
+
+/// A message as transformers gives it to a template: only the fields that it has.
+jinja::value message_value(const ChatMessage& message, bool objects) {
+  auto object = jinja::mk_val<jinja::value_object>();
+  object->insert("role", text_value(message.role));
+  object->insert("content", text_value(message.content));
+  const auto add = [&](const char* name, const std::string& text) {
+    if (!text.empty()) object->insert(name, text_value(text));
+  };
+  add("reasoning_content", message.reasoning);
+  add("tool_call_id", message.tool_call_id);
+  add("name", message.name);
+  if (message.tool_calls.empty()) return object;
+  auto calls = jinja::mk_val<jinja::value_array>();
+  for (const ChatToolCall& call : message.tool_calls) {
+    auto function = jinja::mk_val<jinja::value_object>();
+    function->insert("name", text_value(call.name));
+    function->insert("arguments", arguments_value(call.arguments, objects));
+    auto one = jinja::mk_val<jinja::value_object>();
+    one->insert("type", text_value("function"));
+    if (!call.id.empty()) one->insert("id", text_value(call.id));
+    one->insert("function", function);
+    calls->push_back(one);
+  }
+  object->insert("tool_calls", calls);
+  return object;
+}
+
+size_t size_of(const ChatMessage& message) {
+  size_t size = message.role.size() + message.content.size() + message.reasoning.size() + message.name.size();
+  for (const ChatToolCall& call : message.tool_calls) size += call.name.size() + call.arguments.size();
+  return size;
+}
+
 jinja::value raise(const jinja::func_args& arguments) {
   throw Raised{arguments.count() > 0 ? arguments.get_pos(0)->as_string().str() : ""};
 }
@@ -177,20 +229,19 @@ struct JinjaTemplate::Program {
 
   /// `none`: tools and documents are none, as in transformers, not undefined. Throws what the engine throws, Raised and
   /// Exceeded.
+  /// `none`: tools and documents are none, else not defined. `objects`: arguments of calls are objects, else text.
   std::string render(std::span<const ChatMessage> messages, bool add_generation_prompt,
-                     const ChatTemplateVariables& variables, bool none) const;
+                     const ChatTemplateVariables& variables, const std::string& more, bool none, bool objects) const;
 };
 
 std::string JinjaTemplate::Program::render(std::span<const ChatMessage> messages, bool add_generation_prompt,
-                                           const ChatTemplateVariables& variables, bool none) const {
+                                           const ChatTemplateVariables& variables, const std::string& more, bool none,
+                                           bool objects) const {
   meter = {.most_text = kMostText, .stack = static_cast<const char*>(__builtin_frame_address(0))};
   auto list = jinja::mk_val<jinja::value_array>();
   for (const ChatMessage& message : messages) {
-    auto object = jinja::mk_val<jinja::value_object>();
-    object->insert("role", text_value(message.role));
-    object->insert("content", text_value(message.content));
-    list->push_back(object);
-    meter.most_text += kTextPerByte * (message.role.size() + message.content.size());
+    list->push_back(message_value(message, objects));
+    meter.most_text += kTextPerByte * size_of(message);
   }
   jinja::context context(source);
   context.current_time = variables.now;
@@ -206,7 +257,9 @@ std::string JinjaTemplate::Program::render(std::span<const ChatMessage> messages
   }
   context.set_val("raise_exception", function("raise_exception", raise));
   context.set_val("range", function("range", bounded_range));
-  if (!variables.more.empty()) jinja::global_from_json(context, common_json::parse(variables.more), false);
+  for (const std::string& json : {variables.more, more}) {
+    if (!json.empty()) jinja::global_from_json(context, common_json::parse(json), false);
+  }
   context.set_val("messages", list);
   context.set_val("add_generation_prompt", jinja::mk_val<jinja::value_bool>(add_generation_prompt));
   const jinja::value results = jinja::runtime(context).execute(program);
@@ -231,13 +284,16 @@ JinjaTemplate::JinjaTemplate(JinjaTemplate&&) noexcept = default;
 JinjaTemplate::~JinjaTemplate() = default;
 
 std::string JinjaTemplate::render(std::span<const ChatMessage> messages, bool add_generation_prompt,
-                                  const ChatTemplateVariables& variables) const {
+                                  const ChatTemplateVariables& variables, const std::string& more) const {
+  const bool calls = std::any_of(messages.begin(), messages.end(),
+                                 [](const ChatMessage& message) { return !message.tool_calls.empty(); });
   std::string why;
   // Templates that are for tools alone walk through them without asking whether there are any: none is no list, what is
   // not defined an empty one.
-  for (const bool none : {true, false}) {
+  for (const auto& [none, objects] : {std::pair{true, true}, {true, false}, {false, true}, {false, false}}) {
+    if (!objects && !calls) continue;
     try {
-      return program_->render(messages, add_generation_prompt, variables, none);
+      return program_->render(messages, add_generation_prompt, variables, more, none, objects);
     } catch (const Raised& raised) {
       throw JinjaRaised(raised.message);
     } catch (const Exceeded& exceeded) {
@@ -245,7 +301,7 @@ std::string JinjaTemplate::render(std::span<const ChatMessage> messages, bool ad
     } catch (const std::bad_alloc&) {
       fail("it takes more memory than there is");
     } catch (const std::exception& error) {
-      if (none) why = failed(error.what());
+      if (why.empty()) why = failed(error.what());
     }
   }
   fail("it fails in {}", why);

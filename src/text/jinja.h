@@ -25,9 +25,10 @@ class JinjaTemplate {
   ~JinjaTemplate();
 
   /// The text that the template makes of a conversation. Throws JinjaRaised, and Error for anything else that goes
-  /// wrong, more than 500,000 steps and text without bounds included.
+  /// wrong, more than 500,000 steps and text without bounds included. `more`: a JSON object of further variables, over
+  /// the others; "" for none.
   std::string render(std::span<const ChatMessage> messages, bool add_generation_prompt,
-                     const ChatTemplateVariables& variables) const;
+                     const ChatTemplateVariables& variables, const std::string& more) const;
 
  private:
   struct Program;

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "text/llama_log.h"
 #ifdef TIDAL_JINJA
 #include <json-schema-to-grammar.h>
 #endif
@@ -119,7 +120,15 @@ class Check {
 std::string convert(const std::string& schema) {
 #ifdef TIDAL_JINJA
   try {
-    return json_schema_to_grammar(common_json::parse(schema), true);
+    // What it leaves out, such as a pattern that it does not know, it only prints.
+    const CapturedStderr printed;
+    std::string grammar = json_schema_to_grammar(common_json::parse(schema), true);
+    if (const std::string left_out = printed.text(); !left_out.empty()) {
+      fail("it cannot be made a grammar: {}", left_out.substr(0, 200));
+    }
+    return grammar;
+  } catch (const Error&) {
+    throw;
   } catch (const std::exception& error) {
     fail("it cannot be made a grammar: {}", error.what());
   }

@@ -82,30 +82,89 @@ int likely_of(const Tokenizer& tokenizer, const SamplerOptions& options) {
   return count <= kMostLikely ? std::min(count, tokenizer.vocab_size()) : 0;
 }
 
-LlamaSampler make_grammar(const Tokenizer& tokenizer, const std::string& text) {
+/// What the prompt holds of the text that a grammar is of.
+void begin_grammar(llama_sampler* grammar, const std::vector<Token>& prefix) {
+  try {
+    for (const Token token : prefix) llama_sampler_accept(grammar, token);
+  } catch (const std::exception& error) {
+    fail("grammar: it does not allow what the prompt ends with: {}", error.what());
+  }
+}
+
+LlamaSampler make_grammar(const Tokenizer& tokenizer, const SamplerOptions& options) {
   LlamaSampler grammar(nullptr, llama_sampler_free);
+  const std::string& text = options.grammar;
   if (text.empty()) return grammar;
   check_text(text, "grammar");  // libllama reads it up to a NUL
+  std::vector<const char*> patterns;
+  for (const std::string& pattern : options.grammar_patterns) patterns.push_back(pattern.c_str());
   std::string reason;
   {
     const LlamaErrors logged;
     const CapturedStderr printed;
     try {
-      grammar.reset(llama_sampler_init_grammar(tokenizer.vocab(), text.c_str(), "root"));
+      if (patterns.empty() && options.grammar_tokens.empty()) {
+        grammar.reset(llama_sampler_init_grammar(tokenizer.vocab(), text.c_str(), "root"));
+      } else {
+        grammar.reset(llama_sampler_init_grammar_lazy_patterns(tokenizer.vocab(), text.c_str(), "root", patterns.data(),
+                                                               patterns.size(), options.grammar_tokens.data(),
+                                                               options.grammar_tokens.size()));
+      }
       reason = printed.text().empty() ? logged.first() : printed.text();
     } catch (const std::exception& error) {
       reason = error.what();
     }
   }
   if (!grammar) fail("grammar: {}", reason.empty() ? "it is not valid GBNF with a rule 'root'" : reason);
+  begin_grammar(grammar.get(), options.grammar_prefix);
   return grammar;
 }
+
+/// Whether an answer is in the thought that it began with: what it quotes there is no trigger.
+class Thought {
+ public:
+  explicit Thought(const SamplerOptions& options)
+      : begin_(options.thought_begin), end_(options.thought_end), starts_inside_(options.in_thought) {
+    restart();
+  }
+
+  void restart() {
+    text_.clear();
+    where_ = end_.empty() ? Where::Outside : starts_inside_ ? Where::Inside : Where::Unknown;
+    if (where_ == Where::Unknown && begin_.empty()) where_ = Where::Outside;
+  }
+  bool inside() const { return where_ == Where::Inside; }
+  bool over() const { return where_ == Where::Outside; }
+
+  void add(const std::string& piece) {
+    text_ += piece;
+    if (where_ == Where::Unknown) {
+      text_.erase(0, std::min(text_.find_first_not_of(" \t\r\n"), text_.size()));
+      if (text_.size() < begin_.size() && begin_.starts_with(text_)) return;
+      where_ = text_.starts_with(begin_) ? Where::Inside : Where::Outside;
+      return;
+    }
+    if (text_.find(end_) != std::string::npos) where_ = Where::Outside;
+    if (text_.size() > end_.size()) text_.erase(0, text_.size() - end_.size());
+  }
+
+ private:
+  enum class Where { Unknown, Inside, Outside };
+
+  std::string begin_, end_;
+  bool starts_inside_;
+  std::string text_;  // what may hold the beginning of a mark
+  Where where_ = Where::Outside;
+};
 
 }  // namespace
 
 struct Sampler::State {
   LlamaSampler chain, grammar;
   int likely = 0;
+  std::vector<Token> prefix;  // the grammar's
+  Thought thought;
+  const Tokenizer* tokenizer;
   std::vector<llama_token_data> candidates;
 
   void set(size_t index, Token token, float logit) {
@@ -146,8 +205,13 @@ struct Sampler::State {
 Sampler::Sampler(const Tokenizer& tokenizer, const SamplerOptions& options) {
   check(options);
   check_bias(tokenizer, options);
-  state_ = std::make_unique<State>(State{
-      make_chain(tokenizer, options), make_grammar(tokenizer, options.grammar), likely_of(tokenizer, options), {}});
+  state_ = std::make_unique<State>(State{make_chain(tokenizer, options),
+                                         make_grammar(tokenizer, options),
+                                         likely_of(tokenizer, options),
+                                         options.grammar_prefix,
+                                         Thought(options),
+                                         &tokenizer,
+                                         {}});
 }
 
 Sampler::Sampler(Sampler&&) noexcept = default;
@@ -159,7 +223,13 @@ Sampler Sampler::clone() const {
     return LlamaSampler(sampler ? llama_sampler_clone(sampler.get()) : nullptr, llama_sampler_free);
   };
   Sampler sampler;
-  sampler.state_ = std::make_unique<State>(State{copy(state_->chain), copy(state_->grammar), state_->likely, {}});
+  sampler.state_ = std::make_unique<State>(State{copy(state_->chain),
+                                                 copy(state_->grammar),
+                                                 state_->likely,
+                                                 state_->prefix,
+                                                 state_->thought,
+                                                 state_->tokenizer,
+                                                 {}});
   return sampler;
 }
 
@@ -167,13 +237,15 @@ Token Sampler::sample(std::span<const float> logits) {
   State& state = *state_;
   llama_token_data_array array = state.fill(logits);
   Token token = state.choose(array);
-  if (state.grammar && !state.allows(token)) {
+  const bool holds = state.grammar && !state.thought.inside();
+  if (holds && !state.allows(token)) {
     array = state.fill(logits);
     llama_sampler_apply(state.grammar.get(), &array);
     token = state.choose(array);
   }
   llama_sampler_accept(state.chain.get(), token);
-  if (state.grammar) {
+  if (state.grammar && !state.thought.over()) state.thought.add(state.tokenizer->piece(token, true));
+  if (holds) {
     try {
       llama_sampler_accept(state.grammar.get(), token);
     } catch (const std::exception& error) {
@@ -197,7 +269,10 @@ void Sampler::accept(std::span<const Token> tokens) {
 }
 
 void Sampler::restart_grammar() {
-  if (state_->grammar) llama_sampler_reset(state_->grammar.get());
+  if (!state_->grammar) return;
+  llama_sampler_reset(state_->grammar.get());
+  state_->thought.restart();
+  begin_grammar(state_->grammar.get(), state_->prefix);
 }
 
 }  // namespace tidal

@@ -15,17 +15,26 @@ namespace tidal {
 
 /// llama.cpp's names and defaults.
 struct SamplerOptions {
-  uint32_t seed = 0xFFFFFFFF;                         ///< 0xFFFFFFFF: random
-  float temperature = 0.8f;                           ///< <= 0: greedy
-  int top_k = 40;                                     ///< <= 0: off
-  float top_p = 0.95f;                                ///< 0 to 1; 1: off
-  float min_p = 0.05f;                                ///< 0 to 1; 0: off
-  float repeat_penalty = 1.0f;                        ///< > 0; 1: off
-  float frequency_penalty = 0;                        ///< taken off a logit for every time the token is there; 0: off
-  float presence_penalty = 0;                         ///< taken off the logits of tokens that are there; 0: off
-  int repeat_last_n = 64;                             ///< tokens that penalties look back; 0: off
-  bool ignore_end = false;                            ///< never choose a token that ends the answer
-  std::string grammar{};                              ///< GBNF text with a rule `root`, "" for none
+  uint32_t seed = 0xFFFFFFFF;   ///< 0xFFFFFFFF: random
+  float temperature = 0.8f;     ///< <= 0: greedy
+  int top_k = 40;               ///< <= 0: off
+  float top_p = 0.95f;          ///< 0 to 1; 1: off
+  float min_p = 0.05f;          ///< 0 to 1; 0: off
+  float repeat_penalty = 1.0f;  ///< > 0; 1: off
+  float frequency_penalty = 0;  ///< taken off a logit for every time the token is there; 0: off
+  float presence_penalty = 0;   ///< taken off the logits of tokens that are there; 0: off
+  int repeat_last_n = 64;       ///< tokens that penalties look back; 0: off
+  bool ignore_end = false;      ///< never choose a token that ends the answer
+  std::string grammar{};        ///< GBNF text with a rule `root`, "" for none
+  /// Where there are some, the grammar holds only from the first place on that one of these finds (regular expressions,
+  /// ECMAScript's; from their first group on where they have one), or one of the tokens.
+  std::vector<std::string> grammar_patterns{};
+  std::vector<Token> grammar_tokens{};
+  /// The marks of thoughts, in which those are not looked for: where the answer begins with the first of them, or the
+  /// prompt has it already, up to the second. "": none.
+  std::string thought_begin{}, thought_end{};
+  bool in_thought = false;                            ///< the prompt ends with the first
+  std::vector<Token> grammar_prefix{};                ///< the grammar begins with these, before what is sampled
   std::vector<std::pair<Token, float>> logit_bias{};  ///< added to logits before all else; -infinity: never chosen
 
   bool has_penalties() const {

@@ -16,6 +16,7 @@
 #include "core/utf8.h"
 #include "text/deep_stack.h"
 #include "text/llama_log.h"
+#include "text/tool_chat.h"
 
 namespace tidal {
 
@@ -144,6 +145,7 @@ struct Tokenizer::Chat {
   std::string variables;
   std::mutex mutex;
   std::optional<ChatTemplate> parsed;
+  std::optional<ToolTemplate> tools;
 };
 
 void Tokenizer::set_chat_template(const std::string& choice, const std::string& variables) {
@@ -178,6 +180,24 @@ bool Tokenizer::approximates_chat_template() const { return !ChatTemplate::rende
 
 const ChatTemplate& Tokenizer::chat_template() const {
   const std::lock_guard lock(chat_->mutex);
+  return parsed_chat_template();
+}
+
+const ToolTemplate& Tokenizer::tool_template() const {
+  const std::lock_guard lock(chat_->mutex);
+  if (!chat_->tools) {
+    // Steps are counted here alone: one that does not come to an end is found before it is rendered without bounds.
+    const ChatMessage probe{"user", "?"};
+    parsed_chat_template().render({&probe, 1}, true);
+    if (chat_->built_in) fail("chat template: '{}' is libllama's own and has no tools", chat_->name);
+    const char* own = llama_model_chat_template(model_.get(), nullptr);
+    const bool is_own = own && chat_->source == own;
+    chat_->tools.emplace(chat_->name, model_.get(), is_own ? "" : chat_->source, chat_->variables);
+  }
+  return *chat_->tools;
+}
+
+const ChatTemplate& Tokenizer::parsed_chat_template() const {
   if (!chat_->parsed) {
     if (chat_->built_in) {
       chat_->parsed = ChatTemplate::built_in(chat_->name);
@@ -195,8 +215,9 @@ const ChatTemplate& Tokenizer::chat_template() const {
   return *chat_->parsed;
 }
 
-std::string Tokenizer::apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant) const {
-  std::string text = chat_template().render(messages, add_assistant);
+std::string Tokenizer::apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant,
+                                           const std::string& variables) const {
+  std::string text = chat_template().render(messages, add_assistant, variables);
   // encode() adds a BOS where the vocabulary wants it: not twice.
   const Token bos = llama_vocab_bos(vocab());
   if (llama_vocab_get_add_bos(vocab()) && bos != LLAMA_TOKEN_NULL) {

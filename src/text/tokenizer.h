@@ -15,6 +15,8 @@ struct llama_vocab;
 
 namespace tidal {
 
+class ToolTemplate;
+
 /// The vocabulary of a GGUF file: a libllama model without weights.
 class Tokenizer {
  public:
@@ -51,7 +53,11 @@ class Tokenizer {
   /// The prompt of a conversation by the chat template, for encode() with `add_special`: a BOS that the tokenizer adds
   /// is left out. `add_assistant`: ends where the assistant starts to answer. Throws Error when there is no template
   /// and as ChatTemplate does. The date that a template may write stays that of the first call.
-  std::string apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant) const;
+  /// `variables`: further ones, as ChatTemplate::render() has them.
+  std::string apply_chat_template(std::span<const ChatMessage> messages, bool add_assistant,
+                                  const std::string& variables = "") const;
+  /// The template with what it has of tools. Throws Error as apply_chat_template() and ToolTemplate do.
+  const ToolTemplate& tool_template() const;
 
   const llama_vocab* vocab() const;
 
@@ -59,6 +65,7 @@ class Tokenizer {
   struct Chat;
 
   const ChatTemplate& chat_template() const;
+  const ChatTemplate& parsed_chat_template() const;  // with the lock of chat_
   /// llama_tokenize() on `text` as it is; where that needs it, on a stack of its own.
   std::vector<Token> tokenize(std::string_view text, bool add_special, bool parse_special) const;
 

@@ -290,7 +290,6 @@ class Refusals(Shared):
         for prompt in (None, 7, {}, [], [[]], ["a", 7], [10**9], [-1], ""):
             self.refused("/v1/completions", 400, "prompt", {"prompt": prompt})
         self.refused("/v1/chat/completions", 400, "grammar", {**chat, "grammar": "root ::= ("})
-        self.refused("/v1/chat/completions", 400, "tools", {**chat, "tools": [{"type": "function"}]})
         for schema, words in (({"type": "number", "minimum": 0}, "#/minimum"), ({"not": {}}, "'not'"),
                               ({"properties": {"a": {"uniqueItems": True}}}, "'uniqueItems'"),
                               ({"$ref": "https://example.com/schema"}, "within the schema"),

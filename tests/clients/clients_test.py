@@ -1,5 +1,6 @@
 """Real clients against `tidal serve`: the packages that people have, as they come."""
 
+import json
 import os
 import sys
 import unittest
@@ -13,6 +14,7 @@ from serving import Server
 
 ALONE = {"cache_prompt": False}  # what follows a cached beginning may differ by rounding
 QUESTION = [{"role": "user", "content": "Name a colour."}]
+COLOURS = {"type": "object", "required": ["name"], "properties": {"name": {"enum": ["red", "green", "blue"]}}}
 
 
 class OpenAi(unittest.TestCase):
@@ -51,6 +53,26 @@ class OpenAi(unittest.TestCase):
         answer = self.client.chat.completions.parse(model="any", messages=QUESTION, temperature=0, max_tokens=100,
                                                     response_format=Colour)
         self.assertIsInstance(answer.choices[0].message.parsed, Colour)
+
+    def test_tools(self):
+        tool = {"type": "function", "function": {"name": "paint", "description": "Paints", "parameters": COLOURS}}
+        body = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 100}
+        answer = self.chat(**body).choices[0]
+        self.assertEqual(answer.finish_reason, "tool_calls")
+        call = answer.message.tool_calls[0]
+        self.assertEqual(call.function.name, "paint")
+        self.assertIn(json.loads(call.function.arguments)["name"], ("red", "green", "blue"))
+        with self.client.chat.completions.stream(model="any", messages=QUESTION, temperature=0, extra_body=ALONE,
+                                                 **body) as stream:
+            events = [event.type for event in stream]
+            streamed = stream.get_final_completion().choices[0].message.tool_calls[0]
+        self.assertIn("tool_calls.function.arguments.done", events)
+        self.assertEqual(streamed.function.arguments, call.function.arguments)
+        # And on: the client's own objects go back into the conversation.
+        result = {"role": "tool", "tool_call_id": call.id, "content": "painted"}
+        after = self.client.chat.completions.create(model="any", messages=[*QUESTION, answer.message, result],
+                                                    tools=[tool], max_tokens=4)
+        self.assertGreater(after.usage.prompt_tokens, 0)
 
     def test_completions(self):
         body = {"model": "any", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "extra_body": ALONE}
@@ -105,6 +127,23 @@ class Anthropic(unittest.TestCase):
             self.assertEqual(stream.get_final_message().usage.output_tokens, answer.usage.output_tokens)
         count = self.client.messages.count_tokens(model="any", messages=QUESTION, system="Be brief.").input_tokens
         self.assertEqual(answer.usage.input_tokens + answer.usage.cache_read_input_tokens, count)
+
+    def test_tools(self):
+        tool = {"name": "paint", "description": "Paints", "input_schema": COLOURS}
+        body = {"model": "any", "max_tokens": 100, "messages": QUESTION, "tools": [tool],
+                "extra_body": {"temperature": 0, **ALONE},
+                "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+        answer = self.client.messages.create(**body)
+        self.assertEqual(answer.stop_reason, "tool_use")
+        block = answer.content[-1]
+        self.assertEqual((block.type, block.name), ("tool_use", "paint"))
+        self.assertIn(block.input["name"], ("red", "green", "blue"))
+        with self.client.messages.stream(**body) as stream:
+            self.assertEqual(stream.get_final_message().content[-1].input, block.input)
+        result = {"type": "tool_result", "tool_use_id": block.id, "content": "painted"}
+        messages = [*QUESTION, {"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
+        after = self.client.messages.create(model="any", max_tokens=4, messages=messages, tools=[tool])
+        self.assertGreater(after.usage.input_tokens + after.usage.cache_read_input_tokens, 0)
 
     def test_errors(self):
         with self.assertRaises(anthropic.BadRequestError):

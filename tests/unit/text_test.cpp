@@ -178,6 +178,62 @@ TEST_P(Text, GrammarRulesOutTokensAndStartsAnew) {
   }
 }
 
+TEST_P(Text, GrammarWaitsForItsTrigger) {
+  const Token a = token("a"), b = token("b"), x = token("x"), mark = token("!");
+  const auto wants = [&](Token first) { return logits({{first, 9.0f}, {a, 2.0f}, {b, 1.0f}}); };
+  const SamplerOptions by_word{.temperature = 0, .grammar = "root ::= \"!\" \"b\" \"a\"", .grammar_patterns = {"!"}};
+  const SamplerOptions by_token{.temperature = 0, .grammar = by_word.grammar, .grammar_tokens = {mark}};
+  for (const SamplerOptions& options : {by_word, by_token}) {
+    Sampler sampler(*tokenizer_, options);
+    EXPECT_EQ(sampler.likely(), 0);
+    for (int answer = 0; answer < 2; ++answer) {
+      for (const Token free : {x, a, mark}) EXPECT_EQ(sampler.sample(wants(free)), free);
+      Sampler copy = sampler.clone();
+      for (Sampler* one : {&sampler, &copy}) {
+        EXPECT_EQ(one->sample(wants(x)), b);
+        EXPECT_EQ(one->sample(wants(x)), a);
+      }
+      sampler.restart_grammar();
+    }
+  }
+}
+
+TEST_P(Text, ATriggerInAThoughtIsNone) {
+  const Token a = token("a"), x = token("x"), mark = token("!"), begin = token("{"), end = token("}");
+  const auto wants = [&](Token first) { return logits({{first, 9.0f}, {a, 2.0f}}); };
+  SamplerOptions options{.temperature = 0, .grammar = "root ::= \"!\" \"a\"", .grammar_patterns = {"!"}};
+  options.thought_begin = "{";
+  options.thought_end = "}";
+  for (const bool inside : {false, true}) {
+    options.in_thought = inside;
+    Sampler sampler(*tokenizer_, options);
+    for (int answer = 0; answer < 2; ++answer) {
+      if (!inside) {
+        EXPECT_EQ(sampler.sample(wants(begin)), begin);
+      }
+      for (const Token free : {mark, x, end, mark}) EXPECT_EQ(sampler.sample(wants(free)), free);
+      EXPECT_EQ(sampler.sample(wants(x)), a);
+      sampler.restart_grammar();
+    }
+  }
+  options.in_thought = false;
+  Sampler without(*tokenizer_, options);
+  EXPECT_EQ(without.sample(wants(mark)), mark);
+  EXPECT_EQ(without.sample(wants(x)), a);
+}
+
+TEST_P(Text, GrammarBeginsWithWhatThePromptHas) {
+  const Token a = token("a"), b = token("b"), x = token("x");
+  const SamplerOptions options{.temperature = 0, .grammar = "root ::= \"a\" \"b\" \"a\"", .grammar_prefix = {a}};
+  Sampler sampler(*tokenizer_, options);
+  for (int answer = 0; answer < 2; ++answer) {
+    EXPECT_EQ(sampler.sample(logits({{x, 9.0f}, {a, 2.0f}})), b);
+    EXPECT_EQ(sampler.sample(logits({{x, 9.0f}, {b, 2.0f}})), a);
+    sampler.restart_grammar();
+  }
+  EXPECT_ERROR(Sampler(*tokenizer_, {.grammar = "root ::= \"b\"", .grammar_prefix = {a}}), "grammar: ");
+}
+
 TEST_P(Text, IgnoresTheEndOnRequest) {
   const Token a = token("a"), end = token("<|im_end|>");
   const auto wants_end = logits({{end, 9.0f}, {a, 2.0f}});

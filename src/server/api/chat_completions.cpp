@@ -4,6 +4,7 @@
 #include "server/api/chat_prompt.h"
 #include "server/api/completion_reply.h"
 #include "server/api/request.h"
+#include "server/api/tools.h"
 #include "server/error.h"
 #include "text/json_schema.h"
 
@@ -11,14 +12,6 @@ namespace tidal::server {
 namespace {
 
 constexpr int kMostTopLogprobs = 20;
-
-/// Whoever asks for what the server does not do is told so: an answer that looks right would be worse.
-void refuse_what_is_missing(const Fields& fields) {
-  if (const Json* tools = fields.array("tools"); tools && !tools->empty()) {
-    const Json* choice = fields.find("tool_choice");
-    if (!choice || *choice != "none") refuse("tools", "'tools': this server does not call tools yet");
-  }
-}
 
 /// The grammar that `response_format` asks for; "" for none.
 std::string format_grammar(const Fields& fields) {
@@ -48,9 +41,10 @@ std::string format_grammar(const Fields& fields) {
 void chat_completions(Service& service, const ExchangePointer& exchange) {
   const Json body = parse_object(exchange->request().body);
   const Fields fields(body);
-  refuse_what_is_missing(fields);
   Generation generation = generation_from(fields, service);
+  const ChatOptions options = chat_options_from(fields);
   if (std::string grammar = format_grammar(fields); !grammar.empty()) {
+    if (!options.tools.empty()) refuse("response_format", "'response_format': give either this or tools, not both");
     if (!generation.sampler.grammar.empty()) {
       refuse("response_format", "'response_format': give either this or a grammar, not both");
     }
@@ -66,8 +60,7 @@ void chat_completions(Service& service, const ExchangePointer& exchange) {
     generation.top_logprobs = static_cast<int>(fields.integer("top_logprobs", 0, kMostTopLogprobs).value_or(0));
   }
   const auto choices = static_cast<size_t>(fields.integer("n", 1, kMostChoices).value_or(1));
-  const std::string prompt = chat_prompt(service, messages_from(fields));
-  generation.prompt = service.tokenizer().encode(prompt, true, true);
+  form.format = prepare_chat(service, messages_from(fields), options, generation);
   const auto reply = std::make_shared<CompletionReply>(service, exchange, form, choices, 1);
   service.start(std::vector<Generation>(choices, generation), reply, exchange);
   reply->open();

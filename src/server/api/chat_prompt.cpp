@@ -3,9 +3,19 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "server/api/tools.h"
 #include "server/error.h"
 
 namespace tidal::server {
+
+std::string name_of_call(const std::vector<ChatMessage>& messages, const std::string& id) {
+  for (auto message = messages.rbegin(); message != messages.rend() && !id.empty(); ++message) {
+    for (const ChatToolCall& call : message->tool_calls) {
+      if (call.id == id) return call.name;
+    }
+  }
+  return "";
+}
 
 std::string content_text(const Json& content, const std::string& path) {
   if (content.is_string()) return text_of(content, path);
@@ -42,18 +52,27 @@ std::vector<ChatMessage> messages_from(const Fields& fields, const std::string& 
              message.path("role"), role.substr(0, 60));
     }
     const Json* content = message.find("content");
-    messages.push_back({std::move(role), content ? content_text(*content, message.path("content")) : ""});
+    ChatMessage made{std::move(role), content ? content_text(*content, message.path("content")) : ""};
+    if (made.role == "assistant") {
+      made.tool_calls = calls_from(message);
+      made.reasoning = message.string("reasoning_content").value_or("");
+    } else if (made.role == "tool") {
+      made.tool_call_id = message.string("tool_call_id").value_or("");
+      made.name = message.string("name").value_or(name_of_call(messages, made.tool_call_id));
+    }
+    messages.push_back(std::move(made));
   }
   return messages;
 }
 
-std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages) {
+std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages,
+                        const std::string& variables) {
   if (!service.tokenizer().has_chat_template()) {
     refuse("messages",
            "this model has no chat template: use /v1/completions, or start the server with --chat-template");
   }
   try {
-    return service.tokenizer().apply_chat_template(messages, true);
+    return service.tokenizer().apply_chat_template(messages, true, variables);
   } catch (const Error& error) {
     refuse("messages", "{}", error.what());
   }

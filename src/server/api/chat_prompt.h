@@ -11,10 +11,14 @@ namespace tidal::server {
 
 /// A content: a string, or a list of text parts, which become lines. Throws ApiError for other parts.
 std::string content_text(const Json& content, const std::string& path);
-/// The messages of the field `name`, each a role and a content. Throws ApiError for what the model cannot be told:
-/// other parts, other roles, none.
+/// The messages of the field `name`: role and content, calls of tools and their results, reasoning_content. Throws
+/// ApiError for what the model cannot be told: other parts, other roles, none.
 std::vector<ChatMessage> messages_from(const Fields& fields, const std::string& name = "messages");
+/// The tool that the call `id` is of; "" when there was no such call.
+std::string name_of_call(const std::vector<ChatMessage>& messages, const std::string& id);
 /// Their prompt by the chat template. Throws ApiError for a model without one and for what the template refuses.
-std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages);
+/// `variables`: further ones of the template, a JSON object or "".
+std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages,
+                        const std::string& variables = "");
 
 }  // namespace tidal::server

@@ -1,6 +1,7 @@
 #include "server/api/completion_reply.h"
 
 #include "server/api/request.h"
+#include "server/api/tools.h"
 #include "server/error.h"
 
 namespace tidal::server {
@@ -28,7 +29,10 @@ CompletionReply::CompletionReply(Service& service, std::shared_ptr<http::Exchang
       created_(now()),
       prompts_(prompts),
       choices_(choices),
-      left_(choices) {}
+      left_(choices) {
+  if (!form_.format) return;
+  for (Choice& choice : choices_) choice.parts.emplace(form_.format, new_id("").substr(0, 16));
+}
 
 void CompletionReply::open() {
   std::call_once(opened_, [this] {
@@ -61,7 +65,24 @@ void CompletionReply::begin(size_t index) {
   Choice& choice = choices_[index];
   if (choice.begun || !form_.stream) return;
   choice.begun = true;
-  if (form_.chat) send(index, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr);
+  if (form_.chat) {
+    send(index, {{"role", "assistant"}, {"content", choice.parts ? Json() : Json("")}}, nullptr, nullptr);
+  }
+}
+
+void CompletionReply::send(size_t index, const std::vector<ChatDelta>& deltas) {
+  Choice& choice = choices_[index];
+  for (const ChatDelta& delta : deltas) {
+    // What tokens make is told only once it is certain; their probabilities come along.
+    const std::vector<TokenLogprob> logprobs = std::exchange(choice.logprobs, {});
+    send(index, delta_json(delta), form_.logprobs ? logprobs_json(logprobs, 0) : Json(), nullptr);
+  }
+}
+
+const char* CompletionReply::reason(size_t index) const {
+  const Choice& choice = choices_[index];
+  const bool calls = choice.parts && !choice.parts->answer().calls.empty();
+  return calls && choice.ending.natural() ? "tool_calls" : finish_reason(choice.ending);
 }
 
 void CompletionReply::piece(size_t index, const Piece& piece) {
@@ -69,6 +90,11 @@ void CompletionReply::piece(size_t index, const Piece& piece) {
   begin(index);
   Choice& choice = choices_[index];
   const size_t offset = choice.text.size();
+  if (choice.parts) {
+    choice.logprobs.insert(choice.logprobs.end(), piece.logprobs.begin(), piece.logprobs.end());
+    if (!form_.stream) return choice.parts->append(piece.text);
+    return send(index, choice.parts->push(piece.text));
+  }
   choice.text += piece.text;
   if (form_.stream) {
     const Json content = form_.chat ? Json{{"content", piece.text}} : Json(piece.text);
@@ -84,8 +110,12 @@ void CompletionReply::ended(size_t index, const Ending& ending) {
   choices_[index].ended = true;
   choices_[index].ending = ending;
   --left_;
+  if (choices_[index].parts) {
+    const std::vector<ChatDelta> deltas = choices_[index].parts->finish(ending.natural());
+    if (form_.stream) send(index, deltas);
+  }
   if (form_.stream) {
-    send(index, form_.chat ? Json::object() : Json(""), nullptr, finish_reason(ending));
+    send(index, form_.chat ? Json::object() : Json(""), nullptr, reason(index));
   }
   if (left_ == 0) finish();
 }
@@ -146,12 +176,12 @@ Json CompletionReply::whole_choice(size_t index) {
   const Choice& choice = choices_[index];
   Json json{{"index", index}};
   if (form_.chat) {
-    json["message"] = {{"role", "assistant"}, {"content", choice.text}};
+    json["message"] = message_json(choice.parts ? choice.parts->answer() : ChatAnswer{choice.text, "", {}});
   } else {
     json["text"] = choice.text;
   }
   json["logprobs"] = form_.logprobs ? logprobs_json(choice.logprobs, 0) : Json();
-  json["finish_reason"] = finish_reason(choice.ending);
+  json["finish_reason"] = reason(index);
   return json;
 }
 

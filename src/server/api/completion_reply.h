@@ -3,10 +3,12 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "server/service.h"
+#include "text/chat_answer.h"
 
 namespace tidal::server {
 
@@ -15,6 +17,7 @@ struct CompletionForm {
   bool stream = false;
   bool include_usage = false;  ///< a last event with usage
   bool logprobs = false;
+  std::shared_ptr<const AnswerFormat> format{};  ///< of a chat whose answers are more than content
 };
 
 /// Writes OpenAI's objects. One thread at a time, but for open().
@@ -34,7 +37,8 @@ class CompletionReply final : public Reply {
  private:
   struct Choice {
     std::string text;
-    std::vector<TokenLogprob> logprobs;
+    std::optional<ChatAnswerStream> parts;  // where the form has a format
+    std::vector<TokenLogprob> logprobs;     // not sent yet
     bool begun = false, ended = false;
     Ending ending;
   };
@@ -43,6 +47,9 @@ class CompletionReply final : public Reply {
   /// An event with one choice; `delta` or text as the form has it.
   void send(size_t index, const Json& content, const Json& logprobs, const Json& finish_reason);
   void begin(size_t index);
+  /// Events for what is new of an answer with parts.
+  void send(size_t index, const std::vector<ChatDelta>& deltas);
+  const char* reason(size_t index) const;
   void finish();
   Json whole_choice(size_t index);
   Json logprobs_json(const std::vector<TokenLogprob>& logprobs, size_t offset) const;

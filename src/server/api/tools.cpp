@@ -1,0 +1,194 @@
+#include "server/api/tools.h"
+
+#include <algorithm>
+#include <cctype>
+
+#include "core/error.h"
+#include "server/api/chat_prompt.h"
+#include "server/error.h"
+
+namespace tidal::server {
+namespace {
+
+constexpr size_t kMostTools = 128;
+constexpr size_t kMostBytes = size_t{64} << 10;
+constexpr size_t kMostBytesOfAll = size_t{256} << 10;
+constexpr size_t kMostName = 64;
+
+void check_name(const std::string& name, const std::string& path) {
+  const auto usual = [](unsigned char byte) { return std::isalnum(byte) || byte == '_' || byte == '-' || byte == '.'; };
+  if (name.empty() || name.size() > kMostName || !std::all_of(name.begin(), name.end(), usual)) {
+    refuse(path, "'{}': '{}' given, expected up to {} letters, digits, _, - and .", path, name.substr(0, 80),
+           kMostName);
+  }
+}
+
+void read_choice(const Fields& fields, ChatOptions& options) {
+  const Json* given = fields.find("tool_choice");
+  const std::string path = fields.path("tool_choice");
+  if (options.tools.empty()) {
+    if (given && *given != "none" && *given != "auto") refuse(path, "'{}': given without tools", path);
+    return;
+  }
+  options.choice = ToolChoice::Auto;
+  if (!given || *given == "auto") return;
+  if (*given == "required") {
+    options.choice = ToolChoice::Required;
+  } else if (*given == "none") {
+    options.choice = ToolChoice::None;
+    options.tools.clear();
+  } else if (given->is_object() && given->value("type", Json()) == "function") {
+    const Json* function = Fields(*given, path + ".").object("function");
+    if (!function) refuse(path + ".function", "'{}.function': none given, expected an object with a name", path);
+    require_tool(options, Fields(*function, path + ".function.").string("name").value_or(""), path + ".function.name");
+  } else {
+    refuse(path, "'{}': expected none, auto, required or a function", path);
+  }
+}
+
+}  // namespace
+
+void add_tool(ChatOptions& options, ChatTool tool, const Json* parameters, const std::string& path) {
+  if (options.tools.size() >= kMostTools) refuse(path, "'{}': expected at most {} tools", path, kMostTools);
+  check_name(tool.name, path + ".name");
+  for (const ChatTool& other : options.tools) {
+    if (other.name == tool.name) refuse(path + ".name", "'{}.name': '{}' is there twice", path, tool.name);
+  }
+  if (parameters) tool.parameters = dump(*parameters);
+  const auto size = [](const ChatTool& one) { return one.description.size() + one.parameters.size(); };
+  size_t all = size(tool);
+  if (all > kMostBytes) refuse(path, "'{}': it has {} bytes, expected at most {}", path, all, kMostBytes);
+  for (const ChatTool& other : options.tools) all += size(other);
+  if (all > kMostBytesOfAll) refuse(path, "'{}': the tools have over {} bytes together", path, kMostBytesOfAll);
+  options.tools.push_back(std::move(tool));
+}
+
+void require_tool(ChatOptions& options, const std::string& name, const std::string& path) {
+  std::erase_if(options.tools, [&](const ChatTool& tool) { return tool.name != name; });
+  if (options.tools.empty()) refuse(path, "'{}': there is no tool '{}'", path, name.substr(0, 80));
+  options.choice = ToolChoice::Required;
+}
+
+ChatOptions chat_options_from(const Fields& fields) {
+  ChatOptions options;
+  if (const Json* tools = fields.array("tools")) {
+    for (size_t i = 0; i < tools->size(); ++i) {
+      const std::string path = fmt::format("{}[{}]", fields.path("tools"), i);
+      if (!(*tools)[i].is_object()) refuse(path, "'{}': expected an object", path);
+      const Fields tool((*tools)[i], path + ".");
+      if (const std::string type = tool.string("type").value_or(""); type != "function") {
+        refuse(tool.path("type"), "'{}': '{}' given, expected function", tool.path("type"), type.substr(0, 60));
+      }
+      const Json* object = tool.object("function");
+      if (!object) refuse(tool.path("function"), "'{}': none given, expected an object", tool.path("function"));
+      const Fields function(*object, tool.path("function."));
+      add_tool(options, {function.string("name").value_or(""), function.string("description").value_or(""), "{}"},
+               function.object("parameters"), tool.path("function"));
+    }
+  }
+  read_choice(fields, options);
+  options.parallel = fields.boolean("parallel_tool_calls");
+  if (const Json* variables = fields.object("chat_template_kwargs"); variables && !variables->empty()) {
+    options.variables = dump(*variables);
+  }
+  const std::string format = fields.string("reasoning_format").value_or("auto");
+  if (format != "auto" && format != "none" && format != "deepseek") {
+    refuse(fields.path("reasoning_format"), "'{}': '{}' given, expected none, auto or deepseek",
+           fields.path("reasoning_format"), format.substr(0, 60));
+  }
+  options.reasoning = format != "none";
+  return options;
+}
+
+std::string call_arguments(const Json* given, const std::string& path) {
+  if (!given) return "{}";
+  if (given->is_object()) return dump(*given);
+  std::string text = text_of(*given, path);
+  if (text.empty()) return "{}";
+  if (!is_json(text)) refuse(path, "'{}': it is not JSON of at most 64 levels", path);
+  return text;
+}
+
+std::vector<ChatToolCall> calls_from(const Fields& message) {
+  std::vector<ChatToolCall> calls;
+  const Json* given = message.array("tool_calls");
+  if (given && given->size() > kMostTools) {
+    refuse(message.path("tool_calls"), "'{}': expected at most {}", message.path("tool_calls"), kMostTools);
+  }
+  for (size_t i = 0; given && i < given->size(); ++i) {
+    const std::string path = fmt::format("{}[{}]", message.path("tool_calls"), i);
+    if (!(*given)[i].is_object()) refuse(path, "'{}': expected an object", path);
+    const Fields call((*given)[i], path + ".");
+    const Json* object = call.object("function");
+    if (!object) refuse(call.path("function"), "'{}': none given, expected an object", call.path("function"));
+    const Fields function(*object, call.path("function."));
+    ChatToolCall made{call.string("id").value_or(""), function.string("name").value_or(""), ""};
+    check_name(made.name, function.path("name"));
+    made.arguments = call_arguments(function.find("arguments"), function.path("arguments"));
+    calls.push_back(std::move(made));
+  }
+  return calls;
+}
+
+std::shared_ptr<const AnswerFormat> prepare_chat(const Service& service, std::vector<ChatMessage> messages,
+                                                 const ChatOptions& options, Generation& generation) {
+  const Tokenizer& tokenizer = service.tokenizer();
+  const auto keep = [&](const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) {
+      const std::vector<Token> tokens = tokenizer.encode(text, false, true);
+      if (tokens.size() == 1) generation.kept_tokens.push_back(tokens[0]);
+    }
+  };
+  if (options.tools.empty()) {
+    generation.prompt = tokenizer.encode(chat_prompt(service, messages, options.variables), true, true);
+    if (!options.reasoning || tokenizer.approximates_chat_template()) return nullptr;
+    try {
+      const PlainAnswers plain = tokenizer.tool_template().plain_answers(options.variables);
+      keep(plain.kept_tokens);
+      return plain.format;
+    } catch (const Error&) {
+      return nullptr;  // a template that libllama-common cannot take: its answers are content
+    }
+  }
+  if (!generation.sampler.grammar.empty()) refuse("grammar", "'grammar': give either this or tools, not both");
+  if (!tokenizer.has_chat_template()) chat_prompt(service, messages);  // says so
+  try {
+    const ToolPrompt prompt = tokenizer.tool_template().prompt(
+        {std::move(messages), options.tools, options.choice, options.parallel, options.variables, options.reasoning});
+    generation.prompt = tokenizer.encode(prompt.text, true, true);
+    prompt.constrain(generation.sampler, tokenizer);
+    generation.stops.insert(generation.stops.end(), prompt.stops.begin(), prompt.stops.end());
+    keep(prompt.kept_tokens);
+    return prompt.format;
+  } catch (const Error& error) {
+    refuse("tools", "{}", error.what());
+  }
+}
+
+Json delta_json(const ChatDelta& delta) {
+  using Kind = ChatDelta::Kind;
+  if (delta.kind == Kind::Content) return {{"content", delta.text}};
+  if (delta.kind == Kind::Reasoning) return {{"reasoning_content", delta.text}};
+  Json call{{"index", delta.call}};
+  if (delta.kind == Kind::CallBegins) {
+    call["id"] = delta.call_id;
+    call["type"] = "function";
+    call["function"] = {{"name", delta.text}, {"arguments", ""}};
+  } else {
+    call["function"] = {{"arguments", delta.text}};
+  }
+  return {{"tool_calls", Json::array({std::move(call)})}};
+}
+
+Json message_json(const ChatAnswer& answer) {
+  Json message{{"role", "assistant"}};
+  message["content"] = answer.content.empty() && !answer.calls.empty() ? Json() : Json(answer.content);
+  if (!answer.reasoning.empty()) message["reasoning_content"] = answer.reasoning;
+  for (const ChatToolCall& call : answer.calls) {
+    message["tool_calls"].push_back(
+        {{"id", call.id}, {"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  }
+  return message;
+}
+
+}  // namespace tidal::server

@@ -1,0 +1,175 @@
+"""Tools and thoughts through `tidal serve`: calls by a grammar, whole and streamed; what it refuses."""
+
+import json
+import os
+import unittest
+
+from program import MODELS
+from serve_test import GREEDY, Shared
+from serving import Server
+
+QUESTION = [{"role": "user", "content": "How will the weather be in Oslo?"}]
+WEATHER = {"type": "function", "function": {
+    "name": "get_weather", "description": "The weather of the coming days",
+    "parameters": {"type": "object", "additionalProperties": False, "required": ["city", "days"], "properties": {
+        "city": {"enum": ["Oslo", "Rome", "Paris"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7},
+        "note": {"type": "string", "maxLength": 12}}}}}
+TIME = {"type": "function", "function": {"name": "get_time"}}
+
+
+def assembled(events):
+    """The message that a client makes of a stream's deltas, and the reason of its end."""
+    message, reason = {"role": None, "content": None}, None
+    for event in events:
+        choice = event["choices"][0]
+        assert reason is None, "an event behind the end"
+        reason = choice["finish_reason"]
+        delta = choice["delta"]
+        message["role"] = delta.get("role", message["role"])
+        for name in ("content", "reasoning_content"):
+            if delta.get(name) is not None:
+                message[name] = (message.get(name) or "") + delta[name]
+        for call in delta.get("tool_calls", []):
+            calls = message.setdefault("tool_calls", [])
+            if "id" in call:
+                assert call["index"] == len(calls) and call["function"]["arguments"] == "", call
+                calls.append({"id": call["id"], "type": call["type"], "function": dict(call["function"])})
+            else:
+                calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+    return message, reason
+
+
+class Tools(Shared):
+    def chat(self, **more):
+        return self.post("/v1/chat/completions", **{"messages": QUESTION, "max_tokens": 200, "cache_prompt": False,
+                                                **more})["choices"][0]
+
+    def streamed(self, **more):
+        body = {"messages": QUESTION, "max_tokens": 200, "cache_prompt": False, **more}
+        events = [event for _, event in self.server.stream("/v1/chat/completions", body)]
+        self.assertEqual(events.pop(), "[DONE]")
+        return assembled(events)
+
+    def valid(self, call):
+        self.assertEqual((call["type"], call["function"]["name"]), ("function", "get_weather"))
+        self.assertTrue(call["id"].startswith("call_"), call)
+        arguments = json.loads(call["function"]["arguments"])
+        self.assertIn(arguments["city"], ("Oslo", "Rome", "Paris"))
+        self.assertTrue(1 <= arguments["days"] <= 7 and set(arguments) <= {"city", "days", "note"}, arguments)
+
+    def test_a_required_call_satisfies_its_schema_whole_and_streamed(self):
+        for seed in range(4):
+            body = {"tools": [WEATHER, TIME], "temperature": 1, "seed": seed, "parallel_tool_calls": False,
+                    "tool_choice": {"type": "function", "function": {"name": "get_weather"}}}
+            choice = self.chat(**body)
+            self.assertEqual(choice["finish_reason"], "tool_calls", choice)
+            message = choice["message"]
+            self.assertIsNone(message["content"])
+            self.assertEqual(len(message["tool_calls"]), 1)
+            self.valid(message["tool_calls"][0])
+            again, reason = self.streamed(**body)
+            self.assertEqual(reason, "tool_calls")
+            for one in (message, again):
+                for call in one["tool_calls"]:
+                    call.pop("id")  # another request's
+            self.assertEqual(again, message)
+
+    def test_choices_have_calls_of_their_own(self):
+        body = {"tools": [WEATHER], "tool_choice": "required", "temperature": 1, "seed": 5, "n": 3, "messages": QUESTION,
+                "max_tokens": 200, "parallel_tool_calls": False}
+        choices = self.post("/v1/chat/completions", **body)["choices"]
+        calls = [choice["message"]["tool_calls"][0] for choice in choices]
+        for call in calls:
+            self.valid(call)
+        self.assertEqual(len({call["id"] for call in calls}), 3)
+
+    def test_exact_mode_drafts_calls_too(self):
+        body = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, **GREEDY}
+        expected = self.chat(**body, tidal={"attention": "full"})["message"]["tool_calls"][0]["function"]
+        exact = self.chat(**body, tidal={"attention": "sketch", "budget": 64, "exact": 4})["message"]
+        self.assertEqual(exact["tool_calls"][0]["function"], expected)
+
+    def test_without_a_choice_words_are_words(self):
+        for choice in ({}, {"tool_choice": "none"}):
+            whole = self.chat(tools=[WEATHER], **choice, **GREEDY, logprobs=True)
+            message, reason = self.streamed(tools=[WEATHER], **choice, **GREEDY)
+            self.assertEqual(reason, whole["finish_reason"])
+            self.assertEqual(message["content"], whole["message"]["content"])
+        plain = self.chat(**GREEDY)
+        self.assertEqual(plain["message"], self.chat(tools=[WEATHER], tool_choice="none", **GREEDY)["message"])
+
+    def test_a_conversation_goes_on_behind_a_call(self):
+        call = {"id": "call_1", "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"city": "Oslo", "days": 2}'}}
+        messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]},
+                    {"role": "tool", "tool_call_id": "call_1", "content": "Rain, 9 degrees"}]
+        choice = self.chat(messages=messages, tools=[WEATHER], **{**GREEDY, "max_tokens": 8})
+        self.assertNotEqual(choice["message"]["content"], "")
+        # Without tools, too: the results stay where they are.
+        self.chat(messages=messages, **{**GREEDY, "max_tokens": 8})
+
+    def test_what_is_wrong_is_named(self):
+        chat = {"messages": QUESTION}
+
+        def function(**more):
+            return {"type": "function", "function": {"name": "f", **more}}
+
+        for path, tools in (("tools", 7), ("tools[0]", [7]), ("tools[0].type", [{"type": "web_search"}]),
+                            ("tools[0].function", [{"type": "function"}]),
+                            ("tools[0].function.name", [function(name="a b")]),
+                            ("tools[0].function.name", [function(name="")]),
+                            ("tools[1].function.name", [function(), function()]),
+                            ("tools[0].function.description", [function(description=7)]),
+                            ("tools[0].function.parameters", [function(parameters="x")]),
+                            ("tools[0].function", [function(description="x" * 70000)]),
+                            ("tools[128].function", [function(name=f"f{i}") for i in range(129)])):
+            error, _ = self.refused("/v1/chat/completions", 400, path, {**chat, "tools": tools})
+            self.assertEqual(error["param"], path)
+        for choice in ("some", 7, {"type": "function"}, {"type": "function", "function": {"name": "g"}}):
+            self.refused("/v1/chat/completions", 400, "tool_choice", {**chat, "tools": [TIME], "tool_choice": choice})
+        self.refused("/v1/chat/completions", 400, "tool_choice", {**chat, "tool_choice": "required"})
+        self.refused("/v1/chat/completions", 400, "grammar", {**chat, "tools": [TIME], "grammar": 'root ::= "a"'})
+        self.refused("/v1/chat/completions", 400, "response_format",
+                     {**chat, "tools": [TIME], "response_format": {"type": "json_object"}})
+        self.refused("/v1/chat/completions", 400, "reasoning_format", {**chat, "reasoning_format": "odd"})
+        self.refused("/v1/chat/completions", 400, "chat_template_kwargs", {**chat, "chat_template_kwargs": []})
+        for calls in (7, [7], [{"function": {"name": "f", "arguments": "{"}}], [{"function": {"name": "f g"}}],
+                      [{"function": {"name": "f", "arguments": "[" * 100000}}]):
+            self.refused("/v1/chat/completions", 400, "messages[0].tool_calls",
+                         {"messages": [{"role": "assistant", "tool_calls": calls}]})
+        for parameters in ({"type": "string", "pattern": "(" * 60000}, {"pattern": "["}, {"$ref": "#/nowhere"},
+                           {"type": "array", "items": {"type": "string"}, "minItems": 10**9}, {"type": "odd"},
+                           {"type": "object", "properties": {"a": 7}}):
+            wrapped = {"type": "object", "properties": {"x": parameters}}
+            status = self.server.ask("POST", "/v1/chat/completions", {
+                **chat, "tools": [function(parameters=wrapped)], "tool_choice": "required", "max_tokens": 1})[0]
+            self.assertIn(status, (200, 400), parameters)
+        self.assertEqual(self.server.ask("GET", "/health")[0], 200)
+
+
+class Trained(Shared):
+    """A model that was taught to call."""
+
+    MODEL = os.path.join(MODELS, "qwen2.5-coder-0.5b.gguf")
+
+    @classmethod
+    def setUpClass(cls):
+        if not os.path.exists(cls.MODEL):
+            raise unittest.SkipTest(cls.MODEL + " is missing")
+        cls.server = Server("-c", "2048", model=cls.MODEL)
+
+    def test_it_calls_when_it_wants(self):
+        body = {"messages": [{"role": "system", "content": "Use the tools."}, *QUESTION], "tools": [WEATHER],
+                "max_tokens": 60, **GREEDY}
+        choice = self.post("/v1/chat/completions", **body)["choices"][0]
+        events = [event for _, event in self.server.stream("/v1/chat/completions", body)][:-1]
+        message, reason = assembled(events)
+        self.assertEqual(reason, choice["finish_reason"])
+        if message["content"] is not None or choice["message"]["content"] is not None:
+            self.assertEqual(message["content"], choice["message"]["content"])
+        functions = [[call["function"] for call in one.get("tool_calls", [])] for one in (message, choice["message"])]
+        self.assertEqual(*functions)
+
+
+if __name__ == "__main__":
+    unittest.main()
