@@ -5,8 +5,7 @@ import os
 import unittest
 
 from program import MODELS
-from serve_test import GREEDY, Shared
-from serving import Server
+from serving import GREEDY, Server, Shared
 
 QUESTION = [{"role": "user", "content": "How will the weather be in Oslo?"}]
 WEATHER = {"type": "function", "function": {

@@ -8,7 +8,10 @@ import subprocess
 import tempfile
 import time
 
-from program import MODEL, PROGRAM, TIMEOUT, environment
+from program import MODEL, PROGRAM, TIMEOUT, ModelTest, environment
+
+# What follows a beginning from the cache is computed in other chunks: rounding may then decide for another token.
+GREEDY = {"temperature": 0, "cache_prompt": False}
 
 
 class Server:
@@ -112,3 +115,35 @@ class Server:
                 return metrics
             time.sleep(0.02)
         raise AssertionError("it is still busy")
+
+
+def text_of(answer):
+    choice = answer["choices"][0]
+    return choice["message"]["content"] if "message" in choice else choice["text"]
+
+
+class Shared(ModelTest):
+    """One server for all tests of a class."""
+
+    ARGUMENTS = ("-c", "2048")
+
+    @classmethod
+    def setUpClass(cls):
+        probe = cls("setUp")
+        probe.setUp()  # skips the class where there is no model
+        probe.doCleanups()
+        cls.server = Server(*cls.ARGUMENTS)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__()
+
+    def post(self, path, **body):
+        return self.server.post(path, **body)
+
+    def refused(self, path, status, words, body=None, method="POST", headers=None):
+        given, answer_headers, content = self.server.ask(method, path, body, headers)
+        self.assertEqual(given, status, content)
+        self.assertIn(words, content["error"]["message"])
+        self.assertEqual(content["error"]["code"], status)
+        return content["error"], answer_headers
