@@ -21,7 +21,7 @@ setup() { TIDAL_DEV=1 tools/setup.sh "${models[@]}"; }
 
 # Code for one GPU architecture: the others take minutes and differ in nothing that a compiler could find here.
 build() {
-  cmake --preset release -DCMAKE_CUDA_ARCHITECTURES="${CUDAARCHS:-90}" && cmake --build --preset release
+  cmake --preset release -DTIDAL_UNITY=ON -DCMAKE_CUDA_ARCHITECTURES="${CUDAARCHS:-90}" && cmake --build --preset release
 }
 # Threads of short tests that wait should sleep: spinning, they would take the cores from the test beside them.
 short_tests() { OMP_WAIT_POLICY=passive ctest -j "$(nproc)" "$@"; }
@@ -47,8 +47,8 @@ example() {
     grep -q Paris build/example/said
 }
 
-asan() { cmake --preset asan && cmake --build --preset asan && short_tests --preset asan; }
-tsan() { cmake --preset tsan && cmake --build --preset tsan && short_tests --preset tsan; }
+asan() { cmake --preset asan -DTIDAL_UNITY=ON && cmake --build --preset asan && short_tests --preset asan; }
+tsan() { cmake --preset tsan -DTIDAL_UNITY=ON && cmake --build --preset tsan && short_tests --preset tsan; }
 
 fuzz() {
   local limits=(-max_total_time=$fuzz_seconds -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=32768)
