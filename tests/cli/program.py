@@ -29,7 +29,7 @@ CLOSING = re.compile(
 def environment(**variables):
     """The environment without anybody's TIDAL_* settings. One thread: two would wait for each other when the machine is
     busy, and the text must not depend on it."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TIDAL_", "NO_COLOR"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TIDAL_", "NO_COLOR", "OMP_", "GOMP_"))}
     return {**clean, "TIDAL_THREADS": "1", "TERM": "xterm", **variables}
 
 
