@@ -125,7 +125,7 @@ def text_of(answer):
 class Shared(ModelTest):
     """One server for all tests of a class."""
 
-    ARGUMENTS = ("-c", "2048")
+    ARGUMENTS = ("-c", "1024")
 
     @classmethod
     def setUpClass(cls):
