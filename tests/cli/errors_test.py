@@ -279,7 +279,6 @@ class Resources(Refusal, ModelTest):
         result = self.run_model("-p", "x", "--save-plan", "/dev/full")
         self.refused(result, "/dev/full: cannot be written", "No space left")
 
-    @unittest.skipIf(os.environ.get("TIDAL_SANITIZE"), "sanitizers need address space of their own")
     def test_no_memory_for_the_cache(self):
         def limit():
             resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
