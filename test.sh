@@ -7,7 +7,7 @@ set -o pipefail
 cd "$(dirname "$0")" || exit 1
 
 models=(smollm2-135m qwen2.5-coder-0.5b)
-fuzz_seconds=60
+fuzz_seconds=45
 export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 export UBSAN_OPTIONS=print_stacktrace=1
 if command -v ccache >/dev/null; then  # only saves time
@@ -68,13 +68,13 @@ format() {
 }
 tidy() {
   command -v clang-tidy-14 >/dev/null || skip "needs clang-tidy-14" || return
-  # clang cannot read what GCC has precompiled.
-  cmake --preset release -B build/tidy -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON || return
-  # Only what the build has: without a CUDA compiler it leaves some out.
-  sources | grep '^src/.*\.cpp$' | while read -r file; do
-    grep -qF "/$file\"" build/tidy/compile_commands.json && echo "$file"
-  done |
-    xargs -P "$(nproc)" -n 1 clang-tidy-14 -p build/tidy --quiet
+  # Room by room, so that headers are parsed once for all of its sources; without what GCC has precompiled, which clang
+  # cannot read. What the build leaves out, for want of a CUDA compiler, is not looked at.
+  cmake --preset release -B build/tidy -DTIDAL_UNITY=ON -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON || return
+  grep -oE '"file": "[^"]+"' build/tidy/compile_commands.json | cut -d'"' -f4 |
+    grep -E "^$PWD/(src/.*\.cpp|build/tidy/src/.*/unity_[a-z_]*\.cxx)$" |
+    xargs -P "$(nproc)" -n 1 clang-tidy-14 -p build/tidy --quiet --header-filter='/src/.*\.(h|cpp)$' \
+      --checks=-bugprone-suspicious-include
 }
 
 steps=(setup build unit parity golden cli kernels example asan tsan fuzz format tidy)

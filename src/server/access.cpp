@@ -46,7 +46,7 @@ void check_site(const http::Request& request, const std::string& listening, cons
   }
   if (origin.empty() || std::find(allowed.begin(), allowed.end(), origin) != allowed.end()) return;
   const size_t scheme = origin.find("://");
-  const bool own = scheme != origin.npos && origin.substr(scheme + 3) == host;
+  const bool own = scheme != std::string_view::npos && origin.substr(scheme + 3) == host;
   if (!own) {
     throw ApiError(403, "permission_error",
                    "a web page of another site asks; --allow-origin lets the pages of an origin in");

@@ -39,7 +39,7 @@ Json parse_object(std::string_view body) {
     // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
     const std::string_view what = error.what();
     const size_t end = what.find("] ");
-    refuse("", "the body is not JSON: {}", end == what.npos ? what : what.substr(end + 2));
+    refuse("", "the body is not JSON: {}", end == std::string_view::npos ? what : what.substr(end + 2));
   }
   if (!json.is_object()) refuse("", "the body is a JSON {}, expected an object", json.type_name());
   return json;

@@ -138,9 +138,10 @@ std::string invalid(std::string_view message) {
 std::string failed(std::string_view message) {
   constexpr std::string_view kError = "Error: ", kAt = " at line ";
   std::string text(message);
-  if (const size_t error = message.rfind(kError); error != message.npos) text = message.substr(error + kError.size());
+  if (const size_t error = message.rfind(kError); error != std::string_view::npos)
+    text = message.substr(error + kError.size());
   std::replace(text.begin(), text.end(), '\n', ' ');
-  if (const size_t at = message.find(kAt); at != message.npos) {
+  if (const size_t at = message.find(kAt); at != std::string_view::npos) {
     const size_t begin = at + kAt.size();
     text = fmt::format("line {}: {}", message.substr(begin, message.find(',', begin) - begin), text);
   }

@@ -58,7 +58,7 @@ class Check {
     const std::string at = path + "/" + name;
     if (name == "$defs" || name == "definitions" || name == "properties") {
       if (!value.is_object()) fail("at {}: expected an object", at);
-      for (const auto& [key, child] : value.items()) this->schema(child, at + "/" + key);
+      for (const auto& [key, child] : value.items()) this->schema(child, fmt::format("{}/{}", at, key));
     } else if (is_annotation(name) || name == "type" || name == "const") {
       return;
     } else if (name == "enum" || name == "required") {

@@ -92,7 +92,8 @@ constexpr const char* kToolsForAll = R"({%- set all = namespace(list=[], tools='
 /// The library's messages have lines of source before what is wrong.
 std::string in_one_line(std::string_view message) {
   for (const std::string_view before : {"Error: ", "Jinja Exception: "}) {
-    if (const size_t at = message.rfind(before); at != message.npos) message.remove_prefix(at + before.size());
+    if (const size_t at = message.rfind(before); at != std::string_view::npos)
+      message.remove_prefix(at + before.size());
   }
   std::string text(message.substr(0, 500));
   std::replace(text.begin(), text.end(), '\n', ' ');

@@ -62,7 +62,7 @@ void completions(Service& service, const ExchangePointer& exchange) {
   }
   for (const char* name : {"suffix", "best_of", "echo"}) {
     const Json* value = fields.find(name);
-    if (value && *value != false && *value != 1 && *value != "") {
+    if (value && *value != Json(false) && *value != Json(1) && *value != Json("")) {  // which say that nothing is
       refuse(name, "'{}': this server does not do that, expected none", name);
     }
   }
