@@ -17,7 +17,7 @@ std::string read_text_file(const std::string& path) {
 
 Tokenizer open_tokenizer(const std::string& path) {
   Tokenizer tokenizer(path);
-  for (const std::string& warning : tokenizer.warnings()) warn(path + ": " + warning);
+  for (const std::string& warning : tokenizer.warnings()) warn(fmt::format("{}: {}", path, warning));
   return tokenizer;
 }
 

@@ -109,7 +109,7 @@ class ResponseReply final : public Reply {
     return fields;
   }
 
-  void send(const char* type, Json fields) {
+  void send(const char* type, const Json& fields) {
     Json event{{"type", type}, {"sequence_number", sequence_++}};
     event.update(fields);
     stream_->send(event, type);
