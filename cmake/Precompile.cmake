@@ -8,8 +8,9 @@ function(tidal_precompile target)
   endif()
 endfunction()
 
-# tidal_by_rooms(TARGET): with TIDAL_UNITY compiles the sources of each folder as one, which takes half the time again.
-# For builds from nothing; where people work, one changed file should not compile its neighbours.
+# tidal_by_rooms(TARGET [APART]): with TIDAL_UNITY compiles the sources of each folder as one, which takes half the time
+# again; those apart that the pattern APART matches, since they use names of others. For builds from nothing; where
+# people work, one changed file should not compile its neighbours.
 function(tidal_by_rooms target)
   if(NOT TIDAL_UNITY)
     return()
@@ -19,8 +20,8 @@ function(tidal_by_rooms target)
     get_filename_component(room ${source} DIRECTORY)
     file(RELATIVE_PATH room ${CMAKE_CURRENT_SOURCE_DIR} ${room})
     string(REPLACE "/" "_" room "${room}")
-    # Highway compiles its sources once for every processor, CUDA's differ in their flags; a few use the same names.
-    if(NOT room MATCHES "backend|text|\\.\\." AND NOT source MATCHES "${ARGN}")
+    # Highway compiles its sources once for every processor, CUDA's differ in their flags.
+    if(NOT room MATCHES "backend|text|\\.\\." AND NOT (ARGN AND source MATCHES "${ARGN}"))
       set_source_files_properties(${source} PROPERTIES UNITY_GROUP ${room})
     endif()
   endforeach()

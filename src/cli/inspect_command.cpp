@@ -54,9 +54,7 @@ void check(const InspectCommand& options) {
 int context_for(const InspectCommand& options, const InspectPrompt& prompt, const Hyperparameters& hp) {
   const int64_t tokens = static_cast<int64_t>(prompt.document.size() + prompt.question.size());
   const int most = options.context.value_or(hp.context);
-  if (most > hp.context) {
-    warn(fmt::format("a context of {} is longer than the {} that the model was trained for", most, hp.context));
-  }
+  warn_of_long_context(most, hp.context);
   if (tokens + 1 > most) {
     fail("{}: its {} tokens, the question's {} and an answer do not fit in a context of {}; -c makes it longer",
          options.document, prompt.document.size(), prompt.question.size(), most);

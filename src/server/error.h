@@ -31,6 +31,9 @@ template <typename... Args>
   throw ApiError(400, "invalid_request_error", fmt::format(format, std::forward<Args>(args)...), param);
 }
 
+/// 429: throws ApiError for more requests than may wait.
+[[noreturn]] void refuse_for_now();
+
 /// The body of an error: {"type": "error", "error": {"message", "type", "param", "code"}}.
 std::string error_body(int status, const std::string& message, const std::string& type = "",
                        const std::string& param = "");

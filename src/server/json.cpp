@@ -19,6 +19,8 @@ std::string shown(const Json& value) {
 
 }  // namespace
 
+void refuse_for_now() { throw ApiError(429, "rate_limit_error", "too many requests wait already, try again later"); }
+
 std::string error_body(int status, const std::string& message, const std::string& type, const std::string& param) {
   Json error{{"message", message}};
   error["type"] = !type.empty() ? type : status >= 500 ? "server_error" : "invalid_request_error";

@@ -2,10 +2,8 @@
 
 #include <atomic>
 #include <new>
-#include <optional>
 
 #include "core/error.h"
-#include "core/timer.h"
 #include "server/access.h"
 #include "server/api/apis.h"
 #include "server/api/request.h"
@@ -85,7 +83,7 @@ struct Server::State {
     const http::Request& request = exchange->request();
     check_site(request, options.http.host, options.allowed_origins);
     const bool reads = request.method == "GET" || request.method == "HEAD";
-    if (reads && (request.path == "/health" || request.path == "/v1/health")) return health(*exchange);
+    if (reads && (request.path == "/health" || request.path == "/v1/health")) return health(exchange);
     check_key(request, options.api_keys);
     bool known = false;
     for (const Endpoint& endpoint : kEndpoints) {
@@ -101,19 +99,23 @@ struct Server::State {
     throw ApiError(404, "not_found_error", fmt::format("there is no endpoint {}", request.path.substr(0, 100)));
   }
 
-  void health(http::Exchange& exchange) const {
+  Service& loaded() const {
     if (!service) throw ApiError(503, "unavailable_error", "the model is being loaded");
-    exchange.respond(200, kJson, dump({{"status", "ok"}}));
+    return *service;
+  }
+
+  void health(const ExchangePointer& exchange) const {
+    loaded();
+    respond(exchange, {{"status", "ok"}});
   }
 
   void serve(const Endpoint& endpoint, const ExchangePointer& exchange) {
-    Service* const service = this->service;
-    if (!service) throw ApiError(503, "unavailable_error", "the model is being loaded");
-    if (!endpoint.text) return endpoint.answer(*service, exchange);
-    const bool taken = worker.post([endpoint, exchange, service] {
-      if (!exchange->gone()) answer(*exchange, [&] { endpoint.answer(*service, exchange); });
+    Service& service = loaded();
+    if (!endpoint.text) return endpoint.answer(service, exchange);
+    const bool taken = worker.post([endpoint, exchange, &service] {
+      if (!exchange->gone()) answer(*exchange, [&] { endpoint.answer(service, exchange); });
     });
-    if (!taken) throw ApiError(429, "rate_limit_error", "too many requests wait already, try again later");
+    if (!taken) refuse_for_now();
   }
 
   ServerOptions options;

@@ -112,17 +112,19 @@ void Service::start(std::vector<Generation> generations, const std::shared_ptr<R
     if (!id) {
       *withdrawn = true;
       cancel(ids);
-      throw ApiError(429, "rate_limit_error", "too many requests wait already, try again later");
+      refuse_for_now();
     }
     ids.push_back(*id);
   }
   exchange->on_gone([cancel, ids] { cancel(ids); });
 }
 
-void Service::keep_alive(const std::shared_ptr<EventStream>& stream) {
+std::shared_ptr<EventStream> Service::open_stream(std::shared_ptr<http::Exchange> exchange) {
+  auto stream = std::make_shared<EventStream>(std::move(exchange));
   const std::lock_guard lock(mutex_);
   std::erase_if(streams_, [](const auto& known) { return known.expired(); });
   streams_.push_back(stream);
+  return stream;
 }
 
 void Service::keep_streams_alive() {

@@ -86,8 +86,8 @@ class Service {
   /// cancelled. Throws ApiError, then none runs: 400 for what cannot be, 429 when too many wait.
   void start(std::vector<Generation> generations, const std::shared_ptr<Reply>& reply,
              const std::shared_ptr<http::Exchange>& exchange);
-  /// Has comments sent on a stream that is quiet for long.
-  void keep_alive(const std::shared_ptr<EventStream>& stream);
+  /// An answer that comes as events, with comments where it is quiet for long.
+  std::shared_ptr<EventStream> open_stream(std::shared_ptr<http::Exchange> exchange);
   /// Time since the start, in seconds.
   double uptime() const;
 

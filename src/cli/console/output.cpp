@@ -33,4 +33,9 @@ void note(const std::string& text) {
 
 void warn(const std::string& text) { fmt::print(stderr, "tidal: warning: {}\n", text); }
 
+void warn_of_long_context(int64_t context, int trained) {
+  if (context <= trained) return;
+  warn(fmt::format("a context of {} is longer than the {} that the model was trained for", context, trained));
+}
+
 }  // namespace tidal

@@ -1,6 +1,7 @@
 // stdout, where the results go, and the notes beside them on stderr.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -23,5 +24,7 @@ void finish_out();
 void note(const std::string& text);
 /// A line `tidal: warning: ...` on stderr.
 void warn(const std::string& text);
+/// That line for a context that is longer than what the model was `trained` for, nothing for others.
+void warn_of_long_context(int64_t context, int trained);
 
 }  // namespace tidal

@@ -21,4 +21,12 @@ Tokenizer open_tokenizer(const std::string& path) {
   return tokenizer;
 }
 
+Tokenizer open_tokenizer(const std::string& path, const Hyperparameters& hp) {
+  Tokenizer tokenizer = open_tokenizer(path);
+  if (tokenizer.vocab_size() != hp.vocab) {
+    fail("{}: its vocabulary has {} tokens, but its matrices {}", path, tokenizer.vocab_size(), hp.vocab);
+  }
+  return tokenizer;
+}
+
 }  // namespace tidal

@@ -13,5 +13,7 @@ std::string read_text_file(const std::string& path);
 
 /// The tokenizer of a model file; warns of what its vocabulary leaves to be guessed.
 Tokenizer open_tokenizer(const std::string& path);
+/// The same, for the model of that file. Throws Error unless the vocabulary is the matrices'.
+Tokenizer open_tokenizer(const std::string& path, const Hyperparameters& hp);
 
 }  // namespace tidal

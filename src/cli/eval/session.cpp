@@ -50,14 +50,10 @@ EvalSession::EvalSession(const EvalFlags& flags)
     : flags_(flags),
       backend_(open_backend(flags.backend, thread_count(flags.threads), flags.model)),
       model_(load_model(flags.model, *backend_)),
-      tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(flags.model))),
+      tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(flags.model, model_.hp))),
       plans_(eval_plans(flags.plans, flags.model, model_.hp)),
       svg_(picture_path(flags)) {
   if (!svg_.empty() && svg_ == flags.output) fail("--svg: {} is the output file, expected another one", svg_);
-  if (tokenizer_->vocab_size() != model_.hp.vocab) {
-    fail("{}: its vocabulary has {} tokens, but its matrices {}", flags.model, tokenizer_->vocab_size(),
-         model_.hp.vocab);
-  }
 }
 
 EvalSession::~EvalSession() = default;
@@ -82,7 +78,7 @@ TextTokens EvalSession::read_text(const std::string& file) const {
 void EvalSession::check_context(int64_t length) const {
   if (length <= model_.hp.context) return;
   status_.clear();
-  warn(fmt::format("a context of {} is longer than the {} that the model was trained for", length, model_.hp.context));
+  warn_of_long_context(length, model_.hp.context);
 }
 
 void EvalSession::open(const std::string& task, const Json& settings) {

@@ -61,16 +61,11 @@ Run::Run(const RunOptions& options)
       chat_(options.chat || !options.system.empty()),
       backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
       model_(load_model(options.model, *backend_, [&](const Hyperparameters& hp) { return memory_beside(hp); })),
-      tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(options.model))) {
+      tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(options.model, model_.hp))) {
   const Hyperparameters& hp = model_.hp;
-  if (tokenizer_->vocab_size() != hp.vocab) {
-    fail("{}: its vocabulary has {} tokens, but its matrices {}", options.model, tokenizer_->vocab_size(), hp.vocab);
-  }
   use_chat_template(*tokenizer_, options.chat_template);
   const int context = options.context.value_or(0);
-  if (context > hp.context) {
-    warn(fmt::format("a context of {} is longer than the {} that the model was trained for", context, hp.context));
-  }
+  warn_of_long_context(context, hp.context);
   if (options.plan.attention != "full") check_budget(options.plan, context > 0 ? context : hp.context);
   plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
   if (!options.save_plan.empty()) save_plan(options.save_plan, plan_.plan, hp);
@@ -88,11 +83,11 @@ void Run::make_engine(int context) {
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan,
                                      EngineOptions{.context = context, .chunk = options_.chunk});
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
-  if (options_.is_exact()) {
-    if (options_.exact > context) {
-      fail("--exact: {} drafts are more than the context of {}, expected at most that", options_.exact, context);
+  if (options_.exact.given()) {
+    if (options_.exact.drafts > context) {
+      fail("--exact: {} drafts are more than the context of {}, expected at most that", options_.exact.drafts, context);
     }
-    generator_->be_exact(options_.exact);
+    generator_->be_exact(options_.exact.drafts);
   }
 }
 

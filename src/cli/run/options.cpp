@@ -6,7 +6,6 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
-#include <limits>
 
 #include "core/error.h"
 #include "core/utf8.h"
@@ -54,20 +53,9 @@ void add_text_options(CLI::App& app, RunOptions& options) {
   app.add_flag("--ignore-eos", options.ignore_end, "Never end an answer by an end-of-generation token")->group(group);
 }
 
-void add_sampling_options(CLI::App& app, RunOptions& options) {
-  const auto add = [&](const char* names, auto& value, const char* what, const char* variable) {
-    app.add_option(names, value, what)->envname(variable)->capture_default_str()->group("Sampling");
-  };
-  SamplerOptions& sampler = options.sampler;
-  add("-s,--seed", options.seed, "Seed of the random numbers, -1 for another one every time", "TIDAL_SEED");
-  add("--temp,--temperature", sampler.temperature, "Temperature, 0 for the most likely token always", "TIDAL_TEMP");
-  add("--top-k", sampler.top_k, "Sample among the K most likely tokens, 0 for all", "TIDAL_TOP_K");
-  add("--top-p", sampler.top_p, "Sample among the likeliest tokens with this probability together", "TIDAL_TOP_P");
-  add("--min-p", sampler.min_p, "Leave out tokens less likely than this share of the likeliest", "TIDAL_MIN_P");
-  add("--repeat-penalty", sampler.repeat_penalty, "Make repeated tokens less likely, 1 for off",
-      "TIDAL_REPEAT_PENALTY");
-  add("--repeat-last-n", sampler.repeat_last_n, "Tokens that this looks back, 0 for off, -1 for the context",
-      "TIDAL_REPEAT_LAST_N");
+void add_choice_options(CLI::App& app, RunOptions& options) {
+  add_sampling_options(app, options.sampler, options.seed, "Sampling",
+                       "Tokens that this looks back, 0 for off, -1 for the context");
   app.add_option("--grammar", options.grammar, "Grammar (GBNF) of the answer")->type_name("TEXT")->group("Sampling");
   app.add_option("--grammar-file", options.grammar_file, "Grammar from a file")->type_name("FILE")->group("Sampling");
 }
@@ -89,19 +77,9 @@ void add_run_options(CLI::App& app, RunOptions& options) {
       ->type_name("N");
   add_backend_options(app, options.backend);
   add_text_options(app, options);
-  add_sampling_options(app, options);
+  add_choice_options(app, options);
   add_attention_option(app, options.plan, "full|tidal|sketch");
-  options.exact_option =
-      app.add_option(
-             "--exact", options.exact,
-             fmt::format("Full attention's text at up to sparse attention's speed: draft up to T tokens sparsely, keep "
-                         "those that full attention confirms (default T: {})",
-                         kDefaultDrafts))
-          ->type_name("T")
-          ->expected(0, 1)
-          ->default_str(std::to_string(kDefaultDrafts))
-          ->envname("TIDAL_EXACT")
-          ->group("Sparse attention");
+  add_exact_option(app, options.exact);
   add_plan_options(app, options.plan);
   app.add_option("--save-plan", options.save_plan, "Write the plan that is used as JSON")
       ->type_name("FILE")
@@ -120,21 +98,13 @@ void check(const RunOptions& options) {
   if (options.sampler.repeat_last_n < -1) {
     fail("--repeat-last-n: {} given, expected -1 or more", options.sampler.repeat_last_n);
   }
-  if (options.seed < -1 || options.seed > std::numeric_limits<uint32_t>::max()) {
-    fail("--seed: {} given, expected -1 to {}", options.seed, std::numeric_limits<uint32_t>::max());
-  }
+  check_seed(options.seed);
   if (!options.grammar.empty() && !options.grammar_file.empty()) {
     fail("grammar: give either --grammar or --grammar-file, not both");
   }
   check_text(options.system, "--system");
   check_kind(options.plan);
-  if (options.is_exact()) {
-    if (options.exact < 1) fail("--exact: {} drafts given, at least 1 is needed", options.exact);
-    if (options.plan.attention == "full") {
-      fail("--exact: drafts are sparse attention's, so --attention full leaves none");
-    }
-    if (options.plan.correct) fail("--correct: every round of --exact corrects the cache, give only one of the two");
-  }
+  check_exact(options.exact, options.plan);
 }
 
 std::string read_prompt(const RunOptions& options) {

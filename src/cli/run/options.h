@@ -7,8 +7,8 @@
 
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
+#include "cli/options/generation_options.h"
 #include "cli/options/plan_options.h"
-#include "engine/exact.h"
 #include "text/sampler.h"
 
 namespace tidal {
@@ -30,13 +30,11 @@ struct RunOptions {
   bool chat = false, interactive = false;
   std::string system;
   ChatTemplateOptions chat_template;
-  const CLI::Option* exact_option = nullptr;
-  int exact = kDefaultDrafts;  ///< most drafts of a round of exact mode, where the option is given
+  ExactOption exact;
   PlanOptions plan;
   std::string save_plan;
   BackendOptions backend;
 
-  bool is_exact() const { return exact_option->count() > 0; }
   bool has_prompt() const { return prompt_option->count() > 0 || prompt_file_option->count() > 0; }
 };
 

@@ -58,17 +58,11 @@ Loaded::Loaded(const ServeOptions& options)
           [&](const Hyperparameters& hp) {
             return engine_memory(*backend_, hp, choose_plan(options_.plan, hp).plan, engine_options(hp)).total();
           })),
-      tokenizer_(open_tokenizer(options.model)) {
+      tokenizer_(open_tokenizer(options.model, model_.hp)) {
   const Hyperparameters& hp = model_.hp;
-  if (tokenizer_.vocab_size() != hp.vocab) {
-    fail("{}: its vocabulary has {} tokens, but its matrices {}", options.model, tokenizer_.vocab_size(), hp.vocab);
-  }
   use_chat_template(tokenizer_, options.chat_template);
   const EngineOptions engine = engine_options(hp);
-  if (engine.context > hp.context) {
-    warn(fmt::format("a context of {} is longer than the {} that the model was trained for", engine.context,
-                     hp.context));
-  }
+  warn_of_long_context(engine.context, hp.context);
   if (engine.tokens < engine.context) {
     fail("--cache-tokens: {} given, at least the context of {} is needed", engine.tokens, engine.context);
   }
@@ -80,7 +74,7 @@ Loaded::Loaded(const ServeOptions& options)
   parts.sampler = options.sampler;
   parts.sampler.seed = static_cast<uint32_t>(options.seed);
   parts.model = options.alias.empty() ? file_name(options.model) : options.alias;
-  parts.exact = options.is_exact() ? options.exact : 0;
+  parts.exact = options.exact.given() ? options.exact.drafts : 0;
   parts.make_plan = [this](const std::string& attention, const std::string& budget) {
     return plan_for(attention, budget);
   };

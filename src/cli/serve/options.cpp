@@ -48,21 +48,6 @@ void add_batch_options(CLI::App& app, ServeOptions& options) {
   add("--ubatch-size", options.chunk, "Tokens of one prefill pass (default: 512, on a GPU 2048)", "TIDAL_UBATCH_SIZE");
 }
 
-void add_default_options(CLI::App& app, ServeOptions& options) {
-  const auto add = [&](const char* names, auto& value, const char* what, const char* variable) {
-    app.add_option(names, value, what)->envname(variable)->capture_default_str()->group("Sampling, by default");
-  };
-  SamplerOptions& sampler = options.sampler;
-  add("-s,--seed", options.seed, "Seed of the random numbers, -1 for another one every time", "TIDAL_SEED");
-  add("--temp,--temperature", sampler.temperature, "Temperature, 0 for the most likely token always", "TIDAL_TEMP");
-  add("--top-k", sampler.top_k, "Sample among the K most likely tokens, 0 for all", "TIDAL_TOP_K");
-  add("--top-p", sampler.top_p, "Sample among the likeliest tokens with this probability together", "TIDAL_TOP_P");
-  add("--min-p", sampler.min_p, "Leave out tokens less likely than this share of the likeliest", "TIDAL_MIN_P");
-  add("--repeat-penalty", sampler.repeat_penalty, "Make repeated tokens less likely, 1 for off",
-      "TIDAL_REPEAT_PENALTY");
-  add("--repeat-last-n", sampler.repeat_last_n, "Tokens that this looks back, 0 for off", "TIDAL_REPEAT_LAST_N");
-}
-
 }  // namespace
 
 void add_serve_options(CLI::App& app, ServeOptions& options) {
@@ -70,17 +55,11 @@ void add_serve_options(CLI::App& app, ServeOptions& options) {
   add_server_options(app, options);
   add_batch_options(app, options);
   add_backend_options(app, options.backend);
-  add_default_options(app, options);
+  add_sampling_options(app, options.sampler, options.seed, "Sampling, by default",
+                       "Tokens that this looks back, 0 for off");
   add_chat_template_options(app, options.chat_template);
   add_attention_option(app, options.plan, "full|tidal|sketch");
-  options.exact_option = app.add_option("--exact", options.exact,
-                                        "Full attention's text: draft up to T tokens sparsely, keep those that full "
-                                        "attention confirms")
-                             ->type_name("T")
-                             ->expected(0, 1)
-                             ->default_str(std::to_string(kDefaultDrafts))
-                             ->envname("TIDAL_EXACT")
-                             ->group("Sparse attention");
+  add_exact_option(app, options.exact);
   add_plan_options(app, options.plan);
 }
 
@@ -97,15 +76,10 @@ void check(const ServeOptions& options) {
   need("--queue", options.queue, 0, 1 << 20);
   need("--prefill-share", options.prefill_share, 0, kMost);
   need("--ubatch-size", options.chunk.value_or(1), 1, kMost);
-  need("--seed", options.seed, -1, std::numeric_limits<uint32_t>::max());
+  check_seed(options.seed);
   check_kind(options.plan);
-  if (options.is_exact()) {
-    need("--exact", options.exact, 1, 64);
-    if (options.plan.attention == "full") {
-      fail("--exact: drafts are sparse attention's, so --attention full leaves none");
-    }
-    if (options.plan.correct) fail("--correct: every round of --exact corrects the cache, give only one of the two");
-  }
+  if (options.exact.given()) need("--exact", options.exact.drafts, 1, 64);
+  check_exact(options.exact, options.plan);
 }
 
 std::vector<std::string> read_api_keys(const ServeOptions& options) {

@@ -8,8 +8,8 @@
 
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
+#include "cli/options/generation_options.h"
 #include "cli/options/plan_options.h"
-#include "engine/exact.h"
 #include "text/sampler.h"
 
 namespace tidal {
@@ -36,12 +36,9 @@ struct ServeOptions {
   int64_t seed = -1;
   SamplerOptions sampler;
   ChatTemplateOptions chat_template;
-  const CLI::Option* exact_option = nullptr;
-  int exact = kDefaultDrafts;
+  ExactOption exact;
   PlanOptions plan;
   BackendOptions backend;
-
-  bool is_exact() const { return exact_option->count() > 0; }
 };
 
 /// Adds the flags and their TIDAL_* variables. `options` must outlive the parsing.

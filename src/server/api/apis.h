@@ -5,11 +5,17 @@
 #include <memory>
 
 #include "server/http/http_server.h"
+#include "server/json.h"
 #include "server/service.h"
 
 namespace tidal::server {
 
 using ExchangePointer = std::shared_ptr<http::Exchange>;
+
+/// 200 with JSON.
+inline void respond(const ExchangePointer& exchange, const Json& body) {
+  exchange->respond(200, "application/json", dump(body));
+}
 
 void chat_completions(Service& service, const ExchangePointer& exchange);
 void completions(Service& service, const ExchangePointer& exchange);

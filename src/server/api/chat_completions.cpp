@@ -11,8 +11,6 @@
 namespace tidal::server {
 namespace {
 
-constexpr int kMostTopLogprobs = 20;
-
 /// The grammar that `response_format` asks for; "" for none.
 std::string format_grammar(const Fields& fields) {
   const Json* given = fields.object("response_format");
@@ -50,11 +48,8 @@ void chat_completions(Service& service, const ExchangePointer& exchange) {
     }
     generation.sampler.grammar = std::move(grammar);
   }
-  CompletionForm form{.chat = true};
-  form.stream = fields.boolean("stream").value_or(false);
-  if (const Json* options = fields.object("stream_options")) {
-    form.include_usage = Fields(*options, "stream_options.").boolean("include_usage").value_or(false);
-  }
+  CompletionForm form = form_from(fields);
+  form.chat = true;
   form.logprobs = fields.boolean("logprobs").value_or(false);
   if (form.logprobs) {
     generation.top_logprobs = static_cast<int>(fields.integer("top_logprobs", 0, kMostTopLogprobs).value_or(0));

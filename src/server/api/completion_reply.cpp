@@ -1,5 +1,6 @@
 #include "server/api/completion_reply.h"
 
+#include "server/api/apis.h"
 #include "server/api/request.h"
 #include "server/api/tools.h"
 #include "server/error.h"
@@ -20,6 +21,15 @@ Json chat_logprob(const Tokenizer& tokenizer, Token token, float logprob) {
 
 }  // namespace
 
+CompletionForm form_from(const Fields& fields) {
+  CompletionForm form;
+  form.stream = fields.boolean("stream").value_or(false);
+  if (const Json* options = fields.object("stream_options")) {
+    form.include_usage = Fields(*options, "stream_options.").boolean("include_usage").value_or(false);
+  }
+  return form;
+}
+
 CompletionReply::CompletionReply(Service& service, std::shared_ptr<http::Exchange> exchange, const CompletionForm& form,
                                  size_t choices, size_t prompts)
     : service_(service),
@@ -36,9 +46,7 @@ CompletionReply::CompletionReply(Service& service, std::shared_ptr<http::Exchang
 
 void CompletionReply::open() {
   std::call_once(opened_, [this] {
-    if (!form_.stream) return;
-    stream_ = std::make_shared<EventStream>(exchange_);
-    service_.keep_alive(stream_);
+    if (form_.stream) stream_ = service_.open_stream(exchange_);
   });
 }
 
@@ -107,7 +115,6 @@ void CompletionReply::piece(size_t index, const Piece& piece) {
 void CompletionReply::ended(size_t index, const Ending& ending) {
   if (done_) return;
   begin(index);
-  choices_[index].ended = true;
   choices_[index].ending = ending;
   --left_;
   if (choices_[index].parts) {
@@ -169,7 +176,7 @@ void CompletionReply::finish() {
   for (size_t i = 0; i < choices_.size(); ++i) body["choices"].push_back(whole_choice(i));
   body["usage"] = usage_json();
   body["timings"] = timings(choices_.front().ending);
-  exchange_->respond(200, "application/json", dump(body));
+  respond(exchange_, body);
 }
 
 Json CompletionReply::whole_choice(size_t index) {

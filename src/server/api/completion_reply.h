@@ -20,6 +20,12 @@ struct CompletionForm {
   std::shared_ptr<const AnswerFormat> format{};  ///< of a chat whose answers are more than content
 };
 
+/// By the fields stream and stream_options.
+CompletionForm form_from(const Fields& fields);
+
+/// Most likely tokens that are told beside each of an answer's.
+inline constexpr int kMostTopLogprobs = 20;
+
 /// Writes OpenAI's objects. One thread at a time, but for open().
 class CompletionReply final : public Reply {
  public:
@@ -39,7 +45,7 @@ class CompletionReply final : public Reply {
     std::string text;
     std::optional<ChatAnswerStream> parts;  // where the form has a format
     std::vector<TokenLogprob> logprobs;     // not sent yet
-    bool begun = false, ended = false;
+    bool begun = false;
     Ending ending;
   };
 

@@ -7,7 +7,6 @@
 namespace tidal::server {
 namespace {
 
-constexpr int kMostTopLogprobs = 20;
 constexpr size_t kMostPrompts = 64;
 
 std::vector<Token> tokens_of(const Json& prompt, const std::string& path, const Tokenizer& tokenizer) {
@@ -51,11 +50,7 @@ void completions(Service& service, const ExchangePointer& exchange) {
   const Json body = parse_object(exchange->request().body);
   const Fields fields(body);
   Generation generation = generation_from(fields, service);
-  CompletionForm form;
-  form.stream = fields.boolean("stream").value_or(false);
-  if (const Json* options = fields.object("stream_options")) {
-    form.include_usage = Fields(*options, "stream_options.").boolean("include_usage").value_or(false);
-  }
+  CompletionForm form = form_from(fields);
   if (const auto logprobs = fields.integer("logprobs", 0, kMostTopLogprobs)) {
     form.logprobs = true;
     generation.top_logprobs = static_cast<int>(*logprobs);

@@ -29,8 +29,7 @@ class MessageReply final : public Reply {
   void open() {
     if (!streams_) return;
     std::call_once(opened_, [this] {
-      stream_ = std::make_shared<EventStream>(exchange_);
-      service_.keep_alive(stream_);
+      stream_ = service_.open_stream(exchange_);
       Json message = this->message(Json::array());
       message["usage"] = {{"input_tokens", prompt_tokens_}, {"output_tokens", 0}};
       send({{"type", "message_start"}, {"message", std::move(message)}});
@@ -66,7 +65,7 @@ class MessageReply final : public Reply {
       body["stop_reason"] = reason;
       body["stop_sequence"] = stop;
       body["usage"] = usage;
-      return exchange_->respond(200, "application/json", dump(body));
+      return respond(exchange_, body);
     }
     send(last);
     if (!block_) begin_block({}, {{"type", "text"}, {"text", ""}});
@@ -180,7 +179,7 @@ void count_tokens(Service& service, const ExchangePointer& exchange) {
   const Fields fields(body);
   Generation generation;
   prepare_chat(service, block_messages_from(fields), block_options_from(fields), generation);
-  exchange->respond(200, "application/json", dump({{"input_tokens", generation.prompt.size()}}));
+  respond(exchange, {{"input_tokens", generation.prompt.size()}});
 }
 
 }  // namespace tidal::server

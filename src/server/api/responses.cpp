@@ -24,8 +24,7 @@ class ResponseReply final : public Reply {
   void open() {
     if (!streams_) return;
     std::call_once(opened_, [this] {
-      stream_ = std::make_shared<EventStream>(exchange_);
-      service_.keep_alive(stream_);
+      stream_ = service_.open_stream(exchange_);
       send("response.created", {{"response", response("in_progress", Json::array())}});
       send("response.in_progress", {{"response", response("in_progress", Json::array())}});
       send("response.output_item.added", {{"output_index", 0}, {"item", item("in_progress", Json::array())}});
@@ -53,7 +52,7 @@ class ResponseReply final : public Reply {
                       {"output_tokens", ending.tokens},
                       {"output_tokens_details", {{"reasoning_tokens", 0}}},
                       {"total_tokens", report.prompt_tokens + ending.tokens}};
-    if (!streams_) return exchange_->respond(200, "application/json", dump(whole));
+    if (!streams_) return respond(exchange_, whole);
     send("response.output_text.done", about_part({{"text", text_}, {"logprobs", Json::array()}}));
     send("response.content_part.done", about_part({{"part", part(text_)}}));
     send("response.output_item.done", {{"output_index", 0}, {"item", output}});

@@ -7,10 +7,6 @@
 namespace tidal::server {
 namespace {
 
-void respond(const ExchangePointer& exchange, const Json& body) {
-  exchange->respond(200, "application/json", dump(body));
-}
-
 /// One metric in Prometheus' text format.
 void add(std::string& text, const char* name, const char* type, const char* help, double value) {
   text += fmt::format("# HELP tidal:{0} {1}\n# TYPE tidal:{0} {2}\ntidal:{0} {3}\n", name, help, type, value);

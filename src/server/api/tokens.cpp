@@ -5,14 +5,6 @@
 #include "server/error.h"
 
 namespace tidal::server {
-namespace {
-
-void respond(const ExchangePointer& exchange, const Json& body) {
-  exchange->respond(200, "application/json", dump(body));
-}
-
-}  // namespace
-
 void tokenize(Service& service, const ExchangePointer& exchange) {
   const Json body = parse_object(exchange->request().body);
   const Fields fields(body);
