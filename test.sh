@@ -70,7 +70,8 @@ tidy() {
   command -v clang-tidy-14 >/dev/null || skip "needs clang-tidy-14" || return
   # Room by room, so that headers are parsed once for all of its sources; without what GCC has precompiled, which clang
   # cannot read. What the build leaves out, for want of a CUDA compiler, is not looked at.
-  cmake --preset release -B build/tidy -DTIDAL_UNITY=ON -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON || return
+  cmake --preset release -B build/tidy -DTIDAL_UNITY=ON -DTIDAL_TESTS=OFF -DTIDAL_BENCH=OFF \
+    -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON || return
   grep -oE '"file": "[^"]+"' build/tidy/compile_commands.json | cut -d'"' -f4 |
     grep -E "^$PWD/(src/.*\.cpp|build/tidy/src/.*/unity_[a-z_]*\.cxx)$" |
     xargs -P "$(nproc)" -n 1 clang-tidy-14 -p build/tidy --quiet --header-filter='/src/.*\.(h|cpp)$' \

@@ -8,20 +8,22 @@ function(tidal_precompile target)
   endif()
 endfunction()
 
-# tidal_by_rooms(TARGET [APART]): with TIDAL_UNITY compiles the sources of each folder as one, which takes half the time
-# again; those apart that the pattern APART matches, since they use names of others. For builds from nothing; where
-# people work, one changed file should not compile its neighbours.
+# tidal_by_rooms(TARGET [APART]): with TIDAL_UNITY compiles the sources of each folder, and of the folders in it, as
+# one, which takes half the time again; those apart that the pattern APART matches, since they use names of others. For
+# builds from nothing; where people work, one changed file should not compile its neighbours.
 function(tidal_by_rooms target)
   if(NOT TIDAL_UNITY)
     return()
   endif()
   get_target_property(sources ${target} SOURCES)
   foreach(source ${sources})
-    get_filename_component(room ${source} DIRECTORY)
-    file(RELATIVE_PATH room ${CMAKE_CURRENT_SOURCE_DIR} ${room})
-    string(REPLACE "/" "_" room "${room}")
-    # Highway compiles its sources once for every processor, CUDA's differ in their flags.
-    if(NOT room MATCHES "backend|text|\\.\\." AND NOT (ARGN AND source MATCHES "${ARGN}"))
+    get_filename_component(source ${source} ABSOLUTE)
+    file(RELATIVE_PATH source ${CMAKE_CURRENT_SOURCE_DIR} ${source})
+    if(source MATCHES "\\.cu$" OR (ARGN AND source MATCHES "${ARGN}"))
+      continue()
+    endif()
+    if(source MATCHES "^(backend/[a-z]+|[a-z]+)/")
+      string(REPLACE "/" "_" room ${CMAKE_MATCH_1})
       set_source_files_properties(${source} PROPERTIES UNITY_GROUP ${room})
     endif()
   endforeach()

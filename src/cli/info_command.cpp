@@ -134,7 +134,7 @@ std::string as_json(const Info& info) {
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
+std::string in_megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
 
 std::string as_text(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
@@ -144,7 +144,7 @@ std::string as_text(const Info& info) {
   for (const auto& [type, count] : info.tensor_types) {
     types += fmt::format("{}{} {}", types.empty() ? "" : ", ", count, type);
   }
-  line("file", fmt::format("{}, {}", info.path, megabytes(info.model.file_bytes)));
+  line("file", fmt::format("{}, {}", info.path, in_megabytes(info.model.file_bytes)));
   line("architecture", hp.architecture);
   line("name", hp.name.empty() ? "(none)" : hp.name);
   line("quantisation",
@@ -164,19 +164,19 @@ std::string as_text(const Info& info) {
     line("on a GPU",
          fmt::format("full attention below {} positions, {} attention from there on", number, kind_of(info.plan.plan)));
   }
-  line("weights", fmt::format("{} read per decoded token", megabytes(info.model.decode_weight_bytes())));
+  line("weights", fmt::format("{} read per decoded token", in_megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
-                               megabytes(hp.kv_bytes_per_token() * hp.context)));
+                               in_megabytes(hp.kv_bytes_per_token() * hp.context)));
   line("sketches", fmt::format("{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
                                "where a plan scans",
                                bits_text(info.sketch.policy), static_cast<double>(info.sketch_bytes) / 1e3,
-                               megabytes(info.sketch_bytes * hp.context)));
+                               in_megabytes(info.sketch_bytes * hp.context)));
   text += "\nread per decoded token: weights, K/V and sketches\n";
   text += fmt::format("{:>10}{:>14}{:>14}{:>9}{:>14}{:>9}\n", "context", "full", "tidal", "ratio", "sketch", "ratio");
   for (const DepthBytes& read : info.reads) {
     const auto full = static_cast<double>(read.full);
-    text += fmt::format("{:>10}{:>14}{:>14}{:>8.2f}x{:>14}{:>8.2f}x\n", read.depth, megabytes(read.full),
-                        megabytes(read.tidal), full / static_cast<double>(read.tidal), megabytes(read.sketch),
+    text += fmt::format("{:>10}{:>14}{:>14}{:>8.2f}x{:>14}{:>8.2f}x\n", read.depth, in_megabytes(read.full),
+                        in_megabytes(read.tidal), full / static_cast<double>(read.tidal), in_megabytes(read.sketch),
                         full / static_cast<double>(read.sketch));
   }
   return text;

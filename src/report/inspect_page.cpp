@@ -11,7 +11,7 @@
 namespace tidal {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
@@ -95,10 +95,10 @@ void check_report(const InspectReport& report) {
   for (size_t i = 0; i < report.steps.size(); ++i) check_step(report, i, static_cast<size_t>(select_layers));
 }
 
-Json text_of(const InspectReport& report) {
+OrderedJson text_of(const InspectReport& report) {
   // Two characters never share a span across the borders of document, question and answer.
   const std::span<const std::string> pieces = report.pieces;
-  Json texts = Json::array(), wide = Json::array();
+  OrderedJson texts = OrderedJson::array(), wide = OrderedJson::array();
   const auto add = [&](std::span<const std::string> part) {
     for (TextSpan& span : whole_characters(part)) {
       if (span.pieces > 1) wide.push_back({texts.size(), span.pieces});
@@ -112,12 +112,12 @@ Json text_of(const InspectReport& report) {
   return {{"texts", std::move(texts)}, {"wide", std::move(wide)}};
 }
 
-Json steps_of(const InspectReport& report) {
-  Json steps = Json::array();
+OrderedJson steps_of(const InspectReport& report) {
+  OrderedJson steps = OrderedJson::array();
   for (const InspectStep& step : report.steps) {
-    Json sets = Json::array();
+    OrderedJson sets = OrderedJson::array();
     for (const auto& layer : step.selected) {
-      Json units = Json::array();
+      OrderedJson units = OrderedJson::array();
       for (const auto& set : layer) units.push_back(encode_positions(set));
       sets.push_back(std::move(units));
     }
@@ -129,11 +129,11 @@ Json steps_of(const InspectReport& report) {
 }
 
 std::string data_of(const InspectReport& report) {
-  Json data = {{"model", report.model},       {"facts", report.facts},      {"document", report.document},
-               {"question", report.question}, {"first", report.first_step}, {"end", report.end},
-               {"roles", report.roles},       {"heads", report.heads},      {"unit", report.unit},
-               {"units", report.units},       {"sinks", report.sinks},      {"recent", report.recent},
-               {"text", text_of(report)},     {"steps", steps_of(report)}};
+  OrderedJson data = {{"model", report.model},       {"facts", report.facts},      {"document", report.document},
+                      {"question", report.question}, {"first", report.first_step}, {"end", report.end},
+                      {"roles", report.roles},       {"heads", report.heads},      {"unit", report.unit},
+                      {"units", report.units},       {"sinks", report.sinks},      {"recent", report.recent},
+                      {"text", text_of(report)},     {"steps", steps_of(report)}};
   if (report.exact) {
     const InspectAcceptance& exact = *report.exact;
     data["exact"] = {{"tried", exact.tried},
@@ -142,7 +142,7 @@ std::string data_of(const InspectReport& report) {
                      {"answer", exact.answer},
                      {"same", exact.same}};
   }
-  const std::string json = data.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const std::string json = data.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
   // Without '<' nothing in it can end the script element or begin a comment.
   std::string safe;
   safe.reserve(json.size());
@@ -152,8 +152,8 @@ std::string data_of(const InspectReport& report) {
 
 std::string html_escaped(const std::string& text) {
   // JSON's writer replaces bytes that are not UTF-8; its quotes are taken off again.
-  const std::string quoted = Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
-  const std::string clean = Json::parse(quoted).get<std::string>();
+  const std::string quoted = OrderedJson(text).dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+  const std::string clean = OrderedJson::parse(quoted).get<std::string>();
   std::string escaped;
   for (const char c : clean) {
     if (c == '&') {

@@ -13,13 +13,13 @@
 namespace tidal {
 namespace {
 
-constexpr int kMostSteps = 500'000;             // statements executed
-constexpr size_t kMostText = size_t{16} << 20;  // bytes of all results, beside what the messages account for
-constexpr size_t kTextPerByte = 64;             // results that a byte of the messages accounts for
-constexpr int kMostNesting = 200;               // brackets and statements inside each other
-constexpr int kMostTokens = 4096;               // of one expression or statement
-constexpr size_t kMostStack = size_t{1} << 20;  // bytes
-constexpr int64_t kMostRange = 100'000;         // as in the sandbox of Python's jinja2
+constexpr int kMostSteps = 500'000;                 // statements executed
+constexpr size_t kMostText = size_t{16} << 20;      // bytes of all results, beside what the messages account for
+constexpr size_t kTextPerByte = 64;                 // results that a byte of the messages accounts for
+constexpr int kMostNesting = 200;                   // brackets and statements inside each other
+constexpr int kMostTokens = 4096;                   // of one expression or statement
+constexpr size_t kTemplateStack = size_t{1} << 20;  // bytes
+constexpr int64_t kMostRange = 100'000;             // as in the sandbox of Python's jinja2
 
 // What ends a rendering. No std::exception: the engine would put those into words of its own.
 struct Raised {
@@ -54,7 +54,7 @@ struct Metered : jinja::statement {
   jinja::value execute_impl(jinja::context& context) const override {
     if (++meter.steps > kMostSteps) throw Exceeded{fmt::format("it takes more than {} steps", kMostSteps)};
     const auto* here = static_cast<const char*>(__builtin_frame_address(0));
-    if (meter.stack > here && static_cast<size_t>(meter.stack - here) > kMostStack) {
+    if (meter.stack > here && static_cast<size_t>(meter.stack - here) > kTemplateStack) {
       throw Exceeded{"its calls nest too deeply"};
     }
     jinja::value value = inner->execute(context);

@@ -272,8 +272,8 @@ TEST(Scheduler, NobodyWaitsForALongPrompt) {
 
 TEST(Scheduler, ShortPromptsShareAChunk) {
   SmallEngine setup("cpu", GGML_TYPE_F32, small_plan(), roomy());
-  Scheduler scheduler(setup.engine, {});
   std::deque<Outcome> outcomes(4);
+  Scheduler scheduler(setup.engine, {});
   for (int i = 0; i < 4; ++i) submit(scheduler, i, {.prompt = random_tokens(20, i), .most = 9}, outcomes[i]);
   scheduler.step();
   for (int i = 0; i < 4; ++i) EXPECT_EQ(outcomes[i].text.size(), i < 3 ? 1u : 0u) << i;

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kStage = int64_t{8} << 20;   // bytes that are sent at once
 constexpr int64_t kCopy = int64_t{256} << 10;  // bytes that a thread copies at once
-constexpr const char* kWhat = "copying weights to the device";
+constexpr const char* kCopying = "copying weights to the device";
 
 /// Float32 vectors stay what they are.
 bool is_vector(const Weight& weight) { return weight.type == GGML_TYPE_F32 && weight.rows == 1; }
@@ -104,7 +104,7 @@ struct DeviceWeights::State {
   Way& free_way(int64_t bytes) {
     if (ways.empty()) ways.resize(2);
     Way& way = ways[next++ % ways.size()];
-    check(cudaEventSynchronize(way.copied), kWhat);
+    check(cudaEventSynchronize(way.copied), kCopying);
     if (static_cast<int64_t>(way.host.bytes()) < bytes) {
       way.host = allocate_pinned(static_cast<size_t>(std::max(bytes, kStage)), "weights on their way");
     }
@@ -113,8 +113,8 @@ struct DeviceWeights::State {
 
   static void send(Way& way, std::byte* to, int64_t bytes) {
     check(cudaMemcpyAsync(to, way.host.as<std::byte>(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, way.stream),
-          kWhat);
-    check(cudaEventRecord(way.copied, way.stream), kWhat);
+          kCopying);
+    check(cudaEventRecord(way.copied, way.stream), kCopying);
   }
 
   void send_as_it_is(const Weight& host, std::byte* to) {
@@ -161,8 +161,8 @@ struct DeviceWeights::State {
   /// Has `user` wait for everything that was sent.
   void join(cudaStream_t user) {
     for (const Way& way : ways) {
-      check(cudaEventRecord(way.done, way.stream), kWhat);
-      check(cudaStreamWaitEvent(user, way.done, 0), kWhat);
+      check(cudaEventRecord(way.done, way.stream), kCopying);
+      check(cudaStreamWaitEvent(user, way.done, 0), kCopying);
     }
   }
 };

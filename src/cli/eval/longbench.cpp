@@ -30,7 +30,6 @@ struct LongBenchFlags {
   int prompt = 0, examples = 0;
 };
 
-constexpr int kBatch = 8;      // sequences in a step
 constexpr int kTemplate = 64;  // tokens that a chat template may add
 
 class LongBenchRun {
@@ -63,10 +62,11 @@ class LongBenchRun {
       const std::vector<const EvalPlan*> missing = missing_plans(example);
       if (missing.empty()) continue;
       if (!engine) {
-        engine.emplace(session_.backend(), session_.model(), Plan::full(session_.model().hp.layers),
-                       EngineOptions{.context = room,
-                                     .tokens = room + greedy_answer_tokens(std::min(plans, kBatch) + 1, 1, most_),
-                                     .sequences = std::min(plans, kBatch)});
+        engine.emplace(
+            session_.backend(), session_.model(), Plan::full(session_.model().hp.layers),
+            EngineOptions{.context = room,
+                          .tokens = room + greedy_answer_tokens(std::min(plans, kStepSequences) + 1, 1, most_),
+                          .sequences = std::min(plans, kStepSequences)});
         cache.emplace(*engine);
       }
       ask(*engine, *cache, example, missing);

@@ -22,8 +22,6 @@ struct NeedleFlags {
   int keys = 4, places = 1, seed = 1;
 };
 
-constexpr int kBatch = 8;  // sequences in a step
-
 class NeedleRun {
  public:
   NeedleRun(EvalSession& session, const NeedleFlags& flags)
@@ -135,9 +133,9 @@ class NeedleRun {
       if (!engine) {
         engine.emplace(session_.backend(), session_.model(), Plan::full(session_.model().hp.layers),
                        EngineOptions{.context = room,
-                                     .tokens = room + greedy_answer_tokens(std::min(cases, kBatch) + 1, question + 64,
-                                                                           2 * asked.answer_tokens),
-                                     .sequences = std::min(cases, kBatch)});
+                                     .tokens = room + greedy_answer_tokens(std::min(cases, kStepSequences) + 1,
+                                                                           question + 64, 2 * asked.answer_tokens),
+                                     .sequences = std::min(cases, kStepSequences)});
         cache.emplace(*engine);
       }
       answer(*engine, *cache, asked, which, needle_prompt_key(length, depth, key));

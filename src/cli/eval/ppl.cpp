@@ -24,7 +24,6 @@ struct PplFlags {
   PlaceFlags places;
 };
 
-constexpr int kBatch = 8;      // sequences in a step, full attention among them
 constexpr int kTogether = 32;  // plans whose caches are kept at once
 
 Json values_of(const TextScore& score) {
@@ -175,7 +174,7 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
   Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers),
                 {.context = context,
                  .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
-                 .sequences = std::min(plans, kBatch)});
+                 .sequences = std::min(plans, kStepSequences)});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }

@@ -34,6 +34,7 @@ void add_eval_flags(CLI::App& app, EvalFlags& flags);
 
 /// How much a step of one sequence counts in the progress, beside a prefilled token: about what it takes in a batch.
 constexpr int kStepWork = 4;
+constexpr int kStepSequences = 8;  // that decode in one step
 
 class EvalSession {
  public:
