@@ -6,7 +6,7 @@ from serving import Shared, text_of
 
 
 class Refusals(Shared):
-    ARGUMENTS = ("-c", "256")
+    ARGUMENTS = ("-c", "256", "--repeat-last-n", "-1")
 
     def test_bodies_that_are_no_request(self):
         for body, words in ((b"", "the body is empty"), (b"{", "is not JSON"), (b"[]", "expected an object"),

@@ -125,6 +125,10 @@ class Answers(Shared):
         repeated = {"prompt": "ha ha ha ha ha ha ha ha", "max_tokens": 12, **GREEDY}
         self.assertNotEqual(text_of(self.post("/v1/completions", **repeated)),
                             text_of(self.post("/v1/completions", **repeated, frequency_penalty=2.0)))
+        repeated["repeat_penalty"] = 1.5
+        whole = text_of(self.post("/v1/completions", **repeated, repeat_last_n=-1))
+        self.assertEqual(text_of(self.post("/v1/completions", **repeated, repeat_last_n=10**6)), whole)
+        self.assertNotEqual(text_of(self.post("/v1/completions", **repeated, repeat_last_n=1)), whole)
 
     def test_json_by_a_schema(self):
         schema = {"type": "object", "additionalProperties": False, "required": ["name", "age", "tags"],

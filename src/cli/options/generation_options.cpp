@@ -6,8 +6,7 @@
 
 namespace tidal {
 
-void add_sampling_options(CLI::App& app, SamplerOptions& sampler, int64_t& seed, const char* group,
-                          const char* last_n) {
+void add_sampling_options(CLI::App& app, SamplerOptions& sampler, int64_t& seed, const char* group) {
   const auto add = [&](const char* names, auto& value, const char* what, const char* variable) {
     app.add_option(names, value, what)->envname(variable)->capture_default_str()->group(group);
   };
@@ -18,13 +17,21 @@ void add_sampling_options(CLI::App& app, SamplerOptions& sampler, int64_t& seed,
   add("--min-p", sampler.min_p, "Leave out tokens less likely than this share of the likeliest", "TIDAL_MIN_P");
   add("--repeat-penalty", sampler.repeat_penalty, "Make repeated tokens less likely, 1 for off",
       "TIDAL_REPEAT_PENALTY");
-  add("--repeat-last-n", sampler.repeat_last_n, last_n, "TIDAL_REPEAT_LAST_N");
+  add("--repeat-last-n", sampler.repeat_last_n, "Tokens that this looks back, 0 for off, -1 for the context",
+      "TIDAL_REPEAT_LAST_N");
 }
 
-void check_seed(int64_t seed) {
+void check_sampling(const SamplerOptions& sampler, int64_t seed) {
+  if (sampler.repeat_last_n < -1) fail("--repeat-last-n: {} given, expected -1 or more", sampler.repeat_last_n);
   if (seed < -1 || seed > std::numeric_limits<uint32_t>::max()) {
     fail("--seed: {} given, expected -1 to {}", seed, std::numeric_limits<uint32_t>::max());
   }
+}
+
+SamplerOptions with_context(SamplerOptions sampler, int64_t seed, int context) {
+  sampler.seed = static_cast<uint32_t>(seed);  // -1 is libllama's "random"
+  if (sampler.repeat_last_n < 0) sampler.repeat_last_n = context;
+  return sampler;
 }
 
 void add_exact_option(CLI::App& app, ExactOption& exact) {

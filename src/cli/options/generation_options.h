@@ -10,11 +10,13 @@
 
 namespace tidal {
 
-/// --seed, --temp, --top-k, --top-p, --min-p, --repeat-penalty, --repeat-last-n and their TIDAL_* variables. `last_n`:
-/// what --repeat-last-n is said to be. Both references must outlive the parsing.
-void add_sampling_options(CLI::App& app, SamplerOptions& sampler, int64_t& seed, const char* group, const char* last_n);
-/// Throws Error unless `seed` is -1 to 2^32 - 1.
-void check_seed(int64_t seed);
+/// --seed, --temp, --top-k, --top-p, --min-p, --repeat-penalty, --repeat-last-n and their TIDAL_* variables. Both
+/// references must outlive the parsing.
+void add_sampling_options(CLI::App& app, SamplerOptions& sampler, int64_t& seed, const char* group);
+/// Throws Error unless `seed` is -1 to 2^32 - 1 and --repeat-last-n at least -1.
+void check_sampling(const SamplerOptions& sampler, int64_t seed);
+/// With the seed in it, and with the context in place of a --repeat-last-n of -1.
+SamplerOptions with_context(SamplerOptions sampler, int64_t seed, int context);
 
 /// --exact [T]
 struct ExactOption {

@@ -54,8 +54,7 @@ void add_text_options(CLI::App& app, RunOptions& options) {
 }
 
 void add_choice_options(CLI::App& app, RunOptions& options) {
-  add_sampling_options(app, options.sampler, options.seed, "Sampling",
-                       "Tokens that this looks back, 0 for off, -1 for the context");
+  add_sampling_options(app, options.sampler, options.seed, "Sampling");
   app.add_option("--grammar", options.grammar, "Grammar (GBNF) of the answer")->type_name("TEXT")->group("Sampling");
   app.add_option("--grammar-file", options.grammar_file, "Grammar from a file")->type_name("FILE")->group("Sampling");
 }
@@ -95,10 +94,7 @@ void check(const RunOptions& options) {
   if (options.chunk && *options.chunk < 1) {
     fail("--ubatch-size: {} given, at least 1 is needed", *options.chunk);
   }
-  if (options.sampler.repeat_last_n < -1) {
-    fail("--repeat-last-n: {} given, expected -1 or more", options.sampler.repeat_last_n);
-  }
-  check_seed(options.seed);
+  check_sampling(options.sampler, options.seed);
   if (!options.grammar.empty() && !options.grammar_file.empty()) {
     fail("grammar: give either --grammar or --grammar-file, not both");
   }
@@ -122,9 +118,7 @@ std::string read_prompt(const RunOptions& options) {
 }
 
 SamplerOptions sampler_options(const RunOptions& options, int context) {
-  SamplerOptions sampler = options.sampler;
-  sampler.seed = static_cast<uint32_t>(options.seed);  // -1 is libllama's "random"
-  if (sampler.repeat_last_n < 0) sampler.repeat_last_n = context;
+  SamplerOptions sampler = with_context(options.sampler, options.seed, context);
   sampler.ignore_end = options.ignore_end;
   sampler.grammar = options.grammar;
   if (!options.grammar_file.empty()) {

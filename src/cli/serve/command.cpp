@@ -71,8 +71,7 @@ Loaded::Loaded(const ServeOptions& options)
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine);
   server::ServiceParts parts{*engine_, tokenizer_};
   parts.scheduler = {.queue = options.queue, .prefill_share = options.prefill_share};
-  parts.sampler = options.sampler;
-  parts.sampler.seed = static_cast<uint32_t>(options.seed);
+  parts.sampler = with_context(options.sampler, options.seed, engine.context);
   parts.model = options.alias.empty() ? file_name(options.model) : options.alias;
   parts.exact = options.exact.given() ? options.exact.drafts : 0;
   parts.make_plan = [this](const std::string& attention, const std::string& budget) {

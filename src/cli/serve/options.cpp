@@ -55,8 +55,7 @@ void add_serve_options(CLI::App& app, ServeOptions& options) {
   add_server_options(app, options);
   add_batch_options(app, options);
   add_backend_options(app, options.backend);
-  add_sampling_options(app, options.sampler, options.seed, "Sampling, by default",
-                       "Tokens that this looks back, 0 for off");
+  add_sampling_options(app, options.sampler, options.seed, "Sampling, by default");
   add_chat_template_options(app, options.chat_template);
   add_attention_option(app, options.plan, "full|tidal|sketch");
   add_exact_option(app, options.exact);
@@ -76,7 +75,7 @@ void check(const ServeOptions& options) {
   need("--queue", options.queue, 0, 1 << 20);
   need("--prefill-share", options.prefill_share, 0, kMost);
   need("--ubatch-size", options.chunk.value_or(1), 1, kMost);
-  check_seed(options.seed);
+  check_sampling(options.sampler, options.seed);
   check_kind(options.plan);
   if (options.exact.given()) need("--exact", options.exact.drafts, 1, 64);
   check_exact(options.exact, options.plan);

@@ -16,7 +16,7 @@ constexpr size_t kMostStops = 256;
 constexpr int64_t kMostTokens = std::numeric_limits<int64_t>::max() / 2;
 constexpr float kImpossible = -std::numeric_limits<float>::infinity();
 
-void read_numbers(const Fields& fields, SamplerOptions& sampler) {
+void read_numbers(const Fields& fields, int context, SamplerOptions& sampler) {
   const auto take = [&](const char* name, float& to, double least, double most) {
     if (const auto given = fields.number(name, least, most)) to = static_cast<float>(*given);
   };
@@ -28,7 +28,9 @@ void read_numbers(const Fields& fields, SamplerOptions& sampler) {
   take("presence_penalty", sampler.presence_penalty, -kMostNumber, kMostNumber);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (const auto given = fields.integer("top_k", -1, kMost)) sampler.top_k = static_cast<int>(*given);
-  if (const auto given = fields.integer("repeat_last_n", 0, kMost)) sampler.repeat_last_n = static_cast<int>(*given);
+  if (const auto given = fields.integer("repeat_last_n", -1, kMost)) {
+    sampler.repeat_last_n = *given < 0 ? context : static_cast<int>(*given);
+  }
   // Clients' random numbers have up to 64 bits; -1 asks for another one every time.
   if (const auto given = fields.integer("seed", std::numeric_limits<int64_t>::min() / 2, kMostTokens)) {
     sampler.seed = static_cast<uint32_t>(*given);
@@ -121,7 +123,7 @@ Generation generation_from(const Fields& fields, const Service& service) {
   Generation generation;
   generation.sampler = service.parts().sampler;
   generation.exact = service.parts().exact;
-  read_numbers(fields, generation.sampler);
+  read_numbers(fields, service.parts().engine.options().context, generation.sampler);
   read_biases(fields, service.tokenizer().vocab_size(), generation.sampler);
   generation.stops = strings_of(fields, "stop", kMostStops);
   for (const char* name : {"n_predict", "max_tokens", "max_completion_tokens"}) {
