@@ -8,6 +8,7 @@ find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(hwy REQUIRED)
 find_package(dnnl REQUIRED)
+find_path(TIDAL_XXHASH xxhash.h REQUIRED)  # a header alone
 find_package(llama REQUIRED HINTS ${tidal_private_prefix})  # brings ggml::ggml, ggml::ggml-cpu, ggml::ggml-base
 find_package(LlamaCommon MODULE)  # Jinja; without it, chat prompts are libllama's own text for a template's kind
 if(NOT LlamaCommon_FOUND)

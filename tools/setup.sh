@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 llama=0.3.36  # llama-cpp-python: builds and installs libllama, libggml, their headers and CMake packages
 
 packages=(bible-kjv bible-kjv-text ca-certificates cmake g++ libboost-dev libcli11-dev libdnnl-dev libfmt-dev libhwy-dev
-          ninja-build nlohmann-json3-dev ocl-icd-opencl-dev python3 python3-venv)  # OpenCL: dnnl's CMake package asks
+          libxxhash-dev ninja-build nlohmann-json3-dev python3 python3-venv
+          ocl-icd-opencl-dev)  # dnnl's CMake package asks
 if [[ ${TIDAL_DEV:-0} == 1 ]]; then
   packages+=(clang clang-format clang-tidy libbenchmark-dev libclang-rt-dev libgmock-dev libgtest-dev libomp-dev)
   # For the test of `tidal inspect`; Ubuntu has it only as a snap, and there the test is skipped.

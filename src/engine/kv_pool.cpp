@@ -37,6 +37,48 @@ void KvPool::keep_sketches(int bits) {
   }
 }
 
+int KvPool::sketch_widths() const {
+  int widths = 0;
+  for (const int bits : kSketchBits) widths += layers_[0].keeps_sketch(bits) ? bits : 0;
+  return widths;
+}
+
+template <typename Part>
+void KvPool::each_part(const KvLayer& layer, BlockId block, int widths, const Part& part) {
+  part(reinterpret_cast<std::byte*>(layer.tile(block, 0)),
+       sizeof(Bf16) * static_cast<size_t>(layer.tile_elements()) * layer.kv_heads);
+  for (const int bits : kSketchBits) {
+    if (!(widths & bits)) continue;
+    part(layer.keeps_sketch(bits) ? layer.sketch(bits, block, 0) : nullptr,
+         static_cast<size_t>(SketchLayout{layer.head_dim, bits}.bytes()) * layer.kv_heads);
+  }
+}
+
+int64_t KvPool::block_bytes(int widths) const {
+  size_t bytes = 0;
+  each_part(layers_[0], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
+  return static_cast<int64_t>(bytes * layers_.size());
+}
+
+void KvPool::save(BlockId block, std::byte* to) const {
+  for (const KvLayer& layer : layers_) {
+    each_part(layer, block, sketch_widths(), [&](const std::byte* data, size_t bytes) {
+      backend_.read(to, data, bytes);
+      to += bytes;
+    });
+  }
+}
+
+void KvPool::load(BlockId block, const std::byte* from, int widths, bool full) {
+  for (const KvLayer& layer : layers_) {
+    each_part(layer, block, widths, [&](std::byte* data, size_t bytes) {
+      if (data) backend_.write(data, from, bytes);
+      from += bytes;
+    });
+    if (full && (sketch_widths() & ~widths)) backend_.sketch(layer, {&block, 1});
+  }
+}
+
 BlockId KvPool::take() {
   if (free_.empty()) fail("KV cache: all {} blocks of {} tokens are in use", blocks(), kBlockTokens);
   const BlockId block = free_.back();

@@ -35,10 +35,25 @@ class KvPool {
   /// Copies the content of all layers.
   void copy(BlockId to, BlockId from);
 
+  /// The widths of the sketches that are kept: the sum of their bits.
+  int sketch_widths() const;
+  /// Bytes of one block in all layers: in each K and V, then sketches of these widths, the narrow ones first.
+  int64_t block_bytes(int widths) const;
+  /// Copies the content of all layers, with the sketches that are kept, to host memory [block_bytes(sketch_widths())].
+  void save(BlockId block, std::byte* to) const;
+  /// The way back, from what was saved with sketches of `widths`; makes those that are kept and missing there if the
+  /// block is `full`.
+  void load(BlockId block, const std::byte* from, int widths, bool full);
+
   std::span<const KvLayer> layers() const { return layers_; }
   Backend& backend() const { return backend_; }
 
  private:
+  /// The backend's memory of `block` in one layer, as block_bytes() lists it: part(data, bytes); null data for sketches
+  /// that are not kept.
+  template <typename Part>
+  static void each_part(const KvLayer& layer, BlockId block, int widths, const Part& part);
+
   Backend& backend_;
   Buffer memory_;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all layers

@@ -28,8 +28,9 @@ struct PrefixCache::Node {
   Node* newer = this;
   Node* older = this;
   BlockId block = 0;
-  int count = 0;  // tokens; only a leaf has fewer than kBlockTokens
-  int clean = 0;  // leading positions of the block that are clean
+  int count = 0;       // tokens; only a leaf has fewer than kBlockTokens
+  int clean = 0;       // leading positions of the block that are clean
+  bool saved = false;  // or not worth it
   std::array<Token, kBlockTokens> content = {};
   // By their own content: in this order the longest common prefixes are with the neighbours of a text.
   std::map<std::span<const Token>, std::unique_ptr<Node>, Lexicographic> children;
@@ -53,7 +54,8 @@ struct PrefixCache::Match {
   int count = 0;
 };
 
-PrefixCache::PrefixCache(KvPool& pool) : pool_(pool), root_(std::make_unique<Node>()) {}
+PrefixCache::PrefixCache(KvPool& pool, SessionStore* store)
+    : pool_(pool), store_(store), root_(std::make_unique<Node>()) {}
 
 PrefixCache::~PrefixCache() { clear(); }
 
@@ -77,6 +79,27 @@ PrefixCache::Match PrefixCache::best_match(const Node& node, std::span<const Tok
 
 Sequence PrefixCache::find(std::span<const Token> tokens, int most, bool clean, int capacity) {
   tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(std::max(most, 0))));
+  if (store_) restore(tokens, clean);
+  return find_in_memory(tokens, clean, capacity);
+}
+
+void PrefixCache::restore(std::span<const Token> tokens, bool clean) {
+  const SessionStore::Found found = store_->find(tokens, static_cast<int>(tokens.size()), clean);
+  if (found.length < SessionStore::kLeastTokens) return;
+  const Sequence known = find_in_memory(tokens, clean, 0);
+  if (found.length < known.length() + SessionStore::kLeastTokens) return;
+  if (!make_room(found.missing_blocks(known.length()))) return;
+  const Sequence restored = store_->load(found, tokens, known);
+  keep(restored);
+  // It came from there.
+  Node* node = root_.get();
+  for (int first = 0; first + kBlockTokens <= restored.length(); first += kBlockTokens) {
+    node = node->children.find(restored.tokens().subspan(first, kBlockTokens))->second.get();
+    node->saved = true;
+  }
+}
+
+Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, int capacity) {
   std::vector<BlockId> blocks;
   Node* node = root_.get();
   int length = 0, clean_length = 0;
@@ -115,6 +138,7 @@ void PrefixCache::insert(Node* parent, std::span<const Token> tokens, BlockId bl
     pool_.release(node.block);
     node.block = block;
     node.clean = clean;
+    node.saved = false;
   } else {
     if (tokens.size() < kBlockTokens) {
       // A longer one that is as clean makes this one superfluous.
@@ -178,7 +202,10 @@ bool PrefixCache::make_room(int blocks) {
   if (free_enough()) return true;
   for (Node* node = root_->newer; node != root_.get() && !free_enough();) {
     Node* newer = node->newer;
-    if (node->children.empty() && ours_alone(*node)) remove(node);
+    if (node->children.empty() && ours_alone(*node)) {
+      save(node);
+      remove(node);
+    }
     node = newer;
   }
   // What is left and ours alone lies above blocks that somebody else holds; without the one the others are of no use
@@ -194,6 +221,28 @@ bool PrefixCache::make_room(int blocks) {
     node = newer;
   }
   return free_enough();
+}
+
+void PrefixCache::save(Node* leaf) {
+  if (!store_ || leaf->saved) return;
+  std::vector<Node*> path;
+  for (Node* node = leaf; node != root_.get(); node = node->parent) path.push_back(node);
+  std::vector<Token> tokens;
+  std::vector<BlockId> blocks;
+  int clean = 0;
+  for (auto node = path.rbegin(); node != path.rend(); ++node) {
+    if (clean == static_cast<int>(tokens.size())) clean += (*node)->clean;
+    tokens.insert(tokens.end(), (*node)->tokens().begin(), (*node)->tokens().end());
+    blocks.push_back((*node)->block);
+    (*node)->saved = true;
+  }
+  store_->keep(Sequence(pool_, 0, tokens, blocks, clean));
+}
+
+void PrefixCache::save() {
+  for (Node* node = root_->newer; node != root_.get(); node = node->newer) {
+    if (node->children.empty()) save(node);
+  }
 }
 
 void PrefixCache::clear() {

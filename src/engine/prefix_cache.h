@@ -6,22 +6,24 @@
 #include <span>
 
 #include "engine/sequence.h"
+#include "engine/session_store.h"
 
 namespace tidal {
 
 /// A radix tree over blocks of tokens. It shares its blocks with the sequences that they came from; the least recently
-/// used leaves go first. Not thread-safe.
+/// used leaves go first, to disk where there is a store. Not thread-safe.
 class PrefixCache {
  public:
-  /// The pool must outlive it.
-  explicit PrefixCache(KvPool& pool);
+  /// The pool must outlive it, and the store, which may be null.
+  explicit PrefixCache(KvPool& pool, SessionStore* store = nullptr);
   ~PrefixCache();
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
   /// A sequence that begins like `tokens`, as long as what is known of them but at most `most` tokens; empty when
-  /// nothing is. It may end within a block, which it copies when it writes there. `clean`: takes only K/V that dense
-  /// attention computed. `capacity` as Sequence's.
+  /// nothing is. What the store knows beyond memory is read first, where there is room for it. It may end within a
+  /// block, which it copies when it writes there. `clean`: takes only K/V that dense attention computed. `capacity` as
+  /// Sequence's.
   Sequence find(std::span<const Token> tokens, int most, bool clean, int capacity);
   /// Keeps the content of `sequence`, the last block that is partly filled included. Where the same tokens are known
   /// already, the K/V with more clean positions stay.
@@ -31,6 +33,9 @@ class PrefixCache {
   /// Gives back blocks that nobody else holds until `blocks` of the pool are free; false when there are no more to
   /// give.
   bool make_room(int blocks);
+  /// Writes to the store what is not there; nothing without one.
+  void save();
+  /// Forgets everything in memory.
   void clear();
   /// Blocks that it holds.
   int blocks() const { return blocks_; }
@@ -46,8 +51,12 @@ class PrefixCache {
   void insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean);
   void remove(Node* leaf);
   void remove_below(Node* node);
+  Sequence find_in_memory(std::span<const Token> tokens, bool clean, int capacity);
+  void restore(std::span<const Token> tokens, bool clean);
+  void save(Node* leaf);
 
   KvPool& pool_;
+  SessionStore* store_;
   std::unique_ptr<Node> root_;  // without a block; also the head of the ring of nodes by last use
   int blocks_ = 0;
 };

@@ -38,7 +38,8 @@ Owner take_from(List& list, const ScheduledJob& job) {
 }  // namespace
 
 struct Scheduler::Impl {
-  Impl(Engine& engine, const SchedulerOptions& options) : engine(engine), options(options), cache(engine.pool()) {}
+  Impl(Engine& engine, const SchedulerOptions& options)
+      : engine(engine), options(options), cache(engine.pool(), options.sessions) {}
 
   // Who runs.
   void admit();
@@ -322,6 +323,10 @@ Scheduler::Scheduler(Engine& engine, const SchedulerOptions& options) {
 Scheduler::~Scheduler() {
   while (!impl_->waiting.empty()) impl_->end(*impl_->waiting.back(), JobEnd::Cancelled);
   while (!impl_->running.empty()) impl_->end(*impl_->running.back(), JobEnd::Cancelled);
+  try {
+    impl_->cache.save();
+  } catch (...) {  // out of memory: what is not written is computed again
+  }
 }
 
 bool Scheduler::has_place(const Engine& engine, const SchedulerOptions& options, const SchedulerState& state) {

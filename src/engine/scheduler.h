@@ -52,8 +52,9 @@ struct Job {
 };
 
 struct SchedulerOptions {
-  int queue = 256;        ///< most jobs that wait, beside as many as there are sequences without a job
-  int prefill_share = 0;  ///< most prompt tokens of a step beside running sequences; 0: the engine's chunk
+  int queue = 256;                   ///< most jobs that wait, beside as many as there are sequences without a job
+  int prefill_share = 0;             ///< most prompt tokens of a step beside running sequences; 0: the engine's chunk
+  SessionStore* sessions = nullptr;  ///< where texts go that memory has no room for, and all at the end; outlives it
 };
 
 /// What the scheduler holds and has done, for metrics.
@@ -79,7 +80,7 @@ class Scheduler {
  public:
   /// The engine must outlive it; others may step the engine, too, between its steps. Throws Error for negative options.
   Scheduler(Engine& engine, const SchedulerOptions& options);
-  /// Cancels what still runs.
+  /// Cancels what still runs, and writes what is cached to the sessions.
   ~Scheduler();
 
   /// Throws Error for a job that can never run: a prompt that is empty, longer than the context or outside the

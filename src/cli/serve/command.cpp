@@ -14,6 +14,8 @@
 #include "cli/serve/options.h"
 #include "core/error.h"
 #include "core/utf8.h"
+#include "engine/session_store.h"
+#include "model/fingerprint.h"
 #include "server/server.h"
 
 namespace tidal {
@@ -29,6 +31,8 @@ class Loaded {
 
  private:
   EngineOptions engine_options(const Hyperparameters& hp) const;
+  /// Null without a folder for them.
+  SessionStore* open_sessions();
   /// A request's own plan.
   Plan plan_for(const std::string& attention, const std::string& budget) const;
 
@@ -38,6 +42,7 @@ class Loaded {
   Tokenizer tokenizer_;
   ChosenPlan plan_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<SessionStore> sessions_;
   std::unique_ptr<server::Service> service_;
 };
 
@@ -70,7 +75,7 @@ Loaded::Loaded(const ServeOptions& options)
   plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine);
   server::ServiceParts parts{*engine_, tokenizer_};
-  parts.scheduler = {.queue = options.queue, .prefill_share = options.prefill_share};
+  parts.scheduler = {.queue = options.queue, .prefill_share = options.prefill_share, .sessions = open_sessions()};
   parts.sampler = with_context(options.sampler, options.seed, engine.context);
   parts.model = options.alias.empty() ? file_name(options.model) : options.alias;
   parts.exact = options.exact.given() ? options.exact.drafts : 0;
@@ -78,6 +83,18 @@ Loaded::Loaded(const ServeOptions& options)
     return plan_for(attention, budget);
   };
   service_ = std::make_unique<server::Service>(std::move(parts));
+}
+
+SessionStore* Loaded::open_sessions() {
+  if (options_.cache_dir.empty()) return nullptr;
+  sessions_ = std::make_unique<SessionStore>(
+      engine_->pool(), SessionStoreOptions{.directory = options_.cache_dir,
+                                           .most_bytes = static_cast<int64_t>(options_.cache_size),
+                                           .model = model_fingerprint(options_.model),
+                                           .warn = [](const std::string& text) { warn(text); }});
+  note(fmt::format("{}: {} files of earlier texts, {:.1f} MB", options_.cache_dir, sessions_->files(),
+                   static_cast<double>(sessions_->bytes()) / 1e6));
+  return sessions_.get();
 }
 
 Plan Loaded::plan_for(const std::string& attention, const std::string& budget) const {

@@ -39,6 +39,16 @@ void add_batch_options(CLI::App& app, ServeOptions& options) {
   add("--parallel", options.parallel, "Most answers in progress", "TIDAL_PARALLEL")->capture_default_str();
   add("--cache-tokens", options.cache_tokens,
       "Tokens of all answers and of cached prompts together (default: twice the context)", "TIDAL_CACHE_TOKENS");
+  app.add_option("--cache-dir", options.cache_dir, "Folder that keeps texts beyond memory and beyond the server's end")
+      ->envname("TIDAL_CACHE_DIR")
+      ->type_name("DIR")
+      ->group("Batch");
+  app.add_option("--cache-size", options.cache_size,
+                 "Most bytes of it, the least recently used go first (default: 20G)")
+      ->envname("TIDAL_CACHE_SIZE")
+      ->transform(CLI::AsSizeValue(false))
+      ->type_name("SIZE")
+      ->group("Batch");
   add("--queue", options.queue, "Most requests that wait; more are refused (429)", "TIDAL_QUEUE")
       ->capture_default_str();
   add("--prefill-share", options.prefill_share,
@@ -72,6 +82,7 @@ void check(const ServeOptions& options) {
   need("--ctx-size", options.context, 0, kMost);
   need("--parallel", options.parallel, 1, 1024);
   need("--cache-tokens", options.cache_tokens, 0, int64_t{1} << 40);
+  need("--cache-size", static_cast<int64_t>(std::min(options.cache_size, uint64_t{1} << 62)), 0, int64_t{1} << 60);
   need("--queue", options.queue, 0, 1 << 20);
   need("--prefill-share", options.prefill_share, 0, kMost);
   need("--ubatch-size", options.chunk.value_or(1), 1, kMost);

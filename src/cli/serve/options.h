@@ -28,6 +28,8 @@ struct ServeOptions {
   int context = 0;           ///< of one request; 0: what the model was trained for
   int parallel = 4;          ///< sequences in one step
   int64_t cache_tokens = 0;  ///< positions of all sequences and of the prefix cache; 0: twice the context
+  std::string cache_dir;     ///< where texts are kept that have no room in memory, and all at the end; "": nowhere
+  uint64_t cache_size = uint64_t{20} << 30;  ///< bytes of them
   int queue = 256;
   int prefill_share = 0;  ///< prompt tokens of a step beside running answers; 0: a whole chunk
   std::optional<int> threads;

@@ -1,0 +1,39 @@
+// K/V of a run of tokens in a file.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/kv_pool.h"
+
+namespace tidal {
+
+/// What a session file says of itself. A text is a chain of them: each begins where its parent ends.
+struct SessionPart {
+  uint64_t parent = 0;  ///< id() of the part before; 0: the text begins here
+  std::vector<Token> tokens;
+  int clean = 0;  ///< leading tokens of them whose K/V dense attention computed
+
+  /// Names the part together with all before it.
+  uint64_t id() const;
+};
+
+/// Whose K/V a file holds: the model's fingerprint, and how a block of the pool is laid out.
+uint64_t session_fingerprint(uint64_t model, const KvPool& pool);
+
+/// Writes `part`, whose K/V are in `blocks` [blocks_for(tokens)], and the sketches that the pool keeps of them. The
+/// file is there whole or not at all. Returns its bytes. Throws Error when it cannot be written.
+int64_t write_session(const std::string& path, uint64_t fingerprint, const SessionPart& part, KvPool& pool,
+                      std::span<const BlockId> blocks);
+
+/// What the file is of, without its K/V. Throws Error for a file that is torn, none of these, or of another
+/// fingerprint.
+SessionPart read_session(const std::string& path, uint64_t fingerprint);
+
+/// Reads the K/V into `blocks` [blocks_for(tokens)], and makes the sketches that the pool keeps and the file has not.
+/// Throws Error when they are not what was written; then the blocks hold anything.
+void load_session(const std::string& path, uint64_t fingerprint, KvPool& pool, std::span<const BlockId> blocks);
+
+}  // namespace tidal

@@ -1,0 +1,220 @@
+#include "engine/session_store.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "core/error.h"
+
+namespace tidal {
+namespace {
+
+constexpr const char* kEnding = ".kv";
+
+int common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  const size_t most = std::min(a.size(), b.size());
+  return static_cast<int>(std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(most), b.begin()).first -
+                          a.begin());
+}
+
+}  // namespace
+
+int SessionStore::Found::missing_blocks(int known) const {
+  int missing = 0;
+  for (size_t i = static_cast<size_t>(known / kPartTokens); i < blocks.size(); ++i) missing += blocks[i];
+  return missing;
+}
+
+SessionStore::SessionStore(KvPool& pool, SessionStoreOptions options)
+    : pool_(pool), options_(std::move(options)), fingerprint_(session_fingerprint(options_.model, pool)) {
+  open();
+}
+
+void SessionStore::open() {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::create_directories(options_.directory, error);
+  if (!fs::is_directory(options_.directory)) fail("{}: is no folder, expected one for sessions", options_.directory);
+  struct Seen {
+    fs::file_time_type used;
+    std::string path;
+    int64_t bytes;
+  };
+  std::vector<Seen> seen;
+  const std::string ours = fmt::format("{:016x}-", fingerprint_);
+  for (const fs::directory_entry& entry : fs::directory_iterator(options_.directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(ours) || !name.ends_with(kEnding) || !entry.is_regular_file(error)) continue;
+    const fs::file_time_type used = entry.last_write_time(error);
+    seen.push_back({used, entry.path().string(), static_cast<int64_t>(entry.file_size(error))});
+  }
+  if (error) fail("{}: cannot be read: {}", options_.directory, error.message());
+  std::sort(seen.begin(), seen.end(), [](const Seen& a, const Seen& b) { return a.used < b.used; });
+  for (const Seen& file : seen) {
+    try {
+      remember(file.path, read_session(file.path, fingerprint_), file.bytes);
+    } catch (const Error& damaged) {
+      options_.warn(fmt::format("{}; it is ignored", damaged.what()));
+    }
+  }
+  drop_oldest();
+}
+
+SessionStore::Parts::iterator SessionStore::remember(const std::string& path, const SessionPart& part, int64_t bytes) {
+  bytes_ += bytes;
+  return parts_.emplace(part.parent, Part{path, part.tokens, part.clean, part.id(), bytes, ++uses_});
+}
+
+void SessionStore::touch(Part& part) {
+  part.used = ++uses_;
+  ::utimensat(AT_FDCWD, part.path.c_str(), nullptr, 0);  // for the next server; of no account when it fails
+}
+
+void SessionStore::remove(Parts::iterator part) {
+  std::error_code ignored;
+  std::filesystem::remove(part->second.path, ignored);
+  bytes_ -= part->second.bytes;
+  parts_.erase(part);
+}
+
+SessionStore::Found SessionStore::find(std::span<const Token> tokens, int most, bool clean) const {
+  tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(std::max(most, 0))));
+  Found found;
+  for (uint64_t parent = 0; static_cast<size_t>(found.length) < tokens.size();) {
+    const auto rest = tokens.subspan(found.length);
+    const Part* best = nullptr;
+    int most_usable = 0;
+    const auto [begin, end] = parts_.equal_range(parent);
+    for (auto next = begin; next != end; ++next) {
+      const Part& part = next->second;
+      const int common = common_prefix(part.tokens, rest);
+      const int usable = clean ? std::min(common, part.clean) : common;
+      if (usable > most_usable) best = &part, most_usable = usable;
+    }
+    if (!best) break;
+    found.files.push_back(&best->path);
+    found.tokens.push_back(most_usable);
+    found.blocks.push_back(blocks_for(static_cast<int64_t>(best->tokens.size())));
+    found.clean.push_back(std::min(most_usable, best->clean));
+    found.length += most_usable;
+    if (most_usable < kPartTokens) break;
+    parent = best->id;
+  }
+  return found;
+}
+
+Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, const Sequence& known) {
+  if (const int missing = found.missing_blocks(known.length()); missing > pool_.free_blocks()) {
+    fail("KV cache: a session needs {} blocks, but only {} are free", missing, pool_.free_blocks());
+  }
+  const size_t whole = std::min(static_cast<size_t>(known.length() / kPartTokens), found.files.size());
+  int length = static_cast<int>(whole) * kPartTokens;
+  int clean = std::min(known.clean(), length);
+  std::vector<BlockId> blocks(known.blocks().begin(), known.blocks().begin() + blocks_for(length));
+  std::vector<BlockId> taken;
+  for (size_t i = whole; i < found.files.size(); ++i) {
+    const size_t before = taken.size();
+    for (int b = 0; b < found.blocks[i]; ++b) taken.push_back(pool_.take());
+    const std::span<const BlockId> own = std::span(taken).subspan(before);
+    try {
+      load_session(*found.files[i], fingerprint_, pool_, own);
+    } catch (const Error& damaged) {
+      options_.warn(fmt::format("{}; it is ignored", damaged.what()));
+      const auto part = std::find_if(parts_.begin(), parts_.end(),
+                                     [&](const auto& other) { return &other.second.path == found.files[i]; });
+      bytes_ -= part->second.bytes;
+      parts_.erase(part);
+      break;
+    }
+    if (clean == length) clean += found.clean[i];
+    length += found.tokens[i];
+    blocks.insert(blocks.end(), own.begin(), own.begin() + blocks_for(found.tokens[i]));
+  }
+  Sequence sequence(pool_, 0, tokens.first(length), blocks, clean);
+  for (const BlockId block : taken) pool_.release(block);
+  for (auto& [parent, part] : parts_) {
+    if (std::find(found.files.begin(), found.files.end(), &part.path) != found.files.end()) touch(part);
+  }
+  return sequence;
+}
+
+SessionStore::Parts::iterator SessionStore::exact(uint64_t parent, std::span<const Token> tokens) {
+  const auto [begin, end] = parts_.equal_range(parent);
+  const auto found = std::find_if(begin, end, [&](const auto& part) {
+    return std::equal(part.second.tokens.begin(), part.second.tokens.end(), tokens.begin(), tokens.end());
+  });
+  return found == end ? parts_.end() : found;
+}
+
+bool SessionStore::has_longer(uint64_t parent, std::span<const Token> tokens, int clean) {
+  const auto [begin, end] = parts_.equal_range(parent);
+  return std::any_of(begin, end, [&](const auto& other) {
+    const Part& part = other.second;
+    return part.clean >= clean && static_cast<size_t>(common_prefix(part.tokens, tokens)) == tokens.size();
+  });
+}
+
+void SessionStore::keep(const Sequence& sequence) {
+  if (sequence.length() < kLeastTokens) return;
+  uint64_t parent = 0;
+  for (int first = 0; first < sequence.length(); first += kPartTokens) {
+    const int count = std::min(kPartTokens, sequence.length() - first);
+    const auto tokens = sequence.tokens().subspan(first, count);
+    const int clean = std::clamp(sequence.clean() - first, 0, count);
+    auto known = exact(parent, tokens);
+    if (known == parts_.end() || known->second.clean < clean) {
+      if (count < kPartTokens && has_longer(parent, tokens, clean)) break;
+      try {
+        write(parent, sequence, first, count);
+      } catch (const Error& error) {
+        options_.warn(fmt::format("{}; the session is not kept", error.what()));
+        break;
+      }
+      known = exact(parent, tokens);
+    } else {
+      touch(known->second);
+    }
+    parent = known->second.id;
+  }
+  drop_oldest();
+}
+
+void SessionStore::write(uint64_t parent, const Sequence& sequence, int first, int count) {
+  const auto tokens = sequence.tokens().subspan(first, count);
+  const SessionPart part{parent, {tokens.begin(), tokens.end()}, std::clamp(sequence.clean() - first, 0, count)};
+  const std::string path = fmt::format("{}/{:016x}-{:016x}{}", options_.directory, fingerprint_, part.id(), kEnding);
+  const int64_t bytes = write_session(path, fingerprint_, part, pool_,
+                                      sequence.blocks().subspan(first / kBlockTokens, blocks_for(count)));
+  // What it takes the place of: the same tokens with fewer clean ones, and beginnings of it.
+  const auto [begin, end] = parts_.equal_range(parent);
+  for (auto next = begin; next != end;) {
+    const auto other = next++;
+    const Part& old = other->second;
+    if (old.path == path) {
+      bytes_ -= old.bytes;
+      parts_.erase(other);
+    } else if (old.tokens.size() < kPartTokens && old.clean <= part.clean &&
+               static_cast<size_t>(common_prefix(old.tokens, tokens)) == old.tokens.size()) {
+      remove(other);
+    }
+  }
+  remember(path, part, bytes);
+}
+
+void SessionStore::drop_oldest() {
+  while (bytes_ > options_.most_bytes) {
+    // Who has children is found by way of them only.
+    auto oldest = parts_.end();
+    for (auto part = parts_.begin(); part != parts_.end(); ++part) {
+      const bool leaf = parts_.find(part->second.id) == parts_.end();
+      if (leaf && (oldest == parts_.end() || part->second.used < oldest->second.used)) oldest = part;
+    }
+    remove(oldest);
+  }
+}
+
+}  // namespace tidal
