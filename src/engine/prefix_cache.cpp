@@ -6,24 +6,14 @@
 #include <vector>
 
 namespace tidal {
-namespace {
-
-int common_prefix(std::span<const Token> a, std::span<const Token> b) {
-  const size_t most = std::min(a.size(), b.size());
-  return static_cast<int>(std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(most), b.begin()).first -
-                          a.begin());
-}
-
-struct Lexicographic {
-  bool operator()(std::span<const Token> a, std::span<const Token> b) const {
-    return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
-  }
-};
-
-}  // namespace
-
 /// One block. Every node stands before its children in the ring, so the last of the ring is a leaf.
 struct PrefixCache::Node {
+  struct Lexicographic {
+    bool operator()(std::span<const Token> a, std::span<const Token> b) const {
+      return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
+    }
+  };
+
   Node* parent = nullptr;
   Node* newer = this;
   Node* older = this;

@@ -7,6 +7,12 @@
 
 namespace tidal {
 
+int common_prefix(std::span<const Token> a, std::span<const Token> b) {
+  const size_t most = std::min(a.size(), b.size());
+  return static_cast<int>(std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(most), b.begin()).first -
+                          a.begin());
+}
+
 Sequence::Sequence(KvPool& pool, int capacity) : pool_(&pool) {
   tokens_.reserve(capacity);
   blocks_.reserve(blocks_for(capacity));

@@ -8,6 +8,9 @@
 
 namespace tidal {
 
+/// Tokens that both texts begin with.
+int common_prefix(std::span<const Token> a, std::span<const Token> b);
+
 /// Tokens with their cached K/V. Move-only; gives its blocks back when destroyed. The pool must outlive it.
 class Sequence {
  public:

@@ -15,12 +15,6 @@ namespace {
 
 constexpr const char* kEnding = ".kv";
 
-int common_prefix(std::span<const Token> a, std::span<const Token> b) {
-  const size_t most = std::min(a.size(), b.size());
-  return static_cast<int>(std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(most), b.begin()).first -
-                          a.begin());
-}
-
 }  // namespace
 
 int SessionStore::Found::missing_blocks(int known) const {
