@@ -6,6 +6,7 @@
 #include <vector>
 
 namespace tidal {
+
 /// One block. Every node stands before its children in the ring, so the last of the ring is a leaf.
 struct PrefixCache::Node {
   struct Lexicographic {
