@@ -17,7 +17,7 @@ TEXT = " ".join(
     for who, where, what in (("miller", "river", "stone"), ("smith", "market", "apple"), ("monk", "library", "book"))
 )
 # A sweep over the 81 tidal plans with one reselect layer, or over some 35 that scan, in a second or two.
-SMALL = {"--kinds": "tidal", "--prefix": "200", "--budget": "64", "--steps": "3", "--places": "2", "--prompts": "0",
+SMALL = {"--kinds": "tidal", "--prefix": "200", "--budget": "64", "--steps": "2", "--places": "2", "--prompts": "0",
          "--held-out": "1", "--stretches": "1"}
 
 
@@ -63,12 +63,12 @@ class Output(Calibrate):
         for row in self.rows()[1:]:
             if row.get("text") in (0, 1):
                 losses.setdefault(tuple(row["select"]), {})[row["text"]] = row["kl_sum"]
-        means = {select: sum(by_text.values()) / 6 for select, by_text in losses.items() if len(by_text) == 2}
+        means = {select: sum(by_text.values()) / 4 for select, by_text in losses.items() if len(by_text) == 2}
         self.assertEqual(min(means, key=means.get), (first, reselect))
         self.assertTrue(chosen[0]["KL"].startswith(f"{means[first, reselect]:.4f} ± "), chosen)
         self.assertIn(f"KL {means[first, reselect]:.4f} ", plan["about"])
         self.assertIn("text.txt", plan["about"])
-        # A place held out, three steps, for every plan of the table.
+        # A place held out for every plan of the table.
         held_out = {tuple(row["select"]) for row in self.rows()[1:] if row.get("text") == 2}
         self.assertEqual(len(held_out), len(table) - 1)
         self.assertEqual(table[-1]["kind"], "full")
@@ -293,7 +293,7 @@ class Refused(Calibrate):
     def test_rows_of_other_settings(self):
         self.calibrate("--selects", "1")
         rows = self.read("plan.rows.jsonl")
-        for change, words in ((("--steps", "4"), "'steps' is 3 there and 4 now"), (("--sinks", "2"), "'policy'")):
+        for change, words in ((("--steps", "4"), "'steps' is 2 there and 4 now"), (("--sinks", "2"), "'policy'")):
             result = self.tidal(*self.arguments("--selects", "1", *change))
             self.refused(result, "plan.rows.jsonl", "another run", words)
         self.assertEqual(self.read("plan.rows.jsonl"), rows)
