@@ -277,7 +277,7 @@ class Refused(Calibrate):
 
     def test_text(self):
         self.text_file = self.file("text.txt", "Too short.")
-        self.refused(self.tidal(*self.arguments()), "text.txt", "too few", "at least 209 are needed")
+        self.refused(self.tidal(*self.arguments()), "text.txt", "too few", "at least 206 are needed")
         self.text_file = self.file("text.txt", "")
         self.refused(self.tidal(*self.arguments()), "is empty, expected a text file")
         self.text_file = self.file("text.txt", b"caf\xe9 " * 2000)
