@@ -19,7 +19,9 @@ constexpr const char* kEnding = ".kv";
 
 int SessionStore::Found::missing_blocks(int known) const {
   int missing = 0;
-  for (size_t i = static_cast<size_t>(known / kPartTokens); i < blocks.size(); ++i) missing += blocks[i];
+  for (size_t i = static_cast<size_t>(known / kPartTokens); i < parts.size(); ++i) {
+    missing += blocks_for(static_cast<int64_t>(parts[i]->tokens.size()));
+  }
   return missing;
 }
 
@@ -90,10 +92,7 @@ SessionStore::Found SessionStore::find(std::span<const Token> tokens, int most, 
       if (usable > most_usable) best = &part, most_usable = usable;
     }
     if (!best) break;
-    found.files.push_back(&best->path);
-    found.tokens.push_back(most_usable);
-    found.blocks.push_back(blocks_for(static_cast<int64_t>(best->tokens.size())));
-    found.clean.push_back(std::min(most_usable, best->clean));
+    found.parts.push_back(best);
     found.length += most_usable;
     if (most_usable < kPartTokens) break;
     parent = best->id;
@@ -105,35 +104,42 @@ Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, c
   if (const int missing = found.missing_blocks(known.length()); missing > pool_.free_blocks()) {
     fail("KV cache: a session needs {} blocks, but only {} are free", missing, pool_.free_blocks());
   }
-  const size_t whole = std::min(static_cast<size_t>(known.length() / kPartTokens), found.files.size());
+  const size_t whole = std::min(static_cast<size_t>(known.length() / kPartTokens), found.parts.size());
   int length = static_cast<int>(whole) * kPartTokens;
   int clean = std::min(known.clean(), length);
   std::vector<BlockId> blocks(known.blocks().begin(), known.blocks().begin() + blocks_for(length));
   std::vector<BlockId> taken;
-  for (size_t i = whole; i < found.files.size(); ++i) {
+  for (size_t i = 0; i < found.parts.size(); ++i) {
+    const auto place = place_of(found.parts[i]);
+    Part& part = place->second;
+    if (i < whole) {
+      touch(part);
+      continue;
+    }
     const size_t before = taken.size();
-    for (int b = 0; b < found.blocks[i]; ++b) taken.push_back(pool_.take());
+    while (taken.size() < before + blocks_for(static_cast<int64_t>(part.tokens.size()))) taken.push_back(pool_.take());
     const std::span<const BlockId> own = std::span(taken).subspan(before);
     try {
-      load_session(*found.files[i], fingerprint_, pool_, own);
+      load_session(part.path, fingerprint_, pool_, own);
     } catch (const Error& damaged) {
       options_.warn(fmt::format("{}; it is ignored", damaged.what()));
-      const auto part = std::find_if(parts_.begin(), parts_.end(),
-                                     [&](const auto& other) { return &other.second.path == found.files[i]; });
-      bytes_ -= part->second.bytes;
-      parts_.erase(part);
+      bytes_ -= part.bytes;
+      parts_.erase(place);
       break;
     }
-    if (clean == length) clean += found.clean[i];
-    length += found.tokens[i];
-    blocks.insert(blocks.end(), own.begin(), own.begin() + blocks_for(found.tokens[i]));
+    touch(part);
+    const int used = std::min(kPartTokens, found.length - length);
+    if (clean == length) clean += std::min(used, part.clean);
+    length += used;
+    blocks.insert(blocks.end(), own.begin(), own.begin() + blocks_for(used));
   }
   Sequence sequence(pool_, 0, tokens.first(length), blocks, clean);
   for (const BlockId block : taken) pool_.release(block);
-  for (auto& [parent, part] : parts_) {
-    if (std::find(found.files.begin(), found.files.end(), &part.path) != found.files.end()) touch(part);
-  }
   return sequence;
+}
+
+SessionStore::Parts::iterator SessionStore::place_of(const Part* part) {
+  return std::find_if(parts_.begin(), parts_.end(), [&](const auto& other) { return &other.second == part; });
 }
 
 SessionStore::Parts::iterator SessionStore::exact(uint64_t parent, std::span<const Token> tokens) {
@@ -163,12 +169,12 @@ void SessionStore::keep(const Sequence& sequence) {
     if (known == parts_.end() || known->second.clean < clean) {
       if (count < kPartTokens && has_longer(parent, tokens, clean)) break;
       try {
-        write(parent, sequence, first, count);
+        known = write({parent, {tokens.begin(), tokens.end()}, clean},
+                      sequence.blocks().subspan(first / kBlockTokens, blocks_for(count)));
       } catch (const Error& error) {
         options_.warn(fmt::format("{}; the session is not kept", error.what()));
         break;
       }
-      known = exact(parent, tokens);
     } else {
       touch(known->second);
     }
@@ -177,14 +183,11 @@ void SessionStore::keep(const Sequence& sequence) {
   drop_oldest();
 }
 
-void SessionStore::write(uint64_t parent, const Sequence& sequence, int first, int count) {
-  const auto tokens = sequence.tokens().subspan(first, count);
-  const SessionPart part{parent, {tokens.begin(), tokens.end()}, std::clamp(sequence.clean() - first, 0, count)};
+SessionStore::Parts::iterator SessionStore::write(const SessionPart& part, std::span<const BlockId> blocks) {
   const std::string path = fmt::format("{}/{:016x}-{:016x}{}", options_.directory, fingerprint_, part.id(), kEnding);
-  const int64_t bytes = write_session(path, fingerprint_, part, pool_,
-                                      sequence.blocks().subspan(first / kBlockTokens, blocks_for(count)));
+  const int64_t bytes = write_session(path, fingerprint_, part, pool_, blocks);
   // What it takes the place of: the same tokens with fewer clean ones, and beginnings of it.
-  const auto [begin, end] = parts_.equal_range(parent);
+  const auto [begin, end] = parts_.equal_range(part.parent);
   for (auto next = begin; next != end;) {
     const auto other = next++;
     const Part& old = other->second;
@@ -192,11 +195,11 @@ void SessionStore::write(uint64_t parent, const Sequence& sequence, int first, i
       bytes_ -= old.bytes;
       parts_.erase(other);
     } else if (old.tokens.size() < kPartTokens && old.clean <= part.clean &&
-               static_cast<size_t>(common_prefix(old.tokens, tokens)) == old.tokens.size()) {
+               static_cast<size_t>(common_prefix(old.tokens, part.tokens)) == old.tokens.size()) {
       remove(other);
     }
   }
-  remember(path, part, bytes);
+  return remember(path, part, bytes);
 }
 
 void SessionStore::drop_oldest() {

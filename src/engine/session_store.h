@@ -33,13 +33,19 @@ class SessionStore {
   /// The pool must outlive it. Makes the folder. Throws Error when that cannot be or cannot be read.
   SessionStore(KvPool& pool, SessionStoreOptions options);
 
-  /// What of a text is there.
+  /// One file.
+  struct Part {
+    std::string path;
+    std::vector<Token> tokens;
+    int clean = 0;
+    uint64_t id = 0;
+    int64_t bytes = 0;
+    uint64_t used = 0;
+  };
+  /// What of a text is there, until the store is used again.
   struct Found {
-    std::vector<const std::string*> files;
-    std::vector<int> tokens;  ///< of each file that the text begins with; all but the last: kPartTokens
-    std::vector<int> blocks;  ///< that the file has
-    std::vector<int> clean;
-    int length = 0;  ///< all tokens
+    std::vector<const Part*> parts;  ///< of all but the last, all tokens
+    int length = 0;                  ///< tokens
 
     /// Blocks of the pool that load() takes beside `known` tokens.
     int missing_blocks(int known) const;
@@ -57,23 +63,16 @@ class SessionStore {
   int files() const { return static_cast<int>(parts_.size()); }
 
  private:
-  struct Part {
-    std::string path;
-    std::vector<Token> tokens;
-    int clean = 0;
-    uint64_t id = 0;
-    int64_t bytes = 0;
-    uint64_t used = 0;
-  };
   using Parts = std::multimap<uint64_t, Part>;  // by the parent's id
 
   void open();
   Parts::iterator remember(const std::string& path, const SessionPart& part, int64_t bytes);
   void touch(Part& part);
   void remove(Parts::iterator part);
+  Parts::iterator place_of(const Part* part);
   Parts::iterator exact(uint64_t parent, std::span<const Token> tokens);
   bool has_longer(uint64_t parent, std::span<const Token> tokens, int clean);
-  void write(uint64_t parent, const Sequence& sequence, int first, int count);
+  Parts::iterator write(const SessionPart& part, std::span<const BlockId> blocks);
   void drop_oldest();
 
   KvPool& pool_;

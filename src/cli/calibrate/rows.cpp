@@ -64,7 +64,7 @@ Candidate candidate(const Json& row) {
 }
 
 /// JSON has no NaN: null stands for it.
-double number_or_null(const Json& value) {
+double number(const Json& value) {
   return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
 }
 
@@ -77,8 +77,8 @@ CalibrationRows::CalibrationRows(const std::string& path, std::string_view backe
   for (const Json& row : file_.rows()) {
     try {
       if (row.contains("seconds")) continue;
-      losses_[{candidate(row), row.at("text").get<int>()}] = {
-          row.at("tokens").get<int64_t>(), number_or_null(row.at("kl_sum")), number_or_null(row.at("kl_squares"))};
+      losses_[{candidate(row), row.at("text").get<int>()}] = {row.at("tokens").get<int64_t>(), number(row.at("kl_sum")),
+                                                              number(row.at("kl_squares"))};
     } catch (const Json::exception&) {
       fail("{}: holds a row that is no measurement of a plan; remove the file", path);
     }
