@@ -10,7 +10,6 @@
 #include "cli/console/output.h"
 #include "cli/console/terminal.h"
 #include "cli/console/text_file.h"
-#include "cli/console/whole_file.h"
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
 #include "cli/options/plan_options.h"
@@ -18,6 +17,7 @@
 #include "cli/options/thread_count.h"
 #include "core/error.h"
 #include "core/utf8.h"
+#include "core/whole_file.h"
 #include "engine/exact.h"
 #include "eval/inspect.h"
 

@@ -10,10 +10,10 @@
 
 #include "cli/console/interrupt.h"
 #include "cli/console/terminal.h"
-#include "cli/console/whole_file.h"
 #include "cli/eval/plans.h"
 #include "cli/options/backend_options.h"
 #include "core/timer.h"
+#include "core/whole_file.h"
 #include "engine/engine.h"
 #include "eval/text_places.h"
 #include "report/result_file.h"
