@@ -7,7 +7,7 @@ set -o pipefail
 cd "$(dirname "$0")" || exit 1
 
 models=(smollm2-135m qwen2.5-coder-0.5b)
-fuzz_seconds=45
+fuzz_seconds=60
 export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 export UBSAN_OPTIONS=print_stacktrace=1
 if command -v ccache >/dev/null; then  # only saves time
@@ -50,13 +50,17 @@ example() {
 asan() { cmake --preset asan -DTIDAL_UNITY=ON && cmake --build --preset asan && short_tests --preset asan; }
 tsan() { cmake --preset tsan -DTIDAL_UNITY=ON && cmake --build --preset tsan && short_tests --preset tsan; }
 
+# The loader and what clients send, at the same time: each takes one processor.
 fuzz() {
-  local limits=(-max_total_time=$fuzz_seconds -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=32768)
-  cmake --preset fuzz && cmake --build --preset fuzz &&
-    build/fuzz/tests/gguf_seeds build/fuzz/seeds &&
-    mkdir -p build/fuzz/corpus &&
-    build/fuzz/tests/gguf_fuzz "${limits[@]}" -artifact_prefix=build/fuzz/ -dict=tests/fuzz/gguf.dict -print_final_stats=1 \
-      build/fuzz/corpus build/fuzz/seeds
+  local limits=(-max_total_time=$fuzz_seconds -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -max_len=32768
+                -artifact_prefix=build/fuzz/ -print_final_stats=1)
+  cmake --preset fuzz && cmake --build --preset fuzz && build/fuzz/tests/gguf_seeds build/fuzz/seeds || return
+  mkdir -p build/fuzz/corpus build/fuzz/requests
+  build/fuzz/tests/request_fuzz "${limits[@]}" -dict=tests/fuzz/http.dict build/fuzz/requests tests/fuzz/requests &
+  local requests=$!
+  build/fuzz/tests/gguf_fuzz "${limits[@]}" -dict=tests/fuzz/gguf.dict build/fuzz/corpus build/fuzz/seeds
+  local loader=$?
+  wait $requests && return $loader
 }
 
 sources() { git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'; }

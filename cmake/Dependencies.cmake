@@ -18,7 +18,7 @@ endif()
 if(TIDAL_CLI)
   find_package(CLI11 REQUIRED)
 endif()
-if(TIDAL_SERVER)
+if(TIDAL_SERVER OR TIDAL_FUZZ)
   find_package(Boost 1.74 REQUIRED)  # headers alone: Asio and Beast
 endif()
 if(TIDAL_TESTS)

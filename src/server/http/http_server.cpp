@@ -66,12 +66,6 @@ void listen(tcp::acceptor& acceptor, boost::asio::io_context& io, const Options&
 
 }  // namespace
 
-std::string_view Request::header(std::string_view name) const {
-  const auto found =
-      std::find_if(headers.begin(), headers.end(), [&](const auto& entry) { return entry.first == name; });
-  return found == headers.end() ? std::string_view() : std::string_view(found->second);
-}
-
 struct Server::State {
   explicit State(const Options& options, Handler handler, ErrorBody error_body);
   ~State() { stop(milliseconds(0)); }

@@ -64,6 +64,12 @@ bool other_http_version(std::string_view bytes) {
 
 }  // namespace
 
+std::string_view Request::header(std::string_view name) const {
+  const auto found =
+      std::find_if(headers.begin(), headers.end(), [&](const auto& entry) { return entry.first == name; });
+  return found == headers.end() ? std::string_view() : std::string_view(found->second);
+}
+
 class RequestParser::Fields : public beast::http::basic_parser<true> {
  public:
   Fields(size_t most_header, size_t most_body) : most_header_(most_header) {
