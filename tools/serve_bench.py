@@ -2,14 +2,16 @@
 """Times `tidal serve`, and llama-server beside it, as their clients see them: one after the other, each alone.
 
     tools/serve_bench.py -m FILE --text models/kjv.txt [--tidal PROGRAM] [--llama-server PROGRAM] [--threads N]
+                         [--lines clients,conversation,gap,token,idle,restart] [--client-cpus 2,3]
 
 Four clients with long prompts of their own, a conversation that grows, the gaps of a stream while another prompt is
-read, the tokens of one stream beside `tidal run`'s, and the memory of idle connections. llama-server comes from the
-llama.cpp that tidal is built with (-DLLAMA_BUILD_SERVER=ON)."""
+read, the tokens of one stream beside `tidal run`'s, the memory of idle connections, and for tidal a 32K text that is on
+disk when the server starts. llama-server comes from the llama.cpp that tidal is built with (-DLLAMA_BUILD_SERVER=ON)."""
 
 import argparse
 import http.client
 import json
+import os
 import re
 import socket
 import statistics
@@ -25,6 +27,8 @@ CHARACTERS = 3.9  # of a token, about; the servers say what it was
 class Server:
     """A server of its own port, alone on the machine until it is closed."""
 
+    cpus = None  # its processors; None: the client's
+
     def __init__(self, name, command):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -32,7 +36,8 @@ class Server:
         self.name = name
         self.log = tempfile.TemporaryFile()
         started = time.monotonic()
-        self.process = subprocess.Popen(command + ["--port", str(self.port)], stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(command + ["--port", str(self.port)], stdout=self.log, stderr=self.log,
+                                        preexec_fn=on_own_processors())
         while not self.healthy():
             if self.process.poll() is not None:
                 self.log.seek(0)
@@ -90,6 +95,10 @@ class Server:
         return self.stream("/v1/completions", body, each)
 
 
+def on_own_processors():
+    return Server.cpus and (lambda: os.sched_setaffinity(0, Server.cpus))
+
+
 class Text:
     def __init__(self, path):
         with open(path, encoding="utf-8") as file:
@@ -120,19 +129,22 @@ def four_clients(server, text):
 
 
 def conversation(server, text):
-    """Seconds to the first token of turns 1 to 8 of a conversation that begins with 8K, and its tokens at the end."""
+    """Seconds to the first token of turns 1 to 8 of a conversation that begins with 8K, the milliseconds of them that
+    the server says it read for from turn 2 on, and the conversation's tokens at the end."""
     messages = [{"role": "user", "content": text.part(7, 8000) + "\n\nWhat is this text about?"}]
-    firsts, last = [], {}
+    firsts, engine, last = [], [], {}
     for turn in range(8):
         answer, times, last = server.stream("/v1/chat/completions", {"messages": messages, "max_tokens": 32})
         firsts.append(times[0])
+        engine.append(last["timings"]["prompt_ms"])
         messages += [{"role": "assistant", "content": answer},
                      {"role": "user", "content": f"Question {turn + 1}: who is spoken of next, and why?"}]
-    return firsts, last["usage"]["prompt_tokens"]
+    return firsts, statistics.mean(engine[1:]), last["usage"]["prompt_tokens"]
 
 
 def longest_gap(server, text):
-    """The longest gap of a stream while a prompt of 8K is read, and the seconds that the prompt's reading took."""
+    """The longest gap of a stream while a prompt of 8K is read, the seconds that the reading took, those of the prompt's
+    last chunk alone, and its tokens."""
     times = []
     running = threading.Thread(target=server.complete, args=("It was a dark and stormy night.", 1200),
                                kwargs={"each": lambda: times.append(time.monotonic()), "cache_prompt": False})
@@ -144,7 +156,13 @@ def longest_gap(server, text):
     ended = time.monotonic()
     running.join()
     near = [t for t in times if t >= started - 0.5]
-    return max(b - a for a, b in zip(near, near[1:]) if b > started and a < ended), seconds
+    gap = max(b - a for a, b in zip(near, near[1:]) if b > started and a < ended)
+    # The last chunk alone: all before it is cached.
+    whole = text.part(11, 8192)
+    server.complete(whole[:-int(511 * CHARACTERS)], 1)
+    _, times, last = server.complete(whole, 1)
+    usage = last["usage"]
+    return gap, seconds, times[0], usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
 
 
 def token_time(server, text):
@@ -165,7 +183,7 @@ def run_token_time(options, text):
         for _ in range(3):
             said = subprocess.run([options.tidal, "run", "-m", options.model, "-f", prompt.name, "-n", "256", "-c", "10240",
                                    "-t", str(options.threads), "--temp", "0", "--ignore-eos"], capture_output=True,
-                                  text=True, check=True).stderr
+                                  text=True, check=True, preexec_fn=on_own_processors()).stderr
             rounds.append(1000 / float(re.findall(r"([0-9.]+) tok/s", said)[-1]))
     return statistics.median(rounds)
 
@@ -181,19 +199,43 @@ def idle_connections(server):
     return taken
 
 
-def measure(server, text):
+def restart(command, text):
+    """Seconds of a new server until it is ready, and from then to the first token of a text of 32K that an earlier one
+    left on disk, with a question behind it; how long the earlier one took to read it, and tokens, cached ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = command + ["-c", "34000", "--cache-dir", folder]
+        prompt = text.part(13, 32000)
+        with Server("tidal serve", command) as server:
+            read = server.complete(prompt, 4)[1][0]
+        with Server("tidal serve", command) as server:
+            _, times, last = server.complete(prompt + "\nWho is meant by this?", 4)
+            usage = last["usage"]
+            return (server.start_seconds, times[0], read, usage["prompt_tokens"],
+                    usage["prompt_tokens_details"]["cached_tokens"])
+
+
+def measure(server, text, lines):
+    def say(line):
+        print("  " + line, flush=True)
+
     with server:
         print(f"{server.name}: ready after {server.start_seconds:.2f} s", flush=True)
-        print(f"  500 idle connections: {idle_connections(server):.1f} MiB", flush=True)
-        seconds, prompts = four_clients(server, text)
-        print(f"  4 clients, prompts of {prompts} tokens, 64 more each: {seconds:.1f} s", flush=True)
-        firsts, tokens = conversation(server, text)
-        later = ", ".join(f"{1000 * first:.0f}" for first in firsts[1:])
-        print(f"  conversation of 8 turns, {tokens} tokens at the end: first token of turn 1 after {firsts[0]:.2f} s, "
-              f"of turns 2 to 8 {1000 * statistics.mean(firsts[1:]):.0f} ms ({later})", flush=True)
-        gap, seconds = longest_gap(server, text)
-        print(f"  longest gap of a stream while 8K is read: {1000 * gap:.0f} ms; reading took {seconds:.1f} s", flush=True)
-        print(f"  a token of one stream after 4K: {token_time(server, text):.2f} ms", flush=True)
+        if "idle" in lines:
+            say(f"500 idle connections: {idle_connections(server):.1f} MiB")
+        if "clients" in lines:
+            seconds, prompts = four_clients(server, text)
+            say(f"4 clients, prompts of {prompts} tokens, 64 more each: {seconds:.1f} s")
+        if "conversation" in lines:
+            firsts, engine, tokens = conversation(server, text)
+            later = ", ".join(f"{1000 * first:.0f}" for first in firsts[1:])
+            say(f"conversation of 8 turns, {tokens} tokens at the end: first token of turn 1 after {firsts[0]:.2f} s, "
+                f"of turns 2 to 8 {1000 * statistics.mean(firsts[1:]):.0f} ms ({later}), {engine:.0f} ms of that reading")
+        if "gap" in lines:
+            gap, seconds, chunk, tokens = longest_gap(server, text)
+            say(f"longest gap of a stream while 8K is read: {1000 * gap:.0f} ms; reading took {seconds:.1f} s, "
+                f"its last {tokens} tokens alone {1000 * chunk:.0f} ms")
+        if "token" in lines:
+            say(f"a token of one stream after 4K: {token_time(server, text):.2f} ms")
 
 
 def main():
@@ -203,16 +245,32 @@ def main():
     parser.add_argument("--tidal", help="the program; left out: not measured")
     parser.add_argument("--llama-server", help="the program; left out: not measured")
     parser.add_argument("--threads", type=int, default=2)
+    every = "idle,clients,conversation,gap,token,restart"
+    parser.add_argument("--lines", default=every, help=f"what to measure (default: {every})")
+    parser.add_argument("--client-cpus", help="processors for the clients alone, such as 2,3; the servers keep the others")
     options = parser.parse_args()
+    lines = options.lines.split(",")
+    if unknown := set(lines) - set(every.split(",")):
+        parser.error(f"--lines: there is no {', '.join(sorted(unknown))}")
     text = Text(options.text)
     common = ["-m", options.model, "--host", "127.0.0.1", "-t", str(options.threads), "--parallel", "4"]
+    if options.client_cpus:
+        clients = {int(cpu) for cpu in options.client_cpus.split(",")}
+        Server.cpus = os.sched_getaffinity(0) - clients
+        os.sched_setaffinity(0, clients)
     if options.tidal:
-        measure(Server("tidal serve", [options.tidal, "serve", *common, "-c", "10240"]), text)
-        print(f"  the same by tidal run: {run_token_time(options, text):.2f} ms", flush=True)
+        serve = [options.tidal, "serve", *common]
+        measure(Server("tidal serve", serve + ["-c", "10240"]), text, lines)
+        if "token" in lines:
+            print(f"  the same by tidal run: {run_token_time(options, text):.2f} ms", flush=True)
+        if "restart" in lines:
+            start, first, read, tokens, cached = restart(serve, text)
+            print(f"  {cached} of {tokens} tokens on disk: ready after {start:.2f} s, first token {1000 * first:.0f} ms later, "
+                  f"where reading took {read:.1f} s", flush=True)
     if options.llama_server:
         # Its context is shared by the slots: four of 10240.
         measure(Server("llama-server", [options.llama_server, *common, "-c", str(4 * 10240), "-tb", str(options.threads)]),
-                text)
+                text, lines)
 
 
 if __name__ == "__main__":
