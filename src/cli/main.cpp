@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdio>
 #include <new>
 
@@ -48,6 +49,7 @@ int run(CLI::App& app, int argc, char** argv) {
 int main(int argc, char** argv) {
   tidal::wait_shortly(argv);
   tidal::receive_signals();
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is told of like a full disk
   CLI::App app("Decodes long contexts fast with position persistent sparse attention.", "tidal");
   app.set_version_flag("--version", std::string("tidal ") + TIDAL_VERSION, "Print the version and leave");
   app.require_subcommand(0, 1);

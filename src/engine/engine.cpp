@@ -267,6 +267,11 @@ void Engine::correct(Sequence& sequence) {
   }
 }
 
+int Engine::reusable(int count) const {
+  const int few = backend_.decode_rows();
+  return count <= few ? count - 1 : count - few - 1;
+}
+
 std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token> tokens,
                                        const std::function<bool(int done)>& progress) {
   if (tokens.empty()) fail("prompt: it is empty, at least one token is needed");

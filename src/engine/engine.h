@@ -80,6 +80,11 @@ class Engine {
   /// undone stays polluted.
   void correct(Sequence& sequence);
 
+  /// How many tokens of a prompt of `count` may come from a cache: the last one must be computed, for its logits, and
+  /// beside it as many as take the way of prefill. Those few that a chunk of Backend::decode_rows() computes otherwise
+  /// would not be what they are without the cache.
+  int reusable(int count) const;
+
   /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. Where the plan corrects, polluted
   /// tokens are corrected first. `progress(done)` after every chunk; returning false stops early (the sequence then
   /// holds `done` tokens more).

@@ -43,10 +43,12 @@ int KvPool::sketch_widths() const {
   return widths;
 }
 
+size_t KvPool::kv_bytes() const {
+  return sizeof(Bf16) * static_cast<size_t>(layers_[0].tile_elements()) * layers_[0].kv_heads;
+}
+
 template <typename Part>
-void KvPool::each_part(const KvLayer& layer, BlockId block, int widths, const Part& part) {
-  part(reinterpret_cast<std::byte*>(layer.tile(block, 0)),
-       sizeof(Bf16) * static_cast<size_t>(layer.tile_elements()) * layer.kv_heads);
+void KvPool::each_sketch(const KvLayer& layer, BlockId block, int widths, const Part& part) {
   for (const int bits : kSketchBits) {
     if (!(widths & bits)) continue;
     part(layer.keeps_sketch(bits) ? layer.sketch(bits, block, 0) : nullptr,
@@ -54,29 +56,50 @@ void KvPool::each_part(const KvLayer& layer, BlockId block, int widths, const Pa
   }
 }
 
-int64_t KvPool::block_bytes(int widths) const {
+size_t KvPool::sketch_bytes(int widths) const {
   size_t bytes = 0;
-  each_part(layers_[0], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
-  return static_cast<int64_t>(bytes * layers_.size());
+  each_sketch(layers_[0], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
+  return bytes;
 }
 
-void KvPool::save(BlockId block, std::byte* to) const {
-  for (const KvLayer& layer : layers_) {
-    each_part(layer, block, sketch_widths(), [&](const std::byte* data, size_t bytes) {
+void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
+  for (const BlockId block : blocks) {
+    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(block, 0)), kv_bytes());
+    to += kv_bytes();
+  }
+}
+
+void KvPool::read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
+  for (const BlockId block : blocks) {
+    each_sketch(layers_[layer], block, sketch_widths(), [&](const std::byte* data, size_t bytes) {
       backend_.read(to, data, bytes);
       to += bytes;
     });
   }
 }
 
-void KvPool::load(BlockId block, const std::byte* from, int widths, bool full) {
-  for (const KvLayer& layer : layers_) {
-    each_part(layer, block, widths, [&](std::byte* data, size_t bytes) {
+void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int descriptor,
+                      int64_t offset) {
+  // Neighbours together: of a mapping there may be some ten thousand.
+  for (size_t first = 0, end = 0; first < blocks.size(); first = end) {
+    while (++end < blocks.size() && blocks[end] == blocks[end - 1] + 1) {
+    }
+    std::byte* to = reinterpret_cast<std::byte*>(layers_[layer].tile(blocks[first], 0));
+    const size_t before = first * kv_bytes(), bytes = (end - first) * kv_bytes();
+    const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
+    if (!mapped) backend_.write(to, from + before, bytes);
+  }
+}
+
+void KvPool::write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths,
+                            size_t full) {
+  for (const BlockId block : blocks) {
+    each_sketch(layers_[layer], block, widths, [&](std::byte* data, size_t bytes) {
       if (data) backend_.write(data, from, bytes);
       from += bytes;
     });
-    if (full && (sketch_widths() & ~widths)) backend_.sketch(layer, {&block, 1});
   }
+  if (sketch_widths() & ~widths) backend_.sketch(layers_[layer], blocks.first(full));
 }
 
 BlockId KvPool::take() {
@@ -95,9 +118,8 @@ void KvPool::release(BlockId block) {
 
 void KvPool::copy(BlockId to, BlockId from) {
   for (const KvLayer& layer : layers_) {
-    const size_t bytes = sizeof(Bf16) * static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
-                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), bytes);
+                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes());
     for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};

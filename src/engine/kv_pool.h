@@ -35,24 +35,30 @@ class KvPool {
   /// Copies the content of all layers.
   void copy(BlockId to, BlockId from);
 
+  // Content of blocks, by layers, in host memory.
+
   /// The widths of the sketches that are kept: the sum of their bits.
   int sketch_widths() const;
-  /// Bytes of one block in all layers: in each K and V, then sketches of these widths, the narrow ones first.
-  int64_t block_bytes(int widths) const;
-  /// Copies the content of all layers, with the sketches that are kept, to host memory [block_bytes(sketch_widths())].
-  void save(BlockId block, std::byte* to) const;
-  /// The way back, from what was saved with sketches of `widths`; makes those that are kept and missing there if the
-  /// block is `full`.
-  void load(BlockId block, const std::byte* from, int widths, bool full);
+  /// Bytes of one block in one layer: K and V; sketches of these widths, the narrow ones first.
+  size_t kv_bytes() const;
+  size_t sketch_bytes(int widths) const;
+  /// To `to` [blocks, kv_bytes()], and [blocks, sketch_bytes(sketch_widths())].
+  void read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
+  void read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
+  /// The way back. read_kv()'s bytes may also stand in a file, `descriptor`, at `offset`: then the backend may map them
+  /// instead of copying.
+  void write_kv(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int descriptor = -1,
+                int64_t offset = 0);
+  /// From sketches of `widths`; those of the first `full` blocks that are kept and missing there are made.
+  void write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths, size_t full);
 
   std::span<const KvLayer> layers() const { return layers_; }
   Backend& backend() const { return backend_; }
 
  private:
-  /// The backend's memory of `block` in one layer, as block_bytes() lists it: part(data, bytes); null data for sketches
-  /// that are not kept.
+  /// The sketches of `block` in `layer`: part(data, bytes) for each of `widths`; null data for those that are not kept.
   template <typename Part>
-  static void each_part(const KvLayer& layer, BlockId block, int widths, const Part& part);
+  static void each_sketch(const KvLayer& layer, BlockId block, int widths, const Part& part);
 
   Backend& backend_;
   Buffer memory_;

@@ -30,10 +30,8 @@ ScheduledJob::ScheduledJob(Engine& engine, JobId id, uint64_t arrival, Job&& job
 
 void ScheduledJob::begin(PrefixCache& cache) {
   const int context = engine_.options().context;
-  // The last token must be computed, for its logits. As many as take the way of prefill: those few that a chunk of
-  // decode_rows() computes otherwise would not be what they are without the cache.
-  const int count = static_cast<int>(tokens_.size()), few = engine_.pool().backend().decode_rows();
-  const int most = begun_ || count <= few ? count - 1 : count - few - 1;
+  const int count = static_cast<int>(tokens_.size());
+  const int most = begun_ ? count - 1 : engine_.reusable(count);
   sequence_.emplace(job_.use_cache ? cache.find(tokens_, most, clean_only_, context) : engine_.create());
   if (sequence_->length() < kLeastShared) sequence_->truncate(0);
   const int length = sequence_->length();

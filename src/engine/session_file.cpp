@@ -1,26 +1,27 @@
 #include "engine/session_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstdio>
+#include <algorithm>
 #include <cstring>
-#include <utility>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "core/error.h"
+#include "core/whole_file.h"
+#include "model/mapped_file.h"
 
 namespace tidal {
 namespace {
 
-constexpr char kMagic[8] = {'t', 'i', 'd', 'a', 'l', 'k', 'v', '1'};
+constexpr char kMagic[8] = {'t', 'i', 'd', 'a', 'l', 'k', 'v', '2'};
+constexpr size_t kNameLength = 7;  // of kMagic; the version follows
 constexpr int kMostTokens = 1 << 24;
+constexpr const char* kExpected = "a session of tidal";
+/// K/V begin at a page, so that they can be mapped.
+constexpr size_t kPage = 4096;
 
-/// The file: this, the tokens, the blocks. Little-endian, as all that tidal runs on.
+/// The file: this, the tokens, the hashes [layers, K/V and sketches], and from the next page on K/V [layers, blocks],
+/// then sketches [layers, blocks]. Little-endian, as all that tidal runs on.
 struct Header {
   char magic[8];
   uint64_t fingerprint;
@@ -28,89 +29,84 @@ struct Header {
   int32_t tokens;
   int32_t clean;
   int32_t widths;  ///< of the sketches: the sum of their bits
-  int32_t unused;
-  int64_t block_bytes;
-  uint64_t content;  ///< hash of the blocks
-  uint64_t check;    ///< hash of the header before this, and of the tokens
+  int32_t layers;
+  int64_t kv_bytes;      ///< of one block in one layer
+  int64_t sketch_bytes;  ///< likewise
+  uint64_t check;        ///< hash of the header before this, and of what is behind it up to the K/V
 };
 
-uint64_t check_of(const Header& header, std::span<const Token> tokens) {
-  return XXH3_64bits_withSeed(tokens.data(), tokens.size_bytes(), XXH3_64bits(&header, offsetof(Header, check)));
+struct LayerHashes {
+  uint64_t kv, sketches;
+};
+
+uint64_t check_of(const Header& header, const void* behind, size_t bytes) {
+  return XXH3_64bits_withSeed(behind, bytes, XXH3_64bits(&header, offsetof(Header, check)));
 }
 
-[[noreturn]] void fail_of(const std::string& path, const char* what) {
-  fail("{}: {}: {}", path, what, std::strerror(errno));
-}
-
-class File {
+/// Where in the file things are.
+class Places {
  public:
-  File(const std::string& path, int flags) : path_(path), file_(::open(path.c_str(), flags | O_CLOEXEC, 0600)) {
-    if (file_ < 0) fail_of(path, flags & O_CREAT ? "cannot be written" : "cannot be read");
-  }
-  ~File() {
-    if (file_ >= 0) ::close(file_);
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
+  explicit Places(const Header& header)
+      : tokens_(sizeof(Token) * static_cast<size_t>(header.tokens)),
+        hashes_(sizeof(LayerHashes) * static_cast<size_t>(header.layers)),
+        blocks_(static_cast<size_t>(blocks_for(header.tokens))),
+        layers_(static_cast<size_t>(header.layers)),
+        kv_(blocks_ * static_cast<size_t>(header.kv_bytes)),
+        sketches_(blocks_ * static_cast<size_t>(header.sketch_bytes)) {}
 
-  void write(const void* data, size_t bytes) {
-    const char* from = static_cast<const char*>(data);
-    while (bytes > 0) {
-      const ssize_t done = ::write(file_, from, bytes);
-      if (done < 0 && errno == EINTR) continue;
-      if (done < 0) fail_of(path_, "cannot be written");
-      from += done;
-      bytes -= static_cast<size_t>(done);
-    }
-  }
-  void read(void* data, size_t bytes) {
-    char* to = static_cast<char*>(data);
-    while (bytes > 0) {
-      const ssize_t done = ::read(file_, to, bytes);
-      if (done < 0 && errno == EINTR) continue;
-      if (done < 0) fail_of(path_, "cannot be read");
-      if (done == 0) fail("{}: ends early, expected {} more bytes", path_, bytes);
-      to += done;
-      bytes -= static_cast<size_t>(done);
-    }
-  }
-  void write_beginning(const void* data, size_t bytes) {
-    if (::lseek(file_, 0, SEEK_SET) != 0) fail_of(path_, "cannot be written");
-    write(data, bytes);
-  }
-  int64_t bytes() const {
-    struct stat status = {};
-    if (::fstat(file_, &status) != 0) fail_of(path_, "cannot be read");
-    return status.st_size;
-  }
-  void close() {
-    if (::close(std::exchange(file_, -1)) != 0) fail_of(path_, "cannot be written");
-  }
+  size_t tokens() const { return sizeof(Header); }
+  size_t hashes() const { return tokens() + tokens_; }
+  /// From the header's end to the K/V.
+  size_t behind_header() const { return kv(0) - sizeof(Header); }
+  size_t kv(size_t layer) const { return (hashes() + hashes_ + kPage - 1) / kPage * kPage + layer * kv_; }
+  size_t sketches(size_t layer) const { return kv(layers_) + layer * sketches_; }
+  size_t end() const { return sketches(layers_); }
+  /// Bytes of a layer.
+  size_t kv_bytes() const { return kv_; }
+  size_t sketch_bytes() const { return sketches_; }
+  size_t blocks() const { return blocks_; }
+  size_t layers() const { return layers_; }
 
  private:
-  const std::string& path_;
-  int file_;
+  size_t tokens_, hashes_, blocks_, layers_, kv_, sketches_;
 };
 
-/// Reads and checks all but the blocks.
-Header read_beginning(File& file, const std::string& path, uint64_t fingerprint, std::vector<Token>& tokens) {
+/// A file whose beginning is what was written.
+struct OpenFile {
+  MappedFile file;
   Header header;
-  file.read(&header, sizeof header);
-  if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) fail("{}: is no session of tidal", path);
-  if (header.fingerprint != fingerprint) fail("{}: is a session of another model or of another layout", path);
-  if (header.tokens < 1 || header.tokens > kMostTokens || header.clean < 0 || header.clean > header.tokens) {
-    fail("{}: is damaged: {} tokens, {} of them clean", path, header.tokens, header.clean);
+  std::span<const Token> tokens;
+};
+
+OpenFile open(const std::string& path, uint64_t fingerprint) {
+  OpenFile open{map_file(path, kExpected), {}, {}};
+  const MappedFile& file = open.file;
+  Header& header = open.header;
+  if (file.size < sizeof header || std::memcmp(file.data, kMagic, sizeof kMagic) != 0) {
+    fail("{}: is not {}", path, kExpected);
   }
-  tokens.resize(header.tokens);
-  file.read(tokens.data(), sizeof(Token) * tokens.size());
-  if (check_of(header, tokens) != header.check) fail("{}: is damaged: its beginning is not what was written", path);
-  const int64_t expected = static_cast<int64_t>(sizeof header + sizeof(Token) * tokens.size()) +
-                           header.block_bytes * blocks_for(header.tokens);
-  if (file.bytes() != expected) fail("{}: has {} bytes, expected {}", path, file.bytes(), expected);
-  return header;
+  std::memcpy(&header, file.data, sizeof header);
+  if (header.fingerprint != fingerprint) fail("{}: is a session of another model or of another layout", path);
+  const auto within = [](int64_t value, int64_t most) { return value >= 0 && value <= most; };
+  const bool sane = header.tokens >= 1 && header.tokens <= kMostTokens && within(header.clean, header.tokens) &&
+                    within(header.layers, 1 << 16) && within(header.kv_bytes, 1 << 30) &&
+                    within(header.sketch_bytes, 1 << 30);
+  if (!sane) fail("{}: is damaged: its beginning is not what was written", path);
+  const Places places(header);
+  if (file.size != places.end()) fail("{}: has {} bytes, expected {}", path, file.size, places.end());
+  if (check_of(header, file.data + places.tokens(), places.behind_header()) != header.check) {
+    fail("{}: is damaged: its beginning is not what was written", path);
+  }
+  open.tokens = {reinterpret_cast<const Token*>(file.data + places.tokens()), static_cast<size_t>(header.tokens)};
+  return open;
 }
 
 }  // namespace
+
+bool is_session(const std::string& path) {
+  const MappedFile file = map_file(path, kExpected);
+  return file.size >= kNameLength && std::memcmp(file.data, kMagic, kNameLength) == 0;
+}
 
 uint64_t SessionPart::id() const { return XXH3_64bits_withSeed(tokens.data(), sizeof(Token) * tokens.size(), parent); }
 
@@ -120,7 +116,7 @@ uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
   return XXH3_64bits_withSeed(layout, sizeof layout, model);
 }
 
-int64_t write_session(const std::string& path, uint64_t fingerprint, const SessionPart& part, KvPool& pool,
+int64_t write_session(const std::string& path, uint64_t fingerprint, const SessionPart& part, const KvPool& pool,
                       std::span<const BlockId> blocks) {
   Header header = {};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -129,61 +125,70 @@ int64_t write_session(const std::string& path, uint64_t fingerprint, const Sessi
   header.tokens = static_cast<int32_t>(part.tokens.size());
   header.clean = part.clean;
   header.widths = pool.sketch_widths();
-  header.block_bytes = pool.block_bytes(header.widths);
-  // Beside its place, and under its name only when it is whole.
-  const std::string unfinished = fmt::format("{}.{}.part", path, ::getpid());
-  try {
-    File file(unfinished, O_WRONLY | O_CREAT | O_TRUNC);
-    file.write(&header, sizeof header);
-    file.write(part.tokens.data(), sizeof(Token) * part.tokens.size());
-    std::vector<std::byte> content(static_cast<size_t>(header.block_bytes));
-    XXH3_state_t hash;
-    XXH3_64bits_reset(&hash);
-    for (const BlockId block : blocks) {
-      pool.save(block, content.data());
-      XXH3_64bits_update(&hash, content.data(), content.size());
-      file.write(content.data(), content.size());
-    }
-    header.content = XXH3_64bits_digest(&hash);
-    header.check = check_of(header, part.tokens);
-    file.write_beginning(&header, sizeof header);
-    const int64_t bytes = file.bytes();
-    file.close();
-    if (std::rename(unfinished.c_str(), path.c_str()) != 0) fail_of(path, "cannot be written");
-    return bytes;
-  } catch (...) {
-    ::unlink(unfinished.c_str());
-    throw;
+  header.layers = static_cast<int32_t>(pool.layers().size());
+  header.kv_bytes = static_cast<int64_t>(pool.kv_bytes());
+  header.sketch_bytes = static_cast<int64_t>(pool.sketch_bytes(header.widths));
+  const Places places(header);
+  std::vector<std::byte> behind(places.behind_header());
+  std::memcpy(behind.data(), part.tokens.data(), sizeof(Token) * part.tokens.size());
+
+  // What a power cut may tear is found out by its hashes.
+  PartFile file(path, 0600);
+  file.write(&header, sizeof header);
+  file.write(behind.data(), behind.size());
+  std::vector<LayerHashes> hashes(places.layers());
+  std::vector<std::byte> content(std::max(places.kv_bytes(), places.sketch_bytes()));
+  const auto put = [&](size_t bytes) {
+    file.write(content.data(), bytes);
+    return XXH3_64bits(content.data(), bytes);
+  };
+  for (size_t layer = 0; layer < places.layers(); ++layer) {
+    pool.read_kv(layer, blocks, content.data());
+    hashes[layer].kv = put(places.kv_bytes());
   }
+  for (size_t layer = 0; layer < places.layers(); ++layer) {
+    pool.read_sketches(layer, blocks, content.data());
+    hashes[layer].sketches = put(places.sketch_bytes());
+  }
+  std::memcpy(behind.data() + places.hashes() - sizeof header, hashes.data(), sizeof(LayerHashes) * hashes.size());
+  header.check = check_of(header, behind.data(), places.behind_header());
+  file.rewrite(0, &header, sizeof header);
+  file.rewrite(sizeof header, behind.data(), behind.size());
+  file.finish(false);
+  return file.bytes();
 }
 
 SessionPart read_session(const std::string& path, uint64_t fingerprint) {
-  File file(path, O_RDONLY);
-  SessionPart part;
-  const Header header = read_beginning(file, path, fingerprint, part.tokens);
-  part.parent = header.parent;
-  part.clean = header.clean;
-  return part;
+  const OpenFile open = tidal::open(path, fingerprint);
+  return {.parent = open.header.parent, .tokens = {open.tokens.begin(), open.tokens.end()}, .clean = open.header.clean};
 }
 
 void load_session(const std::string& path, uint64_t fingerprint, KvPool& pool, std::span<const BlockId> blocks) {
-  File file(path, O_RDONLY);
-  std::vector<Token> tokens;
-  const Header header = read_beginning(file, path, fingerprint, tokens);
-  if (header.block_bytes != pool.block_bytes(header.widths) ||
-      blocks.size() != static_cast<size_t>(blocks_for(header.tokens))) {
-    fail("{}: is damaged: {} bytes a block, expected {}", path, header.block_bytes, pool.block_bytes(header.widths));
+  const OpenFile open = tidal::open(path, fingerprint);
+  const Header& header = open.header;
+  const std::byte* data = open.file.data;
+  const Places places(header);
+  if (places.layers() != pool.layers().size() || blocks.size() > places.blocks() ||
+      header.kv_bytes != static_cast<int64_t>(pool.kv_bytes()) ||
+      header.sketch_bytes != static_cast<int64_t>(pool.sketch_bytes(header.widths))) {
+    fail("{}: is damaged: its layout is not that of the model", path);
   }
-  std::vector<std::byte> content(static_cast<size_t>(header.block_bytes));
-  XXH3_state_t hash;
-  XXH3_64bits_reset(&hash);
-  for (size_t b = 0; b < blocks.size(); ++b) {
-    file.read(content.data(), content.size());
-    XXH3_64bits_update(&hash, content.data(), content.size());
-    const bool full = (b + 1) * kBlockTokens <= tokens.size();
-    pool.load(blocks[b], content.data(), header.widths, full);
+  const auto* hashes = data + places.hashes();
+  int damaged = 0;
+#pragma omp parallel for schedule(dynamic) reduction(+ : damaged)
+  for (size_t layer = 0; layer < places.layers(); ++layer) {
+    LayerHashes expected;
+    std::memcpy(&expected, hashes + sizeof expected * layer, sizeof expected);
+    damaged += XXH3_64bits(data + places.kv(layer), places.kv_bytes()) != expected.kv ||
+               XXH3_64bits(data + places.sketches(layer), places.sketch_bytes()) != expected.sketches;
   }
-  if (XXH3_64bits_digest(&hash) != header.content) fail("{}: is damaged: its K/V are not what was written", path);
+  if (damaged > 0) fail("{}: is damaged: its K/V are not what was written", path);
+  const size_t full = std::min(blocks.size(), open.tokens.size() / kBlockTokens);
+  for (size_t layer = 0; layer < places.layers(); ++layer) {
+    const size_t kv = places.kv(layer);
+    pool.write_kv(layer, blocks, data + kv, open.file.descriptor, static_cast<int64_t>(kv));
+    pool.write_sketches(layer, blocks, data + places.sketches(layer), header.widths, full);
+  }
 }
 
 }  // namespace tidal

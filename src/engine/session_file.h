@@ -25,15 +25,19 @@ uint64_t session_fingerprint(uint64_t model, const KvPool& pool);
 
 /// Writes `part`, whose K/V are in `blocks` [blocks_for(tokens)], and the sketches that the pool keeps of them. The
 /// file is there whole or not at all. Returns its bytes. Throws Error when it cannot be written.
-int64_t write_session(const std::string& path, uint64_t fingerprint, const SessionPart& part, KvPool& pool,
+int64_t write_session(const std::string& path, uint64_t fingerprint, const SessionPart& part, const KvPool& pool,
                       std::span<const BlockId> blocks);
 
 /// What the file is of, without its K/V. Throws Error for a file that is torn, none of these, or of another
 /// fingerprint.
 SessionPart read_session(const std::string& path, uint64_t fingerprint);
 
-/// Reads the K/V into `blocks` [blocks_for(tokens)], and makes the sketches that the pool keeps and the file has not.
-/// Throws Error when they are not what was written; then the blocks hold anything.
+/// Whether the file is one of these, of whatever version and state. Throws Error when it cannot be read.
+bool is_session(const std::string& path);
+
+/// Has `blocks`, all blocks_for(tokens) or the first of them, hold the K/V, mapped where the backend can, and makes the
+/// sketches that the pool keeps and the file has not. All is read once before, by all processors: throws Error when it
+/// is not what was written.
 void load_session(const std::string& path, uint64_t fingerprint, KvPool& pool, std::span<const BlockId> blocks);
 
 }  // namespace tidal

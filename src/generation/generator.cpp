@@ -42,6 +42,11 @@ int Generator::room() const {
   return engine_.options().context - sequence_.length() - static_cast<int>(pending_.size());
 }
 
+void Generator::resume(Sequence sequence) {
+  pending_.clear();
+  sequence_ = std::move(sequence);
+}
+
 void Generator::truncate(int length) {
   pending_.clear();
   sequence_.truncate(length);

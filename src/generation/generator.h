@@ -67,6 +67,9 @@ class Generator {
   int room() const;
   /// The cached conversation.
   std::span<const Token> tokens() const { return sequence_.tokens(); }
+  const Sequence& sequence() const { return sequence_; }
+  /// Goes on with another conversation, which the engine's pool holds; the sampler does not learn of its tokens.
+  void resume(Sequence sequence);
   /// Forgets all tokens from `length` on.
   void truncate(int length);
 

@@ -16,8 +16,9 @@ MappedFile map_file(const std::string& path, const char* expected) {
   // O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (descriptor < 0) fail("{}: cannot be opened: {}", path, std::strerror(errno));
-  const auto close = [](const int* open) { ::close(*open); };
-  const std::unique_ptr<const int, decltype(close)> closer(&descriptor, close);
+  MappedFile file;
+  file.descriptor = descriptor;
+  file.storage = std::shared_ptr<const void>(nullptr, [descriptor](const void*) { ::close(descriptor); });
 
   struct stat status {};
   if (::fstat(descriptor, &status) != 0) fail("{}: cannot be read: {}", path, std::strerror(errno));
@@ -25,13 +26,13 @@ MappedFile map_file(const std::string& path, const char* expected) {
   if (!S_ISREG(status.st_mode)) fail("{}: is not a regular file, expected {}", path, expected);
   if (status.st_size == 0) fail("{}: is empty, expected {}", path, expected);
 
-  MappedFile file;
-  file.size = static_cast<size_t>(status.st_size);
-  void* data = ::mmap(nullptr, file.size, PROT_READ, MAP_SHARED, descriptor, 0);
+  const size_t size = static_cast<size_t>(status.st_size);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
   if (data == MAP_FAILED) fail("{}: cannot be mapped: {}", path, std::strerror(errno));
   file.data = static_cast<const std::byte*>(data);
+  file.size = size;
   file.storage = std::shared_ptr<const void>(
-      data, [size = file.size](const void* start) { ::munmap(const_cast<void*>(start), size); });
+      data, [size, open = file.storage](const void* start) { ::munmap(const_cast<void*>(start), size); });
   return file;
 }
 

@@ -8,9 +8,10 @@
 namespace tidal {
 
 struct MappedFile {
-  std::shared_ptr<const void> storage;  ///< unmaps when the last owner goes
+  std::shared_ptr<const void> storage;  ///< unmaps and closes when the last owner goes
   const std::byte* data = nullptr;
   size_t size = 0;
+  int descriptor = -1;
 };
 
 /// Throws Error `path: ...` when the path is not a readable, regular, non-empty file. Never blocks on a FIFO.

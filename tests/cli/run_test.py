@@ -137,6 +137,58 @@ class Report(ModelTest):
         self.assertRegex(result.stderr, r"warning: .*10000.*8192")
 
 
+class Session(ModelTest):
+    PROMPT = "Once upon a time there was a fox who wanted the cheese of a crow. " * 20
+    FLAGS = ("-n", "12", "--temp", "0", "--budget", "64")
+
+    def said(self, prompt, *arguments):
+        """The text, how many of how many tokens were there already, and stderr."""
+        path = os.path.join(self.folder, "text.kv")
+        result = self.run_model("-p", prompt, *self.FLAGS, "--session", path, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        there = re.search(r"(\d+) of (\d+) tokens are there", result.stderr)
+        return result.stdout.decode(), (int(there[1]), int(there[2])) if there else None, result.stderr
+
+    def test_a_text_goes_on_where_it_was(self):
+        text, there, _ = self.said(self.PROMPT)
+        self.assertIsNone(there)
+        self.assertEqual(text, self.text("-p", self.PROMPT, *self.FLAGS))
+        again, (known, all_tokens), errors = self.said(self.PROMPT)
+        self.assertEqual(again, text)
+        self.assertEqual(known, all_tokens - 9)  # those are computed as they were
+        self.assertEqual(closing(errors)["prefill"], 9)
+        longer = self.PROMPT + text.rstrip("\n") + " Then it came to the river"
+        _, (further, all_tokens), _ = self.said(longer)
+        self.assertGreater(further, known)
+        # What sparse attention decoded is not taken for full attention, and a prompt of its own begins anew.
+        _, (clean, _), _ = self.said(longer, "--attention", "full")
+        self.assertLessEqual(clean, known + 9)
+        self.assertIsNone(self.said("Another text, of other words. " * 9)[1])
+
+    def test_what_is_damaged_is_computed_again(self):
+        text, _, _ = self.said(self.PROMPT)
+        path = os.path.join(self.folder, "text.kv")
+        with open(path, "r+b") as file:
+            file.seek(-1000, os.SEEK_END)
+            file.write(b"damage")
+        again, there, errors = self.said(self.PROMPT)
+        self.assertEqual((again, there), (text, None))
+        self.assertEqual(errors.count("it is ignored, and replaced when this run ends"), 1)
+        self.assertIsNotNone(self.said(self.PROMPT)[1])
+
+    def test_other_files_are_left_alone(self):
+        path = self.file("notes.txt", "my notes")
+        result = self.run_model("-p", "x", "-n", "1", "--session", path)
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stderr, f"tidal: {path}: is not a session of tidal, and would be overwritten\n")
+        with open(path, encoding="ascii") as file:
+            self.assertEqual(file.read(), "my notes")
+        result = self.run_model("-p", "x", "-n", "1", "--session", os.path.join(self.folder, "none", "x.kv"))
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("x.kv: cannot be written: No such file or directory", result.stderr)
+        self.assertEqual(os.listdir(self.folder), ["notes.txt"])
+
+
 class Environment(ModelTest):
     def test_variables_stand_for_flags(self):
         greedy = self.text("-p", PROMPT, *GREEDY)

@@ -1,6 +1,7 @@
 """tidal serve --cache-dir: texts that are there after a restart."""
 
 import os
+import resource
 import tempfile
 import unittest
 
@@ -43,6 +44,22 @@ class Sessions(ModelTest):
             with Server(*arguments) as server:
                 self.assertEqual(self.answer(server), (text, 0))
                 self.assertEqual(server.log().count("it is ignored"), 1)
+
+    def test_a_disk_that_is_full(self):
+        # A limit on the size of files refuses what is written as a full disk does.
+        with tempfile.TemporaryDirectory() as folder:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+            try:
+                server = Server("-c", "2048", "--cache-dir", folder)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            with server:
+                text, _ = self.answer(server)
+                self.assertEqual(self.answer(server)[0], text)
+                self.assertEqual(server.stop(), 0)
+                self.assertEqual(server.log().count("cannot be written: File too large; the session is not kept"), 1)
+            self.assertEqual(os.listdir(folder), [])
 
     def test_a_folder_that_cannot_be_one(self):
         with Server("--cache-dir", MODEL, wait=False) as server:

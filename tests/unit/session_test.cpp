@@ -50,12 +50,11 @@ struct Texts {
     sequence.append(std::span(tokens).first(clean), true);
     sequence.append(std::span(tokens).subspan(clean), false);
     test::Random random(seed);
-    const size_t values = static_cast<size_t>(pool.block_bytes(0)) / sizeof(Bf16);
-    for (size_t b = 0; b < sequence.blocks().size(); ++b) {
-      std::vector<Bf16> content(values);
+    std::vector<Bf16> content(pool.kv_bytes() / sizeof(Bf16) * sequence.blocks().size());
+    for (size_t layer = 0; layer < pool.layers().size(); ++layer) {
       for (Bf16& value : content) value = to_bf16(random.uniform(1));
-      const bool full = (b + 1) * kBlockTokens <= tokens.size();
-      pool.load(sequence.blocks()[b], reinterpret_cast<const std::byte*>(content.data()), 0, full);
+      pool.write_kv(layer, sequence.blocks(), reinterpret_cast<const std::byte*>(content.data()));
+      pool.write_sketches(layer, sequence.blocks(), nullptr, 0, tokens.size() / kBlockTokens);
     }
     return sequence;
   }
@@ -63,9 +62,14 @@ struct Texts {
 
   /// All that the pool has of the tokens' whole blocks.
   std::vector<std::byte> content(const Sequence& sequence) {
-    const auto bytes = static_cast<size_t>(pool.block_bytes(pool.sketch_widths()));
-    std::vector<std::byte> all(bytes * (sequence.length() / kBlockTokens));
-    for (int b = 0; b < sequence.length() / kBlockTokens; ++b) pool.save(sequence.blocks()[b], all.data() + bytes * b);
+    const auto blocks = sequence.blocks().first(static_cast<size_t>(sequence.length() / kBlockTokens));
+    const size_t bytes = blocks.size() * (pool.kv_bytes() + pool.sketch_bytes(pool.sketch_widths()));
+    std::vector<std::byte> all(bytes * pool.layers().size());
+    for (size_t layer = 0; layer < pool.layers().size(); ++layer) {
+      std::byte* to = all.data() + bytes * layer;
+      pool.read_kv(layer, blocks, to);
+      pool.read_sketches(layer, blocks, to + blocks.size() * pool.kv_bytes());
+    }
     return all;
   }
 
@@ -132,6 +136,53 @@ TEST_P(SessionsTest, SketchesThatAreMissingAreMade) {
   const Sequence again = texts.found(store, tokens);
   ASSERT_EQ(again.length(), 500);
   EXPECT_EQ(texts.content(again), texts.content(text));
+}
+
+// Where it can the backend maps the file; the file must not learn of what is written there.
+TEST_P(SessionsTest, WhatIsWrittenOverATextDoesNotReachItsFile) {
+  Texts texts(GetParam(), 2);
+  const std::vector<Token> tokens = counted(1, kPart);
+  const Sequence text = texts.make(tokens);
+  texts.open().keep(text);
+  const std::vector<std::byte> content = texts.content(text);
+  SessionStore store = texts.open();
+  std::ifstream maps("/proc/self/maps");
+  const Sequence again = texts.found(store, tokens);
+  const std::string mapped((std::istreambuf_iterator<char>(maps)), {});
+  EXPECT_EQ(mapped.find(texts.directory) != std::string::npos, GetParam() == "cpu");
+  const std::vector<std::byte> zeros(texts.pool.kv_bytes() * again.blocks().size());
+  for (size_t layer = 0; layer < texts.pool.layers().size(); ++layer) {
+    texts.pool.write_kv(layer, again.blocks(), zeros.data());
+  }
+  EXPECT_NE(texts.content(again), content);
+  EXPECT_EQ(texts.content(texts.found(store, tokens)), content);
+  EXPECT_TRUE(texts.warnings.empty());
+  // A file that is gone stays readable where it is mapped.
+  const Sequence third = texts.found(store, tokens);
+  fs::remove_all(texts.directory);
+  EXPECT_EQ(texts.content(third), content);
+}
+
+// `tidal run` reads a beginning of a file of any length.
+TEST_P(SessionsTest, OneFileHoldsALongTextAndGivesItsBeginning) {
+  Texts texts(GetParam(), 2);
+  fs::create_directories(texts.directory);
+  const std::string path = texts.directory + "/text";
+  const std::vector<Token> tokens = counted(1, 2 * kPart + 100);
+  const Sequence text = texts.make(tokens);
+  write_session(path, 5, {0, tokens, 77}, texts.pool, text.blocks());
+  EXPECT_TRUE(is_session(path));
+  const SessionPart part = read_session(path, 5);
+  EXPECT_EQ(part.tokens, tokens);
+  EXPECT_EQ(part.clean, 77);
+  std::vector<BlockId> blocks(10);
+  for (BlockId& block : blocks) block = texts.pool.take();
+  load_session(path, 5, texts.pool, blocks);
+  const std::span<const Token> beginning = std::span(tokens).first(10 * kBlockTokens);
+  Sequence expected = text.fork();
+  expected.truncate(10 * kBlockTokens);
+  EXPECT_EQ(texts.content(Sequence(texts.pool, 0, beginning, blocks, 77)), texts.content(expected));
+  EXPECT_EQ(error_of([&] { read_session(path, 6); }), path + ": is a session of another model or of another layout");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SessionsTest, testing::ValuesIn(test::kBackends),

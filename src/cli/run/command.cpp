@@ -12,8 +12,10 @@
 #include "cli/options/thread_count.h"
 #include "cli/run/chat.h"
 #include "cli/run/options.h"
+#include "cli/run/session.h"
 #include "core/error.h"
 #include "core/utf8.h"
+#include "model/fingerprint.h"
 
 namespace tidal {
 namespace {
@@ -38,11 +40,16 @@ class Run {
   /// As many positions as this prompt and its answer can need.
   int context_for(size_t prompt_tokens) const;
   Generator::Listener listener(const Interrupt& interrupt);
+  /// Goes on with what the session has of `tokens`; returns how many of them that is.
+  size_t resume(std::span<const Token> tokens);
+  void keep_session();
   /// Ends the answer's line and says how it ended and how fast it was.
   void close(const Answer& answer);
   /// Answers one message of an interactive chat; its errors are told, not thrown.
   /// Throws Stopped when a signal other than Ctrl-C came.
   void turn(Chat& chat, const std::string& message);
+  /// Answers `first`, unless it is empty, then line after line.
+  void chat_until_left(Chat& chat, const std::string& first, bool person);
 
   const RunOptions& options_;
   bool chat_;
@@ -54,6 +61,7 @@ class Run {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<Generator> generator_;
+  std::unique_ptr<RunSession> session_;  // null without --session
 };
 
 Run::Run(const RunOptions& options)
@@ -89,6 +97,25 @@ void Run::make_engine(int context) {
     }
     generator_->be_exact(options_.exact.drafts);
   }
+  if (!options_.session.empty()) {
+    session_ = std::make_unique<RunSession>(options_.session, model_fingerprint(options_.model), engine_->pool());
+  }
+}
+
+size_t Run::resume(std::span<const Token> tokens) {
+  if (!session_) return 0;
+  const Plan& plan = engine_->plan();
+  std::optional<Sequence> known =
+      session_->begin(*engine_, tokens, options_.exact.given() || !plan.has_sparse() || plan.correct > 0);
+  if (!known) return 0;
+  const auto length = static_cast<size_t>(known->length());
+  generator_->resume(std::move(*known));
+  note(fmt::format("{}: {} of {} tokens are there", options_.session, length, tokens.size()));
+  return length;
+}
+
+void Run::keep_session() {
+  if (session_) session_->keep(generator_->sequence());
 }
 
 void Run::tell_plan() const { note(describe(plan_.plan, plan_.source)); }
@@ -149,7 +176,10 @@ void Run::once(const std::string& prompt) {
   make_engine(context_for(tokens.size()));
   tell_plan();
   const Interrupt interrupt;
-  close(generator_->answer(tokens, options_.predict, listener(interrupt)));
+  const auto known = std::span(tokens).first(resume(tokens));
+  sampler_->accept(known);
+  close(generator_->answer(std::span(tokens).subspan(known.size()), options_.predict, listener(interrupt)));
+  keep_session();
   interrupt.check();
 }
 
@@ -170,12 +200,22 @@ void Run::turn(Chat& chat, const std::string& message) {
 void Run::interactive(const std::string& first) {
   const int context = options_.context.value_or(0);
   make_engine(context > 0 ? context : model_.hp.context);
+  if (session_) {
+    const auto tokens = session_->tokens();
+    resume(tokens.first(std::min(tokens.size(), static_cast<size_t>(engine_->options().context))));
+  }
   Chat chat(*generator_, *tokenizer_, options_.system);
   warn_about_chat_template(*tokenizer_);
   tell_plan();
   const bool person = is_terminal(stdin);
-  const bool colour = wants_colour(stdout);
   if (person) note("/clear starts a new conversation, Ctrl-C stops an answer, /exit or Ctrl-D leaves");
+  chat_until_left(chat, first, person);
+  keep_session();
+  if (person) write_out("\n");
+}
+
+void Run::chat_until_left(Chat& chat, const std::string& first, bool person) {
+  const bool colour = wants_colour(stdout);
   if (!first.empty()) turn(chat, first);
   for (std::string line;;) {
     if (person) write_out(colour ? "\033[1;32m> \033[0m" : "> ");
@@ -187,7 +227,6 @@ void Run::interactive(const std::string& first) {
       turn(chat, line);
     }
   }
-  if (person) write_out("\n");
 }
 
 void run(const RunOptions& options) {

@@ -45,6 +45,11 @@ void add_text_options(CLI::App& app, RunOptions& options) {
       ->type_name("TEXT")
       ->group(group);
   add_chat_template_options(app, options.chat_template);
+  app.add_option("--session,--prompt-cache", options.session,
+                 "Begin with what this file has of the text, and write the text with its K/V there at the end")
+      ->envname("TIDAL_SESSION")
+      ->type_name("FILE")
+      ->group(group);
   app.add_option("-n,--n-predict,--predict", options.predict, "Most tokens of an answer, -1 until it ends")
       ->envname("TIDAL_N_PREDICT")
       ->type_name("N")

@@ -33,6 +33,7 @@ struct RunOptions {
   ExactOption exact;
   PlanOptions plan;
   std::string save_plan;
+  std::string session;  ///< file; "" for none
   BackendOptions backend;
 
   bool has_prompt() const { return prompt_option->count() > 0 || prompt_file_option->count() > 0; }
