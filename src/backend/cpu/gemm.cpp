@@ -110,14 +110,9 @@ void Gemm::reserve(int rows, int width) {
     w.panel = allocate_memory(elements_.bytes() * kPanel * max_width_, "a panel of weights");
     w.row = allocate_memory(sizeof(float) * max_width_, "a row of weights");
     for (Buffer& results : w.results) {
-      results = allocate_memory(sizeof(float) * kPanel * static_cast<size_t>(product_rows(max_rows_)), "products");
+      results = allocate_memory(sizeof(float) * kPanel * static_cast<size_t>(max_rows_), "products");
     }
   }
-}
-
-int Gemm::product_rows(int rows) {
-  const int step = rows <= 64 ? 8 : rows <= 256 ? 16 : 32;
-  return (rows + step - 1) / step * step;
 }
 
 std::byte* Gemm::scratch(size_t bytes) {
@@ -156,7 +151,7 @@ float* Gemm::panel_product(const Weight& weight, int first, int count, const std
   auto* to = work.results[result].as<float>();
   const int rows = std::accumulate(groups.begin(), groups.end(), 0), cols = static_cast<int>(weight.cols);
   if (elements_.bf16()) {
-    kernels_[thread]->rows_by_rows(product_rows(rows), count, cols, x, panel, to, count);
+    kernels_[thread]->rows_by_rows(rows, count, cols, x, panel, to, count);
   } else {
     for (int64_t row = 0; const int group : groups) {
       kernels_[thread]->rows_by_rows(group, count, cols, x + row_bytes * row, panel, to + row * count, count);

@@ -76,10 +76,6 @@ class Gemm {
   /// Makes room for `rows` rows and weights of at most `width` columns.
   void reserve(int rows, int width);
 
-  /// So many rows bf16 products have where `rows` are asked for, at least as many: for every number of rows oneDNN
-  /// generates code anew, which takes as long as a short chunk. x must have memory for them; what is there matters not.
-  static int product_rows(int rows);
-
   /// Runs the jobs on the same rows x [rows, width] with all threads. `groups`: how many rows, one group behind the
   /// other, get what they get without the others. oneDNN's float32 products sum in an order that depends on how many
   /// rows there are, so each group is one of its own there; its bf16 products do not.
@@ -94,7 +90,7 @@ class Gemm {
   struct Workspace {
     Buffer panel;       // [kPanel, width] elements
     Buffer row;         // [width] float32
-    Buffer results[2];  // [product_rows(), kPanel] float32
+    Buffer results[2];  // [rows, kPanel] float32
     Buffer scratch;
   };
 
