@@ -17,7 +17,7 @@ BUDGET = 24
 def long_text():
     """Some hundred tokens, with characters of several tokens and what must not become a part of the page."""
     with open(os.path.join(SOURCE, "models", "kjv.txt"), encoding="utf-8") as file:
-        text = file.read(900)
+        text = file.read(500)
     return text + "\n<img src=x onerror=\"document.title='broken out'\"> </script> 日本語 🌊 The pass key is 71432.\n"
 
 
@@ -83,7 +83,8 @@ class Reads(Shared):
 class Page(Shared):
     """One server and one browser for all tests; a page for each."""
 
-    ARGUMENTS = ("-c", "2048", "--parallel", "4")
+    # Chunks as short as those of decoding are computed as decode steps are: nothing hangs on what was cached.
+    ARGUMENTS = ("-c", "2048", "--parallel", "4", "--ubatch-size", "8")
 
     @classmethod
     def setUpClass(cls):
@@ -152,12 +153,17 @@ class Page(Shared):
         self.assertEqual((page or self.page).complaints(), [])
 
     def test_answers_as_the_api_does_and_goes_on(self):
-        question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12, "temperature": 0}
-        self.again(question)  # so that both find the same in the cache
         self.ready(most=12)
         self.send("What is the capital of France?")
-        text, cost = self.ended()["server"]
-        expected, usage, _ = self.again(self.bodies()[0])
+        text = self.ended()["server"][0]
+        # The same again, in the same place.
+        self.page.click(".answer .actions button")
+        again, cost = self.ended()["server"]
+        self.assertEqual(again, text)
+        self.assertEqual(self.page.evaluate("document.querySelectorAll('.answer').length"), 1)
+        bodies = self.bodies()
+        self.assertEqual(bodies[1], bodies[0])
+        expected, usage, _ = self.again(bodies[0])
         self.assertEqual(text, expected)
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         self.assertGreater(cached, 0)
@@ -166,11 +172,7 @@ class Page(Shared):
         self.assertGreater(float(re.search(r"([\d.]+) tok/s", cost)[1]), 0)
         self.assertRegex(cost, r"first token after \d+\.\d\d s.* MB read a token")
 
-        # The same again, in the same place; then on, by what was said.
-        self.page.click(".answer .actions button")
-        self.page.wait("page.turns[0].answers[0].running || running()")
-        self.assertEqual(self.ended()["server"][0], text)
-        self.assertEqual(self.page.evaluate("document.querySelectorAll('.answer').length"), 1)
+        # On, by what was said.
         self.send("And of Italy?")
         self.ended()
         self.assertEqual(self.bodies()[-1]["messages"], [
@@ -275,10 +277,7 @@ class Page(Shared):
         self.plans("tidal")
         self.send("What is the pass key?")
         text, _ = self.ended()["tidal"]
-        self.again(self.bodies()[0])
-        self.page.click(".answer .actions button")  # now both find the same in the cache
-        text, _ = self.ended()["tidal"]
-        body = self.bodies()[-1]
+        body = self.bodies()[0]
         self.assertEqual(body["tidal"], {"attention": "tidal", "budget": BUDGET, "reads": True})
         expected, usage, events = self.again(body)
         self.assertEqual(text, expected)
@@ -394,7 +393,7 @@ class Page(Shared):
             self.assertLessEqual(self.page.evaluate("document.documentElement.scrollWidth"), width)
 
     def test_keys_and_waiting(self):
-        with Server("-c", "256", "--api-key", "secret") as server:
+        with Server("-c", "256", "--ubatch-size", "8", "--api-key", "secret") as server:
             self.page = page = self.open(server)
             page.wait("!$('trouble').hidden && !$('settings').hidden")
             self.assertIn("API key is wrong or missing", page.evaluate("$('trouble').textContent"))

@@ -92,7 +92,7 @@ class Answer {
     this.running = false;
     this.node.removeAttribute('aria-busy');
     this.show();
-    if (this.finish === 'length') end += ' · cut off by a limit';
+    if (this.finish === 'length') end += ' · cut off by the limit';
     this.cost.textContent = end;
     this.changed(this);
   }

@@ -36,7 +36,8 @@ class Turn {
       this.asked.append(element('p', { className: 'note', textContent: `${file.name}, ${file.text.length} characters` }));
     }
     this.columns = element('div', { className: 'answers' });
-    this.node = element('section', { className: 'turn', 'aria-label': 'Turn' }, this.asked, this.columns);
+    this.node = element('section', { className: 'turn', 'aria-label': 'Turn' }, this.asked, this.columns,
+                        element('p', { className: 'note shared', textContent: 'They share the machine: each is slower than alone.' }));
   }
 
   get running() { return this.answers.some((answer) => answer.running); }

@@ -94,12 +94,12 @@ class Reads {
     return level ? 'heat' + level : '';
   }
 
-  /** Up to `most` stretches of some tokens, [first, end) texts, by what was read of them beyond what always is. */
+  /** Up to `most` stretches of the prompt, [first, end) texts, by what was read of them beyond what always is. */
   passages(most, tokens = 16) {
     const scores = new Map();
     for (const key of Object.keys(this.sums)) {
       const position = Number(key);
-      if (position >= this.length || this.always(position)) continue;
+      if (position >= this.prompt || this.always(position)) continue;
       const bucket = Math.floor(position / tokens);
       scores.set(bucket, (scores.get(bucket) || 0) + this.share(position));
     }
