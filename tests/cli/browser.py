@@ -153,6 +153,15 @@ class Page:
         return [event["params"] for event in self.browser.events
                 if event.get("sessionId") == self.session and event["method"] == method]
 
+    def happens(self, method):
+        """Waits for the first event of this kind; its parameters."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.happened(method):
+            if time.monotonic() > deadline:
+                raise AssertionError(method + " does not happen")
+            time.sleep(0.03)
+        return self.happened(method)[0]
+
     def complaints(self):
         """What is in the console: exceptions, and errors that the browser reports."""
         errors = [one["exceptionDetails"]["text"] for one in self.happened("Runtime.exceptionThrown")]

@@ -15,9 +15,9 @@ BUDGET = 24
 
 
 def long_text():
-    """Some hundred tokens, with characters of several tokens and what must not become a part of the page."""
+    """Some 150 tokens, with characters of several tokens and what must not become a part of the page."""
     with open(os.path.join(SOURCE, "models", "kjv.txt"), encoding="utf-8") as file:
-        text = file.read(500)
+        text = file.read(300)
     return text + "\n<img src=x onerror=\"document.title='broken out'\"> </script> 日本語 🌊 The pass key is 71432.\n"
 
 
@@ -153,7 +153,7 @@ class Page(Shared):
         self.assertEqual((page or self.page).complaints(), [])
 
     def test_answers_as_the_api_does_and_goes_on(self):
-        self.ready(most=12)
+        self.ready(most=8)
         self.send("What is the capital of France?")
         text = self.ended()["server"][0]
         # The same again, in the same place.
@@ -416,8 +416,7 @@ class Page(Shared):
             page.call("Fetch.enable", patterns=[{"urlPattern": "*/health"}])
             page.evaluate("connect(), 0")
             body = "eyJlcnJvciI6eyJtZXNzYWdlIjoidGhlIG1vZGVsIGlzIGJlaW5nIGxvYWRlZCJ9fQ=="
-            page.wait("1")
-            paused = page.happened("Fetch.requestPaused")[0]
+            paused = page.happens("Fetch.requestPaused")
             page.call("Fetch.fulfillRequest", requestId=paused["requestId"], responseCode=503, body=body)
             page.wait("$('state').textContent === 'The model is being loaded' && $('send').disabled")
             page.call("Fetch.disable")

@@ -40,8 +40,8 @@ class Answer {
 
   make() {
     this.name = element('h2', { textContent: this.plan, hidden: true });
-    this.thinking = element('details', { className: 'thoughts', hidden: true }, element('summary', { textContent: 'Thoughts' }),
-                            element('div'));
+    this.thinking = element('details', { className: 'thoughts', hidden: true },
+                            element('summary', { textContent: 'Thoughts' }), element('div'));
     this.said = element('div', { className: 'said' });
     this.cost = element('p', { className: 'note cost' });
     this.actions = element('p', { className: 'actions' });
@@ -129,8 +129,7 @@ class Answer {
     this.thinking.lastChild.textContent = this.thoughts;
     // What stands between fences is code; all of it goes in as text.
     const parts = this.text.split(/^```[^\n]*\n?/m);
-    const nodes = parts.map((part, index) => index % 2 ? element('pre', { textContent: part }) : document.createTextNode(part));
-    this.said.replaceChildren(...nodes);
+    this.said.replaceChildren(...parts.map((part, index) => index % 2 ? element('pre', { textContent: part }) : part));
     if (this.running) this.cost.textContent = this.progress();
     this.changed(this);
   }
@@ -139,7 +138,10 @@ class Answer {
 
   progress() {
     const reads = this.reads;
-    if (!this.first) return reads && reads.prompt ? `Reading the prompt: ${Math.min(reads.length, reads.prompt)} of ${reads.prompt} tokens` : 'Reading the prompt';
+    if (!this.first) {
+      const done = reads && reads.prompt ? `: ${Math.min(reads.length, reads.prompt)} of ${reads.prompt} tokens` : '';
+      return 'Reading the prompt' + done;
+    }
     // An event is a token, or what several make together.
     const rate = (this.deltas - 1) / ((performance.now() - this.first) / 1000);
     return this.deltas < 4 ? 'Answering' : `about ${rate.toFixed(1)} tok/s`;

@@ -4,7 +4,9 @@ const kMostFile = 8 << 20;  // bytes; a request takes 32 MiB
 
 /** The text of a file that somebody attached. Throws an Error that says what is wrong with it. */
 async function readFile(file) {
-  if (file.size > kMostFile) throw new Error(`${file.name}: ${bytesText(file.size)}, expected at most ${bytesText(kMostFile)}`);
+  if (file.size > kMostFile) {
+    throw new Error(`${file.name}: ${bytesText(file.size)}, expected at most ${bytesText(kMostFile)}`);
+  }
   let text;
   try {
     text = new TextDecoder('utf-8', { fatal: true }).decode(await file.arrayBuffer());
@@ -36,8 +38,9 @@ class Turn {
       this.asked.append(element('p', { className: 'note', textContent: `${file.name}, ${file.text.length} characters` }));
     }
     this.columns = element('div', { className: 'answers' });
-    this.node = element('section', { className: 'turn', 'aria-label': 'Turn' }, this.asked, this.columns,
-                        element('p', { className: 'note shared', textContent: 'They share the machine: each is slower than alone.' }));
+    const shared = element('p', { className: 'note shared',
+                                  textContent: 'They share the machine: each is slower than alone.' });
+    this.node = element('section', { className: 'turn', 'aria-label': 'Turn' }, this.asked, this.columns, shared);
   }
 
   get running() { return this.answers.some((answer) => answer.running); }

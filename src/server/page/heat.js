@@ -94,22 +94,28 @@ class Reads {
     return level ? 'heat' + level : '';
   }
 
-  /** Up to `most` stretches of the prompt, [first, end) texts, by what was read of them beyond what always is. */
+  /**
+   * Up to `most` stretches of the prompt, [first, end) texts, and the most read position of each: those of which most
+   * was read beyond what always is.
+   */
   passages(most, tokens = 16) {
-    const scores = new Map();
+    const scores = new Map(), peaks = new Map();
     for (const key of Object.keys(this.sums)) {
       const position = Number(key);
-      if (position >= this.prompt || this.always(position)) continue;
+      if (position >= Math.min(this.prompt, this.length) || this.always(position)) continue;
       const bucket = Math.floor(position / tokens);
       scores.set(bucket, (scores.get(bucket) || 0) + this.share(position));
+      const peak = peaks.get(bucket);
+      if (peak === undefined || this.share(position) > this.share(peak)) peaks.set(bucket, position);
     }
     const best = [...scores].filter(([, score]) => score > 1e-6).sort((a, b) => b[1] - a[1] || a[0] - b[0]);
     const found = [];
-    for (const [bucket, score] of best) {
+    for (const [bucket] of best) {
       if (found.length === most) break;
       if (found.some((other) => Math.abs(other.bucket - bucket) < 2)) continue;
-      const from = Math.max(0, bucket * tokens - tokens / 2), to = Math.min(this.length - 1, (bucket + 1) * tokens + tokens / 2 - 1);
-      found.push({ bucket, score: score / tokens, position: bucket * tokens, first: this.textAt(from), end: this.textAt(to) + 1 });
+      const from = Math.max(0, bucket * tokens - tokens / 2);
+      const to = Math.min(this.length - 1, (bucket + 1) * tokens + tokens / 2 - 1);
+      found.push({ bucket, peak: peaks.get(bucket), first: this.textAt(from), end: this.textAt(to) + 1 });
     }
     return found;
   }

@@ -184,7 +184,7 @@ async function connect() {
     $('temperature').placeholder = `the server's, ${Number(about.settings.temperature.toFixed(3))}`;
     page.ready = true;
     tell('');
-    complain(about.chat ? '' : 'This model has no chat template: start the server with --chat-template, or use /v1/completions.');
+    complain(about.chat ? '' : 'This model has no chat template: start the server with --chat-template.');
   } catch (error) {
     tell('');
     complain(error.message);

@@ -1,13 +1,14 @@
 // The panel that shows an answer's Reads: two maps, the most read passages, the shaded text.
 
-const kPart = 128;      // texts of a part, which has spans only while it is in sight
+// Texts of a part, which has spans only while it is in sight. It ends with a line, or where there is none for long.
+const kPart = 128, kLongPart = 384;
 const kRows = 64;       // steps of the lower map
-const kPassages = 4;
+const kPassages = 3;
 const kDrawEvery = 200; // ms
 
 const panel = {
   reads: null,
-  parts: [],       // {node, first, end, spans}: spans is null while out of sight
+  parts: [],       // {node, first, end, spans, closed}: spans is null while out of sight
   timer: 0,
   pinned: -1,      // a text
 
@@ -54,9 +55,9 @@ const panel = {
       return `Every layer reads everything, all ${step.position + 1} positions: full attention, exact mode, or a context ` +
              'that fits in the budget. There is nothing to shade.';
     }
-    const read = step.positions.length + step.left_out;
-    return `The last token read ${read} of ${step.position + 1} positions, in ${step.sets} sets, one for every ` +
-           `layer and group of heads that reads a selection${step.left_out ? `; the ${step.positions.length} most read are shown` : ''}.`;
+    const told = step.positions.length, left = step.left_out ? `; the ${told} most read are shown` : '';
+    return `The last token read ${told + step.left_out} of ${step.position + 1} positions, in ${step.sets} sets, one for ` +
+           `every layer and group of heads that reads a selection${left}.`;
   },
 
   colours() {
@@ -91,7 +92,10 @@ const panel = {
     const width = Math.max(1, Math.round($('strip').clientWidth * devicePixelRatio));
     // A column is many positions, or a position many columns: each shows the most read of its own.
     const column = new Array(width).fill(null);
-    const span = (position) => [Math.floor(position * width / length), Math.max(Math.floor((position + 1) * width / length), Math.floor(position * width / length) + 1)];
+    const span = (position) => {
+      const from = Math.floor(position * width / length);
+      return [from, Math.max(Math.floor((position + 1) * width / length), from + 1)];
+    };
     const put = (line, position, value) => {
       const [from, to] = span(position);
       for (let x = from; x < to && x < width; ++x) line[x] = line[x] === null || value > line[x] ? value : line[x];
@@ -119,8 +123,8 @@ const panel = {
       return value === null || value === undefined ? colours.heat[0] : value < 0 ? colours.always : colours.heat[value];
     });
     const held = reads.last && !reads.last.all ? reads.last.positions.length + reads.last.left_out : 0;
-    $('strip').setAttribute('aria-label', `Positions 0 to ${reads.length - 1}, shaded by what the last ${reads.looked} tokens ` +
-      `read; the last one read ${held}`);
+    $('strip').setAttribute('aria-label', `Positions 0 to ${reads.length - 1}, shaded by what the last ${reads.looked} ` +
+      `tokens read; the last one read ${held}`);
   },
 
   /** Spans of texts [first, end), shaded. */
@@ -145,9 +149,9 @@ const panel = {
     }
     found.forEach((passage, index) => {
       const button = list.children[index].firstChild;
-      button.dataset.position = passage.position;
-      const share = (100 * passage.score).toPrecision(2);
-      button.replaceChildren(element('small', { textContent: `position ${passage.position}, in ${share} % of the sets` }),
+      button.dataset.position = passage.peak;
+      const share = (100 * this.reads.share(passage.peak)).toPrecision(2);
+      button.replaceChildren(element('small', { textContent: `position ${passage.peak}: in ${share} % of the sets` }),
                              ...this.spans(passage.first, passage.end));
     });
     if (!found.length) list.replaceChildren();
@@ -155,24 +159,32 @@ const panel = {
 
   drawText() {
     const reads = this.reads;
-    let next = this.parts.length ? this.parts[this.parts.length - 1].end : 0;
     const last = this.parts[this.parts.length - 1];
-    if (last && last.end - last.first < kPart && next < reads.texts.length) {
-      // The part that is still growing.
-      next = last.first;
-      this.sight.unobserve(last.node);
-      last.node.remove();
+    let next = last ? last.end : 0;
+    if (last && !last.closed && next < reads.texts.length) {
+      // It grows.
       this.parts.pop();
+      next = this.addPart(last.first, last);
     }
-    for (; next < reads.texts.length; next += kPart) {
-      const end = Math.min(next + kPart, reads.texts.length);
-      const part = { node: element('div', { className: 'part' }), first: next, end, spans: null };
-      part.node.textContent = reads.texts.slice(next, end).join('');
-      this.parts.push(part);
+    while (next < reads.texts.length) next = this.addPart(next);
+    for (const part of this.parts) if (part.spans) this.shade(part);
+  },
+
+  /** A part of the texts from `first` on, in the place of `old`, if there is one; where it ends. */
+  addPart(first, old) {
+    const texts = this.reads.texts;
+    let end = Math.min(first + kPart, texts.length);
+    while (end < texts.length && end < first + kLongPart && !texts[end - 1].endsWith('\n')) ++end;
+    const closed = end - first >= kPart && (end < texts.length || end - first >= kLongPart);
+    const part = { node: old ? old.node : element('div', { className: 'part' }), first, end, spans: null, closed };
+    this.parts.push(part);
+    part.node.textContent = texts.slice(first, end).join('');
+    if (old && old.spans) this.seen(part, true);
+    if (!old) {
       $('text').append(part.node);
       this.sight.observe(part.node);
     }
-    for (const part of this.parts) if (part.spans) this.shade(part);
+    return end;
   },
 
   shade(part) {
@@ -198,7 +210,8 @@ const panel = {
     const span = part.spans[text - part.first];
     this.pinned = text;
     for (const one of this.parts) if (one.spans) this.shade(one);
-    $('text').scrollTop += span.getBoundingClientRect().top - $('text').getBoundingClientRect().top - $('text').clientHeight / 3;
+    const box = $('text'), below = span.getBoundingClientRect().top - box.getBoundingClientRect().top;
+    box.scrollTop += below - box.clientHeight / 3;
     this.tell(position);
   },
 
