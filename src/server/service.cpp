@@ -40,7 +40,7 @@ double Service::uptime() const {
 
 std::shared_ptr<ReadTrace> Service::trace_reads(Job& job, size_t index, const std::shared_ptr<Reply>& reply,
                                                 const std::shared_ptr<std::atomic<bool>>& withdrawn) const {
-  const auto trace = std::make_shared<ReadTrace>(parts_.tokenizer, job.prompt);
+  auto trace = std::make_shared<ReadTrace>(parts_.tokenizer, job.prompt);
   job.prefilled = [trace, reply, index, withdrawn](int done, int) {
     if (!*withdrawn) reply->reads(index, trace->texts_before(static_cast<size_t>(done)));
   };

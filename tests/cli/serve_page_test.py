@@ -335,6 +335,8 @@ class Page(Shared):
         self.assertGreater(painted[1], 3)
         self.page.click("#passages button")
         self.assertIn("% of the sets of the last", self.page.evaluate("$('hint').textContent"))
+        self.page.wait("(() => { const b = $('text').getBoundingClientRect(), s = document.querySelector('#text .pin').getBoundingClientRect();"
+                       " return s.top >= b.top && s.bottom <= b.bottom; })()")
 
         # What reads everything says so.
         self.plans("full")

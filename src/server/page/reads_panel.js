@@ -6,6 +6,10 @@ const kRows = 64;       // steps of the lower map
 const kPassages = 3;
 const kDrawEvery = 200; // ms
 
+function percent(share) {
+  return (share >= .1 || share === 0 ? Math.round(100 * share) : Number((100 * share).toPrecision(2))) + ' %';
+}
+
 const panel = {
   reads: null,
   parts: [],       // {node, first, end, spans, closed}: spans is null while out of sight
@@ -150,8 +154,8 @@ const panel = {
     found.forEach((passage, index) => {
       const button = list.children[index].firstChild;
       button.dataset.position = passage.peak;
-      const share = (100 * this.reads.share(passage.peak)).toPrecision(2);
-      button.replaceChildren(element('small', { textContent: `position ${passage.peak}: in ${share} % of the sets` }),
+      const share = percent(this.reads.share(passage.peak));
+      button.replaceChildren(element('small', { textContent: `position ${passage.peak}: in ${share} of the sets` }),
                              ...this.spans(passage.first, passage.end));
     });
     if (!found.length) list.replaceChildren();
@@ -210,14 +214,19 @@ const panel = {
     const span = part.spans[text - part.first];
     this.pinned = text;
     for (const one of this.parts) if (one.spans) this.shade(one);
-    const box = $('text'), below = span.getBoundingClientRect().top - box.getBoundingClientRect().top;
-    box.scrollTop += below - box.clientHeight / 3;
+    const box = $('text');
+    const place = () => {
+      box.scrollTop += span.getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 3;
+    };
+    place();
+    // Parts on the way have their heights only once they have been in sight.
+    for (const wait of [30, 120]) setTimeout(() => span.isConnected && place(), wait);
     this.tell(position);
   },
 
   tell(position) {
-    const reads = this.reads, percent = (100 * reads.share(position)).toPrecision(3);
-    $('hint').textContent = `Position ${position}: in ${percent} % of the sets of the last ${reads.looked} tokens` +
+    const reads = this.reads, share = percent(reads.share(position));
+    $('hint').textContent = `Position ${position}: in ${share} of the sets of the last ${reads.looked} tokens` +
       (reads.always(position) ? ', which always hold it' : '');
   },
 
