@@ -42,7 +42,7 @@ void web_page(const std::shared_ptr<http::Exchange>& exchange) {
   exchange->respond(200, "text/html; charset=utf-8", page_with(nonce),
                     {{"Content-Security-Policy", policy},
                      {"X-Content-Type-Options", "nosniff"},
-                     {"Referrer-Policy", "no-referrer"},
+                     {"Referrer-Policy", "same-origin"},
                      {"Cache-Control", "no-store"}});
 }
 
