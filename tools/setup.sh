@@ -13,7 +13,7 @@ packages=(bible-kjv bible-kjv-text ca-certificates cmake g++ libboost-dev libcli
           ocl-icd-opencl-dev)  # dnnl's CMake package asks
 if [[ ${TIDAL_DEV:-0} == 1 ]]; then
   packages+=(clang clang-format clang-tidy libbenchmark-dev libclang-rt-dev libgmock-dev libgtest-dev libomp-dev)
-  # For the test of `tidal inspect`; Ubuntu has it only as a snap, and there the test is skipped.
+  # For the tests of the pages of `tidal inspect` and `tidal serve`; Ubuntu has it only as a snap, and there they are skipped.
   if grep -q '^ID=debian' /etc/os-release; then packages+=(chromium); fi
 fi
 

@@ -74,6 +74,7 @@ struct Scheduler::Impl {
   std::vector<ScheduledJob*> batch, order;
   std::vector<Engine::Request> requests;
   int decoded = 0;  // of the requests
+  ReadCounter reads{engine};
   std::vector<LikelyToken> likely;
 };
 
@@ -218,9 +219,11 @@ void Scheduler::Impl::step_batch() {
 void Scheduler::Impl::run_batch() {
   bool all_logits = false;
   int count = 1;
+  reads.clear();
   for (size_t i = 0; i < batch.size(); ++i) {
     const int length = batch[i]->sequence().length() + static_cast<int>(requests[i].tokens.size());
     if (batch[i]->known(length)) continue;
+    if (requests[i].decode && batch[i]->job().reads) reads.add(batch[i]->sequence());
     const int wanted = batch[i]->chooser().likely();
     all_logits = all_logits || wanted == 0;
     count = std::max(count, wanted);
@@ -228,6 +231,7 @@ void Scheduler::Impl::run_batch() {
   std::span<const float> logits;
   std::span<const LikelyToken> most_likely;
   try {
+    const ReadCounter::Watch watch(reads);
     if (all_logits) {
       logits = engine.step(requests);
     } else {
@@ -271,6 +275,7 @@ void Scheduler::Impl::advance(ScheduledJob& job, const Engine::Request& request,
   if (request.decode) {
     ++job.report().decoded_tokens;
     ++done.decoded_tokens;
+    if (job.job().reads) job.job().reads(reads.reads(job.sequence()));
   } else if (job.job().most == 0) {
     end(job, JobEnd::Limit);
     return;
@@ -304,6 +309,7 @@ void Scheduler::Impl::step_exact() {
     const int64_t before = job->report().decoded_tokens;
     try {
       const auto how = job->advance_exact();
+      if (job->job().reads) job->job().reads({.position = job->sequence().length() - 1});
       done.decoded_tokens += job->report().decoded_tokens - before;
       if (how) end(*job, *how);
     } catch (...) {

@@ -11,6 +11,7 @@
 #include "engine/engine.h"
 #include "engine/exact.h"
 #include "engine/prefix_cache.h"
+#include "engine/read_counts.h"
 
 namespace tidal {
 
@@ -48,6 +49,9 @@ struct Job {
   /// job as Failed.
   std::function<void(int done, int total)> prefilled = {};  ///< tokens in the cache, `total` the prompt's; may be empty
   std::function<bool(Token token)> token;  ///< every token of the text, without the one that ends it; false: no more
+  /// What the step that gives a token of the text has read; not for the first, which the prompt's last chunk gives. Of
+  /// exact mode once a round, which reads everything. Where it is empty nothing is counted, which would take time.
+  std::function<void(const StepReads& reads)> reads = {};
   std::function<void(JobEnd end, const JobReport& report)> finished;  ///< once, last
 };
 

@@ -8,6 +8,7 @@
 #include "server/api/apis.h"
 #include "server/api/request.h"
 #include "server/error.h"
+#include "server/page/web_page.h"
 #include "server/worker.h"
 
 namespace tidal::server {
@@ -84,8 +85,9 @@ struct Server::State {
     check_site(request, options.http.host, options.allowed_origins);
     const bool reads = request.method == "GET" || request.method == "HEAD";
     if (reads && (request.path == "/health" || request.path == "/v1/health")) return health(exchange);
+    if (reads && request.path == "/") return web_page(exchange);
     check_key(request, options.api_keys);
-    bool known = false;
+    bool known = request.path == "/";
     for (const Endpoint& endpoint : kEndpoints) {
       if (request.path != endpoint.path) continue;
       known = true;

@@ -38,6 +38,21 @@ double Service::uptime() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
 }
 
+std::shared_ptr<ReadTrace> Service::trace_reads(Job& job, size_t index, const std::shared_ptr<Reply>& reply,
+                                                const std::shared_ptr<std::atomic<bool>>& withdrawn) const {
+  auto trace = std::make_shared<ReadTrace>(parts_.tokenizer, job.prompt);
+  job.prefilled = [trace, reply, index, withdrawn](int done, int) {
+    if (!*withdrawn) reply->reads(index, trace->texts_before(static_cast<size_t>(done)));
+  };
+  job.reads = [trace, reply, index, withdrawn](const StepReads& step) {
+    if (*withdrawn) return;
+    Reads reads = trace->texts_before(static_cast<size_t>(step.position) + 1);
+    reads.step = step;
+    reply->reads(index, reads);
+  };
+  return trace;
+}
+
 Job Service::make_job(Generation& generation, size_t index, const std::shared_ptr<Reply>& reply,
                       const std::shared_ptr<std::atomic<bool>>& withdrawn) {
   SamplerOptions options = generation.sampler;
@@ -62,17 +77,20 @@ Job Service::make_job(Generation& generation, size_t index, const std::shared_pt
   job.exact = generation.exact;
   job.use_cache = generation.use_cache;
   job.chooser = std::move(chooser);
-  job.token = [this, answer, give, kept = std::move(generation.kept_tokens)](Token token) {
+  const auto trace = generation.reads ? trace_reads(job, index, reply, withdrawn) : nullptr;
+  job.token = [this, answer, give, trace, kept = std::move(generation.kept_tokens)](Token token) {
     ++answer->tokens;
+    if (trace) trace->add(token);
     const bool keep = std::find(kept.begin(), kept.end(), token) != kept.end();
     give(answer->text.push(parts_.tokenizer.piece(token, keep)));
     return !answer->text.stopped();
   };
-  job.finished = [answer, give, reply, index](JobEnd end, const JobReport& report) {
+  job.finished = [answer, give, trace, reply, index](JobEnd end, const JobReport& report) {
     if (*answer->withdrawn) return;
     if (end == JobEnd::Failed) return reply->failed(500, report.error);
     if (end == JobEnd::Cancelled) return reply->failed(503, "the server is shutting down");
     give(answer->text.finish());
+    while (trace && !trace->done()) reply->reads(index, trace->rest());
     reply->ended(index, {end, answer->text.stop(), answer->tokens, report});
   };
   return job;
@@ -83,6 +101,10 @@ void Service::start(std::vector<Generation> generations, const std::shared_ptr<R
   const auto withdrawn = std::make_shared<std::atomic<bool>>(false);
   std::vector<Job> jobs;
   for (size_t i = 0; i < generations.size(); ++i) {
+    if (generations[i].reads && !reply->takes_reads()) {
+      refuse("tidal.reads",
+             "'tidal.reads': only streams of /v1/chat/completions and /v1/completions tell what is read");
+    }
     const size_t length = generations[i].prompt.size();
     if (length == 0) refuse("", "the prompt is empty, expected at least one token");
     if (length >= static_cast<size_t>(context())) {

@@ -15,6 +15,7 @@
 #include "server/answer_chooser.h"
 #include "server/event_stream.h"
 #include "server/http/http_server.h"
+#include "server/read_trace.h"
 #include "text/sampler.h"
 #include "text/tokenizer.h"
 
@@ -31,6 +32,7 @@ struct Generation {
   std::optional<Plan> plan{};        ///< nullopt: the server's
   int exact = 0;                     ///< most drafts of a round; 0: decodes by the plan
   bool use_cache = true;
+  bool reads = false;  ///< the reply is told what decoding reads
 };
 
 /// A part of an answer's text.
@@ -56,6 +58,10 @@ class Reply {
   virtual ~Reply() = default;
   virtual void piece(size_t index, const Piece& piece) = 0;
   virtual void ended(size_t index, const Ending& ending) = 0;
+  /// Whether it can be told what answers read.
+  virtual bool takes_reads() const { return false; }
+  /// For generations that ask for it. Texts of the prompt come as it is computed.
+  virtual void reads(size_t /*index*/, const Reads& /*reads*/) {}
   /// Called instead of anything further when an answer cannot be finished.
   virtual void failed(int status, const std::string& message) = 0;
 };
@@ -96,6 +102,10 @@ class Service {
 
   Job make_job(Generation& generation, size_t index, const std::shared_ptr<Reply>& reply,
                const std::shared_ptr<std::atomic<bool>>& withdrawn);
+  /// Has `reply` told what the job reads. What it returns wants to know the job's tokens, and gives the texts that are
+  /// left at the end.
+  std::shared_ptr<ReadTrace> trace_reads(Job& job, size_t index, const std::shared_ptr<Reply>& reply,
+                                         const std::shared_ptr<std::atomic<bool>>& withdrawn) const;
   void keep_streams_alive();
 
   ServiceParts parts_;

@@ -1,6 +1,7 @@
 #include "server/api/completion_reply.h"
 
 #include "server/api/apis.h"
+#include "server/api/read_events.h"
 #include "server/api/request.h"
 #include "server/api/tools.h"
 #include "server/error.h"
@@ -125,6 +126,15 @@ void CompletionReply::ended(size_t index, const Ending& ending) {
     send(index, form_.chat ? Json::object() : Json(""), nullptr, reason(index));
   }
   if (left_ == 0) finish();
+}
+
+void CompletionReply::reads(size_t index, const Reads& reads) {
+  if (done_ || (reads.texts.empty() && !reads.step)) return;
+  begin(index);
+  Json event = frame(true);
+  event["choices"] = Json::array();  // clients that know nothing of it pass over the event
+  event["tidal"] = reads_json(index, reads);
+  stream_->send(event);
 }
 
 void CompletionReply::failed(int status, const std::string& message) {

@@ -38,6 +38,8 @@ class CompletionReply final : public Reply {
 
   void piece(size_t index, const Piece& piece) override;
   void ended(size_t index, const Ending& ending) override;
+  bool takes_reads() const override { return form_.stream; }
+  void reads(size_t index, const Reads& reads) override;
   void failed(int status, const std::string& message) override;
 
  private:

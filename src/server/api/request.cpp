@@ -76,7 +76,7 @@ void read_biases(const Fields& fields, int vocab, SamplerOptions& sampler) {
   }
 }
 
-/// {"attention", "budget", "exact"}
+/// {"attention", "budget", "exact", "reads"}
 void read_plan(const Fields& fields, const Service& service, Generation& generation) {
   const Json* object = fields.object("tidal");
   if (!object) return;
@@ -98,6 +98,7 @@ void read_plan(const Fields& fields, const Service& service, Generation& generat
   } else if (const auto drafts = tidal.integer("exact", 0, 64)) {
     generation.exact = static_cast<int>(*drafts);
   }
+  generation.reads = tidal.boolean("reads").value_or(false);
   if (generation.exact > 0 && attention == "full") {
     refuse("tidal.exact", "'tidal.exact': drafts are sparse attention's, so attention full leaves none");
   }
