@@ -74,7 +74,7 @@ void CompletionReply::begin(size_t index) {
   if (choice.begun || !form_.stream) return;
   choice.begun = true;
   if (form_.chat) {
-    send(index, {{"role", "assistant"}, {"content", choice.parts ? Json() : Json("")}}, nullptr, nullptr);
+    send(index, {{"role", "assistant"}, {"content", nullptr}}, nullptr, nullptr);
   }
 }
 
