@@ -27,7 +27,7 @@ constexpr Endpoint kEndpoints[] = {
     {"POST", "/v1/chat/completions", chat_completions, true},
     {"POST", "/chat/completions", chat_completions, true},
     {"POST", "/v1/completions", completions, true},
-    {"POST", "/completions", completions, true},
+    {"POST", "/completions", native_completions, true},
     {"POST", "/completion", native_completions, true},
     {"POST", "/v1/chat/completions/input_tokens", count_chat_tokens, true},
     {"POST", "/chat/completions/input_tokens", count_chat_tokens, true},

@@ -22,7 +22,7 @@ class Native(Shared):
         self.assertEqual(self.post("/detokenize", tokens=answer["tokens"])["content"], answer["content"])
         settings = answer["generation_settings"]
         self.assertEqual((settings["n_predict"], settings["temperature"], settings["ignore_eos"]), (8, 0, True))
-        self.assertEqual(self.post("/completion", prompt=FRANCE, n_predict=1)["tokens"], [])
+        self.assertEqual(self.post("/completions", prompt=FRANCE, n_predict=1)["tokens"], [])
         stopped = self.post("/completion", prompt=FRANCE, n_predict=8, stop=["Paris"], **GREEDY)
         self.assertEqual((stopped["stop_type"], stopped["stopping_word"]), ("word", "Paris"))
         self.assertNotIn("Paris", stopped["content"])
@@ -98,6 +98,7 @@ class Native(Shared):
         self.assertEqual(count, chat["usage"]["prompt_tokens"])
         props = self.server.ask("GET", "/props")[2]
         self.assertEqual(props["modalities"], {"vision": False, "audio": False})
+        self.assertEqual(props["build_info"], chat["system_fingerprint"])
         self.assertIn("seed", props["default_generation_settings"]["params"])
         self.assertGreater(self.server.ask("GET", "/v1/models")[2]["data"][0]["meta"]["size"], 50e6)
         first = next(self.server.stream("/v1/chat/completions", {**CHAT, "max_tokens": 2}))[1]

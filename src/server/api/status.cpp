@@ -42,6 +42,7 @@ void props(Service& service, const ExchangePointer& exchange) {
                         {"repeat_penalty", sampler.repeat_penalty},
                         {"repeat_last_n", sampler.repeat_last_n}}}};
   respond(exchange, {{"model_alias", parts.model},
+                     {"build_info", "tidal-" TIDAL_VERSION},
                      {"total_slots", parts.engine.options().sequences},
                      {"default_generation_settings", settings},
                      {"modalities", {{"vision", false}, {"audio", false}}},
