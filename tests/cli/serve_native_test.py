@@ -89,6 +89,9 @@ class Native(Shared):
         self.assertEqual(text_of(self.post("/v1/chat/completions", messages=messages, max_tokens=6, **GREEDY)), expected)
         claude = self.post("/v1/messages", messages=messages, max_tokens=6, **GREEDY)
         self.assertEqual(claude["content"][0]["text"], expected)
+        continued = {"messages": messages, "continue_final_message": True}
+        self.assertEqual(self.post("/apply-template", **continued, add_generation_prompt=False)["prompt"], prompt)
+        self.refused("/apply-template", 400, "continue_final_message", {**continued, "add_generation_prompt": True})
         whole = self.post("/apply-template", messages=messages, add_generation_prompt=False)["prompt"]
         self.assertIn("My favourite colour is<|im_end|>", whole)
 

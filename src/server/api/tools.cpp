@@ -94,7 +94,13 @@ ChatOptions chat_options_from(const Fields& fields, ToolForm form) {
   }
   read_choice(fields, form, options);
   options.parallel = fields.boolean("parallel_tool_calls");
-  options.begin_answer = fields.boolean("add_generation_prompt").value_or(true);
+  const std::optional<bool> begins = fields.boolean("add_generation_prompt");
+  const bool continues = fields.boolean("continue_final_message").value_or(false);
+  if (continues && begins.value_or(false)) {
+    refuse(fields.path("continue_final_message"), "'{}': give either this or add_generation_prompt, not both",
+           fields.path("continue_final_message"));
+  }
+  options.begin_answer = continues || begins.value_or(true);
   if (const Json* variables = fields.object("chat_template_kwargs"); variables && !variables->empty()) {
     options.variables = dump(*variables);
   }

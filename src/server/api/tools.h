@@ -25,9 +25,9 @@ struct ChatOptions {
 /// Where a request says what a function is: in a field `function`, or beside the tool's type, as responses have it.
 enum class ToolForm { Nested, Flat };
 
-/// By the fields tools, tool_choice, parallel_tool_calls, chat_template_kwargs, add_generation_prompt and
-/// reasoning_format. Throws ApiError for tools that are no functions, for names twice or of odd characters, and for
-/// more than 128 tools or 64 KiB each.
+/// By the fields tools, tool_choice, parallel_tool_calls, chat_template_kwargs, add_generation_prompt,
+/// continue_final_message and reasoning_format. Throws ApiError for tools that are no functions, for names twice or of
+/// odd characters, and for more than 128 tools or 64 KiB each.
 ChatOptions chat_options_from(const Fields& fields, ToolForm form = ToolForm::Nested);
 /// Adds a tool after the same checks. `path`: what errors call it.
 void add_tool(ChatOptions& options, ChatTool tool, const Json* parameters, const std::string& path);
