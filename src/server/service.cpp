@@ -45,6 +45,8 @@ Job Service::make_job(Generation& generation, size_t index, const std::shared_pt
   // Drafts of exact mode are drawn by a copy of the sampler, which must not draw a seed of its own.
   if (options.seed == SamplerOptions{}.seed) options.seed = std::random_device{}();
   options.seed += static_cast<uint32_t>(index);
+  // Behind the last word of a grammar nothing but the end is left.
+  if (!options.grammar.empty()) options.ignore_end = false;
   Sampler sampler(parts_.tokenizer, options);
   if (options.has_penalties()) sampler.accept(generation.prompt);
 

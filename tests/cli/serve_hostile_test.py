@@ -77,6 +77,7 @@ class Hostile(Shared):
             status, _, content = self.server.ask("POST", "/v1/completions",
                                                  {"prompt": "x", "max_tokens": 1, "grammar": grammar})
             self.assertTrue(status == 400 and content["error"]["message"], (grammar[:40], status))
+        self.assertEqual(text_of(self.post("/v1/completions", prompt="x", grammar='root ::= "a" "b"', ignore_eos=True)), "ab")
         brackets = 'root ::= "' + "(" * 300 + '" | [(' + "(" * 300 + "] # " + "(" * 300
         self.assertEqual(set(text_of(self.post("/v1/completions", prompt="x", max_tokens=1, grammar=brackets))), {"("})
         self.assertEqual(text_of(self.post("/v1/completions", prompt="x", max_tokens=9,
