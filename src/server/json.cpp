@@ -21,11 +21,13 @@ std::string shown(const Json& value) {
 
 void refuse_for_now() { throw ApiError(429, "rate_limit_error", "too many requests wait already, try again later"); }
 
-std::string error_body(int status, const std::string& message, const std::string& type, const std::string& param) {
+std::string error_body(int status, const std::string& message, const std::string& type, const std::string& param,
+                       const ApiError::Numbers& numbers) {
   Json error{{"message", message}};
   error["type"] = !type.empty() ? type : status >= 500 ? "server_error" : "invalid_request_error";
   error["param"] = param.empty() ? Json() : Json(param);
   error["code"] = status;
+  for (const auto& [name, number] : numbers) error[name] = number;
   return dump({{"type", "error"}, {"error", error}});  // the first is Anthropic's
 }
 

@@ -28,10 +28,14 @@ constexpr Endpoint kEndpoints[] = {
     {"POST", "/v1/chat/completions", chat_completions, true},
     {"POST", "/chat/completions", chat_completions, true},
     {"POST", "/v1/completions", completions, true},
-    {"POST", "/completions", completions, true},
+    {"POST", "/completions", native_completions, true},
+    {"POST", "/completion", native_completions, true},
+    {"POST", "/v1/chat/completions/input_tokens", count_chat_tokens, true},
+    {"POST", "/chat/completions/input_tokens", count_chat_tokens, true},
     {"POST", "/v1/messages", messages, true},
     {"POST", "/v1/messages/count_tokens", count_tokens, true},
     {"POST", "/v1/responses", responses, true},
+    {"POST", "/responses", responses, true},
     {"GET", "/v1/models", models, false},
     {"GET", "/models", models, false},
     {"POST", "/tokenize", tokenize, true},
@@ -45,9 +49,8 @@ constexpr Endpoint kEndpoints[] = {
 /// Answers by what `work` does, and with an error by what it throws.
 template <typename Work>
 void answer(http::Exchange& exchange, const Work& work) {
-  const auto complain = [&](int status, const std::string& message, const std::string& type = "",
-                            const std::string& param = "", const http::Headers& headers = {}) {
-    exchange.respond(status, kJson, error_body(status, message, type, param), headers);
+  const auto complain = [&](int status, const std::string& message) {
+    exchange.respond(status, kJson, error_body(status, message));
   };
   try {
     work();
@@ -55,7 +58,8 @@ void answer(http::Exchange& exchange, const Work& work) {
     http::Headers headers;
     if (error.status() == 429) headers.emplace_back("Retry-After", kRetryAfter);
     if (error.status() == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
-    complain(error.status(), error.what(), error.type(), error.param(), headers);
+    const std::string body = error_body(error.status(), error.what(), error.type(), error.param(), error.numbers());
+    exchange.respond(error.status(), kJson, body, headers);
   } catch (const Error& error) {
     complain(400, error.what());
   } catch (const std::bad_alloc&) {

@@ -16,6 +16,7 @@ struct Service::Answer {
   AnswerChooser* chooser = nullptr;  // the job's
   AnswerText text;
   std::vector<TokenLogprob> logprobs{};  // of tokens whose text is still held back
+  std::vector<Token> held{};             // these
   int64_t tokens = 0;
   std::shared_ptr<std::atomic<bool>> withdrawn;  // the request was refused after all: its reply is not ours any more
 };
@@ -59,16 +60,18 @@ Job Service::make_job(Generation& generation, size_t index, const std::shared_pt
   // Drafts of exact mode are drawn by a copy of the sampler, which must not draw a seed of its own.
   if (options.seed == SamplerOptions{}.seed) options.seed = std::random_device{}();
   options.seed += static_cast<uint32_t>(index);
+  // Behind the last word of a grammar nothing but the end is left.
+  if (!options.grammar.empty()) options.ignore_end = false;
   Sampler sampler(parts_.tokenizer, options);
   if (options.has_penalties()) sampler.accept(generation.prompt);
 
   auto chooser = std::make_unique<AnswerChooser>(std::move(sampler), parts_.tokenizer, generation.top_logprobs);
   const auto answer =
-      std::make_shared<Answer>(Answer{chooser.get(), AnswerText(std::move(generation.stops)), {}, 0, withdrawn});
+      std::make_shared<Answer>(Answer{chooser.get(), AnswerText(std::move(generation.stops)), {}, {}, 0, withdrawn});
   const auto give = [answer, reply, index](std::string text) {
     for (TokenLogprob& one : answer->chooser->take_logprobs()) answer->logprobs.push_back(std::move(one));
     if (text.empty() || *answer->withdrawn) return;
-    reply->piece(index, {std::move(text), std::exchange(answer->logprobs, {})});
+    reply->piece(index, {std::move(text), std::exchange(answer->logprobs, {}), std::exchange(answer->held, {})});
   };
   Job job;
   job.prompt = std::move(generation.prompt);
@@ -81,6 +84,7 @@ Job Service::make_job(Generation& generation, size_t index, const std::shared_pt
   job.token = [this, answer, give, trace, kept = std::move(generation.kept_tokens)](Token token) {
     ++answer->tokens;
     if (trace) trace->add(token);
+    answer->held.push_back(token);
     const bool keep = std::find(kept.begin(), kept.end(), token) != kept.end();
     give(answer->text.push(parts_.tokenizer.piece(token, keep)));
     return !answer->text.stopped();
@@ -110,7 +114,8 @@ void Service::start(std::vector<Generation> generations, const std::shared_ptr<R
     if (length >= static_cast<size_t>(context())) {
       throw ApiError(400, "exceed_context_size_error",
                      fmt::format("the prompt has {} tokens, which leave no room for an answer in a context of {}",
-                                 length, context()));
+                                 length, context()),
+                     "", {{"n_prompt_tokens", static_cast<int64_t>(length)}, {"n_ctx", context()}});
     }
     try {
       jobs.push_back(make_job(generations[i], i, reply, withdrawn));

@@ -39,6 +39,7 @@ struct Generation {
 struct Piece {
   std::string text;
   std::vector<TokenLogprob> logprobs;
+  std::vector<Token> tokens{};  ///< that it is of; of one that became two pieces' text, in the first
 };
 
 /// How an answer ended, and what it cost.

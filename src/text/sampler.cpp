@@ -91,11 +91,32 @@ void begin_grammar(llama_sampler* grammar, const std::vector<Token>& prefix) {
   }
 }
 
+/// Throws Error for groups in groups beyond a depth: libllama's parser calls itself for each, on a stack that ends.
+void check_nesting(std::string_view grammar) {
+  constexpr int kMostGroups = 200;
+  int depth = 0;
+  for (size_t i = 0; i < grammar.size(); ++i) {
+    const char begin = grammar[i];
+    const char* end = begin == '"' ? "\"" : begin == '[' ? "]" : begin == '<' ? ">" : begin == '#' ? "\r\n" : nullptr;
+    if (end) {  // what holds text, in which a bracket is none
+      const std::string_view ends = end;
+      for (++i; i < grammar.size() && ends.find(grammar[i]) == ends.npos; ++i) {
+        if (grammar[i] == '\\' && (begin == '"' || begin == '[')) ++i;
+      }
+    } else if (begin == '(' && ++depth > kMostGroups) {
+      fail("grammar: its groups nest more than {} deep", kMostGroups);
+    } else if (begin == ')') {
+      --depth;
+    }
+  }
+}
+
 LlamaSampler make_grammar(const Tokenizer& tokenizer, const SamplerOptions& options) {
   LlamaSampler grammar(nullptr, llama_sampler_free);
   const std::string& text = options.grammar;
   if (text.empty()) return grammar;
   check_text(text, "grammar");  // libllama reads it up to a NUL
+  check_nesting(text);
   std::vector<const char*> patterns;
   for (const std::string& pattern : options.grammar_patterns) patterns.push_back(pattern.c_str());
   std::string reason;

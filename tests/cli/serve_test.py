@@ -51,7 +51,7 @@ class Answers(Shared):
                 self.assertEqual(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"])
             deltas = [event["choices"][0]["delta"] for event in events]
             self.assertEqual(deltas[0]["role"], "assistant")
-            self.assertEqual("".join(delta.get("content", "") for delta in deltas), text_of(whole))
+            self.assertEqual("".join(delta.get("content") or "" for delta in deltas), text_of(whole))
             reasons = [event["choices"][0]["finish_reason"] for event in events]
             self.assertEqual(reasons, [None] * (len(events) - 1) + [whole["choices"][0]["finish_reason"]])
             self.assertEqual(len({event["id"] for event in events}), 1)

@@ -107,6 +107,104 @@ class Tools(Shared):
         # Without tools, too: the results stay where they are.
         self.chat(messages=messages, **{**GREEDY, "max_tokens": 8})
 
+    def test_responses_call_as_chats_do(self):
+        tools = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
+        common = {"temperature": 1, "seed": 1, "parallel_tool_calls": False, "cache_prompt": False}
+        body = {"input": QUESTION[0]["content"], "tools": tools, "max_output_tokens": 200, **common,
+                "tool_choice": {"type": "function", "name": "get_weather"}}
+        whole = self.post("/v1/responses", **body)
+        item = whole["output"][0]
+        self.assertEqual((item["type"], item["status"], whole["status"]), ("function_call", *["completed"] * 2))
+        chat = self.chat(tools=[WEATHER, TIME], tool_choice={"type": "function", "function": {"name": "get_weather"}},
+                         **common)["message"]["tool_calls"][0]["function"]
+        self.assertEqual({name: item[name] for name in chat}, chat)
+        events = [event for _, event in self.server.stream("/v1/responses", body)]
+        self.assertEqual([event["sequence_number"] for event in events], list(range(len(events))))
+        names = [event["type"].removeprefix("response.") for event in events]
+        self.assertEqual(names[:3], ["created", "in_progress", "output_item.added"])
+        self.assertEqual(set(names[3:-3]), {"function_call_arguments.delta"})
+        self.assertEqual(names[-3:], ["function_call_arguments.done", "output_item.done", "completed"])
+        self.assertEqual("".join(event["delta"] for event in events[3:-3]), item["arguments"])
+        self.assertEqual(events[-3]["arguments"], item["arguments"])
+        streamed = events[-1]["response"]["output"][0]
+        self.assertEqual(streamed, events[-2]["item"])
+        self.assertEqual((events[2]["item"]["id"], events[2]["item"]["call_id"]),
+                         (streamed["id"], streamed["call_id"]))
+        cut = self.post("/v1/responses", **{**body, "max_output_tokens": 12})
+        self.assertEqual((cut["status"], cut["incomplete_details"]["reason"]), ("incomplete", "max_output_tokens"))
+        self.assertEqual(cut["output"][-1]["status"], "incomplete")
+
+    def test_items_make_the_conversation_that_messages_make(self):
+        tools = [{"type": "function", **WEATHER["function"]}]
+        question, arguments = QUESTION[0]["content"], '{"city": "Oslo", "days": 2}'
+        calls = [{"id": f"call_{city}", "type": "function",
+                  "function": {"name": "get_weather", "arguments": arguments.replace("Oslo", city)}}
+                 for city in ("Oslo", "Rome")]
+        results = {"call_Oslo": "Rain, 9 degrees", "call_Rome": "Sun"}
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question},
+                    {"role": "assistant", "content": "I look.", "tool_calls": calls},
+                    *({"role": "tool", "tool_call_id": name, "content": text} for name, text in results.items())]
+        items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": question}]},
+                 {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+                  "content": [{"type": "output_text", "text": "I look.", "annotations": []}]},
+                 *({"type": "function_call", "id": f"fc_{i}", "call_id": call["id"], "status": "completed",
+                    **call["function"]} for i, call in enumerate(calls)),
+                 *({"type": "function_call_output", "call_id": name, "output": text} for name, text in results.items())]
+        chat = self.post("/v1/chat/completions", messages=messages, tools=[WEATHER], max_tokens=4, **GREEDY)
+        answer = self.post("/v1/responses", input=items, instructions="Be brief.", tools=tools, max_output_tokens=4,
+                           **GREEDY)
+        self.assertEqual(answer["usage"]["input_tokens"], chat["usage"]["prompt_tokens"])
+        self.assertEqual(answer["output"][0]["content"][0]["text"], chat["choices"][0]["message"]["content"])
+
+    def test_the_template_gives_the_prompt_that_a_chat_reads(self):
+        call = {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+        behind = [{"role": "system", "content": "Be brief."}, *QUESTION, {"role": "assistant", "tool_calls": [call]},
+                  {"role": "tool", "tool_call_id": "call_1", "content": "noon"}]
+        prompts = set()
+        for more in ({"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"}, {"messages": behind},
+                     {"tools": [TIME], "messages": behind, "chat_template_kwargs": {"enable_thinking": False}},
+                     {"add_generation_prompt": False}):
+            body = {"messages": QUESTION, "max_tokens": 4, **more, **GREEDY}
+            prompt = self.post("/apply-template", **body)["prompt"]
+            prompts.add(prompt)
+            chat = self.post("/v1/chat/completions", **body)
+            text = self.post("/v1/completions", prompt=prompt, max_tokens=4, **GREEDY)
+            self.assertEqual(text["usage"]["prompt_tokens"], chat["usage"]["prompt_tokens"], more)
+            self.assertEqual(text["choices"][0]["text"], chat["choices"][0]["message"]["content"], more)
+        self.assertEqual(len(prompts), 5)
+        body = {"messages": QUESTION, "tools": [WEATHER, TIME], **GREEDY, "max_tokens": 200, "parallel_tool_calls": False,
+                "tool_choice": {"type": "function", "function": {"name": "get_time"}}}
+        prompt = self.post("/apply-template", **body)["prompt"]
+        self.assertNotIn("get_weather", prompt)
+        count = len(self.post("/tokenize", content=prompt, add_special=True)["tokens"])
+        self.assertEqual(count, self.post("/v1/chat/completions/input_tokens", **body)["input_tokens"])
+        for path, more in (("tools[0].type", {"tools": [{"type": "web_search"}]}), ("tool_choice", {"tool_choice": 7}),
+                           ("chat_template_kwargs", {"chat_template_kwargs": 7}),
+                           ("add_generation_prompt", {"tools": [TIME], "add_generation_prompt": False})):
+            self.refused("/apply-template", 400, path, {"messages": QUESTION, **more})
+
+    def test_what_is_wrong_in_responses_is_named(self):
+        function = {"type": "function", "name": "f"}
+        call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+        for path, more in (("tools[0].type", {"tools": [{"type": "web_search"}]}), ("tools[0]", {"tools": [7]}),
+                           ("tools[0].name", {"tools": [{"type": "function"}]}),
+                           ("tools[1].name", {"tools": [function, function]}),
+                           ("tools[0].parameters", {"tools": [{**function, "parameters": []}]}),
+                           ("tool_choice", {"tool_choice": "required"}),
+                           ("tool_choice", {"tools": [function], "tool_choice": {"type": "web_search"}}),
+                           ("tool_choice.name", {"tools": [function], "tool_choice": {"type": "function", "name": "g"}}),
+                           ("previous_response_id", {"previous_response_id": "resp_1"}),
+                           ("conversation", {"conversation": "conv_1"}), ("input", {"input": []}),
+                           ("input", {"input": 7}), ("input[0]", {"input": [7]}),
+                           ("input[0].type", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
+                           ("input[0].name", {"input": [{**call, "name": "a b"}]}),
+                           ("input[0].arguments", {"input": [{**call, "arguments": "{"}]}),
+                           ("input[0].call_id", {"input": [{"type": "function_call_output", "call_id": "c", "output": ""}]}),
+                           ("input[1].output", {"input": [call, {"type": "function_call_output", "call_id": "c"}]}),
+                           ("input[0].content", {"input": [{"type": "reasoning", "content": "x"}]})):
+            error, _ = self.refused("/v1/responses", 400, path, {"input": "Hi", "max_output_tokens": 1, **more})
+            self.assertEqual(error["param"], path)
+
     def test_what_is_wrong_is_named(self):
         chat = {"messages": QUESTION}
 

@@ -89,6 +89,32 @@ class OpenAi(unittest.TestCase):
             text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
             self.assertEqual(text, answer.output_text)
 
+    def test_tools_of_responses(self):
+        tool = {"type": "function", "name": "paint", "description": "Paints", "parameters": COLOURS, "strict": True}
+        body = {"model": "any", "tools": [tool], "tool_choice": {"type": "function", "name": "paint"},
+                "parallel_tool_calls": False, "max_output_tokens": 100, "temperature": 0, "extra_body": ALONE}
+        answer = self.client.responses.create(**body, input="Name a colour.")
+        call = answer.output[-1]
+        self.assertEqual((answer.status, call.type, call.name, call.status),
+                         ("completed", "function_call", "paint", "completed"))
+        self.assertEqual((answer.tools[0].name, answer.tool_choice.name, answer.parallel_tool_calls),
+                         ("paint", "paint", False))
+        with self.client.responses.stream(**body, input="Name a colour.") as stream:
+            events = list(stream)
+            final = stream.get_final_response().output[-1]
+        self.assertEqual((events[0].type, events[-1].type), ("response.created", "response.completed"))
+        deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+        self.assertEqual(("".join(deltas), final.arguments), (call.arguments,) * 2)
+        self.assertIn(final.parsed_arguments["name"], ("red", "green", "blue"))
+        # And on: the client's own objects go back into the conversation.
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "painted"}
+        after = self.client.responses.create(model="any", tools=[tool], max_output_tokens=4,
+                                             input=[*QUESTION, *answer.output, result])
+        self.assertGreater(after.usage.input_tokens, answer.usage.input_tokens)
+        with self.assertRaises(openai.BadRequestError) as raised:
+            self.client.responses.create(model="any", input="x", tools=[{"type": "web_search"}])
+        self.assertEqual(raised.exception.param, "tools[0].type")
+
     def test_models_and_errors(self):
         self.assertEqual(self.client.models.list().data[0].id, "smollm2-135m.gguf")
         with self.assertRaises(openai.BadRequestError) as raised:

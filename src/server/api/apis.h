@@ -19,7 +19,9 @@ inline void respond(const ExchangePointer& exchange, const Json& body) {
 
 void chat_completions(Service& service, const ExchangePointer& exchange);
 void completions(Service& service, const ExchangePointer& exchange);
+void native_completions(Service& service, const ExchangePointer& exchange);
 void messages(Service& service, const ExchangePointer& exchange);
+void count_chat_tokens(Service& service, const ExchangePointer& exchange);
 void count_tokens(Service& service, const ExchangePointer& exchange);
 void responses(Service& service, const ExchangePointer& exchange);
 

@@ -61,4 +61,12 @@ void chat_completions(Service& service, const ExchangePointer& exchange) {
   reply->open();
 }
 
+void count_chat_tokens(Service& service, const ExchangePointer& exchange) {
+  const Json body = parse_object(exchange->request().body);
+  const Fields fields(body);
+  Generation generation;
+  prepare_chat(service, messages_from(fields), chat_options_from(fields), generation);
+  respond(exchange, {{"object", "response.input_tokens"}, {"input_tokens", generation.prompt.size()}});
+}
+
 }  // namespace tidal::server

@@ -53,7 +53,11 @@ void CompletionReply::open() {
 
 Json CompletionReply::frame(bool chunk) const {
   const char* object = !form_.chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion";
-  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", service_.parts().model}};
+  return {{"id", id_},
+          {"object", object},
+          {"created", created_},
+          {"model", service_.parts().model},
+          {"system_fingerprint", "tidal-" TIDAL_VERSION}};
 }
 
 void CompletionReply::send(size_t index, const Json& content, const Json& logprobs, const Json& finish_reason) {
@@ -75,7 +79,7 @@ void CompletionReply::begin(size_t index) {
   if (choice.begun || !form_.stream) return;
   choice.begun = true;
   if (form_.chat) {
-    send(index, {{"role", "assistant"}, {"content", choice.parts ? Json() : Json("")}}, nullptr, nullptr);
+    send(index, {{"role", "assistant"}, {"content", nullptr}}, nullptr, nullptr);
   }
 }
 

@@ -1,50 +1,11 @@
 // POST /v1/completions
 #include "server/api/apis.h"
 #include "server/api/completion_reply.h"
+#include "server/api/prompt_list.h"
 #include "server/api/request.h"
 #include "server/error.h"
 
 namespace tidal::server {
-namespace {
-
-constexpr size_t kMostPrompts = 64;
-
-std::vector<Token> tokens_of(const Json& prompt, const std::string& path, const Tokenizer& tokenizer) {
-  if (prompt.is_string()) return tokenizer.encode(text_of(prompt, path), true, true);
-  std::vector<Token> tokens;
-  for (size_t i = 0; i < prompt.size(); ++i) {
-    const int64_t token = prompt[i].is_number_integer() ? prompt[i].get<int64_t>() : -1;
-    if (token < 0 || token >= tokenizer.vocab_size()) {
-      refuse(path, "'{}[{}]': expected a token from 0 to {}", path, i, tokenizer.vocab_size() - 1);
-    }
-    tokens.push_back(static_cast<Token>(token));
-  }
-  return tokens;
-}
-
-/// A string, tokens, or a list of either.
-std::vector<std::vector<Token>> prompts_of(const Fields& fields, const Tokenizer& tokenizer) {
-  const Json* given = fields.find("prompt");
-  if (!given) refuse("prompt", "'prompt': none given, expected a string or tokens");
-  const bool list = given->is_array() && !given->empty() && !(*given)[0].is_number();
-  if (!list) {
-    if (!given->is_string() && !given->is_array()) refuse("prompt", "'prompt': expected a string or tokens");
-    return {tokens_of(*given, "prompt", tokenizer)};
-  }
-  if (given->size() > kMostPrompts) {
-    refuse("prompt", "'prompt': {} prompts given, expected at most {}", given->size(), kMostPrompts);
-  }
-  std::vector<std::vector<Token>> prompts;
-  for (size_t i = 0; i < given->size(); ++i) {
-    const std::string path = fmt::format("prompt[{}]", i);
-    const Json& one = (*given)[i];
-    if (!one.is_string() && !one.is_array()) refuse(path, "'{}': expected a string or tokens", path);
-    prompts.push_back(tokens_of(one, path, tokenizer));
-  }
-  return prompts;
-}
-
-}  // namespace
 
 void completions(Service& service, const ExchangePointer& exchange) {
   const Json body = parse_object(exchange->request().body);
@@ -62,7 +23,7 @@ void completions(Service& service, const ExchangePointer& exchange) {
     }
   }
   const auto each = static_cast<size_t>(fields.integer("n", 1, kMostChoices).value_or(1));
-  const std::vector<std::vector<Token>> prompts = prompts_of(fields, service.tokenizer());
+  const std::vector<std::vector<Token>> prompts = prompts_from(fields, service.tokenizer(), PromptParts::Alike);
   if (prompts.size() * each > kMostChoices) {
     refuse("n", "'n': {} answers to {} prompts asked for, expected at most {} together", each, prompts.size(),
            kMostChoices);

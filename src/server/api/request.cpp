@@ -7,12 +7,14 @@
 
 #include "core/error.h"
 #include "server/error.h"
+#include "text/json_schema.h"
 
 namespace tidal::server {
 namespace {
 
 constexpr double kMostNumber = 1e6;
 constexpr size_t kMostStops = 256;
+constexpr size_t kMostGrammar = size_t{64} << 10;  // bytes: its rules may call each other, all of them
 constexpr int64_t kMostTokens = std::numeric_limits<int64_t>::max() / 2;
 constexpr float kImpossible = -std::numeric_limits<float>::infinity();
 
@@ -36,7 +38,20 @@ void read_numbers(const Fields& fields, int context, SamplerOptions& sampler) {
     sampler.seed = static_cast<uint32_t>(*given);
   }
   if (const auto given = fields.boolean("ignore_eos")) sampler.ignore_end = *given;
-  if (const auto given = fields.string("grammar")) sampler.grammar = *given;
+  if (const auto given = fields.string("grammar")) {
+    if (given->size() > kMostGrammar) {
+      refuse("grammar", "'grammar': it has {} bytes, expected at most {}", given->size(), kMostGrammar);
+    }
+    sampler.grammar = *given;
+  }
+  const Json* schema = fields.object("json_schema");
+  if (!schema) return;
+  if (fields.find("grammar")) refuse("json_schema", "'json_schema': give either this or a grammar, not both");
+  try {
+    sampler.grammar = grammar_of_schema(dump(*schema));
+  } catch (const Error& error) {
+    refuse("json_schema", "'json_schema': {}", error.what());
+  }
 }
 
 /// {"token": bias} as OpenAI has it, or [[token, bias]], where false forbids the token.

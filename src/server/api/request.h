@@ -10,8 +10,8 @@ namespace tidal::server {
 
 /// A generation without its prompt, by the fields of OpenAI's, llama-server's and our own names: temperature, top_p,
 /// top_k, min_p, seed, repeat_penalty, repeat_last_n, frequency_penalty, presence_penalty, logit_bias, stop,
-/// max_tokens, max_completion_tokens, n_predict, ignore_eos, grammar, cache_prompt, tidal. Throws ApiError for
-/// impossible values.
+/// max_tokens, max_completion_tokens, n_predict, ignore_eos, grammar, json_schema, cache_prompt, tidal. Throws ApiError
+/// for impossible values.
 Generation generation_from(const Fields& fields, const Service& service);
 
 /// Most answers to one request.

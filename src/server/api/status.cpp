@@ -16,13 +16,16 @@ void add(std::string& text, const char* name, const char* type, const char* help
 
 void models(Service& service, const ExchangePointer& exchange) {
   const Hyperparameters& hp = service.parts().engine.model().hp;
-  const Json model{
-      {"id", service.parts().model},
-      {"object", "model"},
-      {"created", now() - static_cast<int64_t>(service.uptime())},
-      {"owned_by", "tidal"},
-      {"meta",
-       {{"n_vocab", hp.vocab}, {"n_ctx_train", hp.context}, {"n_ctx", service.context()}, {"n_embd", hp.width}}}};
+  const Json model{{"id", service.parts().model},
+                   {"object", "model"},
+                   {"created", now() - static_cast<int64_t>(service.uptime())},
+                   {"owned_by", "tidal"},
+                   {"meta",
+                    {{"n_vocab", hp.vocab},
+                     {"n_ctx_train", hp.context},
+                     {"n_ctx", service.context()},
+                     {"n_embd", hp.width},
+                     {"size", service.parts().engine.model().file_bytes}}}};
   respond(exchange, {{"object", "list"}, {"data", Json::array({model})}});
 }
 
@@ -31,15 +34,18 @@ void props(Service& service, const ExchangePointer& exchange) {
   const SamplerOptions& sampler = parts.sampler;
   const Json settings{{"n_ctx", service.context()},
                       {"params",
-                       {{"temperature", sampler.temperature},
+                       {{"seed", sampler.seed},
+                        {"temperature", sampler.temperature},
                         {"top_k", sampler.top_k},
                         {"top_p", sampler.top_p},
                         {"min_p", sampler.min_p},
                         {"repeat_penalty", sampler.repeat_penalty},
                         {"repeat_last_n", sampler.repeat_last_n}}}};
   respond(exchange, {{"model_alias", parts.model},
+                     {"build_info", "tidal-" TIDAL_VERSION},
                      {"total_slots", parts.engine.options().sequences},
                      {"default_generation_settings", settings},
+                     {"modalities", {{"vision", false}, {"audio", false}}},
                      {"has_chat_template", parts.tokenizer.has_chat_template()}});
 }
 

@@ -2,6 +2,7 @@
 #include "core/utf8.h"
 #include "server/api/apis.h"
 #include "server/api/chat_prompt.h"
+#include "server/api/tools.h"
 #include "server/error.h"
 
 namespace tidal::server {
@@ -50,7 +51,8 @@ void detokenize(Service& service, const ExchangePointer& exchange) {
 
 void apply_template(Service& service, const ExchangePointer& exchange) {
   const Json body = parse_object(exchange->request().body);
-  respond(exchange, {{"prompt", chat_prompt(service, messages_from(Fields(body)))}});
+  const Fields fields(body);
+  respond(exchange, {{"prompt", chat_text(service, messages_from(fields), chat_options_from(fields))}});
 }
 
 }  // namespace tidal::server

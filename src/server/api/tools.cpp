@@ -23,7 +23,7 @@ void check_name(const std::string& name, const std::string& path) {
   }
 }
 
-void read_choice(const Fields& fields, ChatOptions& options) {
+void read_choice(const Fields& fields, ToolForm form, ChatOptions& options) {
   const Json* given = fields.find("tool_choice");
   const std::string path = fields.path("tool_choice");
   if (options.tools.empty()) {
@@ -37,6 +37,8 @@ void read_choice(const Fields& fields, ChatOptions& options) {
   } else if (*given == "none") {
     options.choice = ToolChoice::None;
     options.tools.clear();
+  } else if (form == ToolForm::Flat && given->is_object() && given->value("type", Json()) == "function") {
+    require_tool(options, Fields(*given, path + ".").string("name").value_or(""), path + ".name");
   } else if (given->is_object() && given->value("type", Json()) == "function") {
     const Json* function = Fields(*given, path + ".").object("function");
     if (!function) refuse(path + ".function", "'{}.function': none given, expected an object with a name", path);
@@ -69,25 +71,36 @@ void require_tool(ChatOptions& options, const std::string& name, const std::stri
   options.choice = ToolChoice::Required;
 }
 
-ChatOptions chat_options_from(const Fields& fields) {
+ChatOptions chat_options_from(const Fields& fields, ToolForm form) {
   ChatOptions options;
   if (const Json* tools = fields.array("tools")) {
     for (size_t i = 0; i < tools->size(); ++i) {
-      const std::string path = fmt::format("{}[{}]", fields.path("tools"), i);
+      std::string path = fmt::format("{}[{}]", fields.path("tools"), i);
       if (!(*tools)[i].is_object()) refuse(path, "'{}': expected an object", path);
       const Fields tool((*tools)[i], path + ".");
       if (const std::string type = tool.string("type").value_or(""); type != "function") {
         refuse(tool.path("type"), "'{}': '{}' given, expected function", tool.path("type"), type.substr(0, 60));
       }
-      const Json* object = tool.object("function");
-      if (!object) refuse(tool.path("function"), "'{}': none given, expected an object", tool.path("function"));
-      const Fields function(*object, tool.path("function."));
+      const Json* object = &(*tools)[i];
+      if (form == ToolForm::Nested) {
+        path = tool.path("function");
+        object = tool.object("function");
+        if (!object) refuse(path, "'{}': none given, expected an object", path);
+      }
+      const Fields function(*object, path + ".");
       add_tool(options, {function.string("name").value_or(""), function.string("description").value_or(""), "{}"},
-               function.object("parameters"), tool.path("function"));
+               function.object("parameters"), path);
     }
   }
-  read_choice(fields, options);
+  read_choice(fields, form, options);
   options.parallel = fields.boolean("parallel_tool_calls");
+  const std::optional<bool> begins = fields.boolean("add_generation_prompt");
+  const bool continues = fields.boolean("continue_final_message").value_or(false);
+  if (continues && begins.value_or(false)) {
+    refuse(fields.path("continue_final_message"), "'{}': give either this or add_generation_prompt, not both",
+           fields.path("continue_final_message"));
+  }
+  options.begin_answer = continues || begins.value_or(true);
   if (const Json* variables = fields.object("chat_template_kwargs"); variables && !variables->empty()) {
     options.variables = dump(*variables);
   }
@@ -109,6 +122,13 @@ std::string call_arguments(const Json* given, const std::string& path) {
   return text;
 }
 
+ChatToolCall call_from(std::string id, const Fields& function) {
+  ChatToolCall made{std::move(id), function.string("name").value_or(""), ""};
+  check_name(made.name, function.path("name"));
+  made.arguments = call_arguments(function.find("arguments"), function.path("arguments"));
+  return made;
+}
+
 std::vector<ChatToolCall> calls_from(const Fields& message) {
   std::vector<ChatToolCall> calls;
   const Json* given = message.array("tool_calls");
@@ -121,13 +141,32 @@ std::vector<ChatToolCall> calls_from(const Fields& message) {
     const Fields call((*given)[i], path + ".");
     const Json* object = call.object("function");
     if (!object) refuse(call.path("function"), "'{}': none given, expected an object", call.path("function"));
-    const Fields function(*object, call.path("function."));
-    ChatToolCall made{call.string("id").value_or(""), function.string("name").value_or(""), ""};
-    check_name(made.name, function.path("name"));
-    made.arguments = call_arguments(function.find("arguments"), function.path("arguments"));
-    calls.push_back(std::move(made));
+    calls.push_back(call_from(call.string("id").value_or(""), Fields(*object, call.path("function."))));
   }
   return calls;
+}
+
+namespace {
+
+ToolPrompt tool_prompt(const Service& service, std::vector<ChatMessage> messages, const ChatOptions& options) {
+  const Tokenizer& tokenizer = service.tokenizer();
+  if (!tokenizer.has_chat_template()) chat_prompt(service, messages);  // says so
+  if (!options.begin_answer) {
+    refuse("add_generation_prompt", "'add_generation_prompt': false given beside tools, expected none of them");
+  }
+  try {
+    return tokenizer.tool_template().prompt(
+        {std::move(messages), options.tools, options.choice, options.parallel, options.variables, options.reasoning});
+  } catch (const Error& error) {
+    refuse("tools", "{}", error.what());
+  }
+}
+
+}  // namespace
+
+std::string chat_text(const Service& service, std::vector<ChatMessage> messages, const ChatOptions& options) {
+  if (!options.tools.empty()) return tool_prompt(service, std::move(messages), options).text;
+  return chat_prompt(service, messages, options.variables, options.begin_answer);
 }
 
 std::shared_ptr<const AnswerFormat> prepare_chat(const Service& service, std::vector<ChatMessage> messages,
@@ -140,7 +179,7 @@ std::shared_ptr<const AnswerFormat> prepare_chat(const Service& service, std::ve
     }
   };
   if (options.tools.empty()) {
-    generation.prompt = tokenizer.encode(chat_prompt(service, messages, options.variables), true, true);
+    generation.prompt = tokenizer.encode(chat_text(service, std::move(messages), options), true, true);
     if (!options.reasoning || tokenizer.approximates_chat_template()) return nullptr;
     try {
       const PlainAnswers plain = tokenizer.tool_template().plain_answers(options.variables);
@@ -151,18 +190,16 @@ std::shared_ptr<const AnswerFormat> prepare_chat(const Service& service, std::ve
     }
   }
   if (!generation.sampler.grammar.empty()) refuse("grammar", "'grammar': give either this or tools, not both");
-  if (!tokenizer.has_chat_template()) chat_prompt(service, messages);  // says so
+  const ToolPrompt prompt = tool_prompt(service, std::move(messages), options);
   try {
-    const ToolPrompt prompt = tokenizer.tool_template().prompt(
-        {std::move(messages), options.tools, options.choice, options.parallel, options.variables, options.reasoning});
     generation.prompt = tokenizer.encode(prompt.text, true, true);
     prompt.constrain(generation.sampler, tokenizer);
-    generation.stops.insert(generation.stops.end(), prompt.stops.begin(), prompt.stops.end());
-    keep(prompt.kept_tokens);
-    return prompt.format;
   } catch (const Error& error) {
     refuse("tools", "{}", error.what());
   }
+  generation.stops.insert(generation.stops.end(), prompt.stops.begin(), prompt.stops.end());
+  keep(prompt.kept_tokens);
+  return prompt.format;
 }
 
 Json delta_json(const ChatDelta& delta) {
