@@ -129,22 +129,23 @@ def four_clients(server, text):
 
 
 def conversation(server, text):
-    """Seconds to the first token of turns 1 to 8 of a conversation that begins with 8K, the milliseconds of them that
-    the server says it read for from turn 2 on, and the conversation's tokens at the end."""
+    """Seconds to the first token of turns 1 to 8 of a conversation that begins with 8K, what the server says of its
+    reading from turn 2 on (milliseconds and tokens, means), and the conversation's tokens at the end."""
     messages = [{"role": "user", "content": text.part(7, 8000) + "\n\nWhat is this text about?"}]
     firsts, engine, last = [], [], {}
     for turn in range(8):
         answer, times, last = server.stream("/v1/chat/completions", {"messages": messages, "max_tokens": 32})
         firsts.append(times[0])
-        engine.append(last["timings"]["prompt_ms"])
+        engine.append((last["timings"]["prompt_ms"], last["timings"]["prompt_n"]))
         messages += [{"role": "assistant", "content": answer},
                      {"role": "user", "content": f"Question {turn + 1}: who is spoken of next, and why?"}]
-    return firsts, statistics.mean(engine[1:]), last["usage"]["prompt_tokens"]
+    milliseconds, tokens = (statistics.mean(values) for values in zip(*engine[1:]))
+    return firsts, milliseconds, tokens, last["usage"]["prompt_tokens"]
 
 
 def longest_gap(server, text):
-    """The longest gap of a stream while a prompt of 8K is read, the seconds that the reading took, those of the prompt's
-    last chunk alone, and its tokens."""
+    """The longest gap of a stream while a prompt of 8K is read, the seconds that the reading took, those of a last
+    chunk alone, and its tokens."""
     times = []
     running = threading.Thread(target=server.complete, args=("It was a dark and stormy night.", 1200),
                                kwargs={"each": lambda: times.append(time.monotonic()), "cache_prompt": False})
@@ -157,8 +158,8 @@ def longest_gap(server, text):
     running.join()
     near = [t for t in times if t >= started - 0.5]
     gap = max(b - a for a, b in zip(near, near[1:]) if b > started and a < ended)
-    # The last chunk alone: all before it is cached.
-    whole = text.part(11, 8192)
+    # A last chunk alone: all before it is cached. The text is another one, for the first is cached by now.
+    whole = text.part(15, 8192)
     server.complete(whole[:-int(511 * CHARACTERS)], 1)
     _, times, last = server.complete(whole, 1)
     usage = last["usage"]
@@ -201,7 +202,7 @@ def idle_connections(server):
 
 def restart(command, text):
     """Seconds of a new server until it is ready, and from then to the first token of a text of 32K that an earlier one
-    left on disk, with a question behind it; how long the earlier one took to read it, and tokens, cached ones."""
+    left on disk, with a question behind it; how long the earlier one took to read it; the answer's last event."""
     with tempfile.TemporaryDirectory() as folder:
         command = command + ["-c", "34000", "--cache-dir", folder]
         prompt = text.part(13, 32000)
@@ -209,9 +210,7 @@ def restart(command, text):
             read = server.complete(prompt, 4)[1][0]
         with Server("tidal serve", command) as server:
             _, times, last = server.complete(prompt + "\nWho is meant by this?", 4)
-            usage = last["usage"]
-            return (server.start_seconds, times[0], read, usage["prompt_tokens"],
-                    usage["prompt_tokens_details"]["cached_tokens"])
+            return server.start_seconds, times[0], read, last
 
 
 def measure(server, text, lines):
@@ -226,10 +225,10 @@ def measure(server, text, lines):
             seconds, prompts = four_clients(server, text)
             say(f"4 clients, prompts of {prompts} tokens, 64 more each: {seconds:.1f} s")
         if "conversation" in lines:
-            firsts, engine, tokens = conversation(server, text)
+            firsts, engine, read, tokens = conversation(server, text)
             later = ", ".join(f"{1000 * first:.0f}" for first in firsts[1:])
             say(f"conversation of 8 turns, {tokens} tokens at the end: first token of turn 1 after {firsts[0]:.2f} s, "
-                f"of turns 2 to 8 {1000 * statistics.mean(firsts[1:]):.0f} ms ({later}), {engine:.0f} ms of that reading")
+                f"of turns 2 to 8 {1000 * statistics.mean(firsts[1:]):.0f} ms ({later}), {engine:.0f} ms of that reading {read:.0f} tokens")
         if "gap" in lines:
             gap, seconds, chunk, tokens = longest_gap(server, text)
             say(f"longest gap of a stream while 8K is read: {1000 * gap:.0f} ms; reading took {seconds:.1f} s, "
@@ -264,9 +263,11 @@ def main():
         if "token" in lines:
             print(f"  the same by tidal run: {run_token_time(options, text):.2f} ms", flush=True)
         if "restart" in lines:
-            start, first, read, tokens, cached = restart(serve, text)
-            print(f"  {cached} of {tokens} tokens on disk: ready after {start:.2f} s, first token {1000 * first:.0f} ms later, "
-                  f"where reading took {read:.1f} s", flush=True)
+            start, first, read, last = restart(serve, text)
+            usage, timings = last["usage"], last["timings"]
+            print(f"  {usage['prompt_tokens_details']['cached_tokens']} of {usage['prompt_tokens']} tokens on disk: ready "
+                  f"after {start:.2f} s, first token {1000 * first:.0f} ms later, {timings['queue_ms']:.0f} ms of that "
+                  f"loading and {timings['prompt_ms']:.0f} ms reading, where reading all took {read:.1f} s", flush=True)
     if options.llama_server:
         # Its context is shared by the slots: four of 10240.
         measure(Server("llama-server", [options.llama_server, *common, "-c", str(4 * 10240), "-tb", str(options.threads)]),
