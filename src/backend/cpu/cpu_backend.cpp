@@ -71,8 +71,8 @@ class CpuBackend final : public Backend {
   Buffer normed_;           // [rows, width]
   Buffer kv_;               // [rows, 2 * kv_width]: K, then V
   Buffer hidden_;           // short rows: gate and up, [rows, ffn] each
-  Buffer elements_;         // [Gemm::product_rows(), widest] in the products' element type
-  Buffer hidden_elements_;  // [Gemm::product_rows(), ffn], likewise
+  Buffer elements_;         // [rows, widest] in the products' element type
+  Buffer hidden_elements_;  // [rows, ffn], likewise
   Buffer angles_;           // [rows, rope.dims]: cosine and sine of every pair
   int max_rows_ = 0;
 };
@@ -84,9 +84,8 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
   normed_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   kv_ = allocate_memory(sizeof(float) * rows * 2 * hp.kv_width(), "activations");
   hidden_ = allocate_memory(sizeof(float) * rows * 2 * hp.ffn, "activations");
-  const size_t product_rows = gemm_.elements().bytes() * static_cast<size_t>(Gemm::product_rows(max_rows));
-  elements_ = allocate_memory(product_rows * widest, "activations");
-  hidden_elements_ = allocate_memory(product_rows * hp.ffn, "activations");
+  elements_ = allocate_memory(gemm_.elements().bytes() * rows * widest, "activations");
+  hidden_elements_ = allocate_memory(gemm_.elements().bytes() * rows * hp.ffn, "activations");
   angles_ = allocate_memory(sizeof(float) * rows * hp.rope.dims, "rotary angles");
   quantised_.reserve(max_rows, std::max(widest, hp.ffn));
   gemm_.reserve(max_rows, std::max(widest, hp.ffn));
