@@ -93,6 +93,12 @@ class Hostile(Shared):
                                                                              "json_schema": schema})
             self.assertTrue(status == 200 or status == 400 and content["error"]["message"], (str(schema)[:60], status))
 
+    def test_a_conversation_without_end(self):
+        body = {"messages": [{"role": "user", "content": "x"}] * 4097,
+                "tools": [{"type": "function", "function": {"name": "f"}}]}
+        for path in ("/v1/chat/completions", "/apply-template"):
+            self.refused(path, 400, "4097", body)
+
     def test_paths(self):
         for path in ("//health", "/health/", "/HEALTH", "/health/../metrics", "/./health", "/v1//models", "/v1/models/x",
                      "/v1/models%00", "/v1%2fmodels%2f", "/..%2f..%2fetc/passwd", "/../../etc/passwd", "/%ff%fe", "/\\health"):

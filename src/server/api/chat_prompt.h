@@ -18,9 +18,9 @@ ChatMessage message_from(const Fields& message, const std::vector<ChatMessage>& 
 std::vector<ChatMessage> messages_from(const Fields& fields);
 /// The tool that the call `id` is of; "" when there was no such call.
 std::string name_of_call(const std::vector<ChatMessage>& messages, const std::string& id);
-/// Their prompt by the chat template; words of the assistant at the end are where its answer begins. Throws ApiError for a model without one and for what the template refuses.
-/// `variables`: further ones of the template, a JSON object or "". `begin_answer`: ends where the assistant's words
-/// begin.
+/// Their prompt by the chat template; words of the assistant at the end are where its answer begins. Throws ApiError
+/// for a model without one and for what the template refuses. `variables`: further ones of the template, a JSON object
+/// or "". `begin_answer`: ends where the assistant's words begin.
 std::string chat_prompt(const Service& service, const std::vector<ChatMessage>& messages,
                         const std::string& variables = "", bool begin_answer = true);
 

@@ -14,6 +14,7 @@ constexpr size_t kMostTools = 128;
 constexpr size_t kMostBytes = size_t{64} << 10;
 constexpr size_t kMostBytesOfAll = size_t{256} << 10;
 constexpr size_t kMostName = 64;
+constexpr size_t kMostMessages = 4096;  // beside tools
 
 void check_name(const std::string& name, const std::string& path) {
   const auto usual = [](unsigned char byte) { return std::isalnum(byte) || byte == '_' || byte == '-' || byte == '.'; };
@@ -151,6 +152,10 @@ namespace {
 ToolPrompt tool_prompt(const Service& service, std::vector<ChatMessage> messages, const ChatOptions& options) {
   const Tokenizer& tokenizer = service.tokenizer();
   if (!tokenizer.has_chat_template()) chat_prompt(service, messages);  // says so
+  // libllama-common takes time with their square: two seconds for as many.
+  if (messages.size() > kMostMessages) {
+    refuse("messages", "'messages': {} given beside tools, expected at most {}", messages.size(), kMostMessages);
+  }
   if (!options.begin_answer) {
     refuse("add_generation_prompt", "'add_generation_prompt': false given beside tools, expected none of them");
   }
