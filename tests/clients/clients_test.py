@@ -89,6 +89,12 @@ class OpenAi(unittest.TestCase):
             text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
             self.assertEqual(text, answer.output_text)
 
+    def test_responses_of_a_schema(self):
+        form = {"format": {"type": "json_schema", "name": "paint", "schema": COLOURS, "strict": True}}
+        answer = self.client.responses.create(model="any", input="Name a colour.", max_output_tokens=100, text=form,
+                                              temperature=0)
+        self.assertIn(json.loads(answer.output_text)["name"], ("red", "green", "blue"))
+
     def test_tools_of_responses(self):
         tool = {"type": "function", "name": "paint", "description": "Paints", "parameters": COLOURS, "strict": True}
         body = {"model": "any", "tools": [tool], "tool_choice": {"type": "function", "name": "paint"},

@@ -1,4 +1,5 @@
 // POST /v1/responses: OpenAI's newer API, of which this is text and functions.
+#include "server/api/answer_format.h"
 #include "server/api/apis.h"
 #include "server/api/request.h"
 #include "server/api/response_input.h"
@@ -17,6 +18,9 @@ void responses(Service& service, const ExchangePointer& exchange) {
   Generation generation = generation_from(fields, service);
   if (const auto most = fields.integer("max_output_tokens", 1, INT64_MAX / 2)) generation.most = *most;
   const ChatOptions options = chat_options_from(fields, ToolForm::Flat);
+  if (const Json* text = fields.object("text")) {
+    hold_to_format(Fields(*text, "text.").object("format"), "text.format", options, generation);
+  }
   ResponseForm form;
   form.stream = fields.boolean("stream").value_or(false);
   if (const Json* tools = fields.array("tools")) form.tools = *tools;
