@@ -53,4 +53,21 @@ void check_site(const http::Request& request, const std::string& listening, cons
   }
 }
 
+bool is_preflight(const http::Request& request) {
+  return request.method == "OPTIONS" && !request.header("origin").empty() &&
+         !request.header("access-control-request-method").empty();
+}
+
+http::Headers page_headers(const http::Request& request, const std::vector<std::string>& allowed) {
+  const std::string_view origin = request.header("origin");
+  if (origin.empty() || std::find(allowed.begin(), allowed.end(), origin) == allowed.end()) return {};
+  http::Headers headers{{"Access-Control-Allow-Origin", std::string(origin)}, {"Vary", "Origin"}};
+  if (is_preflight(request)) {
+    headers.emplace_back("Access-Control-Allow-Methods", "GET, POST");
+    headers.emplace_back("Access-Control-Allow-Headers", "*, Authorization");  // the star does not stand for that one
+    headers.emplace_back("Access-Control-Max-Age", "600");
+  }
+  return headers;
+}
+
 }  // namespace tidal::server

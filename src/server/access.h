@@ -17,4 +17,9 @@ void check_key(const http::Request& request, const std::vector<std::string>& key
 /// name of the attacker's that resolves to 127.0.0.1).
 void check_site(const http::Request& request, const std::string& listening, const std::vector<std::string>& allowed);
 
+/// Where the request's Origin is among `allowed`, what lets its page read the answer (CORS); empty otherwise. Where the
+/// request only asks whether another may be made (a preflight), what that one may have, too.
+http::Headers page_headers(const http::Request& request, const std::vector<std::string>& allowed);
+bool is_preflight(const http::Request& request);
+
 }  // namespace tidal::server

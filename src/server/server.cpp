@@ -87,6 +87,11 @@ struct Server::State {
   void route(const ExchangePointer& exchange) {
     const http::Request& request = exchange->request();
     check_site(request, options.http.host, options.allowed_origins);
+    if (http::Headers headers = page_headers(request, options.allowed_origins); !headers.empty()) {
+      exchange->add_headers(std::move(headers));
+      // Browsers ask without the key.
+      if (is_preflight(request)) return exchange->respond(204, "", "");
+    }
     const bool reads = request.method == "GET" || request.method == "HEAD";
     if (reads && (request.path == "/health" || request.path == "/v1/health")) return health(exchange);
     if (reads && request.path == "/") return web_page(exchange);

@@ -82,13 +82,24 @@ void Reply::finish() {
   close_ = close_ || !terms_.keep_alive;
 }
 
+void Reply::add_headers(Headers headers) {
+  const std::lock_guard lock(mutex_);
+  added_ = with_added(std::move(headers));
+}
+
+Headers Reply::with_added(Headers headers) const {
+  headers.insert(headers.end(), added_.begin(), added_.end());
+  return headers;
+}
+
 void Reply::respond(int status, std::string_view content_type, std::string_view body, const Headers& headers) {
   std::function<void()> forgotten;  // destroyed behind the lock: it may hold the Exchange
   std::unique_lock lock(mutex_);
   if (stage_ != Stage::Nothing || gone_) return;
   forgotten = std::move(on_gone_);
   on_gone_ = nullptr;
-  pending_ = whole_answer(status, content_type, body, terms_.keep_alive, terms_.http10, terms_.head_only, headers);
+  pending_ =
+      whole_answer(status, content_type, body, terms_.keep_alive, terms_.http10, terms_.head_only, with_added(headers));
   unread_ += pending_.size();
   finish();
   wake(std::move(lock));
@@ -99,7 +110,7 @@ void Reply::begin(int status, std::string_view content_type, const Headers& head
   if (stage_ != Stage::Nothing || gone_) return;
   stage_ = Stage::Begun;
   if (terms_.http10) terms_.keep_alive = false;  // its end is the connection's
-  pending_ = answer_head(status, content_type, terms_.keep_alive, terms_.http10, headers);
+  pending_ = answer_head(status, content_type, terms_.keep_alive, terms_.http10, with_added(headers));
   close_ = !terms_.keep_alive;  // what the head says stays
   if (!terms_.http10) pending_ += "Transfer-Encoding: chunked\r\n";
   pending_ += "\r\n";
@@ -204,7 +215,7 @@ void Reply::close_after() {
 
 void Reply::fail(int status, std::string_view content_type, std::string_view body) {
   const std::lock_guard lock(mutex_);
-  pending_ = whole_answer(status, content_type, body, terms_.keep_alive, terms_.http10, terms_.head_only);
+  pending_ = whole_answer(status, content_type, body, terms_.keep_alive, terms_.http10, terms_.head_only, added_);
   unread_ += pending_.size();
   finish();
 }

@@ -32,6 +32,7 @@ class Reply {
   Reply(const Terms& terms, std::function<void()> wake) : terms_(terms), wake_(std::move(wake)) {}
 
   // Of the Exchange, by any thread; see there.
+  void add_headers(Headers headers);
   void respond(int status, std::string_view content_type, std::string_view body, const Headers& headers);
   void begin(int status, std::string_view content_type, const Headers& headers);
   void write(std::string_view piece);
@@ -64,12 +65,14 @@ class Reply {
  private:
   enum class Stage { Nothing, Begun, Failed, Complete };
 
+  Headers with_added(Headers headers) const;
   /// Ends the call of an Exchange: wakes the server's thread where it does not know yet.
   void wake(std::unique_lock<std::mutex> lock);
   void finish();
 
   mutable std::mutex mutex_;
   Terms terms_;
+  Headers added_;
   const std::function<void()> wake_;
   std::function<void()> on_gone_;
   std::string pending_;
@@ -91,6 +94,7 @@ class ReplyExchange final : public Exchange {
   ReplyExchange& operator=(const ReplyExchange&) = delete;
   ~ReplyExchange() override;
   const Request& request() const override { return request_; }
+  void add_headers(Headers headers) override { reply_->add_headers(std::move(headers)); }
   void respond(int status, std::string_view content_type, std::string body, Headers headers) override;
   void begin(int status, std::string_view content_type, Headers headers) override;
   void write(std::string piece) override;

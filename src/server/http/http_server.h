@@ -31,6 +31,8 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
   virtual const Request& request() const = 0;
+  /// Headers that the answer will have beside its own, whatever it is. Before respond() and begin().
+  virtual void add_headers(Headers headers) = 0;
   /// The whole answer. Once, and not beside begin(): what comes after a complete answer is dropped. An Exchange that is
   /// destroyed without one is answered with 500; one that is destroyed between begin() and end() closes the connection.
   virtual void respond(int status, std::string_view content_type, std::string body, Headers headers = {}) = 0;
