@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <ctime>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -67,7 +68,11 @@ SessionStore::Parts::iterator SessionStore::remember(const std::string& path, co
 
 void SessionStore::touch(Part& part) {
   part.used = ++uses_;
-  ::utimensat(AT_FDCWD, part.path.c_str(), nullptr, 0);  // for the next server; of no account when it fails
+  // For the next server; of no account when it fails. The system's own times of files are some milliseconds apart.
+  timespec now = {};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  const timespec times[] = {now, now};
+  ::utimensat(AT_FDCWD, part.path.c_str(), times, 0);
 }
 
 void SessionStore::remove(Parts::iterator part) {
@@ -199,7 +204,9 @@ SessionStore::Parts::iterator SessionStore::write(const SessionPart& part, std::
       remove(other);
     }
   }
-  return remember(path, part, bytes);
+  const auto written = remember(path, part, bytes);
+  touch(written->second);
+  return written;
 }
 
 void SessionStore::drop_oldest() {
