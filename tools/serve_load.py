@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mixed load on a running `tidal serve`: long and short prompts, streams, clients that go, read slowly or send nonsense.
 
-    tools/serve_load.py --port 8080 --seconds 1800 --clients 16 [--pid PID]
+    tools/serve_load.py --port 8080 --seconds 1800 --clients 16 [--long WORDS] [--pid PID]
 
 Prints what was asked and answered, and fails when an answer was lost, was not the one that the same prompt had alone
 (greedy), or when blocks are missing at the end. With --pid it prints the server's memory on the way. The server must
@@ -114,9 +114,8 @@ class Load:
             except (OSError, RuntimeError, ValueError) as error:
                 self.fail(f"{kind}: {error!r}")
 
-    @staticmethod
-    def body(number):
-        return {"prompt": prompt_of(number, 40 if number % 4 else 900), "max_tokens": 24, "temperature": 0,
+    def body(self, number):
+        return {"prompt": prompt_of(number, 40 if number % 4 else self.options.long), "max_tokens": 24, "temperature": 0,
                 "ignore_eos": True, "cache_prompt": False}
 
     def metrics(self):
@@ -164,7 +163,8 @@ def main():
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--pid", type=int)
+    parser.add_argument("--long", type=int, default=900, help="words of the long prompts, a quarter of all (900)")
+    parser.add_argument("--pid", type=int, help="of the server, whose memory is printed")
     return Load(parser.parse_args()).run()
 
 
