@@ -100,7 +100,7 @@ void check_nesting(std::string_view grammar) {
     const char* end = begin == '"' ? "\"" : begin == '[' ? "]" : begin == '<' ? ">" : begin == '#' ? "\r\n" : nullptr;
     if (end) {  // what holds text, in which a bracket is none
       const std::string_view ends = end;
-      for (++i; i < grammar.size() && ends.find(grammar[i]) == ends.npos; ++i) {
+      for (++i; i < grammar.size() && ends.find(grammar[i]) == std::string_view::npos; ++i) {
         if (grammar[i] == '\\' && (begin == '"' || begin == '[')) ++i;
       }
     } else if (begin == '(' && ++depth > kMostGroups) {
