@@ -148,8 +148,9 @@ class Answers(Shared):
         self.assertTrue(text_of(answer).startswith("{"), answer)
 
     def test_a_request_chooses_its_attention(self):
-        prompt = "The sea was calm and the men sang. " * 60
+        prompt = "The sea was calm and the men sang. " * 30
         body = {"prompt": prompt, "max_tokens": 16, **GREEDY}
+        read = {}
         for options in (("--attention", "full"), ("--attention", "sketch", "--budget", "64"), ("--exact", "5")):
             expected = self.text("-p", prompt, "-n", "16", "--temp", "0", *options)
             own = {options[0][2:]: int(options[1]) if options[0] == "--exact" else options[1]}
@@ -157,9 +158,8 @@ class Answers(Shared):
                 own["budget"] = 64
             answer = self.post("/v1/completions", **body, tidal=own)
             self.assertEqual(text_of(answer).removesuffix("\n"), expected.removesuffix("\n"), options)
-        few = self.post("/v1/completions", **body, tidal={"attention": "sketch", "budget": 64})["timings"]
-        full = self.post("/v1/completions", **body, tidal={"attention": "full"})["timings"]
-        self.assertLess(few["bytes_read"], full["bytes_read"])
+            read[options[1]] = answer["timings"]["bytes_read"]
+        self.assertLess(read["sketch"], read["full"])
 
     def test_what_was_computed_is_not_computed_again(self):
         prompt = "".join(f"Line {number} of the ledger. " for number in range(80))
