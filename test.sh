@@ -56,11 +56,13 @@ fuzz() {
                 -artifact_prefix=build/fuzz/ -print_final_stats=1)
   cmake --preset fuzz && cmake --build --preset fuzz && build/fuzz/tests/gguf_seeds build/fuzz/seeds || return
   mkdir -p build/fuzz/corpus build/fuzz/requests
-  build/fuzz/tests/request_fuzz "${limits[@]}" -dict=tests/fuzz/http.dict build/fuzz/requests tests/fuzz/requests &
+  build/fuzz/tests/request_fuzz "${limits[@]}" -dict=tests/fuzz/http.dict build/fuzz/requests tests/fuzz/requests \
+    >build/log/fuzz_requests.log 2>&1 &
   local requests=$!
   build/fuzz/tests/gguf_fuzz "${limits[@]}" -dict=tests/fuzz/gguf.dict build/fuzz/corpus build/fuzz/seeds
   local loader=$?
-  wait $requests && return $loader
+  wait $requests || { tail -n 40 build/log/fuzz_requests.log; return 1; }
+  return $loader
 }
 
 sources() { git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'; }
