@@ -112,13 +112,14 @@ TEST_F(HttpTest, ByteByByte) {
       post("/echo", "split") +
       "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: "
       "v\r\n\r\n" +
-      get("/echo");
+      "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get("/echo");
   for (const char c : bytes) {
     ASSERT_TRUE(one.send(std::string_view(&c, 1)));
-    if (c == '\n' || c == 'c') std::this_thread::sleep_for(1ms);
+    if (c == '\n' || c == '\r' || c == 'c') std::this_thread::sleep_for(1ms);
   }
   EXPECT_EQ(one.answer().body, "POST /echo  split");
   EXPECT_EQ(one.answer().body, "POST /echo  abcde");
+  EXPECT_EQ(one.answer().body, "POST /echo  ");
   EXPECT_EQ(one.answer().body, "GET /echo  ");
 }
 
