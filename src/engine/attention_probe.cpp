@@ -7,17 +7,10 @@
 #include <numeric>
 
 #include "backend/reference/select.h"
+#include "engine/read_back.h"
 
 namespace tidal {
 namespace {
-
-template <typename Value>
-std::vector<Value> read_back(Backend& backend, const Value* from, size_t count) {
-  std::vector<Value> host(count);
-  backend.read(reinterpret_cast<std::byte*>(host.data()), reinterpret_cast<const std::byte*>(from),
-               sizeof(Value) * count);
-  return host;
-}
 
 /// Share of softmax(scores * scale) at `positions`.
 float softmax_share(const std::vector<float>& scores, double scale, std::span<const int32_t> positions) {
@@ -52,15 +45,6 @@ AttentionProbe::AttentionProbe(Engine& engine, bool scored)
       layers_(hp_.layers),
       scores_(hp_.heads) {
   engine.set_observer(this);
-}
-
-void AttentionProbe::read_selection(const Chunk& chunk, const Selection& selection) {
-  const int units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
-  selected_.resize(units);
-  for (int unit = 0; unit < units; ++unit) {
-    const int count = read_back(backend_, &selection.count(chunk, unit), 1)[0];
-    selected_[unit] = read_back(backend_, selection.unit(chunk, unit), count);
-  }
 }
 
 std::vector<float> AttentionProbe::queries(const Chunk& chunk, const Rows& q, int head_dim, int kv_head) {
@@ -118,7 +102,7 @@ void AttentionProbe::attended(int layer, const Batch& batch, Rows q, KvLayer kv,
   attention.agreement.clear();
   attention.scored_mass.clear();
   if (selects(attention.role)) {
-    read_selection(chunk, selection);
+    selected_ = read_back(backend_, hp_, chunk, selection);
     attention.selected = selected_;
   }
   if (!reads_selected(attention.role)) return;

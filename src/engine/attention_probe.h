@@ -44,7 +44,6 @@ class AttentionProbe final : public ForwardObserver {
   void attended(int layer, const Batch& batch, Rows q, KvLayer kv, const Selection& selection) override;
 
  private:
-  void read_selection(const Chunk& chunk, const Selection& selection);
   /// Raw scores q.k of the query heads of one KV head over the whole context, to scores_.
   void score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv_head);
   /// Puts those of the sketches in the place of the full blocks' scores, as a Scan layer has them.

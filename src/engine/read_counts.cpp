@@ -3,46 +3,25 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "engine/read_back.h"
 
 namespace tidal {
-namespace {
-
-void read_back(Backend& backend, const int32_t* from, std::vector<int32_t>& to, size_t count) {
-  const size_t before = to.size();
-  to.resize(before + count);
-  backend.read(reinterpret_cast<std::byte*>(to.data() + before), reinterpret_cast<const std::byte*>(from),
-               sizeof(int32_t) * count);
-}
-
-}  // namespace
-
 void ReadCounter::add(const Sequence& sequence) {
   if (watched_ == entries_.size()) entries_.emplace_back();
   Watched& watched = entries_[watched_++];
   watched.sequence = &sequence;
   watched.reads = {.position = sequence.length()};
-  watched.units = watched.layers = 0;
+  watched.layers = 0;
   watched.selected.clear();
   watched.counts.assign(static_cast<size_t>(sequence.length()) + 1, 0);
 }
 
 void ReadCounter::add_up(Watched& watched) {
-  for (const int32_t position : watched.selected) watched.counts[position] += watched.layers;
-  watched.reads.sets += watched.layers * watched.units;
-  watched.layers = 0;
-}
-
-void ReadCounter::select(Watched& watched, const Chunk& chunk, const Selection& selection) {
-  add_up(watched);
-  Backend& backend = engine_.pool().backend();
-  const Hyperparameters& hp = engine_.model().hp;
-  watched.units = scope_units(chunk.policy.scope, hp.heads, hp.kv_heads);
-  std::vector<int32_t> counts;
-  read_back(backend, &selection.count(chunk, 0), counts, watched.units);
-  watched.selected.clear();
-  for (int unit = 0; unit < watched.units; ++unit) {
-    read_back(backend, selection.unit(chunk, unit), watched.selected, counts[unit]);
+  for (const std::vector<int32_t>& set : watched.selected) {
+    for (const int32_t position : set) watched.counts[position] += watched.layers;
   }
+  watched.reads.sets += watched.layers * static_cast<int>(watched.selected.size());
+  watched.layers = 0;
 }
 
 void ReadCounter::attended(int layer, const Batch& batch, Rows /*q*/, KvLayer /*kv*/, const Selection& selection) {
@@ -56,7 +35,8 @@ void ReadCounter::attended(int layer, const Batch& batch, Rows /*q*/, KvLayer /*
     if (watched == end) continue;
     const Role role = chunk.role(layer);
     if (selects(role)) {
-      select(*watched, chunk, selection);
+      add_up(*watched);
+      watched->selected = read_back(engine_.pool().backend(), engine_.model().hp, chunk, selection);
       const bool scan = role == Role::Scan;
       const Reserved reserved = reserved_positions(scan ? scan_policy(chunk.policy, chunk.context()) : chunk.policy);
       watched->reads.sinks = reserved.sinks;

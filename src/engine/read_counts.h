@@ -61,13 +61,11 @@ class ReadCounter final : public ForwardObserver {
   struct Watched {
     const Sequence* sequence = nullptr;
     StepReads reads;
-    std::vector<int32_t> selected;  // [all units of the last selection]
-    int units = 0;
-    int layers = 0;               // that have read it
-    std::vector<int32_t> counts;  // [context]
+    std::vector<std::vector<int32_t>> selected;  // [units] of the last selection
+    int layers = 0;                              // that have read it
+    std::vector<int32_t> counts;                 // [context]
   };
 
-  void select(Watched& watched, const Chunk& chunk, const Selection& selection);
   /// Adds what layers have read of the last selection to the counts.
   static void add_up(Watched& watched);
 

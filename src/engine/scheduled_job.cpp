@@ -19,7 +19,7 @@ ScheduledJob::ScheduledJob(Engine& engine, JobId id, uint64_t arrival, Job&& job
       arrival_(arrival),
       job_(std::move(job)),
       plan_(job_.plan ? *job_.plan : engine.plan()),
-      clean_only_(job_.exact > 0 || !plan_.has_sparse() || plan_.correct > 0),
+      clean_only_(job_.exact > 0 || plan_.needs_clean()),
       tokens_(std::move(job_.prompt)),
       prompt_(static_cast<int>(tokens_.size())) {
   if (job_.exact > 0) {

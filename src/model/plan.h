@@ -29,6 +29,8 @@ struct Plan {
 
   /// Whether a layer reads only selected positions: one that is Sparse or Scan.
   bool has_sparse() const;
+  /// Whether it may go on only with K/V that dense attention computed: full attention, and plans that correct.
+  bool needs_clean() const { return !has_sparse() || correct > 0; }
   /// Whether a layer selects by a sketch of its keys.
   bool scans() const { return count(Role::Scan) > 0; }
   /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget, and

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "report/filled_page.h"
 #include "report/inspect_template.h"
 
 namespace tidal {
@@ -186,19 +187,10 @@ std::vector<TextSpan> whole_characters(std::span<const std::string> pieces) {
 
 std::string inspect_page(const InspectReport& report) {
   check_report(report);
-  const std::pair<std::string_view, std::string> values[] = {{"@title@", html_escaped(report.model)},
-                                                             {"@style@", std::string(kInspectStyle)},
-                                                             {"@data@", data_of(report)},
-                                                             {"@script@", std::string(kInspectScript)}};
-  // In the order of the template, so that nothing is looked for in what was put in.
-  std::string page;
-  std::string_view rest = kInspectHtml;
-  for (const auto& [mark, value] : values) {
-    const size_t at = rest.find(mark);
-    page.append(rest.substr(0, at)).append(value);
-    rest.remove_prefix(at + mark.size());
-  }
-  return page.append(rest);
+  const std::string title = html_escaped(report.model), data = data_of(report);
+  const std::pair<std::string_view, std::string_view> values[] = {
+      {"@title@", title}, {"@style@", kInspectStyle}, {"@data@", data}, {"@script@", kInspectScript}};
+  return filled_page(kInspectHtml, values);
 }
 
 }  // namespace tidal

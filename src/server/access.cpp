@@ -26,6 +26,11 @@ bool is_loopback(const std::string& host) {
          (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string::npos);
 }
 
+/// Whether the request has an Origin that is among `allowed`.
+bool is_of_allowed_page(const http::Request& request, const std::vector<std::string>& allowed) {
+  return std::find(allowed.begin(), allowed.end(), request.header("origin")) != allowed.end();
+}
+
 }  // namespace
 
 void check_key(const http::Request& request, const std::vector<std::string>& keys) {
@@ -44,7 +49,7 @@ void check_site(const http::Request& request, const std::string& listening, cons
     throw ApiError(403, "permission_error",
                    "the Host header names another machine; this server answers on loopback addresses alone");
   }
-  if (origin.empty() || std::find(allowed.begin(), allowed.end(), origin) != allowed.end()) return;
+  if (origin.empty() || is_of_allowed_page(request, allowed)) return;
   const size_t scheme = origin.find("://");
   const bool own = scheme != std::string_view::npos && origin.substr(scheme + 3) == host;
   if (!own) {
@@ -60,7 +65,7 @@ bool is_preflight(const http::Request& request) {
 
 http::Headers page_headers(const http::Request& request, const std::vector<std::string>& allowed) {
   const std::string_view origin = request.header("origin");
-  if (origin.empty() || std::find(allowed.begin(), allowed.end(), origin) == allowed.end()) return {};
+  if (origin.empty() || !is_of_allowed_page(request, allowed)) return {};
   http::Headers headers{{"Access-Control-Allow-Origin", std::string(origin)}, {"Vary", "Origin"}};
   if (is_preflight(request)) {
     headers.emplace_back("Access-Control-Allow-Methods", "GET, POST");

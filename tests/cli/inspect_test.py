@@ -3,15 +3,14 @@
 import json
 import os
 import re
-import shutil
 import struct
 import subprocess
 import unittest
 import zlib
 
+from browser import BROWSER
 from program import MODEL, SOURCE, TIMEOUT, ModelTest
 
-BROWSER = shutil.which("chromium")  # not chromium-browser: on Ubuntu that only installs a snap
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 QUESTION = "What is the pass key?"
 BUDGET, SINKS, RECENT = 64, 4, 16

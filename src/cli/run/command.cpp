@@ -104,9 +104,8 @@ void Run::make_engine(int context) {
 
 size_t Run::resume(std::span<const Token> tokens) {
   if (!session_) return 0;
-  const Plan& plan = engine_->plan();
   std::optional<Sequence> known =
-      session_->begin(*engine_, tokens, options_.exact.given() || !plan.has_sparse() || plan.correct > 0);
+      session_->begin(*engine_, tokens, options_.exact.given() || engine_->plan().needs_clean());
   if (!known) return 0;
   const auto length = static_cast<size_t>(known->length());
   generator_->resume(std::move(*known));

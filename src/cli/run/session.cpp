@@ -8,6 +8,13 @@
 #include "core/error.h"
 
 namespace tidal {
+namespace {
+
+void warn_of(const Error& error) {
+  warn(fmt::format("{}; it is ignored, and replaced when this run ends", error.what()));
+}
+
+}  // namespace
 
 RunSession::RunSession(std::string path, uint64_t model, const KvPool& pool)
     : file_(std::move(path)), fingerprint_(session_fingerprint(model, pool)) {
@@ -19,7 +26,7 @@ RunSession::RunSession(std::string path, uint64_t model, const KvPool& pool)
     if (part_.parent != 0) fail("{}: is the continuation of another file, expected a whole text", file_.path());
   } catch (const Error& error) {
     part_ = {};
-    warn(fmt::format("{}; it is ignored, and replaced when this run ends", error.what()));
+    warn_of(error);
   }
 }
 
@@ -36,7 +43,7 @@ std::optional<Sequence> RunSession::begin(Engine& engine, std::span<const Token>
     sequence.emplace(pool, engine.options().context, tokens.first(static_cast<size_t>(length)), blocks,
                      std::min(part_.clean, length));
   } catch (const Error& error) {
-    warn(fmt::format("{}; it is ignored, and replaced when this run ends", error.what()));
+    warn_of(error);
   }
   for (const BlockId block : blocks) pool.release(block);
   return sequence;

@@ -1,27 +1,13 @@
 #include "server/api/completion_reply.h"
 
 #include "server/api/apis.h"
+#include "server/api/logprobs.h"
 #include "server/api/read_events.h"
 #include "server/api/request.h"
 #include "server/api/tools.h"
 #include "server/error.h"
 
 namespace tidal::server {
-namespace {
-
-Json bytes_of(const std::string& text) {
-  Json bytes = Json::array();
-  for (const char byte : text) bytes.push_back(static_cast<unsigned char>(byte));
-  return bytes;
-}
-
-Json chat_logprob(const Tokenizer& tokenizer, Token token, float logprob) {
-  const std::string text = tokenizer.piece(token, true);
-  return {{"token", text}, {"logprob", logprob}, {"bytes", bytes_of(text)}};
-}
-
-}  // namespace
-
 CompletionForm form_from(const Fields& fields) {
   CompletionForm form;
   form.stream = fields.boolean("stream").value_or(false);
@@ -208,17 +194,7 @@ Json CompletionReply::whole_choice(size_t index) {
 
 Json CompletionReply::logprobs_json(const std::vector<TokenLogprob>& logprobs, size_t offset) const {
   const Tokenizer& tokenizer = service_.tokenizer();
-  if (form_.chat) {
-    Json content = Json::array();
-    for (const TokenLogprob& one : logprobs) {
-      Json json = chat_logprob(tokenizer, one.token, one.logprob);
-      json["top_logprobs"] = Json::array();
-      for (const auto& [token, logprob] : one.top)
-        json["top_logprobs"].push_back(chat_logprob(tokenizer, token, logprob));
-      content.push_back(std::move(json));
-    }
-    return {{"content", std::move(content)}};
-  }
+  if (form_.chat) return {{"content", logprobs_list(logprobs, tokenizer, false)}};
   Json tokens = Json::array(), values = Json::array(), top = Json::array(), offsets = Json::array();
   for (const TokenLogprob& one : logprobs) {
     const std::string text = tokenizer.piece(one.token, true);

@@ -3,6 +3,7 @@
 
 #include "server/api/apis.h"
 #include "server/api/completion_reply.h"
+#include "server/api/logprobs.h"
 #include "server/api/prompt_list.h"
 #include "server/api/request.h"
 #include "server/error.h"
@@ -111,22 +112,8 @@ class NativeReply final : public Reply {
     return json;
   }
 
-  Json probability(Token token, float logprob) const {
-    const std::string text = service_.tokenizer().piece(token, true);
-    Json bytes = Json::array();
-    for (const char byte : text) bytes.push_back(static_cast<unsigned char>(byte));
-    return {{"id", token}, {"token", text}, {"bytes", std::move(bytes)}, {"logprob", logprob}};
-  }
-
   Json probabilities(const std::vector<TokenLogprob>& logprobs) const {
-    Json all = Json::array();
-    for (const TokenLogprob& one : logprobs) {
-      Json json = probability(one.token, one.logprob);
-      json["top_logprobs"] = Json::array();
-      for (const auto& [token, logprob] : one.top) json["top_logprobs"].push_back(probability(token, logprob));
-      all.push_back(std::move(json));
-    }
-    return all;
+    return logprobs_list(logprobs, service_.tokenizer(), true);
   }
 
   Service& service_;

@@ -38,6 +38,10 @@ void read_numbers(const Fields& fields, int context, SamplerOptions& sampler) {
     sampler.seed = static_cast<uint32_t>(*given);
   }
   if (const auto given = fields.boolean("ignore_eos")) sampler.ignore_end = *given;
+}
+
+/// The grammar itself, or a schema that becomes one.
+void read_grammar(const Fields& fields, SamplerOptions& sampler) {
   if (const auto given = fields.string("grammar")) {
     if (given->size() > kMostGrammar) {
       refuse("grammar", "'grammar': it has {} bytes, expected at most {}", given->size(), kMostGrammar);
@@ -140,6 +144,7 @@ Generation generation_from(const Fields& fields, const Service& service) {
   generation.sampler = service.parts().sampler;
   generation.exact = service.parts().exact;
   read_numbers(fields, service.parts().engine.options().context, generation.sampler);
+  read_grammar(fields, generation.sampler);
   read_biases(fields, service.tokenizer().vocab_size(), generation.sampler);
   generation.stops = strings_of(fields, "stop", kMostStops);
   for (const char* name : {"n_predict", "max_tokens", "max_completion_tokens"}) {

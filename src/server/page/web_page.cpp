@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "report/filled_page.h"
 #include "server/page/page_template.h"
 
 namespace tidal::server {
@@ -20,15 +21,7 @@ std::string new_nonce() {
 std::string page_with(const std::string& nonce) {
   const std::pair<std::string_view, std::string_view> values[] = {
       {"@nonce@", nonce}, {"@style@", kPageStyle}, {"@nonce@", nonce}, {"@script@", kPageScript}};
-  // In the order of the template, so that nothing is looked for in what was put in.
-  std::string page;
-  std::string_view rest = kPageHtml;
-  for (const auto& [mark, value] : values) {
-    const size_t at = rest.find(mark);
-    page.append(rest.substr(0, at)).append(value);
-    rest.remove_prefix(at + mark.size());
-  }
-  return page.append(rest);
+  return filled_page(kPageHtml, values);
 }
 
 }  // namespace
