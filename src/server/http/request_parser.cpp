@@ -15,8 +15,6 @@ namespace {
 namespace beast = boost::beast;
 using beast::error_code;
 
-constexpr size_t kLastChunk = 5;  // bytes of the shortest one
-
 std::string_view view(beast::string_view text) { return {text.data(), text.size()}; }
 
 std::string lower(std::string_view text) {
@@ -64,6 +62,13 @@ bool other_http_version(std::string_view bytes) {
          digit(version[7]) && version != "HTTP/1.1" && version != "HTTP/1.0";
 }
 
+/// Whether these bytes of a body may be the beginning of its last chunk, which has five bytes at least. Beast asserts
+/// that it is asked to go on with so many.
+bool begins_last_chunk(std::string_view bytes) {
+  const std::string_view size = bytes.substr(bytes.starts_with("\r\n") ? 2 : 0);
+  return bytes.size() < 5 && size.starts_with('0');
+}
+
 }  // namespace
 
 std::string_view Request::header(std::string_view name) const {
@@ -84,8 +89,7 @@ class RequestParser::Fields : public beast::http::basic_parser<true> {
     while (used < bytes.size() && status_ == 0 && !is_done()) {
       const std::string_view rest = bytes.substr(used);
       const bool in_header = !is_header_done();
-      // Beast asserts that it is asked to go on with so much at least of the last chunk; it always comes.
-      if (!in_header && chunked() && rest.size() < kLastChunk) break;
+      if (!in_header && chunked() && begins_last_chunk(rest)) break;
       error_code error;
       const size_t count = put(boost::asio::const_buffer(rest.data(), rest.size()), error);
       used += count;
