@@ -4,8 +4,8 @@
 #include <cstdlib>
 
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/device.h"
-#include "backend/cuda/error.h"
+#include "backend/cuda/runtime/device.h"
+#include "backend/cuda/runtime/error.h"
 #include "unit/engine_setup.h"
 
 namespace tidal::test {

@@ -2,18 +2,19 @@
 
 #include <algorithm>
 
-#include "backend/cuda/attention.h"
-#include "backend/cuda/device.h"
-#include "backend/cuda/error.h"
+#include "backend/cuda/attention/attention.h"
+#include "backend/cuda/attention/prefill_attention.h"
 #include "backend/cuda/full_below.h"
-#include "backend/cuda/graphs.h"
-#include "backend/cuda/matrices.h"
-#include "backend/cuda/op_list.h"
-#include "backend/cuda/prefill_attention.h"
-#include "backend/cuda/read_stream.h"
-#include "backend/cuda/results.h"
-#include "backend/cuda/step_upload.h"
-#include "backend/cuda/weights.h"
+#include "backend/cuda/pass/graphs.h"
+#include "backend/cuda/pass/op_list.h"
+#include "backend/cuda/pass/results.h"
+#include "backend/cuda/pass/step_upload.h"
+#include "backend/cuda/products/matrices.h"
+#include "backend/cuda/runtime/device.h"
+#include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/read_stream.h"
+#include "backend/cuda/scan/sketch_blocks.h"
+#include "backend/cuda/weights/weights.h"
 #include "core/error.h"
 
 namespace tidal::cuda {

@@ -1,0 +1,126 @@
+// What bench/cuda/matrices_*.cu* share: device memory, random numbers, inputs as the backend makes them, and time.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <vector>
+
+#include "backend/cuda/products/elementwise.h"
+#include "backend/cuda/products/matmul_skinny.h"
+#include "backend/cuda/runtime/error.h"
+
+namespace {
+
+using namespace tidal::cuda;  // NOLINT: part of a program of one file
+using Half = __nv_bfloat16;
+
+cudaStream_t stream;
+
+void must(cudaError_t code) { check(code, "the benchmark"); }
+
+template <typename T>
+struct Device {
+  T* data = nullptr;
+  size_t count = 0;
+
+  explicit Device(size_t n) : count(n) { must(cudaMalloc(&data, std::max<size_t>(n, 64) * sizeof(T))); }
+  explicit Device(const std::vector<T>& host) : Device(host.size()) {
+    must(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  ~Device() { cudaFree(data); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  std::vector<T> read() const {
+    must(cudaStreamSynchronize(stream));
+    std::vector<T> host(count);
+    must(cudaMemcpy(host.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost));
+    return host;
+  }
+};
+
+struct Random {
+  uint64_t state = 1;
+  float operator()() {  // -1 to 1
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f;
+  }
+  std::vector<float> floats(size_t n, float scale, float centre = 0) {
+    std::vector<float> v(n);
+    for (float& x : v) x = centre + scale * (*this)();
+    return v;
+  }
+  std::vector<Half> halves(size_t n, float scale) {
+    std::vector<Half> v(n);
+    for (Half& x : v) x = __float2bfloat16(scale * (*this)());
+    return v;
+  }
+};
+
+/// Rows of x as the backend hands them over: float32 where the product takes that, rounded by a launch before
+/// otherwise.
+struct Input {
+  Device<float> x, norm, factors;
+  Device<Half> rounded_x;
+
+  Input(const std::vector<float>& host_x, const std::vector<float>& host_norm, int rows)
+      : x(host_x), norm(host_norm), factors(rows), rounded_x(host_x.size()) {}
+  SkinnyInput get(int rows, int cols, bool with_norm) {
+    if (!skinny_takes_floats(rows, cols)) return rounded(rows, cols, with_norm);
+    SkinnyInput in;
+    in.x = x.data;
+    in.norm = with_norm ? norm.data : nullptr;
+    in.epsilon = 1e-5f;
+    return in;
+  }
+  SkinnyInput rounded(int rows, int cols, bool with_norm) {
+    launch_round({.x = x.data,
+                  .norm = with_norm ? norm.data : nullptr,
+                  .epsilon = 1e-5f,
+                  .rows = rows,
+                  .cols = cols,
+                  .rounded = rounded_x.data,
+                  .factors = factors.data},
+                 stream);
+    SkinnyInput in;
+    in.rounded = rounded_x.data;
+    in.factors = with_norm ? factors.data : nullptr;
+    return in;
+  }
+};
+
+/// Milliseconds of one launch of `body(i)`, i = 0 .. count - 1, as one graph; median of 9.
+double time_graph(int count, const std::function<void(int)>& body) {
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  for (int i = 0; i < std::min(count, 2); ++i) body(i);  // loads the code
+  must(cudaStreamSynchronize(stream));
+  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < count; ++i) body(i);
+  must(cudaStreamEndCapture(stream, &graph));
+  must(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  must(cudaEventCreate(&begin));
+  must(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = 0; i < 12; ++i) {
+    must(cudaEventRecord(begin, stream));
+    must(cudaGraphLaunch(exec, stream));
+    must(cudaEventRecord(end, stream));
+    must(cudaEventSynchronize(end));
+    float ms = 0;
+    must(cudaEventElapsedTime(&ms, begin, end));
+    if (i > 2) times.push_back(ms);
+  }
+  must(cudaGraphExecDestroy(exec));
+  must(cudaGraphDestroy(graph));
+  must(cudaEventDestroy(begin));
+  must(cudaEventDestroy(end));
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2] / count;
+}
+
+}  // namespace

@@ -1,7 +1,0 @@
-#include "backend/cuda/attend_rows.cuh"
-
-namespace tidal::cuda {
-
-template void attend_rows<128>(const AttendRowsArgs&, cudaStream_t, int*);
-
-}  // namespace tidal::cuda

@@ -1,9 +1,0 @@
-#include "backend/cuda/attend_rows.cuh"
-
-namespace tidal::cuda {
-
-template void attend_rows<160>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<192>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<256>(const AttendRowsArgs&, cudaStream_t, int*);
-
-}  // namespace tidal::cuda

@@ -1,0 +1,256 @@
+// Decode attention: the workspace, and which kernels a role launches.
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "backend/cuda/attention/attend_args.h"
+#include "backend/cuda/runtime/device.h"
+#include "backend/cuda/runtime/error.h"
+#include "backend/cuda/scan/scan_scores.h"
+#include "backend/cuda/selection/select.h"
+
+namespace tidal::cuda {
+namespace {
+
+constexpr int kWave = 64;                          // most rows of a launch
+constexpr size_t kScoreBytes = size_t{256} << 20;  // for the scores of a launch, at most, but for one row's
+constexpr int kScanCtas = 2;                       // of scan_scores.cu on a multiprocessor
+
+void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
+  switch (head_dim) {
+    case 16: return attend_rows<16>(args, stream, ctas);
+    case 32: return attend_rows<32>(args, stream, ctas);
+    case 48: return attend_rows<48>(args, stream, ctas);
+    case 64: return attend_rows<64>(args, stream, ctas);
+    case 80: return attend_rows<80>(args, stream, ctas);
+    case 96: return attend_rows<96>(args, stream, ctas);
+    case 112: return attend_rows<112>(args, stream, ctas);
+    case 128: return attend_rows<128>(args, stream, ctas);
+    case 160: return attend_rows<160>(args, stream, ctas);
+    case 192: return attend_rows<192>(args, stream, ctas);
+    case 256: return attend_rows<256>(args, stream, ctas);
+    default:
+      fail_with("cuda: heads of " + std::to_string(head_dim) +
+                " elements are not supported, expected 16, 32, 48, 64, 80, 96, 112, 128, 160, 192 or 256");
+  }
+}
+
+/// Sizes of the workspace. What a row is cut into must not depend on the batch or on what was reserved.
+struct Sizes {
+  Sizes(const Hyperparameters& hp, int rows, int context, int ctas, int processors, bool may_cluster)
+      : max_context(context),
+        heads(hp.heads),
+        kv_heads(hp.kv_heads),
+        head_dim(hp.head_dim),
+        dense(hp.heads, hp.kv_heads, hp.group()),
+        single(hp.heads, hp.kv_heads, 1),
+        clusters(hp.heads, context),
+        in_clusters(may_cluster && clusters.blocks(1, 1) > 0),
+        // At least two, so that 128 positions are cut the same way whoever reads them.
+        dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
+        single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
+        scan_splits(std::clamp(kScanCtas * processors / dense.tiles(), 1, kMaxSplits)),
+        max_rows(rows),
+        wave(std::clamp(rows, 1, kWave)),
+        score_stride((int64_t{context} + 63) / 64 * 64 + 64) {
+    score_wave = std::clamp(static_cast<int>(kScoreBytes / score_row_bytes()), 1, wave);
+  }
+
+  int most_splits() const { return std::max({dense_splits, single_splits, scan_splits}); }
+  /// Scores and, where clusters do not keep it to themselves, what they are pooled to.
+  size_t score_row_bytes() const {
+    return (in_clusters ? 1 : 2) * sizeof(float) * heads * static_cast<size_t>(score_stride);
+  }
+  size_t part_floats() const {
+    return static_cast<size_t>(wave) * heads * std::max(dense_splits, single_splits) * head_dim;
+  }
+  size_t part_statistics() const { return static_cast<size_t>(wave) * heads * most_splits(); }
+  size_t sets() const { return static_cast<size_t>(score_wave) * heads; }
+  size_t histogram_sets() const { return in_clusters ? 0 : sets(); }
+  size_t bytes() const {
+    return part_floats() * sizeof(float) + (part_statistics() + sets()) * sizeof(SoftmaxPart) +
+           static_cast<size_t>(wave) * heads * sizeof(uint32_t) + score_wave * score_row_bytes() +
+           histogram_sets() * (kBins * sizeof(uint32_t) + sizeof(unsigned long long));
+  }
+
+  int max_context, heads, kv_heads, head_dim;
+  HeadTiles dense, single;
+  SelectClusters clusters;
+  bool in_clusters;  // sets are selected
+  int dense_splits, single_splits, scan_splits;
+  int max_rows;
+  int wave, score_wave = 1;  // rows of a launch; of one with scores
+  int64_t score_stride;
+};
+
+Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context, bool may_cluster) {
+  return {hp, max_rows, max_context, std::max(1, attend_rows_ctas(hp.head_dim)), multiprocessors(), may_cluster};
+}
+
+}  // namespace
+
+void launch_attend_rows(const AttendRowsArgs& args, cudaStream_t stream) {
+  dispatch(args.head_dim, args, stream, nullptr);
+}
+
+int attend_rows_ctas(int head_dim) {
+  int ctas = 0;
+  const AttendRowsArgs none{.tables = {}, .tiles = HeadTiles(1, 1, 1)};
+  dispatch(head_dim, none, nullptr, &ctas);
+  return ctas;
+}
+
+struct DecodeAttention::Workspace {
+  explicit Workspace(const Sizes& sizes)
+      : sizes(sizes),
+        parts(allocate_device(sizeof(float) * sizes.part_floats(), "partial attention")),
+        part_statistics(allocate_device(sizeof(SoftmaxPart) * sizes.part_statistics(), "partial attention")),
+        done(allocate_device(sizeof(uint32_t) * sizes.wave * sizes.heads, "partial attention")),
+        scores(allocate_device(sizes.score_wave * sizes.score_row_bytes(), "attention scores")),
+        statistics(allocate_device(sizeof(SoftmaxPart) * sizes.sets(), "attention scores")),
+        histogram(allocate_device(sizeof(uint32_t) * kBins * sizes.histogram_sets(), "attention scores")),
+        mass(allocate_device(sizeof(unsigned long long) * sizes.histogram_sets(), "attention scores")) {}
+
+  float* pooled() const {
+    return scores.as<float>() + static_cast<int64_t>(sizes.score_wave) * sizes.heads * sizes.score_stride;
+  }
+
+  AttendRowsArgs attend_args(const AttendParams& params, int first_row, int rows) const {
+    const bool alone = params.role != Role::Dense && params.role != Role::Select && params.scope == Scope::Head;
+    AttendRowsArgs args{.tables = params.tables,
+                        .first_row = first_row,
+                        .run = rows,
+                        .tiles = alone ? sizes.single : sizes.dense,
+                        .head_dim = sizes.head_dim,
+                        .scale = scale(),
+                        .early = params.early && params.role != Role::Scan,
+                        // Behind the selection, which has waited for the scores, which have waited for the queries.
+                        .early_query = params.role == Role::Scan,
+                        .q = params.q.data,
+                        .out = params.out.data,
+                        .kv = params.kv.data,
+                        .splits = alone ? sizes.single_splits : sizes.dense_splits,
+                        .used_splits = alone ? sizes.single_splits : sizes.dense_splits,
+                        .parts = parts.as<float>(),
+                        .part_statistics = part_statistics.as<SoftmaxPart>(),
+                        .done = done.as<uint32_t>()};
+    if (params.role == Role::Select) {
+      args.scores = scores.as<float>();
+      args.score_stride = sizes.score_stride;
+      args.statistics = statistics.as<SoftmaxPart>();
+    }
+    if (reads_selected(params.role)) {
+      args.positions = params.selection.positions;
+      args.counts = params.selection.counts;
+      args.row_positions = params.selection.row_positions;
+      args.row_units = params.selection.row_units;
+      args.units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
+      // CTAs that find nothing to do cost time, too: no set has more positions than there is room for.
+      args.used_splits = std::min(args.splits, blocks_for(args.row_positions / args.units));
+    }
+    return args;
+  }
+
+  ScanScoresArgs scan_args(const AttendParams& params, int first_row, int rows) const {
+    return {.tables = params.tables,
+            .first_row = first_row,
+            .run = rows,
+            .tiles = sizes.dense,
+            .head_dim = sizes.head_dim,
+            .scale = scale(),
+            .early = params.early,
+            .q = params.q.data,
+            .kv = params.kv.data,
+            .sketches = params.kv.sketches[params.sketch_bits / 2],
+            .bits = params.sketch_bits,
+            .needs_statistics = params.scope != Scope::Head && params.pooling == Pooling::Sum,
+            .scores = scores.as<float>(),
+            .score_stride = sizes.score_stride,
+            .statistics = statistics.as<SoftmaxPart>(),
+            .splits = sizes.scan_splits,
+            .part_statistics = part_statistics.as<SoftmaxPart>(),
+            .done = done.as<uint32_t>()};
+  }
+
+  SelectArgs select_args(const AttendParams& params, int first_row, int rows) const {
+    return {.tables = params.tables,
+            .first_row = first_row,
+            .run = rows,
+            .heads = sizes.heads,
+            .units = scope_units(params.scope, sizes.heads, sizes.kv_heads),
+            .scope = params.scope,
+            .pooling = params.pooling,
+            .scan = params.role == Role::Scan,
+            .scale = scale(),
+            .scores = scores.as<float>(),
+            .score_stride = sizes.score_stride,
+            .max_context = sizes.max_context,
+            .statistics = statistics.as<SoftmaxPart>(),
+            .pooled = pooled(),
+            .histogram = histogram.as<uint32_t>(),
+            .mass = mass.as<unsigned long long>(),
+            .positions = params.selection.positions,
+            .counts = params.selection.counts,
+            .row_positions = params.selection.row_positions,
+            .row_units = params.selection.row_units,
+            .kv = params.role == Role::Scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
+            .kv_heads = sizes.kv_heads,
+            .head_dim = sizes.head_dim};
+  }
+
+  float scale() const {
+    return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(sizes.head_dim)));
+  }
+
+  void select(const SelectArgs& args, cudaStream_t stream) const {
+    if (sizes.in_clusters) {
+      launch_select_cluster(args, sizes.clusters.blocks(args.units * args.run, args.heads / args.units), stream);
+    } else {
+      launch_pool(args, stream);
+      launch_top_k(args, stream);
+    }
+  }
+
+  Sizes sizes;
+  Buffer parts, part_statistics, done, scores, statistics, histogram, mass;
+};
+
+DecodeAttention::DecodeAttention(bool clusters) : clusters_(clusters) {}
+DecodeAttention::~DecodeAttention() = default;
+
+void DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
+  if (workspace_) {
+    const Sizes& has = workspace_->sizes;
+    if (has.heads == hp.heads && has.kv_heads == hp.kv_heads && has.head_dim == hp.head_dim &&
+        has.max_rows >= max_rows && has.max_context >= max_context) {
+      return;
+    }
+    if (has.heads == hp.heads && has.kv_heads == hp.kv_heads && has.head_dim == hp.head_dim) {
+      max_rows = std::max(max_rows, has.max_rows);
+      max_context = std::max(max_context, has.max_context);
+    }
+  }
+  const Sizes sizes = sizes_for(hp, max_rows, max_context, clusters_);
+  if (!sizes.in_clusters) prepare_top_k(max_context);
+  workspace_.reset();  // before there is more
+  workspace_ = std::make_unique<Workspace>(sizes);
+}
+
+size_t DecodeAttention::workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
+  return sizes_for(hp, max_rows, max_context, clusters_).bytes();
+}
+
+void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
+  const Workspace& workspace = *workspace_;
+  const int wave = selects(params.role) ? workspace.sizes.score_wave : workspace.sizes.wave;
+  for (int begin = 0; begin < params.rows; begin += wave) {
+    const int first_row = params.first_row + begin, rows = std::min(wave, params.rows - begin);
+    if (params.role == Role::Scan) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
+    if (params.role != Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    if (!selects(params.role)) continue;
+    workspace.select(workspace.select_args(params, first_row, rows), stream);
+    if (params.role == Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+  }
+}
+
+}  // namespace tidal::cuda

@@ -1,0 +1,52 @@
+// What the kernel of decode attention is launched with. Shapes: `run` is the number of rows of the launch; a row of the
+// run is row first_row + r of the batch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "backend/cuda/attention/attention.h"
+#include "backend/cuda/runtime/head_tiles.h"
+
+namespace tidal::cuda {
+
+/// Most splits of one row and head: bounds the memory for their weights in the merge.
+inline constexpr int kMaxSplits = 128;
+
+/// Attention over whole contexts, or over selected positions where `positions` is not null.
+struct AttendRowsArgs {
+  StepTables tables = {};
+  int first_row = 0;
+  int run = 0;
+  HeadTiles tiles;
+  int head_dim = 0;
+  float scale = 0;                     ///< log2(e) / sqrt(head_dim)
+  bool early = false;                  ///< AttendParams
+  bool early_query = false;            ///< of a selection: q may be read before the kernels before are through
+  const float* q = nullptr;            ///< [rows of the batch, heads, head_dim]
+  float* out = nullptr;                ///< the same
+  const Bf16* kv = nullptr;            ///< KvLayer::data
+  const int32_t* positions = nullptr;  ///< Selection, or null
+  const int32_t* counts = nullptr;
+  int row_positions = 0;
+  int row_units = 0;
+  int units = 0;            ///< sets of positions of a row
+  float* scores = nullptr;  ///< [run, heads, score_stride] raw scores, or null
+  int64_t score_stride = 0;
+  SoftmaxPart* statistics = nullptr;       ///< [run, heads], where scores are wanted
+  int splits = 0;                          ///< that a row is cut into at most, whatever its positions
+  int used_splits = 0;                     ///< no row of the run takes more
+  float* parts = nullptr;                  ///< [run, heads, splits, head_dim]
+  SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
+  uint32_t* done = nullptr;                ///< [run, tiles], zeros before and after
+};
+void launch_attend_rows(const AttendRowsArgs& args, cudaStream_t stream);
+/// CTAs of that kernel that a multiprocessor holds at once; makes it ready to be launched. Throws Error for a head_dim
+/// that it was not built for.
+int attend_rows_ctas(int head_dim);
+/// The same for one head size: launches, or where `ctas` is not null only tells how many.
+template <int kDim>
+void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas);
+
+}  // namespace tidal::cuda

@@ -1,0 +1,330 @@
+// Attention of one row and up to 8 query heads of one KV head over a piece of its context, or of its selection.
+//
+// Grid (splits, tiles of heads, rows), 4 warps. A split takes a piece of the positions; every warp goes through every
+// fourth slice of 16 positions of it by itself, without a barrier: rows [K | V] come to shared memory by cp.async,
+// several slices ahead. Scores are K q^T by mma (positions are its 16 rows, heads its 8 columns), with q cut into three
+// bf16 that add up to the float32 exactly; the output is V^T p^T, with p rounded to bf16. The warps' parts meet in
+// shared memory, the splits' in global memory, where the last one to arrive merges them in order.
+//
+// How a row is cut depends on the number of its positions and of splits only, so its result is the same bits in any
+// batch; products that the compiler might fuse in one instance and not in another are written out.
+#pragma once
+
+#include "backend/cuda/attention/attend_merge.cuh"
+
+namespace tidal::cuda {
+
+/// q.k in double: what the three parts of q cannot say when q or k is not finite (infinity times a part that is 0).
+static __device__ __noinline__ float exact_score(const float* q, const __nv_bfloat16* key, int dim) {
+  double sum = 0;
+  for (int d = 0; d < dim; ++d) sum += static_cast<double>(q[d]) * static_cast<double>(__bfloat162float(key[d]));
+  return static_cast<float>(sum);
+}
+
+/// Two float32 cut into three pairs of bf16: the upper, middle and lower 8 bits of their significands.
+__device__ inline void cut(float2 value, uint32_t (&parts)[3]) {
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const uint32_t x = __float_as_uint(value.x) & 0xffff0000u, y = __float_as_uint(value.y) & 0xffff0000u;
+    parts[i] = x >> 16 | y;
+    value.x = __fsub_rn(value.x, __uint_as_float(x));
+    value.y = __fsub_rn(value.y, __uint_as_float(y));
+  }
+}
+
+/// Queries cut in three: for every 16 channels, the lower and the upper 8 of them.
+template <int kDim>
+using Query = uint32_t[kDim / 16][2][3];
+
+/// Where the rows of a piece are. Looking one up takes two steps, each with a load that must not be waited for at once.
+template <bool kSelected>
+struct RowFinder {
+  const int32_t* table;
+  const int32_t* selected;  // of the piece
+  int begin;                // position of the piece
+  int count;                // positions in the piece
+  int kv_head, kv_heads;
+
+  /// Of the whole context: the first position of a slice. Of a selection: the one that this lane looks up.
+  __device__ int position(int slice) const {
+    if constexpr (!kSelected) return begin + slice * kSlice;
+    const int index = slice * kSlice + static_cast<int>(threadIdx.x % kSlice);
+    return index < count ? selected[index] : -1;
+  }
+  /// Index of its row among all rows of the layer's cache; any row where there is no position.
+  __device__ int64_t row(int position) const {
+    const int at = kSelected ? max(position, 0) : position;
+    const int64_t tile = static_cast<int64_t>(table[at / kBlockTokens]) * kv_heads + kv_head;
+    return tile * kBlockTokens + at % kBlockTokens;
+  }
+};
+
+template <int kDim, bool kSelected, bool kOnce>
+__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int valid) {
+  using Sizes = AttendSizes<kDim>;
+  constexpr int kUnits = kDim / 4;  // of 16 bytes, in a row
+  const int lane = threadIdx.x % 32;
+  const auto* base = reinterpret_cast<const char*>(kv);
+#pragma unroll
+  for (int i = 0; i < kSlice * kUnits / 32; ++i) {
+    const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
+    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r;
+    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16, r < valid);
+  }
+}
+
+/// 16 scores of each head, raw: score[0], [1] of position g and heads 2t, 2t + 1, score[2], [3] of position g + 8.
+template <int kDim>
+__device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
+                                    const Query<kDim>& q, float (&score)[4]) {
+  using Sizes = AttendSizes<kDim>;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const uint32_t keys = shared_address(shared) + lane % 16 * Sizes::kStride + lane / 16 * 16;
+  float upper[4] = {}, middle[4] = {}, lower[4] = {};
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+    const Fragment a = load_matrix(keys + k * 32);
+    multiply_add(upper, a, q[k][0][0], q[k][1][0]);
+    multiply_add(middle, a, q[k][0][1], q[k][1][1]);
+    multiply_add(lower, a, q[k][0][2], q[k][1][2]);
+  }
+  bool odd = false;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    score[i] = __fadd_rn(upper[i], __fadd_rn(middle[i], lower[i]));
+    odd = odd || (g + i / 2 * 8 < valid && 2 * t + i % 2 < task.heads && !is_finite(score[i]));
+  }
+  if (__any_sync(0xffffffffu, odd)) {
+    const float* const queries = args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim;
+    for (int i = 0; i < 4; ++i) {
+      const int r = g + i / 2 * 8, head = 2 * t + i % 2;
+      if (r >= valid || head >= task.heads || is_finite(score[i])) continue;
+      score[i] =
+          exact_score(queries + head * kDim, reinterpret_cast<const __nv_bfloat16*>(shared + r * Sizes::kStride), kDim);
+    }
+    __syncwarp();
+  }
+}
+
+/// Adds a slice to the softmax and the output.
+template <int kDim>
+__device__ inline void add_slice(const char* shared, int valid, float (&score)[4], float scale,
+                                 WarpState<kDim>& state) {
+  using Sizes = AttendSizes<kDim>;
+  const int lane = threadIdx.x % 32, g = lane / 4;
+  if (g >= valid) score[0] = score[1] = negative_infinity();
+  if (g + 8 >= valid) score[2] = score[3] = negative_infinity();
+  float highest[2];
+  bool rises = false;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    highest[h] = fmaxf(score[h], score[2 + h]);  // NaN loses
+#pragma unroll
+    for (int apart = 4; apart < 32; apart *= 2) {
+      highest[h] = fmaxf(highest[h], __shfl_xor_sync(0xffffffffu, highest[h], apart));
+    }
+    rises = rises || highest[h] > state.maximum[h];
+  }
+  if (__any_sync(0xffffffffu, rises)) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!(highest[h] > state.maximum[h])) highest[h] = state.maximum[h];
+      const float factor = highest[h] > state.maximum[h]
+                               ? power_of_two(__fmul_rn(__fsub_rn(state.maximum[h], highest[h]), scale))
+                               : 1.0f;
+      state.maximum[h] = highest[h];
+      state.sum[h] = __fmul_rn(state.sum[h], factor);
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        state.out[i][h] = __fmul_rn(state.out[i][h], factor);
+        state.out[i][2 + h] = __fmul_rn(state.out[i][2 + h], factor);
+      }
+    }
+  }
+  float p[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // Before any score above -infinity every weight is 0, not the power of infinity - infinity.
+    const float maximum = state.maximum[i % 2] == negative_infinity() ? 0.0f : state.maximum[i % 2];
+    p[i] = power_of_two(__fmul_rn(__fsub_rn(score[i], maximum), scale));
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) state.sum[h] = __fadd_rn(state.sum[h], __fadd_rn(p[h], p[2 + h]));
+  const __nv_bfloat162 first = __floats2bfloat162_rn(p[0], p[1]), second = __floats2bfloat162_rn(p[2], p[3]);
+  const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&first));
+  const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&second));
+  const uint32_t values =
+      shared_address(shared) + (lane % 8 + lane / 16 * 8) * Sizes::kStride + 2 * kDim + lane / 8 % 2 * 16;
+#pragma unroll
+  for (int i = 0; i < kDim / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
+}
+
+/// The queries of a tile of heads, as slice_scores() needs them.
+template <int kDim>
+__device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kDim>& q) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const float* const from =
+      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + 2 * t;
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 value = {0, 0};
+      if (g < task.heads) value = *reinterpret_cast<const float2*>(from + 16 * k + 8 * half);
+      cut(value, q[k][half]);
+    }
+  }
+}
+
+/// This warp's slices of a piece. Positions below `settled` may be read before the kernels before are through.
+template <int kDim, bool kSelected>
+__device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& task, const int32_t* table,
+                                  const int32_t* selected, int settled, Query<kDim>& q, char* shared,
+                                  WarpState<kDim>& state) {
+  using Sizes = AttendSizes<kDim>;
+  constexpr int kStages = Sizes::kStages;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  char* const own = shared + warp * kStages * Sizes::kSliceBytes;
+  const RowFinder<kSelected> finder{table,
+                                    selected,
+                                    task.begin,
+                                    task.count,
+                                    task.first_head / (args.tiles.heads / args.tiles.kv_heads),
+                                    args.tiles.kv_heads};
+  const int slices = (task.count + kSlice - 1) / kSlice;
+  const auto place = [&](int i) { return warp + i * kAttendWarps; };  // of this warp's i-th slice
+  const auto copy = [&](int i, int stage, int64_t row) {
+    if (place(i) < slices) {
+      const uint32_t to = shared_address(own + stage * Sizes::kSliceBytes);
+      const int valid = task.count - place(i) * kSlice;
+      // The selection is to find the scores in the L2: what is read once must not push them out.
+      if (!kSelected && args.scores) {
+        copy_slice<kDim, kSelected, true>(to, args.kv, row, valid);
+      } else {
+        copy_slice<kDim, kSelected, false>(to, args.kv, row, valid);
+      }
+    }
+    commit_copies();
+  };
+  // Positions are known two slices, rows one slice before the copy starts.
+  const auto position = [&](int i) { return place(i) < slices ? finder.position(place(i)) : -1; };
+  const auto find = [&](int position) { return position < 0 && !kSelected ? int64_t{0} : finder.row(position); };
+  int positions[kStages + 2];
+  int64_t rows[kStages + 1];
+#pragma unroll
+  for (int i = 0; i < kStages + 2; ++i) positions[i] = position(i);
+#pragma unroll
+  for (int i = 0; i < kStages + 1; ++i) rows[i] = find(positions[i]);
+  bool waited = !args.early;
+#pragma unroll
+  for (int i = 0; i < kStages; ++i) {
+    // Positions ascend, so what comes behind must wait, too.
+    const int last = kSelected ? positions[i] : positions[i] + kSlice - 1;
+    if (!waited && __any_sync(0xffffffffu, last >= settled)) {
+      wait_for_kernels_before();
+      waited = true;
+    }
+    copy(i, i, rows[i]);
+  }
+  if (!waited) wait_for_kernels_before();
+  int64_t next_row = rows[kStages];
+  int next_position = positions[kStages + 1];
+
+  if (!kSelected || !args.early_query) load_query<kDim>(args, task, q);
+
+  for (int i = 0, stage = 0; place(i) < slices; ++i) {
+    wait_for_copies<kStages - 1>();
+    __syncwarp();
+    char* const slice = own + stage * Sizes::kSliceBytes;
+    const int at = place(i) * kSlice, valid = task.count - at;
+    float score[4];
+    slice_scores<kDim>(args, task, slice, valid, q, score);
+    if (!kSelected && args.scores) {
+      float* const to =
+          args.scores +
+          (static_cast<int64_t>(task.run_row) * args.tiles.heads + task.first_head + 2 * t) * args.score_stride +
+          task.begin + at + g;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (g + j / 2 * 8 < valid && 2 * t + j % 2 < task.heads) to[j % 2 * args.score_stride + j / 2 * 8] = score[j];
+      }
+    }
+    add_slice<kDim>(slice, valid, score, args.scale, state);
+    __syncwarp();
+    copy(i + kStages, stage, next_row);
+    next_row = find(next_position);
+    next_position = position(i + kStages + 2);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  wait_for_copies<0>();
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int apart = 4; apart < 32; apart *= 2) {
+      state.sum[h] = __fadd_rn(state.sum[h], __shfl_xor_sync(0xffffffffu, state.sum[h], apart));
+    }
+  }
+}
+
+template <int kDim, bool kSelected>
+__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
+    attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ uint32_t flag;
+  const HeadTiles& tiles = args.tiles;
+  AttendTask task;
+  task.run_row = blockIdx.z;
+  task.row = args.first_row + task.run_row;
+  const int tile = blockIdx.y, in_set = tile % tiles.per_set * kTileHeads;
+  task.first_head = tile / tiles.per_set * tiles.set + in_set;
+  task.heads = min(kTileHeads, tiles.set - in_set);
+  const DeviceRow row = row_of(args.tables, task.row);
+  const int32_t* selected = nullptr;
+  int all = row.context;
+  Query<kDim> q;
+  if (kSelected && args.early_query) load_query<kDim>(args, task, q);
+  if (!args.early) wait_for_kernels_before();
+  if constexpr (kSelected) {
+    const int unit = static_cast<int>(static_cast<int64_t>(task.first_head) * args.units / tiles.heads);
+    selected = args.positions + static_cast<int64_t>(args.row_positions) * task.row +
+               static_cast<int64_t>(row.budget + kBlockTokens - 1) * unit;
+    all = args.counts[args.row_units * task.row + unit];
+  }
+  const int piece = ((all + args.splits - 1) / args.splits + kPieceStep - 1) / kPieceStep * kPieceStep;
+  const int used = (all + piece - 1) / piece;
+  task.begin = blockIdx.x * piece;
+  task.count = min(piece, all - task.begin);
+  if (task.count <= 0) {
+    if (args.early) wait_for_kernels_before();
+    return;
+  }
+
+  WarpState<kDim> state;
+  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, q,
+                              shared, state);
+  merge_warps<kDim>(args, task, used, state, shared);
+  if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + tile, used, &flag)) {
+    merge_splits<kDim>(args, task, used, shared);
+  }
+}
+
+// Declared in attend_args.h.
+template <int kDim>
+void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
+  constexpr int kShared = AttendSizes<kDim>::kSharedBytes;
+  static_assert(kShared >= 4 * kTileHeads * (kMaxSplits + 1) && kShared >= 4 * kAttendWarps * kTileHeads * (kDim + 2));
+  constexpr const char* kWhat = "attention of decode rows";
+  if (ctas) {
+    for (const auto kernel : {attend_rows_kernel<kDim, false>, attend_rows_kernel<kDim, true>}) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), kWhat);
+    }
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, attend_rows_kernel<kDim, false>, kAttendThreads, kShared),
+          kWhat);
+    return;
+  }
+  const dim3 grid(args.used_splits, args.tiles.tiles(), args.run);
+  launch(kWhat, Start::Early, args.positions ? attend_rows_kernel<kDim, true> : attend_rows_kernel<kDim, false>, grid,
+         dim3(kAttendThreads), kShared, stream, args);
+}
+
+}  // namespace tidal::cuda

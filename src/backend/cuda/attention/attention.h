@@ -1,0 +1,60 @@
+// Attention of decode rows: Dense, Select, Sparse and Scan layers.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cuda/runtime/step_tables.h"
+
+namespace tidal::cuda {
+
+/// One layer's attention for consecutive decode rows of one role (and, where that is sparse, of one scope, pooling and
+/// sketch width). Contexts, block tables, budgets, sinks, recent and top-p are read from `tables` on the device, so a
+/// captured launch stays right while they change.
+struct AttendParams {
+  StepTables tables;  ///< rows, chunks and positions of the whole batch
+  int first_row = 0;  ///< of the run, a row of the batch
+  int rows = 0;       ///< of the run
+  Role role = Role::Dense;
+  Scope scope = Scope::Shared;     ///< of no account where Dense
+  Pooling pooling = Pooling::Sum;  ///< Select and Scan
+  int sketch_bits = 2;             ///< Scan
+  Rows q;                          ///< [rows of the batch, heads * head_dim], after RoPE
+  KvLayer kv;                      ///< holds the rows' own keys and values, too
+  Selection selection;             ///< written by Select and Scan, read by Sparse
+  Rows out;                        ///< [rows of the batch, heads * head_dim]
+  /// Says of the kernel before this one in the stream that it lets the next one start only after its own
+  /// wait_for_previous(), and that it writes neither `selection` nor the keys and values of positions before the rows'
+  /// chunks. Then these are read while it still runs.
+  bool early = false;
+};
+
+/// Kernels and their workspace. A row's result does not depend on the other rows of the batch or of the run, down to
+/// the last bit, and is the same every time. Launches: Dense 1, Select 2, Sparse 1, Scan 3, and one more to select
+/// where the device has no clusters of blocks. Runs of more than 64 rows, or of more rows than a quarter of a gigabyte
+/// has room for the scores of, are cut, and each part launches as many.
+class DecodeAttention {
+ public:
+  /// clusters: whether sets are selected by clusters of blocks where the device has them; the results are the same.
+  explicit DecodeAttention(bool clusters = true);
+  ~DecodeAttention();
+  DecodeAttention(const DecodeAttention&) = delete;
+  DecodeAttention& operator=(const DecodeAttention&) = delete;
+
+  /// Makes room; what was captured before is void. Throws Error where head_dim is none of 16, 32, 48, 64, 80, 96, 112,
+  /// 128, 160, 192, 256, or the memory is not there.
+  void reserve(const Hyperparameters& hp, int max_rows, int max_context);
+  /// Bytes that reserve() takes on the device at most, for the estimate before a model is loaded.
+  size_t workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const;
+  /// Only launches: may be captured. Everything in one stream, one after the other: the workspace is shared.
+  void attend(const AttendParams& params, cudaStream_t stream);
+
+ private:
+  struct Workspace;
+  bool clusters_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+}  // namespace tidal::cuda

@@ -1,0 +1,345 @@
+// FlashAttention-2 over 64-token blocks of the pool: a CTA takes 64 or 128 query rows of one head, each of its four
+// warps 16 or 32 of them, and walks over the blocks up to the diagonal. K and V of a block and head are one contiguous
+// run of memory; it comes by cp.async, one block ahead. Rows in shared memory are padded by 16 bytes: their length in
+// 16-byte pieces is then odd, so that the eight rows of an ldmatrix lie in eight different groups of banks.
+#include <cuda_bf16.h>
+
+#include <cmath>
+#include <string>
+
+#include "backend/cuda/attention/prefill_attention.h"
+#include "backend/cuda/runtime/error.h"
+#include "backend/sketch.h"
+
+namespace tidal::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kPad = 8;              // elements
+constexpr int kPiece = 8;            // elements of 16 bytes
+constexpr int kKeys = kBlockTokens;  // of a tile
+
+/// Sizes for one head size. Wide heads leave registers for 16 rows of the output in a warp only.
+template <int kDim>
+struct Sizes {
+  static constexpr int kRowTiles = kDim <= 128 ? 2 : 1;  // of 16 rows, in a warp
+  static constexpr int kRows = 16 * kRowTiles * kWarps;
+  static constexpr int kQueryStride = kDim + kPad;
+  static constexpr int kStride = 2 * kDim + kPad;  // of a row [K | V]
+  static constexpr int kStage = kKeys * kStride;
+  static constexpr int kSharedBytes = 2 * (kRows * kQueryStride + 2 * kStage);
+  static constexpr int kCtas = kDim <= 128 ? 2 : 1;  // on one multiprocessor
+};
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// 16 bytes to shared memory, or zeros. `from` must be valid in either case.
+__device__ inline void copy_async(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::); }
+__device__ inline void wait_copies() { asm volatile("cp.async.wait_group 0;\n" ::: "memory"); }
+
+__device__ inline void load_matrices(uint32_t (&to)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from));
+}
+__device__ inline void load_transposed(uint32_t (&to)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from));
+}
+
+/// c += a b for a [16 x 16], b [16 x 8].
+__device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline uint32_t pack(float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(both);
+}
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Over the four lanes that hold one row.
+__device__ inline float row_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+  return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+__device__ inline float row_sum(float value) {
+  value += __shfl_xor_sync(0xffffffffu, value, 1);
+  return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
+
+/// Queries [kRows, kDim] as bf16 into shared memory; zeros behind the chunk's end.
+template <int kDim>
+__device__ inline void load_queries(const PrefillAttentionParams& p, int first, int head, __nv_bfloat16* to) {
+  using S = Sizes<kDim>;
+  constexpr int kPieces = kDim / kPiece;
+  for (int i = threadIdx.x; i < S::kRows * kPieces; i += kThreads) {
+    const int row = i / kPieces, at = i % kPieces * kPiece;
+    uint4 packed = {0, 0, 0, 0};
+    if (first + row < p.rows) {
+      const float4* from =
+          reinterpret_cast<const float4*>(p.q + (static_cast<int64_t>(first + row) * p.heads + head) * kDim + at);
+      const float4 a = from[0], b = from[1];
+      packed = {pack(a.x, a.y), pack(a.z, a.w), pack(b.x, b.y), pack(b.z, b.w)};
+    }
+    *reinterpret_cast<uint4*>(to + row * S::kQueryStride + at) = packed;
+  }
+}
+
+/// Starts to load a block's rows [K | V]; zeros behind the first `valid` rows, where the pool may hold anything.
+template <int kDim>
+__device__ inline void load_block(const Bf16* from, int valid, uint32_t to) {
+  using S = Sizes<kDim>;
+  constexpr unsigned kPieces = 2 * kDim / kPiece;  // of a row
+  constexpr unsigned kCopies = kKeys * kPieces / kThreads;
+  if constexpr (kThreads % kPieces == 0) {
+    // Whole rows at a time: one address and constant distances.
+    constexpr unsigned kStep = kThreads / kPieces;
+    const unsigned row = threadIdx.x / kPieces;
+    to += 2 * (row * S::kStride + threadIdx.x % kPieces * kPiece);
+    from += threadIdx.x * kPiece;
+#pragma unroll
+    for (unsigned i = 0; i < kCopies; ++i) {
+      copy_async(to + 2 * i * kStep * S::kStride, from + i * kThreads * kPiece,
+                 static_cast<int>(row + i * kStep) < valid);
+    }
+  } else {
+#pragma unroll
+    for (unsigned i = 0; i < kCopies; ++i) {
+      const unsigned piece = i * kThreads + threadIdx.x, row = piece / kPieces;
+      copy_async(to + 2 * (row * S::kStride + piece % kPieces * kPiece), from + piece * kPiece,
+                 static_cast<int>(row) < valid);
+    }
+  }
+  commit_copies();
+}
+
+/// s [16 * kRowTiles x 64] = q k^T.
+template <int kDim>
+__device__ inline void scores(uint32_t queries, uint32_t keys, float (&s)[Sizes<kDim>::kRowTiles][kKeys / 8][4]) {
+  using S = Sizes<kDim>;
+#pragma unroll
+  for (int m = 0; m < S::kRowTiles; ++m) {
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+  }
+#pragma unroll
+  for (int k = 0; k < kDim; k += 16) {
+    uint32_t a[S::kRowTiles][4];
+#pragma unroll
+    for (int m = 0; m < S::kRowTiles; ++m) load_matrices(a[m], queries + 2 * (16 * m * S::kQueryStride + k));
+#pragma unroll
+    for (int n = 0; n < kKeys / 16; ++n) {
+      uint32_t b[4];
+      load_matrices(b, keys + 2 * (16 * n * S::kStride + k));
+#pragma unroll
+      for (int m = 0; m < S::kRowTiles; ++m) {
+        multiply(s[m][2 * n], a[m], b[0], b[1]);
+        multiply(s[m][2 * n + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+/// out [16 * kRowTiles x kDim] += p v, with p = the softmax weights.
+template <int kDim>
+__device__ inline void add_values(const uint32_t (&p)[Sizes<kDim>::kRowTiles][kKeys / 16][4], uint32_t values,
+                                  float (&out)[Sizes<kDim>::kRowTiles][kDim / 8][4]) {
+  using S = Sizes<kDim>;
+#pragma unroll
+  for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+      uint32_t b[4];
+      load_transposed(b, values + 2 * (16 * k * S::kStride + 16 * d));
+#pragma unroll
+      for (int m = 0; m < S::kRowTiles; ++m) {
+        multiply(out[m][2 * d], p[m][k], b[0], b[1]);
+        multiply(out[m][2 * d + 1], p[m][k], b[2], b[3]);
+      }
+    }
+  }
+}
+
+/// The scores behind a row's own position become -infinity. `row`: position of the lane's first row, `key`: of its
+/// first column.
+template <int kRowTiles>
+__device__ inline void mask(int row, int key, float (&s)[kRowTiles][kKeys / 8][4]) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (key + 8 * n + (e & 1) > row + 16 * m + 8 * (e >> 1)) s[m][n][e] = -INFINITY;
+      }
+    }
+  }
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
+    prefill_attention(PrefillAttentionParams p, float scale) {
+  using S = Sizes<kDim>;
+  constexpr int kRowTiles = S::kRowTiles;
+  extern __shared__ __align__(16) __nv_bfloat16 shared[];
+  __nv_bfloat16* const queries = shared;
+  const uint32_t stages = shared_address(shared + S::kRows * S::kQueryStride);
+
+  // The last rows have the longest way and start first; the heads of a group are neighbours and share blocks in L2.
+  const int group = p.heads / p.kv_heads, row_tiles = (p.rows + S::kRows - 1) / S::kRows;
+  const int kv_head = blockIdx.x / (group * row_tiles);
+  const int head = kv_head * group + blockIdx.x % group;
+  const int first = (row_tiles - 1 - blockIdx.x / group % row_tiles) * S::kRows;
+  const int last = min(first + S::kRows, p.rows) - 1;
+  const int tiles = (p.position + last) / kKeys + 1;
+  const int context = p.position + p.rows;
+
+  const int64_t tile_elements = int64_t{2} * kKeys * kDim;
+  const Bf16* const own = p.kv + kv_head * tile_elements;
+  const int64_t block_elements = p.kv_heads * tile_elements;
+  load_block<kDim>(own + p.blocks[0] * block_elements, context, stages);
+  int next = tiles > 1 ? p.blocks[1] : 0;
+  load_queries<kDim>(p, first, head, queries);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_row = warp * 16 * kRowTiles;
+  const int warp_first = p.position + first + warp_row, warp_last = warp_first + 16 * kRowTiles - 1;
+  // What an ldmatrix of this lane points to: rows of q; keys, two tiles of 8; tokens of v.
+  const uint32_t my_queries = shared_address(queries + (warp_row + lane % 16) * S::kQueryStride + lane / 16 * 8);
+  const uint32_t my_keys = 2 * ((lane % 8 + lane / 16 * 8) * S::kStride + lane / 8 % 2 * 8);
+  const uint32_t my_values = 2 * (lane % 16 * S::kStride + kDim + lane / 16 * 8);
+
+  float out[kRowTiles][kDim / 8][4] = {};
+  float top[kRowTiles][2], sum[kRowTiles][2];  // of rows lane / 4 and lane / 4 + 8; sums of this lane's columns only
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+    top[m][0] = top[m][1] = -INFINITY;
+    sum[m][0] = sum[m][1] = 0.0f;
+  }
+
+  for (int tile = 0; tile < tiles; ++tile) {
+    wait_copies();
+    __syncthreads();  // the block is there for all, and all are done with the other stage
+    const uint32_t stage = stages + tile % 2 * 2 * S::kStage;
+    if (tile + 1 < tiles) {
+      load_block<kDim>(own + next * block_elements, context - (tile + 1) * kKeys,
+                       stages + (tile + 1) % 2 * 2 * S::kStage);
+      next = tile + 2 < tiles ? p.blocks[tile + 2] : 0;
+    }
+    if (tile * kKeys > warp_last) continue;
+
+    float s[kRowTiles][kKeys / 8][4];
+    scores<kDim>(my_queries, stage + my_keys, s);
+    if (tile * kKeys + kKeys - 1 > warp_first) mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, s);
+
+    uint32_t weights[kRowTiles][kKeys / 16][4];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      float factor[2];
+      bool higher = false;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float now = top[m][half];
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n) now = fmaxf(now, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+        now = row_max(now);
+        // Where everything so far is -infinity, weights are 0 and not the difference of infinities.
+        const float offset = now == -INFINITY ? 0.0f : now * scale;
+        factor[half] = exp2_fast(fmaf(top[m][half], scale, -offset));
+        higher |= now != top[m][half];
+        top[m][half] = now;
+        float own_sum = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n) {
+          const float a = exp2_fast(fmaf(s[m][n][2 * half], scale, -offset));
+          const float b = exp2_fast(fmaf(s[m][n][2 * half + 1], scale, -offset));
+          own_sum += a + b;
+          weights[m][n / 2][n % 2 * 2 + half] = pack(a, b);
+        }
+        sum[m][half] = fmaf(sum[m][half], factor[half], own_sum);
+      }
+      // The factors of rows whose maximum stays are 1.
+      if (!__any_sync(0xffffffffu, higher)) continue;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) {
+        out[m][d][0] *= factor[0];
+        out[m][d][1] *= factor[0];
+        out[m][d][2] *= factor[1];
+        out[m][d][3] *= factor[1];
+      }
+    }
+    add_values<kDim>(weights, stage + my_values, out);
+  }
+
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + warp_row + 16 * m + 8 * half + lane / 4;
+      const float total = row_sum(sum[m][half]);
+      if (row >= p.rows) continue;
+      const float share = 1.0f / total;
+      float* const to = p.out + (static_cast<int64_t>(row) * p.heads + head) * kDim + lane % 4 * 2;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) {
+        *reinterpret_cast<float2*>(to + 8 * d) =
+            make_float2(out[m][d][2 * half] * share, out[m][d][2 * half + 1] * share);
+      }
+    }
+  }
+}
+
+template <int kDim>
+void launch(const PrefillAttentionParams& p, cudaStream_t stream) {
+  using S = Sizes<kDim>;
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(prefill_attention<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  check(allowed, "prefill attention");
+  const int row_tiles = (p.rows + S::kRows - 1) / S::kRows;
+  const float scale = static_cast<float>(1.4426950408889634 / sqrt(static_cast<double>(kDim)));  // of exp2
+  prefill_attention<kDim><<<row_tiles * p.heads, kThreads, S::kSharedBytes, stream>>>(p, scale);
+  check_launch("prefill attention");
+}
+
+}  // namespace
+
+void launch_prefill_attention(const PrefillAttentionParams& params, cudaStream_t stream) {
+  switch (params.head_dim) {
+    case 16: return launch<16>(params, stream);
+    case 32: return launch<32>(params, stream);
+    case 48: return launch<48>(params, stream);
+    case 64: return launch<64>(params, stream);
+    case 80: return launch<80>(params, stream);
+    case 96: return launch<96>(params, stream);
+    case 112: return launch<112>(params, stream);
+    case 128: return launch<128>(params, stream);
+    case 160: return launch<160>(params, stream);
+    case 192: return launch<192>(params, stream);
+    case 256: return launch<256>(params, stream);
+    default: {
+      std::string message = "cuda: heads of ";
+      message += std::to_string(params.head_dim);
+      message += " elements have no attention kernel, expected 16 to 128 in steps of 16, 160, 192 or 256";
+      fail_with(message);
+    }
+  }
+}
+
+}  // namespace tidal::cuda

@@ -1,0 +1,126 @@
+// What a forward pass asks for, written down, so that a pass that was seen before can be run as one CUDA graph.
+#pragma once
+
+#include <variant>
+#include <vector>
+
+#include "backend/batch.h"
+#include "backend/cuda/products/matrices.h"
+#include "backend/cuda/runtime/step_tables.h"
+#include "backend/weights.h"
+
+namespace tidal::cuda {
+
+/// The rotary angles of the rows' positions.
+struct AnglesOp {
+  bool operator==(const AnglesOp&) const = default;
+};
+
+struct EmbedOp {
+  Weight embedding;
+  float* x = nullptr;
+
+  bool operator==(const EmbedOp&) const = default;
+};
+
+/// Layers are kept once for the operations that follow each other: `layer` is an index into OpList::layers.
+struct QkvOp {
+  int layer = 0;
+  const float* x = nullptr;
+  float* q = nullptr;
+  KvLayer kv;
+
+  bool operator==(const QkvOp&) const = default;
+};
+
+/// Attention of consecutive decode rows that do the same.
+struct AttendOp {
+  int first_row = 0;
+  int rows = 0;
+  Role role = Role::Dense;
+  Scope scope = Scope::Shared;
+  Pooling pooling = Pooling::Sum;
+  int sketch_bits = 0;
+  Rows q;
+  KvLayer kv;
+  Selection selection;
+  Rows out;
+
+  bool operator==(const AttendOp&) const = default;
+};
+
+/// Dense attention of a long chunk.
+struct PrefillOp {
+  int chunk = 0;
+  int first_row = 0;
+  int rows = 0;
+  int position = 0;
+  Rows q;
+  KvLayer kv;
+  Rows out;
+
+  bool operator==(const PrefillOp&) const = default;
+};
+
+struct ProjectOp {
+  int layer = 0;
+  const float* out = nullptr;
+  float* x = nullptr;
+
+  bool operator==(const ProjectOp&) const = default;
+};
+
+struct MlpOp {
+  int layer = 0;
+  float* x = nullptr;
+
+  bool operator==(const MlpOp&) const = default;
+};
+
+/// The logits of a slice of the logit rows, or the best of them, and their way to the host.
+struct LogitsOp {
+  Weight norm, output;
+  int first = 0;
+  int rows = 0;
+  bool decode = false;  ///< by the skinny product
+  int likely = 0;       ///< of each row; 0: all logits
+  const float* x = nullptr;
+
+  bool operator==(const LogitsOp&) const = default;
+};
+
+using Op = std::variant<AnglesOp, EmbedOp, QkvOp, AttendOp, PrefillOp, ProjectOp, MlpOp, LogitsOp>;
+
+/// The shape of a pass: what launches depend on beside the operations.
+struct PassShape {
+  StepTables tables{};
+  int rows = 0;
+  int decode_rows = 0;
+  int chunks = 0;
+  int decode_chunks = 0;
+  int longest = 0;     ///< rows of the longest chunk
+  bool fills = false;  ///< a chunk of decode rows fills a block: of 64 passes with one row one does
+
+  bool operator==(const PassShape&) const = default;
+};
+
+/// Operations of one pass, in order. Equal lists launch the same kernels with the same parameters.
+struct OpList {
+  PassShape shape;
+  std::vector<Layer> layers;
+  std::vector<Op> ops;
+
+  /// Its index in `layers`.
+  int add(const Layer& layer) {
+    if (layers.empty() || layers.back() != layer) layers.push_back(layer);
+    return static_cast<int>(layers.size()) - 1;
+  }
+  void clear() {
+    layers.clear();
+    ops.clear();
+  }
+
+  bool operator==(const OpList&) const = default;
+};
+
+}  // namespace tidal::cuda

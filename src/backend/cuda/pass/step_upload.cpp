@@ -1,0 +1,106 @@
+#include "backend/cuda/pass/step_upload.h"
+
+#include <algorithm>
+
+#include "backend/cuda/runtime/error.h"
+#include "core/error.h"
+
+namespace tidal::cuda {
+namespace {
+
+void set_policy(const Chunk& chunk, DeviceChunk& to) {
+  if (!chunk.sparse()) {
+    to.budget = to.sinks = to.recent = 0;
+    to.top_p = 1;
+    return;
+  }
+  to.budget = chunk.policy.budget;
+  to.sinks = chunk.policy.sinks;
+  to.recent = chunk.policy.recent;
+  to.top_p = static_cast<float>(chunk.policy.top_p);
+}
+
+}  // namespace
+
+size_t StepUpload::bytes(int max_rows, int max_context) {
+  const size_t row = 4 * sizeof(int32_t) + sizeof(DeviceChunk) + sizeof(int32_t) * blocks_for(max_context);
+  return row * static_cast<size_t>(max_rows);
+}
+
+void StepUpload::reserve(int max_rows, int max_context) {
+  const size_t needed = bytes(max_rows, max_context);
+  if (needed <= device_.bytes()) return;
+  if (!copied_) copied_ = make_event();
+  pinned_ = allocate_pinned(needed, "tables of a batch");
+  device_ = allocate_device(needed, "tables of a batch");
+}
+
+void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
+  // The last pass's copy must have left the pinned memory.
+  check(cudaEventSynchronize(copied_), "waiting for the tables of a batch");
+  const size_t rows = batch.tokens.size(), wanted = batch.logit_rows.size(), count = batch.chunks.size();
+  size_t entries = 0;
+  for (const Chunk& chunk : batch.chunks) entries += chunk.blocks.size();
+  used_ = sizeof(int32_t) * (3 * rows + wanted + entries) + sizeof(DeviceChunk) * count;
+  if (used_ > pinned_.bytes()) {
+    fail("cuda backend: a batch of {} rows and {} blocks, more than was reserved", rows, entries);
+  }
+
+  auto* next = pinned_.as<int32_t>();
+  const auto take = [&](size_t words) { return std::exchange(next, next + words); };
+  const auto on_device = [&](const int32_t* host) { return device_.as<int32_t>() + (host - pinned_.as<int32_t>()); };
+  int32_t* const tokens = take(rows);
+  int32_t* const positions = take(rows);
+  int32_t* const row_chunk = take(rows);
+  int32_t* const logit_rows = take(wanted);
+  int32_t* const chunks = take(sizeof(DeviceChunk) / sizeof(int32_t) * count);
+  int32_t* const blocks = take(entries);
+  std::copy(batch.tokens.begin(), batch.tokens.end(), tokens);
+  std::copy(batch.positions.begin(), batch.positions.end(), positions);
+  std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), logit_rows);
+  chunks_ = reinterpret_cast<DeviceChunk*>(chunks);
+  int32_t table = 0;
+  for (size_t c = 0; c < count; ++c) {
+    const Chunk& chunk = batch.chunks[c];
+    std::fill_n(row_chunk + chunk.first_row, chunk.rows, static_cast<int32_t>(c));
+    DeviceChunk& to = chunks_[c];
+    to.first_row = chunk.first_row;
+    to.rows = chunk.rows;
+    to.position = chunk.position;
+    to.cached = chunk.cached;
+    to.table = table;
+    set_policy(chunk, to);
+    std::copy(chunk.blocks.begin(), chunk.blocks.end(), blocks + table);
+    table += static_cast<int32_t>(chunk.blocks.size());
+  }
+  tables_ = {.tokens = on_device(tokens),
+             .positions = on_device(positions),
+             .row_chunk = on_device(row_chunk),
+             .blocks = on_device(blocks),
+             .chunks = reinterpret_cast<const DeviceChunk*>(on_device(chunks)),
+             .logit_rows = on_device(logit_rows)};
+  copy(stream);
+}
+
+bool StepUpload::has_policies(const Batch& batch) const {
+  for (size_t c = 0; c < batch.chunks.size(); ++c) {
+    DeviceChunk with = chunks_[c];
+    set_policy(batch.chunks[c], with);
+    if (with != chunks_[c]) return false;
+  }
+  return true;
+}
+
+void StepUpload::set_policies(const Batch& batch, cudaStream_t stream) {
+  check(cudaEventSynchronize(copied_), "waiting for the tables of a batch");
+  for (size_t c = 0; c < batch.chunks.size(); ++c) set_policy(batch.chunks[c], chunks_[c]);
+  copy(stream);
+}
+
+void StepUpload::copy(cudaStream_t stream) {
+  check(cudaMemcpyAsync(device_.as<void>(), pinned_.as<void>(), used_, cudaMemcpyHostToDevice, stream),
+        "copying the tables of a batch");
+  check(cudaEventRecord(copied_, stream), "copying the tables of a batch");
+}
+
+}  // namespace tidal::cuda

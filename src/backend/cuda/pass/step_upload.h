@@ -1,0 +1,40 @@
+// The host's side of step_tables.h.
+#pragma once
+
+#include "backend/batch.h"
+#include "backend/cuda/runtime/device.h"
+#include "backend/cuda/runtime/step_tables.h"
+
+namespace tidal::cuda {
+
+/// Pinned memory in which a batch's tables are made, and their place on the device. The tables lie one behind the
+/// other, so their addresses follow from the numbers of rows, chunks and logit rows.
+class StepUpload {
+ public:
+  /// Bytes on the device for passes of up to `max_rows` rows over up to `max_context` positions.
+  static size_t bytes(int max_rows, int max_context);
+  /// Makes room. Addresses may change.
+  void reserve(int max_rows, int max_context);
+
+  /// Makes the tables of `batch` and starts their copy.
+  void begin(const Batch& batch, cudaStream_t stream);
+  /// Whether the policies of `batch`, which has begin()'s chunks otherwise, are those of the tables.
+  bool has_policies(const Batch& batch) const;
+  /// Copies the tables again, with these policies.
+  void set_policies(const Batch& batch, cudaStream_t stream);
+
+  const StepTables& tables() const { return tables_; }
+  /// Where the block table of a chunk starts, device memory.
+  const int32_t* blocks(int chunk) const { return tables_.blocks + chunks_[chunk].table; }
+
+ private:
+  void copy(cudaStream_t stream);
+
+  Buffer pinned_, device_;
+  Event copied_;
+  size_t used_ = 0;  // bytes
+  DeviceChunk* chunks_ = nullptr;
+  StepTables tables_{};
+};
+
+}  // namespace tidal::cuda

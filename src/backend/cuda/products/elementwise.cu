@@ -1,0 +1,232 @@
+#include "backend/cuda/products/elementwise.h"
+
+#include "backend/cuda/products/row_norm.cuh"
+#include "backend/cuda/runtime/launch.h"
+
+namespace tidal::cuda {
+namespace {
+
+constexpr int kBlock = 64;  // positions of a block of the cache
+
+__global__ void angles_kernel(const __grid_constant__ AnglesParams p) {
+  let_next_start();
+  const int row = blockIdx.x;
+  const int position = p.tables.positions[row];
+  if (threadIdx.x == 0) {
+    const DeviceChunk& chunk = p.tables.chunks[p.tables.row_chunk[row]];
+    p.slots[row] = p.tables.blocks[chunk.table + position / kBlock] * kBlock + position % kBlock;
+  }
+  for (int i = threadIdx.x; i < p.pairs; i += blockDim.x) {
+    double sine, cosine;
+    sincos(position * p.frequencies[i], &sine, &cosine);
+    p.angles[static_cast<int64_t>(row) * p.pairs + i] =
+        make_float2(static_cast<float>(cosine * p.magnitude), static_cast<float>(sine * p.magnitude));
+  }
+}
+
+/// 8 numbers of bf16, widened.
+struct Eight {
+  float values[8];
+
+  __device__ explicit Eight(uint4 packed) {
+    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[2 * i] = __uint_as_float(words[i] << 16);
+      values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+};
+
+__device__ uint2 round_four(float a, float b, float c, float d) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(a, b), high = __floats2bfloat162_rn(c, d);
+  return make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+}
+
+__global__ void embed_kernel(const __nv_bfloat16* embedding, const int32_t* tokens, int width, float* x) {
+  let_next_start();
+  wait_for_previous();
+  const int row = blockIdx.x;
+  const auto* from = reinterpret_cast<const uint4*>(embedding + static_cast<int64_t>(tokens[row]) * width);
+  auto* to = reinterpret_cast<float4*>(x + static_cast<int64_t>(row) * width);
+  for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
+    const Eight v(__ldg(from + i));
+    to[2 * i] = make_float4(v.values[0], v.values[1], v.values[2], v.values[3]);
+    to[2 * i + 1] = make_float4(v.values[4], v.values[5], v.values[6], v.values[7]);
+  }
+}
+
+/// Groups of 4 columns that a thread of round_kernel keeps: rows of up to 8192 columns are read once.
+constexpr int kKept = 8;
+
+__global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constant__ RoundParams p) {
+  let_next_start();
+  __shared__ float squares[kRowThreads / 32];
+  const int row = blockIdx.x, groups = p.cols / 4, first = threadIdx.x;
+  const auto* norm = reinterpret_cast<const float4*>(p.norm);
+  auto* to = reinterpret_cast<uint2*>(p.rounded + static_cast<int64_t>(row) * p.cols);
+  wait_for_previous();
+  const int64_t source = p.row_ids ? p.row_ids[row] : row;
+  const auto* x = reinterpret_cast<const float4*>(p.x + source * p.cols);
+  float4 kept[kKept];
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    const int i = first + k * kRowThreads;
+    kept[k] = i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0);
+  }
+  float factor = 1;
+  if (p.norm) {
+    float sum = 0;  // zeros behind the row's end change nothing
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) sum = __fadd_rn(sum, square_sum(kept[k]));
+    for (int group = kKept * kRowThreads; group < groups; group += kRowThreads) {
+      const int i = group + first;
+      sum = __fadd_rn(sum, square_sum(i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0)));
+    }
+    sum = tree_sum<4, 16>(sum);
+    if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+    __syncthreads();
+    factor = norm_factor(squares, p.cols, p.epsilon);
+    if (!p.whole && threadIdx.x == 0) p.factors[row] = factor;
+  }
+  const auto put = [&](int i, float4 v) {
+    if (p.norm) {
+      if (p.whole) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+      const float4 w = __ldg(norm + i);
+      v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+    }
+    to[i] = round_four(v.x, v.y, v.z, v.w);
+  };
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    if (const int i = first + k * kRowThreads; i < groups) put(i, kept[k]);
+  }
+  for (int i = first + kKept * kRowThreads; i < groups; i += kRowThreads) put(i, __ldcg(x + i));
+}
+
+__global__ void silu_kernel(const __grid_constant__ SiluParams p) {
+  let_next_start();
+  wait_for_previous();
+  const int row = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= p.ffn / 8) return;
+  const int64_t from = static_cast<int64_t>(row) * p.stride / 8 + i;
+  const Eight gate(__ldcg(reinterpret_cast<const uint4*>(p.gate) + from));
+  const Eight up(__ldcg(reinterpret_cast<const uint4*>(p.up) + from));
+  float hidden[8];
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const float g = gate.values[k] + (p.gate_bias ? __ldg(p.gate_bias + 8 * i + k) : 0.0f);
+    const float u = up.values[k] + (p.up_bias ? __ldg(p.up_bias + 8 * i + k) : 0.0f);
+    hidden[k] = g / (1.0f + expf(-g)) * u;
+  }
+  const uint2 low = round_four(hidden[0], hidden[1], hidden[2], hidden[3]);
+  const uint2 high = round_four(hidden[4], hidden[5], hidden[6], hidden[7]);
+  reinterpret_cast<uint4*>(p.hidden)[static_cast<int64_t>(row) * (p.ffn / 8) + i] =
+      make_uint4(low.x, low.y, high.x, high.y);
+}
+
+__global__ void add_bias_kernel(float* x, const float* bias, int width) {
+  let_next_start();
+  wait_for_previous();
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < width) x[static_cast<int64_t>(blockIdx.y) * width + i] += __ldg(bias + i);
+}
+
+/// A warp a head; the grid is (heads of q, k and v in groups of blockDim.y, rows).
+__global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
+  wait_for_previous();
+  let_next_start();  // only now: attention, which comes next, relies on it
+  extern __shared__ float heads[];
+  const int row = blockIdx.y, lane = threadIdx.x, dim = p.head_dim;
+  int head = blockIdx.x * blockDim.y + threadIdx.y;
+  if (head >= p.heads + 2 * p.kv_heads) return;
+  const int which = head < p.heads ? 0 : head < p.heads + p.kv_heads ? 1 : 2;
+  head -= which == 0 ? 0 : which == 1 ? p.heads : p.heads + p.kv_heads;
+  const float* from = (which == 0   ? p.q_raw
+                       : which == 1 ? p.k_raw
+                                    : p.v_raw) +
+                      static_cast<int64_t>(row) * (which == 0 ? p.q_stride : p.kv_stride) + head * dim;
+  const float* bias = p.bias[which];
+  const float* norm = which == 0 ? p.q_norm : which == 1 ? p.k_norm : nullptr;
+
+  float* values = heads + threadIdx.y * dim;
+  float squares = 0;
+  for (int d = lane; d < dim; d += 32) {
+    const float value = __ldcg(from + d) + (bias ? __ldg(bias + head * dim + d) : 0.0f);
+    squares = fmaf(value, value, squares);
+    values[d] = value;
+  }
+  if (norm) {
+    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(dim) + p.epsilon);
+    for (int d = lane; d < dim; d += 32) values[d] = values[d] * factor * __ldg(norm + d);
+  }
+  __syncwarp();
+
+  const int pairs = p.dims / 2;
+  const float2* angles = p.angles + static_cast<int64_t>(row) * pairs;
+  float* q = nullptr;
+  __nv_bfloat16* cache = nullptr;
+  if (which == 0) {
+    q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
+  } else {
+    const int slot = __ldcg(p.slots + row);
+    cache = p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
+            (which == 2 ? dim : 0);
+  }
+  for (int d = lane; d < dim; d += 32) {
+    float value = values[d];
+    if (which < 2 && d < p.dims) {
+      const int pair = p.halves ? d % pairs : d / 2;
+      const bool first = p.halves ? d < pairs : d % 2 == 0;
+      const float other = values[p.halves ? (first ? d + pairs : d - pairs) : (d ^ 1)];
+      const float2 angle = __ldcg(angles + pair);
+      const float across = __fmul_rn(other, angle.y);  // as the skinny product rotates
+      value = __fmaf_rn(value, angle.x, first ? -across : across);
+    }
+    if (which == 0) {
+      q[d] = value;
+    } else {
+      cache[d] = __float2bfloat16_rn(value);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_angles(const AnglesParams& params, cudaStream_t stream) {
+  if (params.rows == 0) return;
+  launch("the angles of a pass", Start::After, angles_kernel, dim3(params.rows), dim3(64), 0, stream, params);
+}
+
+void launch_embed(const __nv_bfloat16* embedding, const int32_t* tokens, int rows, int width, float* x,
+                  cudaStream_t stream) {
+  if (rows == 0) return;
+  launch("the embedding", Start::Early, embed_kernel, dim3(rows), dim3(256), 0, stream, embedding, tokens, width, x);
+}
+
+void launch_round(const RoundParams& params, cudaStream_t stream) {
+  if (params.rows == 0) return;
+  launch("rounding rows", Start::Early, round_kernel, dim3(params.rows), dim3(kRowThreads), 0, stream, params);
+}
+
+void launch_silu(const SiluParams& params, cudaStream_t stream) {
+  if (params.rows == 0) return;
+  const dim3 grid((params.ffn / 8 + 255) / 256, params.rows);
+  launch("the MLP's gate", Start::Early, silu_kernel, grid, dim3(256), 0, stream, params);
+}
+
+void launch_add_bias(float* x, const float* bias, int rows, int width, cudaStream_t stream) {
+  if (rows == 0) return;
+  launch("adding a bias", Start::Early, add_bias_kernel, dim3((width + 255) / 256, rows), dim3(256), 0, stream, x, bias,
+         width);
+}
+
+void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream) {
+  if (params.rows == 0) return;
+  constexpr int kHeads = 4;  // a block
+  const dim3 grid((params.heads + 2 * params.kv_heads + kHeads - 1) / kHeads, params.rows);
+  launch("rotation and append", Start::Early, rope_append_kernel, grid, dim3(32, kHeads),
+         sizeof(float) * kHeads * params.head_dim, stream, params);
+}
+
+}  // namespace tidal::cuda

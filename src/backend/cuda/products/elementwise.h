@@ -1,0 +1,70 @@
+// What a pass does to rows beside products and attention.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "backend/cuda/runtime/step_tables.h"
+
+namespace tidal::cuda {
+
+/// Cosines and sines of all rows, and where their keys go.
+struct AnglesParams {
+  StepTables tables;
+  const double* frequencies = nullptr;  ///< [pairs], radians per position
+  float magnitude = 1;
+  int rows = 0, pairs = 0;
+  float2* angles = nullptr;  ///< [rows, pairs], magnitude * (cosine, sine)
+  int32_t* slots = nullptr;  ///< [rows], block * 64 + position % 64
+};
+/// The first launch of a pass: starts when all before is done.
+void launch_angles(const AnglesParams& params, cudaStream_t stream);
+
+/// x [rows, width] = rows of `embedding` [vocab, width]; width a multiple of 8.
+void launch_embed(const __nv_bfloat16* embedding, const int32_t* tokens, int rows, int width, float* x,
+                  cudaStream_t stream);
+
+/// Rows rounded to bf16 for a product.
+struct RoundParams {
+  const float* x = nullptr;          ///< [.., cols], float32; cols a multiple of 8
+  const int32_t* row_ids = nullptr;  ///< [rows], rows of x; null: 0, 1, ...
+  const float* norm = nullptr;       ///< [cols], weight of an RMS norm; null: none
+  float epsilon = 0;
+  int rows = 0, cols = 0;
+  __nv_bfloat16* rounded = nullptr;  ///< [rows, cols]: x * norm, with `whole` x * norm / rms(x)
+  float* factors = nullptr;          ///< [rows], 1 / rms(x); written with a norm and without `whole`
+  bool whole = false;
+};
+void launch_round(const RoundParams& params, cudaStream_t stream);
+
+/// hidden = silu(gate + bias) * (up + bias).
+struct SiluParams {
+  const __nv_bfloat16 *gate = nullptr, *up = nullptr;    ///< [rows, ffn], a row every `stride` elements
+  const float *gate_bias = nullptr, *up_bias = nullptr;  ///< [ffn]; optional
+  __nv_bfloat16* hidden = nullptr;                       ///< [rows, ffn]
+  int rows = 0, ffn = 0, stride = 0;                     ///< multiples of 8 but `rows`
+};
+void launch_silu(const SiluParams& params, cudaStream_t stream);
+
+/// x [rows, width] += bias [width].
+void launch_add_bias(float* x, const float* bias, int rows, int width, cudaStream_t stream);
+
+/// Raw products to q and the cache: bias, norm, rotation.
+struct RopeAppendParams {
+  const float *q_raw = nullptr, *k_raw = nullptr, *v_raw = nullptr;  ///< rows of heads, a row every `.._stride` floats
+  int q_stride = 0, kv_stride = 0;
+  const float* bias[3] = {};                         ///< of q, k, v; optional
+  const float *q_norm = nullptr, *k_norm = nullptr;  ///< [head_dim]; optional
+  float epsilon = 0;                                 ///< of the norms
+  const float2* angles = nullptr;                    ///< [rows, dims / 2]
+  const int32_t* slots = nullptr;                    ///< [rows]
+  float* q = nullptr;                                ///< [rows, heads * head_dim], may be q_raw
+  __nv_bfloat16* kv = nullptr;                       ///< KvLayer::data
+  int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, dims = 0;
+  bool halves = false;  ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
+};
+void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream);
+
+}  // namespace tidal::cuda

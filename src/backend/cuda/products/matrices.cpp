@@ -1,0 +1,223 @@
+#include "backend/cuda/products/matrices.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "backend/cuda/products/matrices_state.h"
+#include "backend/cuda/runtime/device.h"
+#include "backend/cuda/runtime/error.h"
+
+namespace tidal::cuda {
+namespace {
+
+/// The parts of the workspace for passes of up to `rows` rows, in bytes.
+struct Sizes {
+  int64_t frequencies, angles, slots, rounded, factors, normed, squares, raw, gate_up, hidden, products;
+
+  Sizes(const Hyperparameters& hp, int64_t rows)
+      : frequencies(part(hp.rope.dims / 2 * sizeof(double))),
+        angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
+        slots(part(rows * sizeof(int32_t))),
+        rounded(part(rows * std::max(hp.width, hp.q_width()) * 2)),
+        factors(part(rows * sizeof(float))),
+        normed(part(rows * hp.width * 2)),
+        squares(part(rows * ((hp.width + 15) / 16) * sizeof(float))),
+        raw(part(rows * (hp.q_width() + 2 * hp.kv_width()) * sizeof(float))),
+        gate_up(part(rows * 2 * hp.ffn * 2)),
+        hidden(part(rows * hp.ffn * 2)),
+        products(LtMatmul::kWorkspace) {}
+  int64_t total() const {
+    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products;
+  }
+
+ private:
+  static int64_t part(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+};
+
+}  // namespace
+
+Matrices::Matrices() : state_(std::make_unique<State>()) {}
+Matrices::~Matrices() = default;
+
+int64_t Matrices::workspace_bytes(const Hyperparameters& hp, int max_rows) { return Sizes(hp, max_rows).total(); }
+
+void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
+  State& s = *state_;
+  check(cudaDeviceSynchronize(), "making room for a pass");
+  s.hp = hp;
+  s.max_rows = max_rows;
+  const Sizes sizes(hp, max_rows);
+  if (static_cast<int64_t>(s.memory.bytes()) < sizes.total()) {
+    s.memory = {};  // first, so that both need not fit
+    s.memory = allocate_device(static_cast<size_t>(sizes.total()), "activations of a pass");
+  }
+  std::byte* at = s.memory.as<std::byte>();
+  const auto place = [&](auto*& pointer, int64_t bytes) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
+    at += bytes;
+  };
+  place(s.frequencies, sizes.frequencies);
+  place(s.angles, sizes.angles);
+  place(s.slots, sizes.slots);
+  place(s.rounded, sizes.rounded);
+  place(s.factors, sizes.factors);
+  place(s.normed, sizes.normed);
+  place(s.squares, sizes.squares);
+  place(s.raw, sizes.raw);
+  place(s.gate_up, sizes.gate_up);
+  place(s.hidden, sizes.hidden);
+  place(s.products, sizes.products);
+  const std::vector<double>& frequencies = hp.rope.frequencies;
+  check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
+        "rotation frequencies");
+  check(cudaDeviceSynchronize(), "rotation frequencies");  // streams of passes wait for nothing
+}
+
+void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
+  State& s = *state_;
+  s.normed_x = {};
+  launch_angles({.tables = tables,
+                 .frequencies = s.frequencies,
+                 .magnitude = s.hp.rope.magnitude,
+                 .rows = rows,
+                 .pairs = s.pairs(),
+                 .angles = s.angles,
+                 .slots = s.slots},
+                stream);
+}
+
+void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
+  state_->normed_x = {};
+  launch_embed(bf16(p.embedding), p.tables.tokens, p.rows, static_cast<int>(p.embedding.cols), p.x, stream);
+}
+
+RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int rows) const {
+  const Layer& layer = *p.layer;
+  return {.bias = {floats(layer.bq), floats(layer.bk), floats(layer.bv)},
+          .q_norm = floats(layer.q_norm),
+          .k_norm = floats(layer.k_norm),
+          .epsilon = hp.rms_epsilon,
+          .angles = angles + static_cast<int64_t>(first) * pairs(),
+          .slots = slots + first,
+          .q = p.q + static_cast<int64_t>(first) * hp.q_width(),
+          .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
+          .rows = rows,
+          .heads = hp.heads,
+          .kv_heads = hp.kv_heads,
+          .head_dim = hp.head_dim,
+          .dims = hp.rope.dims,
+          .halves = halves()};
+}
+
+void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
+  const Layer& layer = *p.layer;
+  const int rows = p.pass.decode_rows, q_width = hp.q_width(), kv_width = hp.kv_width();
+  const bool inside = rotates_inside(layer);
+  SkinnyQkv product;
+  product.in = normed_input(p.x, layer.attn_norm, rows, stream);
+  const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
+  const Weight* biases[] = {&layer.bq, &layer.bk, &layer.bv};
+  for (int i = 0; i < 3; ++i) {
+    product.w[i] = bf16(*weights[i]);
+    if (inside) product.bias[i] = floats(*biases[i]);  // else rope_append() adds them
+  }
+  product.q = p.q;
+  product.k_raw = raw;
+  product.v_raw = raw + static_cast<int64_t>(rows) * kv_width;
+  product.rows = rows;
+  product.cols = hp.width;
+  product.q_width = q_width;
+  product.kv_width = kv_width;
+  product.fused = inside;
+  product.rope = {.angles = angles,
+                  .slots = slots,
+                  .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
+                  .kv_heads = hp.kv_heads,
+                  .head_dim = hp.head_dim,
+                  .dims = hp.rope.dims,
+                  .halves = halves()};
+  launch_skinny_qkv(product, stream);
+  if (inside) return;
+  RopeAppendParams rope = rope_append(p, 0, rows);
+  rope.q_raw = p.q;
+  rope.k_raw = product.k_raw;
+  rope.v_raw = product.v_raw;
+  rope.q_stride = q_width;
+  rope.kv_stride = kv_width;
+  launch_rope_append(rope, stream);
+}
+
+void Matrices::qkv(const QkvParams& p, cudaStream_t stream) {
+  if (p.pass.decode_rows > 0) state_->decode_qkv(p, stream);
+  if (p.pass.rows > p.pass.decode_rows) state_->prefill_qkv(p, stream);
+}
+
+void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
+  State& s = *state_;
+  const Layer& layer = *p.layer;
+  const int width = s.hp.width, q_width = s.hp.q_width(), first = p.pass.decode_rows;
+  if (first > 0) {
+    SkinnyRows product;
+    product.in = s.input(p.out, {}, nullptr, first, q_width, stream);
+    product.w = bf16(layer.wo);
+    product.bias = floats(layer.bo);
+    product.y = p.x;
+    product.rows = first;
+    product.cols = q_width;
+    product.w_rows = width;
+    product.add = true;
+    product.next = s.norm_next(p.x, layer.ffn_norm, first);
+    launch_skinny_rows(product, stream);
+  }
+  if (p.pass.rows > first) s.prefill_project(p, stream);
+}
+
+void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
+  State& s = *state_;
+  const Layer& layer = *p.layer;
+  const int rows = p.pass.decode_rows;
+  if (rows > 0) {
+    SkinnyGateUp both;
+    both.in = s.normed_input(p.x, layer.ffn_norm, rows, stream);
+    both.gate = bf16(layer.gate);
+    both.up = bf16(layer.up);
+    both.gate_bias = floats(layer.b_gate);
+    both.up_bias = floats(layer.b_up);
+    both.hidden = s.hidden;
+    both.rows = rows;
+    both.cols = s.hp.width;
+    both.ffn = s.hp.ffn;
+    SkinnyRows down;
+    down.in.rounded = s.hidden;
+    down.w = bf16(layer.down);
+    down.bias = floats(layer.b_down);
+    down.y = p.x;
+    down.rows = rows;
+    down.cols = s.hp.ffn;
+    down.w_rows = s.hp.width;
+    down.add = true;
+    down.next = s.norm_next(p.x, p.next ? p.next->attn_norm : Weight{}, rows);
+    launch_skinny_gate_up(both, stream);
+    launch_skinny_rows(down, stream);
+  }
+  if (p.pass.rows > rows) s.prefill_mlp(p, stream);
+}
+
+void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
+  State& s = *state_;
+  const int first = p.pass.decode_rows, width = s.hp.width;
+  if (first > 0) {
+    SkinnyRows product;
+    product.in = s.input(p.x, p.norm, p.logit_rows, first, width, stream);
+    product.w = bf16(p.output);
+    product.y = p.logits;
+    product.rows = first;
+    product.cols = width;
+    product.w_rows = static_cast<int>(p.output.rows);
+    launch_skinny_rows(product, stream);
+  }
+  if (p.pass.rows > first) s.prefill_logits(p, stream);
+}
+
+}  // namespace tidal::cuda

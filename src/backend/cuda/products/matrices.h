@@ -1,0 +1,108 @@
+// Everything of a layer that multiplies with weights: embedding, q/k/v with norm, rotation and append, output
+// projection, MLP, logits. Decode rows go through the skinny product (matmul_skinny.cu), the others through cuBLASLt,
+// chunk by chunk: it orders its sums by the number of rows, and what a chunk gets must not depend on its company.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "backend/batch.h"
+#include "backend/cuda/runtime/step_tables.h"
+#include "backend/hyperparameters.h"
+#include "backend/weights.h"
+
+namespace tidal::cuda {
+
+/// A matrix in device memory, row-major. y = W x has `rows` elements.
+struct DeviceMatrix {
+  const __nv_bfloat16* data = nullptr;  ///< [rows, cols], aligned to 16 bytes; `cols` is a multiple of 8
+  int64_t rows = 0;
+  int64_t cols = 0;
+
+  DeviceMatrix() = default;
+  /// Of a weight that DeviceWeights::upload() made.
+  explicit DeviceMatrix(const Weight& weight)
+      : data(reinterpret_cast<const __nv_bfloat16*>(weight.data)), rows(weight.rows), cols(weight.cols) {}
+};
+
+/// The rows of a pass: the leading `decode_rows` belong to chunks of at most kDecodeRows rows.
+struct PassRows {
+  int rows = 0;
+  int decode_rows = 0;
+  std::span<const int> long_chunks;  ///< rows of each of the others; together rows - decode_rows
+};
+
+struct EmbedParams {
+  Weight embedding;  ///< [vocab, width]
+  StepTables tables;
+  int rows = 0;
+  float* x = nullptr;  ///< [rows, width], written
+};
+
+struct QkvParams {
+  const Layer* layer = nullptr;
+  StepTables tables;
+  PassRows pass;
+  const float* x = nullptr;  ///< [rows, width]
+  float* q = nullptr;        ///< [rows, q_width], written
+  KvLayer kv;                ///< K and V are appended at the rows' positions; sketches are the caller's
+};
+
+struct ProjectParams {
+  const Layer* layer = nullptr;
+  PassRows pass;
+  const float* out = nullptr;  ///< [rows, q_width]
+  float* x = nullptr;          ///< [rows, width], added to
+};
+
+struct MlpParams {
+  const Layer* layer = nullptr;
+  PassRows pass;
+  float* x = nullptr;           ///< [rows, width], added to
+  const Layer* next = nullptr;  ///< the layer that comes next, if any: its input is normed on the way
+};
+
+struct LogitsParams {
+  Weight norm;                          ///< [width], float32
+  Weight output;                        ///< [vocab, width]
+  const int32_t* logit_rows = nullptr;  ///< [pass.rows], rows of x, device memory (StepTables::logit_rows + an offset)
+  PassRows pass;                        ///< counted in logit rows
+  const float* x = nullptr;             ///< [rows of the batch, width]
+  float* logits = nullptr;              ///< [pass.rows, vocab], written, device memory
+};
+
+/// The products of a pass, on one stream at a time. Every operation only launches kernels: it may be captured into a
+/// graph, and its addresses (parameters and own workspace) stay valid until the next reserve() that grows. In a pass
+/// nothing else may write x between project(), mlp() and the next layer's qkv(): they leave it normed for each other.
+/// All throw tidal::Error.
+class Matrices {
+ public:
+  Matrices();
+  ~Matrices();
+  Matrices(const Matrices&) = delete;
+  Matrices& operator=(const Matrices&) = delete;
+
+  /// Device memory that reserve() takes beside weights, in bytes.
+  static int64_t workspace_bytes(const Hyperparameters& hp, int max_rows);
+  /// Makes room for passes of up to `max_rows` rows of this shape. Graphs that were captured before are void.
+  /// Synchronises.
+  void reserve(const Hyperparameters& hp, int max_rows);
+
+  /// First launch of a pass, before qkv(): cosines and sines of the rows' positions, for all layers.
+  void begin(const StepTables& tables, int rows, cudaStream_t stream);
+  void embed(const EmbedParams& params, cudaStream_t stream);
+  void qkv(const QkvParams& params, cudaStream_t stream);
+  void project(const ProjectParams& params, cudaStream_t stream);
+  void mlp(const MlpParams& params, cudaStream_t stream);
+  void logits(const LogitsParams& params, cudaStream_t stream);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tidal::cuda

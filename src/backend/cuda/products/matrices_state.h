@@ -1,0 +1,119 @@
+// What the products of a pass share: the workspace, and the ways in. Decode rows are in matrices.cpp, the others in
+// matrices_prefill.cpp.
+#pragma once
+
+#include "backend/cuda/products/elementwise.h"
+#include "backend/cuda/products/matmul_lt.h"
+#include "backend/cuda/products/matmul_skinny.h"
+#include "backend/cuda/products/matrices.h"
+#include "core/buffer.h"
+
+namespace tidal::cuda {
+
+inline const __nv_bfloat16* bf16(const Weight& weight) { return reinterpret_cast<const __nv_bfloat16*>(weight.data); }
+inline const float* floats(const Weight& weight) { return reinterpret_cast<const float*>(weight.data); }
+
+struct Matrices::State {
+  Hyperparameters hp;
+  int max_rows = 0;
+  Buffer memory;
+  LtMatmul lt;
+
+  double* frequencies = nullptr;     ///< [dims / 2]
+  float2* angles = nullptr;          ///< [rows, dims / 2]
+  int32_t* slots = nullptr;          ///< [rows]
+  __nv_bfloat16* rounded = nullptr;  ///< [rows, max(width, q_width)]
+  float* factors = nullptr;          ///< [rows]
+  __nv_bfloat16* normed = nullptr;   ///< [rows, width]
+  float* squares = nullptr;          ///< [rows, (width + 15) / 16]
+  float* raw = nullptr;              ///< [rows, q_width + 2 kv_width], products before rotation
+  __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
+  __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
+  std::byte* products = nullptr;     ///< cuBLASLt's own
+
+  /// What `normed` and `squares` hold: rows of x as the product before left them, with this norm.
+  struct Normed {
+    const float* x = nullptr;
+    const std::byte* norm = nullptr;
+    int rows = 0;
+    bool operator==(const Normed&) const = default;
+  } normed_x;
+
+  bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
+  int pairs() const { return hp.rope.dims / 2; }
+  /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
+  bool rotates_inside(const Layer& layer) const {
+    return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && hp.rope.dims % 16 == 0;
+  }
+
+  /// The input of a skinny product from float32 rows: as it is where these are few, rounded by a launch of its own
+  /// otherwise.
+  SkinnyInput input(const float* x, const Weight& norm, const int32_t* row_ids, int rows, int cols,
+                    cudaStream_t stream) {
+    SkinnyInput in;
+    if (skinny_takes_floats(rows, cols)) {
+      in.x = x;
+      in.norm = floats(norm);
+      in.row_ids = row_ids;
+      in.epsilon = hp.rms_epsilon;
+      return in;
+    }
+    launch_round({.x = x,
+                  .row_ids = row_ids,
+                  .norm = floats(norm),
+                  .epsilon = hp.rms_epsilon,
+                  .rows = rows,
+                  .cols = cols,
+                  .rounded = rounded,
+                  .factors = factors},
+                 stream);
+    in.rounded = rounded;
+    in.factors = norm ? factors : nullptr;
+    return in;
+  }
+  /// The same of rows of x that the product before has left normed, where it has.
+  SkinnyInput normed_input(const float* x, const Weight& norm, int rows, cudaStream_t stream) {
+    if (normed_x != Normed{x, norm.data, rows}) return input(x, norm, nullptr, rows, hp.width, stream);
+    SkinnyInput in;
+    in.rounded = normed;
+    in.squares = squares;
+    in.epsilon = hp.rms_epsilon;
+    return in;
+  }
+  /// Has a product that makes rows of x leave them normed, too. Not without a norm, nor where these are more than one
+  /// launch does: all launches of the next product would make the factors again.
+  SkinnyNext norm_next(const float* x, const Weight& norm, int rows) {
+    normed_x = {};
+    if (!norm || rows > kSkinnyRows) return {};
+    normed_x = {x, norm.data, rows};
+    return {floats(norm), normed, squares};
+  }
+  /// Rows for cuBLASLt, behind those of decode rows: normed and rounded.
+  const __nv_bfloat16* round_whole(const float* x, const Weight& norm, const int32_t* row_ids, PassRows pass, int cols,
+                                   cudaStream_t stream) {
+    __nv_bfloat16* to = rounded + static_cast<int64_t>(pass.decode_rows) * cols;
+    launch_round({.x = x,
+                  .row_ids = row_ids,
+                  .norm = floats(norm),
+                  .epsilon = hp.rms_epsilon,
+                  .rows = pass.rows - pass.decode_rows,
+                  .cols = cols,
+                  .rounded = to,
+                  .whole = true},
+                 stream);
+    return to;
+  }
+
+  /// The product of the rows behind the decode rows, each chunk by itself; `rows` of `product` is of no account.
+  void multiply(LtProduct product, PassRows pass, cudaStream_t stream);
+
+  void decode_qkv(const QkvParams& p, cudaStream_t stream);
+  void prefill_qkv(const QkvParams& p, cudaStream_t stream);
+  void prefill_project(const ProjectParams& p, cudaStream_t stream);
+  void prefill_mlp(const MlpParams& p, cudaStream_t stream);
+  void prefill_logits(const LogitsParams& p, cudaStream_t stream);
+  /// Rotation of raw products of the rows from `first` on.
+  RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
+};
+
+}  // namespace tidal::cuda

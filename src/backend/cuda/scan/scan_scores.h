@@ -1,0 +1,38 @@
+// The scores of a Scan layer, by the sketches of its keys. Rows as in attention/attend_args.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cuda/runtime/head_tiles.h"
+#include "backend/cuda/runtime/step_tables.h"
+#include "core/bf16.h"
+
+namespace tidal::cuda {
+
+/// Raw scores of a Scan layer: [run, heads, score_stride].
+struct ScanScoresArgs {
+  StepTables tables = {};
+  int first_row = 0;
+  int run = 0;
+  HeadTiles tiles;
+  int head_dim = 0;
+  float scale = 0;                      ///< log2(e) / sqrt(head_dim)
+  bool early = false;                   ///< AttendParams
+  const float* q = nullptr;             ///< [rows of the batch, heads, head_dim]
+  const Bf16* kv = nullptr;             ///< KvLayer::data
+  const std::byte* sketches = nullptr;  ///< KvLayer::sketches of `bits`
+  int bits = 0;
+  bool needs_statistics = false;  ///< even with a top-p of 1
+  float* scores = nullptr;
+  int64_t score_stride = 0;
+  SoftmaxPart* statistics = nullptr;  ///< [run, heads]; not written where nothing needs them
+  int splits = 0;
+  SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
+  uint32_t* done = nullptr;                ///< [run, tiles], zeros before and after
+};
+void launch_scan_scores(const ScanScoresArgs& args, cudaStream_t stream);
+
+}  // namespace tidal::cuda

@@ -1,0 +1,186 @@
+// What a block of a selecting cluster keeps of its slice of the positions, and how that comes to be.
+#pragma once
+
+#include "backend/cuda/selection/cluster_search.cuh"
+#include "backend/cuda/selection/select_pool.cuh"
+
+namespace tidal::cuda {
+
+inline constexpr int kSelectThreads = 512;
+inline constexpr int kSelectWarps = kSelectThreads / 32;
+inline constexpr int kSelectPiece = 4 * kSelectThreads;  // positions of a block at a time
+inline constexpr int kLeastSlice = 512;                  // so short contexts take fewer blocks
+inline constexpr uint32_t kHighest = 0xff800000u;        // key of infinity
+inline constexpr uint32_t kUnranked = kFarthest + 1;
+/// Probabilities are powers of two with an error of two units in the last place: a bound on them needs some room.
+inline constexpr uint32_t kBoundRoom = 64;
+/// First digit below a known bound: 8 bins to a power of two, 32 powers of two down.
+inline constexpr int kBoundedShift = 20;
+/// Digits at most: the first, where it ends in the last bin one of whatever is left, and three more.
+inline constexpr int kSelectDigits = 5;
+
+struct alignas(16) SelectShared {
+  uint32_t counts[kSelectDigits][kDigitBins];
+  uint64_t arrivals[kSelectDigits];  // barriers of the histograms of all blocks
+  uint32_t mass_counts[kDigitBins];
+  unsigned long long masses[kDigitBins];
+  unsigned long long mass, reserved_mass;  // of the slice
+  BinSearch search;
+  uint32_t warp_sums[kSelectWarps];
+  float sums[kShareThreads / 32];
+};
+
+/// Positions of a slice where `blocks` have `context`.
+__host__ __device__ constexpr int slice_length(int context, int blocks) {
+  const int even = ((context + blocks - 1) / blocks + 31) / 32 * 32;
+  return even > kLeastSlice ? even : kLeastSlice;
+}
+
+/// Histograms of the digits from all blocks come to two places in turn: nobody sends the next but one before all have
+/// sent the next, having read this one.
+inline constexpr int kPlaces = 2;
+
+inline size_t select_shared_bytes(int blocks, int slice, int heads) {
+  const size_t words = kPlaces * blocks * kDigitBins + slice + 2 * (slice / 32) + slice / kBlockTokens + 2;
+  return sizeof(SelectShared) + words * sizeof(uint32_t) + heads * sizeof(HeadShare);
+}
+
+/// rank_key() of what pool_four() gives: sums of probabilities are numbers, and not negative.
+template <Ranking kRanking>
+__device__ inline uint32_t key_of(float ranking) {
+  return kRanking == Ranking::Sum ? __float_as_uint(ranking) | 0x80000000u : rank_key(ranking);
+}
+
+/// Sum of `value` over the threads before this one. All threads call it.
+__device__ inline uint32_t sum_before(uint32_t value, uint32_t* warp_sums) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t sum = sum_up_to_lane(value);
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  uint32_t before = sum - value;
+#pragma unroll
+  for (int w = 0; w < kSelectWarps; ++w) before += w < warp ? warp_sums[w] : 0;
+  return before;
+}
+
+/// What a block works on.
+struct SetSlice {
+  int begin, end;  // positions
+  int blocks;      // of the cluster that have positions
+  int rank;        // of this one
+};
+
+/// The block's memory. Distances are those of the slice's positions, to the next multiple of 4.
+struct SelectMemory {
+  SelectShared& shared;
+  uint32_t* received;   // [kPlaces, blocks of the cluster, kDigitBins]
+  HeadShare* shares;    // [heads of a set]
+  uint32_t* distances;  // [slice]
+  uint32_t* above;      // [slice / 32], bits
+  uint32_t* equal;      // the same
+  int32_t* table;       // [slice / kBlockTokens + 2], the blocks
+};
+
+/// Calls use(distance, index in the slice) for the positions of the slice that are no farther than `span` from `base`
+/// behind it. Few, mostly.
+template <typename Use>
+__device__ inline void for_within(const SetSlice& slice, const uint32_t* distances, uint32_t base, uint32_t span,
+                                  Use use) {
+#pragma unroll 1
+  for (int i = 4 * threadIdx.x; i < slice.end - slice.begin; i += kSelectPiece) {
+    const uint4 four = *reinterpret_cast<const uint4*>(distances + i);
+    const uint32_t from[4] = {four.x - base, four.y - base, four.z - base, four.w - base};
+    if (min(min(from[0], from[1]), min(from[2], from[3])) > span) continue;
+#pragma unroll 1
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t own = j == 0 ? from[0] : j == 1 ? from[1] : j == 2 ? from[2] : from[3];
+      if (own <= span) use(base + own, i + j);
+    }
+  }
+}
+
+/// Pools the slice and makes the histogram of the first digit. Returns the key from which distances are.
+template <Ranking kRanking>
+__device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, const SetSlice& slice,
+                                      Search& search, const SelectMemory& memory) {
+  SelectShared& shared = memory.shared;
+  const int heads = args.heads / args.units;
+  const bool weighs = policy.top_p < 1;
+  const int64_t first_head = static_cast<int64_t>(blockIdx.z) * args.heads + blockIdx.y * heads;
+  const float* const scores = args.scores + first_head * args.score_stride;
+  int at = slice.begin + 4 * static_cast<int>(threadIdx.x);
+  float4 next = {};
+  if (at < slice.end) next = load4(scores + at);
+  // Scan layers have statistics only where probabilities are needed.
+  const bool shares = kRanking == Ranking::Sum || (kRanking == Ranking::Raw && weighs);
+  const bool bounded = kRanking == Ranking::Sum || !args.scan || weighs;
+  uint32_t top = kHighest;
+  if (bounded) {
+    bool odd = false;
+#pragma unroll 1
+    for (int h = threadIdx.x; h < heads; h += kSelectThreads) {
+      const SoftmaxPart whole = args.statistics[first_head + h];
+      odd = odd || (shares && !(is_finite(whole.maximum) && is_finite(whole.sum)));
+      memory.shares[h] = {whole.maximum, __fdiv_rn(1.0f, whole.sum)};
+    }
+    if (__syncthreads_or(odd)) {
+#pragma unroll 1
+      for (int h = 0; h < heads; ++h) {
+        const HeadShare share = head_share(args.statistics[first_head + h], scores + h * args.score_stride,
+                                           policy.context, args.scale, shared.sums);
+        if (threadIdx.x == 0) memory.shares[h] = share;
+      }
+      __syncthreads();
+    }
+    float bound = kRanking == Ranking::Sum ? 0.0f : negative_infinity();
+#pragma unroll 1
+    for (int h = 0; h < heads; ++h) {
+      const HeadShare of = memory.shares[h];
+      bound = kRanking == Ranking::Sum ? __fmaf_rn(0x1p64f, of.factor, bound) : fmaxf(bound, of.maximum);
+    }
+    if (kRanking == Ranking::Sum) bound = __fmul_rn(bound, 0x1p-64f);
+    top = min(rank_key(bound) + kBoundRoom, kHighest);
+    search.shift = kBoundedShift;
+  }
+  unsigned long long mass = 0, reserved = 0;
+  for (; at < slice.end; at += kSelectPiece) {
+    const float4 first = next;
+    if (at + kSelectPiece < slice.end) next = load4(scores + at + kSelectPiece);
+    float ranking[4];
+    pool_four<kRanking>(args, first, scores + at, heads, memory.shares, ranking);
+    uint32_t distances[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) distances[j] = top - key_of<kRanking>(ranking[j]);
+    if (at < policy.first || at + 4 > policy.last) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (at + j < policy.first || at + j >= policy.last) distances[j] = kUnranked;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (distances[j] != kUnranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
+    }
+    if (weighs) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (at + j >= slice.end) break;
+        const unsigned long long own = mass_of(share_of<kRanking>(ranking[j], memory.shares, args.scale));
+        mass += own;
+        if (distances[j] == kUnranked) reserved += own;
+      }
+    }
+    *reinterpret_cast<uint4*>(memory.distances + at - slice.begin) = {distances[0], distances[1], distances[2],
+                                                                      distances[3]};
+  }
+  if (weighs) {
+    mass = sum_over_warp(mass), reserved = sum_over_warp(reserved);
+    if (threadIdx.x % 32 == 0) {
+      atomicAdd(&shared.mass, mass);
+      atomicAdd(&shared.reserved_mass, reserved);
+    }
+  }
+  return top;
+}
+
+}  // namespace tidal::cuda
