@@ -45,6 +45,8 @@ class Backend {
   virtual Weight upload(const Weight& host) = 0;
   /// The type that upload() makes of a matrix of `type`.
   virtual ggml_type matrix_type(ggml_type type) const { return type; }
+  /// What of such a model it cannot compute, in a few words; "" where it can.
+  virtual std::string unsupported(const Hyperparameters&) const { return ""; }
   /// Bytes that allocate() and upload() can still give; unlimited where that is the system's business.
   virtual int64_t free_bytes() const { return std::numeric_limits<int64_t>::max(); }
   /// Bytes of them that reserve() takes at most.
@@ -84,6 +86,10 @@ class Backend {
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;
   /// x += down(silu(gate(norm x)) * up(norm x)).
   virtual void mlp(const Layer& layer, Rows x) = 0;
+  /// x += the sum over the chosen experts e of weight[e] * down_e(silu(gate_e(norm x)) * up_e(norm x)), as Experts
+  /// says; probabilities are softmax(router(norm x)). And, where there is one, + sigmoid(switch . norm x) * the shared
+  /// expert.
+  virtual void experts(const Layer& layer, Rows x) = 0;
   /// logits [logit_rows, vocab], host memory: final RMS norm and output projection of the rows that asked.
   virtual void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
                       std::span<float> logits) = 0;

@@ -19,19 +19,33 @@ struct Rope {
   float magnitude = 1.0f;           ///< factor on cosine and sine (YaRN's attention factor)
 };
 
+/// A mixture of experts in place of a layer's MLP: `count` small ones, of which each token goes through the `used` that
+/// its router finds most probable (of equals the first), weighted by those probabilities.
+struct Experts {
+  int count = 0;                    ///< 0: the model has none
+  int used = 0;                     ///< 1 to `count`
+  int ffn = 0;                      ///< elements of an expert's hidden layer
+  int shared_ffn = 0;               ///< of one more that every token goes through; 0: there is none
+  bool weights_sum_to_one = false;  ///< probabilities are divided by the sum of the chosen ones
+
+  explicit operator bool() const { return count > 0; }
+  bool operator==(const Experts&) const = default;
+};
+
 struct Hyperparameters {
-  std::string architecture;  ///< llama, qwen2 or qwen3
+  std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
   std::string name;          ///< general.name, may be empty
   int layers = 0;
   int width = 0;     ///< elements of the residual stream
   int heads = 0;     ///< query heads
   int kv_heads = 0;  ///< key/value heads; divides `heads`
   int head_dim = 0;  ///< elements of one head of q, k and v
-  int ffn = 0;       ///< elements of the MLP's hidden layer
+  int ffn = 0;       ///< elements of the MLP's hidden layer; of no account where there are experts
   int vocab = 0;
   int context = 0;  ///< positions the model was trained for
   float rms_epsilon = 1e-5f;
   Rope rope;
+  Experts experts;
 
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }

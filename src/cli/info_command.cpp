@@ -92,6 +92,19 @@ Info collect(const InfoFlags& flags, Backend& backend) {
 
 const char* pairing_name(Rope::Pairing pairing) { return pairing == Rope::Pairing::Adjacent ? "adjacent" : "halves"; }
 
+/// null without experts.
+Json experts_json(const Experts& experts) {
+  if (!experts) return {};
+  return {{"count", experts.count}, {"used", experts.used}, {"ffn", experts.ffn}, {"shared_ffn", experts.shared_ffn}};
+}
+
+std::string experts_text(const Experts& experts) {
+  std::string text =
+      fmt::format("{}, of which a token goes through {}; ffn {}", experts.count, experts.used, experts.ffn);
+  if (experts.shared_ffn > 0) text += fmt::format(", and through a shared one of {}", experts.shared_ffn);
+  return text;
+}
+
 std::string as_json(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
   Json reads = Json::array();
@@ -111,6 +124,7 @@ std::string as_json(const Info& info) {
       {"kv_heads", hp.kv_heads},
       {"head_size", hp.head_dim},
       {"ffn", hp.ffn},
+      {"experts", experts_json(hp.experts)},
       {"vocab", hp.vocab},
       {"context", hp.context},
       {"rope",
@@ -152,7 +166,11 @@ std::string as_text(const Info& info) {
   line("layers", std::to_string(hp.layers));
   line("width", std::to_string(hp.width));
   line("heads", fmt::format("{} of size {}, {} KV heads", hp.heads, hp.head_dim, hp.kv_heads));
-  line("ffn", std::to_string(hp.ffn));
+  if (hp.experts) {
+    line("experts", experts_text(hp.experts));
+  } else {
+    line("ffn", std::to_string(hp.ffn));
+  }
   line("vocabulary", fmt::format("{} tokens", hp.vocab));
   line("trained context", fmt::format("{} tokens", hp.context));
   line("rope",

@@ -52,7 +52,7 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
     backend_.attend(batch, l, q, kv[l], selection_, out);  // by chunk.roles[l]
     if (observer) observer->attended(l, batch, q, kv[l], selection_);
     backend_.project(layer, out, x);
-    backend_.mlp(layer, x);
+    layer.router ? backend_.experts(layer, x) : backend_.mlp(layer, x);
   }
   return x;
 }

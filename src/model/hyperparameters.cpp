@@ -3,13 +3,12 @@
 #include <limits>
 
 #include "core/error.h"
+#include "model/family.h"
 #include "model/load.h"
 #include "model/rope.h"
 
 namespace tidal {
 namespace {
-
-constexpr const char* kArchitectures[] = {"llama", "qwen2", "qwen3"};
 
 /// Reads the keys `architecture.*` and remembers which were missing.
 class Keys {
@@ -62,7 +61,12 @@ class Keys {
     return checked(key, values->front());
   }
 
-  void require(const std::string& key) { missing_.push_back(key); }
+  int64_t integer_or(const std::string& key, int64_t otherwise) {
+    return file_.integer(prefix_ + key).value_or(otherwise);
+  }
+
+  void require(const std::string& key) { missing_.push_back(prefix_ + key); }
+  void require_whole(const std::string& key) { missing_.push_back(key); }
   void report_missing() const {
     if (missing_.empty()) return;
     std::string list;
@@ -121,6 +125,37 @@ std::span<const float> read_divisors(const GgufFile& file, int dims) {
   return divisors;
 }
 
+Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int layers, int ffn) {
+  constexpr int kMost = 1024;  // as in libllama
+  const bool has = keys.integer_or("expert_count", 0) != 0;
+  if (family.mlp == Family::Mlp::Dense && has) {
+    fail("{}: a mixture of experts of architecture '{}' is not supported", file.path(), family.architecture);
+  }
+  if (family.mlp != Family::Mlp::Experts && !has) return {};
+  Experts experts;
+  experts.count = keys.size("expert_count");
+  experts.used = keys.uniform("expert_used_count", 0, layers);
+  if (experts.used == 0) keys.require("expert_used_count");
+  if (experts.count > kMost) fail("{}: {} experts, expected at most {}", file.path(), experts.count, kMost);
+  if (experts.count > 0 && experts.used > experts.count) {
+    fail("{}: a token goes through {} of {} experts", file.path(), experts.used, experts.count);
+  }
+  if (const int64_t groups = keys.integer_or("expert_group_count", 1); groups > 1) {
+    fail("{}: experts in {} groups are not supported", file.path(), groups);
+  }
+  // As libllama: only qwen files have a length of their own for experts, and those without share out the MLP's.
+  const bool own = family.architecture.starts_with("qwen");
+  const int share = own && experts.used > 0 ? ffn / experts.used : ffn;
+  experts.ffn = own ? keys.uniform("expert_feed_forward_length", share, layers) : share;
+  if (experts.ffn == 0) keys.require(own ? "expert_feed_forward_length" : "feed_forward_length");
+  if (family.shared_expert) {
+    experts.shared_ffn = keys.size_or("expert_shared_feed_forward_length", ffn);
+    if (experts.shared_ffn == 0) keys.require("expert_shared_feed_forward_length");
+  }
+  experts.weights_sum_to_one = family.weights_sum_to_one;
+  return experts;
+}
+
 /// libllama reads what belongs to each token without another look.
 void check_vocabulary(const GgufFile& file, int64_t tokens) {
   if (tokens < 1 || tokens > (1 << 24)) fail("{}: the vocabulary has {} tokens", file.path(), tokens);
@@ -150,8 +185,9 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
 Hyperparameters read_hyperparameters(const GgufFile& file) {
   const auto architecture = file.text("general.architecture");
   if (!architecture) fail("{}: key 'general.architecture' is missing", file.path());
-  if (std::find(std::begin(kArchitectures), std::end(kArchitectures), *architecture) == std::end(kArchitectures)) {
-    fail("{}: architecture '{}' is not supported, expected llama, qwen2 or qwen3", file.path(), *architecture);
+  const Family* const family = find_family(*architecture);
+  if (!family) {
+    fail("{}: architecture '{}' is not supported, expected {}", file.path(), *architecture, family_names());
   }
   Keys keys(file, *architecture);
   Hyperparameters hp;
@@ -160,19 +196,17 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.layers = keys.size("block_count");
   hp.width = keys.size("embedding_length");
   hp.ffn = keys.uniform("feed_forward_length", 0, hp.layers);
-  if (hp.ffn == 0) keys.require(*architecture + ".feed_forward_length");
+  hp.experts = read_experts(file, keys, *family, hp.layers, hp.ffn);
+  if (hp.ffn == 0 && !hp.experts) keys.require("feed_forward_length");
   hp.heads = keys.uniform("attention.head_count", 0, hp.layers);
-  if (hp.heads == 0) keys.require(*architecture + ".attention.head_count");
+  if (hp.heads == 0) keys.require("attention.head_count");
   hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   const auto vocab = file.array_size("tokenizer.ggml.tokens");
-  if (!vocab) keys.require("tokenizer.ggml.tokens");
+  if (!vocab) keys.require_whole("tokenizer.ggml.tokens");
   keys.report_missing();
 
-  if (file.integer(*architecture + ".expert_count").value_or(0) > 0) {
-    fail("{}: it is a mixture of experts, which is not supported", file.path());
-  }
   check_vocabulary(file, *vocab);
   hp.vocab = static_cast<int>(*vocab);
   if (hp.width % hp.heads != 0 && !file.integer(*architecture + ".attention.key_length")) {
@@ -194,11 +228,9 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   const double base = keys.number_or("rope.freq_base", 10000.0);
   if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
-  // llama files have their q and k permuted for adjacent pairs; the qwen families keep the halves of the original.
-  const auto pairing = hp.architecture == "llama" ? Rope::Pairing::Adjacent : Rope::Pairing::Halves;
-  // As in libllama the factors count in llama files only; load.cpp refuses them in others.
-  const auto divisors = hp.architecture == "llama" ? read_divisors(file, dims) : std::span<const float>();
-  hp.rope = make_rope(pairing, dims, base, divisors, read_scaling(file, keys, hp.context));
+  // Of other families load.cpp refuses them.
+  const auto divisors = family->rope_factors ? read_divisors(file, dims) : std::span<const float>();
+  hp.rope = make_rope(family->pairing, dims, base, divisors, read_scaling(file, keys, hp.context));
   const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
                                   [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
   if (!finite || !std::isfinite(hp.rope.magnitude)) {

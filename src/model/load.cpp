@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include "model/family.h"
 #include "model/tensors.h"
 
 namespace tidal {
@@ -56,21 +57,40 @@ void read_gate_up(Tensors& tensors, const Hyperparameters& hp, const std::string
   layer.b_up = tensors.optional_vector(prefix + "ffn_up.bias", ffn);
 }
 
+void read_mlp(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  read_gate_up(tensors, hp, prefix, layer);
+  layer.down = tensors.matrix(prefix + "ffn_down", hp.width, hp.ffn);
+  layer.b_down = tensors.optional_vector(prefix + "ffn_down.bias", hp.width);
+}
+
+void read_experts(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  const Experts& experts = hp.experts;
+  const int64_t count = experts.count, ffn = experts.ffn;
+  layer.router = tensors.table(prefix + "ffn_gate_inp", count, hp.width);
+  layer.expert_gate = tensors.table(prefix + "ffn_gate_exps", count * ffn, hp.width);
+  layer.expert_up = tensors.table(prefix + "ffn_up_exps", count * ffn, hp.width);
+  layer.expert_down = tensors.table(prefix + "ffn_down_exps", count * hp.width, ffn);
+  if (experts.shared_ffn == 0) return;
+  layer.shared_gate = tensors.matrix(prefix + "ffn_gate_shexp", experts.shared_ffn, hp.width);
+  layer.shared_up = tensors.matrix(prefix + "ffn_up_shexp", experts.shared_ffn, hp.width);
+  layer.shared_down = tensors.matrix(prefix + "ffn_down_shexp", hp.width, experts.shared_ffn);
+  layer.shared_switch = tensors.table(prefix + "ffn_gate_inp_shexp", 1, hp.width);
+}
+
 Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   const std::string prefix = fmt::format("blk.{}.", index);
   Layer layer;
   layer.attn_norm = tensors.vector(prefix + "attn_norm.weight", hp.width);
   read_qkv(tensors, hp, prefix, layer);
-  if (hp.architecture == "qwen3") {
-    layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", hp.head_dim);
-    layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", hp.head_dim);
+  if (const auto norms = family_of(hp).norms; norms != Family::Norms::None) {
+    const bool heads = norms == Family::Norms::Heads;
+    layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? hp.head_dim : hp.q_width());
+    layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? hp.head_dim : hp.kv_width());
   }
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
   layer.ffn_norm = tensors.vector(prefix + "ffn_norm.weight", hp.width);
-  read_gate_up(tensors, hp, prefix, layer);
-  layer.down = tensors.matrix(prefix + "ffn_down", hp.width, hp.ffn);
-  layer.b_down = tensors.optional_vector(prefix + "ffn_down.bias", hp.width);
+  (hp.experts ? read_experts : read_mlp)(tensors, hp, prefix, layer);
   return layer;
 }
 
@@ -116,8 +136,8 @@ Model read_weights(const GgufFile& file, const Hyperparameters& hp) {
   for (int l = 0; l < hp.layers; ++l) {
     if (tensors.has_any(fmt::format("blk.{}.", l))) model.layers.push_back(read_layer(tensors, hp, l));
   }
-  if (hp.architecture == "llama") tensors.leave_out("rope_freqs.weight");  // they are in hp.rope
-  if (hp.architecture == "qwen3") tensors.leave_out("cls.output.weight");  // a reranker's head
+  if (family_of(hp).rope_factors) tensors.leave_out("rope_freqs.weight");  // they are in hp.rope
+  if (family_of(hp).reranker) tensors.leave_out("cls.output.weight");
   tensors.report();
   model.quantisation = quantisation_name(file.integer("general.file_type").value_or(-1));
   model.file_bytes = file.file_bytes();

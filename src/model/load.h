@@ -6,7 +6,7 @@
 
 namespace tidal {
 
-/// Hyperparameters of a supported architecture (llama, qwen2, qwen3). Throws Error: an unsupported architecture by
+/// Hyperparameters of a supported architecture (family.h). Throws Error: an unsupported architecture by
 /// name, all missing keys in one message, values that contradict each other.
 Hyperparameters read_hyperparameters(const GgufFile& file);
 

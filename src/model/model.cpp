@@ -1,8 +1,8 @@
 #include "model/model.h"
 
 #include "core/error.h"
+#include "model/backend_check.h"
 #include "model/load.h"
-#include "model/memory_check.h"
 
 namespace tidal {
 namespace {
@@ -10,9 +10,13 @@ namespace {
 template <typename Layers, typename Function>
 void for_each_weight(Layers& layers, Function&& function) {
   for (auto& layer : layers) {
-    for (auto* weight : {&layer.attn_norm, &layer.wq, &layer.wk, &layer.wv, &layer.bq, &layer.bk, &layer.bv,
-                         &layer.q_norm, &layer.k_norm, &layer.wo, &layer.bo, &layer.ffn_norm, &layer.gate, &layer.up,
-                         &layer.down, &layer.b_gate, &layer.b_up, &layer.b_down}) {
+    for (auto* weight :
+         {&layer.attn_norm,    &layer.wq,          &layer.wk,          &layer.wv,        &layer.bq,
+          &layer.bk,           &layer.bv,          &layer.q_norm,      &layer.k_norm,    &layer.wo,
+          &layer.bo,           &layer.ffn_norm,    &layer.gate,        &layer.up,        &layer.down,
+          &layer.b_gate,       &layer.b_up,        &layer.b_down,      &layer.router,    &layer.expert_gate,
+          &layer.expert_up,    &layer.expert_down, &layer.shared_gate, &layer.shared_up, &layer.shared_down,
+          &layer.shared_switch}) {
       if (*weight) function(*weight);
     }
   }
@@ -39,13 +43,20 @@ int64_t kept_bytes(const Backend& backend, const Model& model) {
 int64_t Model::decode_weight_bytes() const {
   size_t bytes = embedding.row_bytes() + output.bytes() + output_norm.bytes();
   for_each_weight(layers, [&](const Weight& weight) { bytes += weight.bytes(); });
+  // Of the experts' matrices only those of the chosen ones.
+  for (const Layer& layer : layers) {
+    for (const Weight* all : {&layer.expert_gate, &layer.expert_up, &layer.expert_down}) {
+      if (*all) bytes -= all->bytes() / hp.experts.count * (hp.experts.count - hp.experts.used);
+    }
+  }
   return static_cast<int64_t>(bytes);
 }
 
 Model load_model(const std::string& path, Backend& backend, const MemoryBeside& beside) {
   const GgufFile file = GgufFile::open(path);
-  Model model = read_weights(file, read_hyperparameters(file));
-  check_memory(backend, path, kept_bytes(backend, model), model.hp, beside);
+  const Hyperparameters hp = read_hyperparameters(file);
+  Model model = read_weights(file, hp);
+  check_backend(backend, path, kept_bytes(backend, model), model.hp, beside);
   upload(model, backend);
   return model;
 }

@@ -3,7 +3,8 @@
 #include <vector>
 
 #include "core/error.h"
-#include "model/memory_check.h"
+#include "model/backend_check.h"
+#include "model/family.h"
 #include "model/model.h"
 
 namespace tidal {
@@ -18,8 +19,23 @@ struct Part {
   bool vector() const { return rows == 1; }
 };
 
+void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& hp) {
+  const Experts& experts = hp.experts;
+  const int64_t count = experts.count;
+  parts.insert(parts.end(), {{&layer.router, count, hp.width},
+                             {&layer.expert_gate, count * experts.ffn, hp.width},
+                             {&layer.expert_up, count * experts.ffn, hp.width},
+                             {&layer.expert_down, count * hp.width, experts.ffn}});
+  if (experts.shared_ffn == 0) return;
+  parts.insert(parts.end(), {{&layer.shared_gate, experts.shared_ffn, hp.width},
+                             {&layer.shared_up, experts.shared_ffn, hp.width},
+                             {&layer.shared_down, hp.width, experts.shared_ffn},
+                             {&layer.shared_switch, 1, hp.width}});
+}
+
 std::vector<Part> parts_of(Model& model) {
   const Hyperparameters& hp = model.hp;
+  const Family& family = family_of(hp);
   std::vector<Part> parts = {{&model.embedding, hp.vocab, hp.width},
                              {&model.output, hp.vocab, hp.width},
                              {&model.output_norm, 1, hp.width, 1.0f}};
@@ -29,16 +45,21 @@ std::vector<Part> parts_of(Model& model) {
                                {&layer.wk, hp.kv_width(), hp.width},
                                {&layer.wv, hp.kv_width(), hp.width},
                                {&layer.wo, hp.width, hp.q_width()},
-                               {&layer.ffn_norm, 1, hp.width, 1.0f},
-                               {&layer.gate, hp.ffn, hp.width},
-                               {&layer.up, hp.ffn, hp.width},
-                               {&layer.down, hp.width, hp.ffn}});
-    if (hp.architecture == "qwen2") {
+                               {&layer.ffn_norm, 1, hp.width, 1.0f}});
+    if (hp.experts) {
+      add_experts(parts, layer, hp);
+    } else {
+      parts.insert(parts.end(),
+                   {{&layer.gate, hp.ffn, hp.width}, {&layer.up, hp.ffn, hp.width}, {&layer.down, hp.width, hp.ffn}});
+    }
+    if (family.biases) {
       parts.insert(parts.end(),
                    {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
     }
-    if (hp.architecture == "qwen3") {
-      parts.insert(parts.end(), {{&layer.q_norm, 1, hp.head_dim, 1.0f}, {&layer.k_norm, 1, hp.head_dim, 1.0f}});
+    if (family.norms != Family::Norms::None) {
+      const bool heads = family.norms == Family::Norms::Heads;
+      parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},
+                                 {&layer.k_norm, 1, heads ? hp.head_dim : hp.kv_width(), 1.0f}});
     }
   }
   return parts;
@@ -97,7 +118,7 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
     const int64_t size = kept_bytes(backend, type_of(part), part.rows, part.cols);
     bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
   }
-  check_memory(backend, "random weights", bytes, hp, beside);
+  check_backend(backend, "random weights", bytes, hp, beside);
 
   // In the backend's own memory at once: on the host, a large model's weights would take long to make and to send.
   const auto memory = std::make_shared<Buffer>(backend.allocate(static_cast<size_t>(bytes), "random weights"));

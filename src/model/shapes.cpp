@@ -1,6 +1,7 @@
 #include <iterator>
 
 #include "core/error.h"
+#include "model/family.h"
 #include "model/model.h"
 #include "model/rope.h"
 
@@ -12,6 +13,7 @@ struct Shape {
   const char* architecture;
   int layers, width, heads, kv_heads, head_dim, ffn, vocab, context;
   double rope_base;
+  Experts experts = {};
 };
 
 // From the models' config.json.
@@ -30,6 +32,10 @@ constexpr Shape kShapes[] = {
     {"qwen3-0.6b", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1000000},
     {"qwen3-4b", "qwen3", 36, 2560, 32, 8, 128, 9728, 151936, 40960, 1000000},
     {"qwen3-8b", "qwen3", 36, 4096, 32, 8, 128, 12288, 151936, 40960, 1000000},
+    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768, 1000000, {8, 2, 14336}},
+    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 1024, 50304, 4096, 10000, {64, 8, 1024}},
+    {"qwen1.5-moe-a2.7b", "qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, 8192, 1000000, {60, 4, 1408, 5632}},
+    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, 40960, 1000000, {128, 8, 768}},
 };
 
 }  // namespace
@@ -50,8 +56,10 @@ Hyperparameters known_shape(const std::string& name) {
     hp.ffn = shape.ffn;
     hp.vocab = shape.vocab;
     hp.context = shape.context;
-    const auto pairing = hp.architecture == "llama" ? Rope::Pairing::Adjacent : Rope::Pairing::Halves;
-    hp.rope = make_rope(pairing, hp.head_dim, shape.rope_base, {}, {});
+    const Family& family = family_of(hp);
+    hp.experts = shape.experts;
+    hp.experts.weights_sum_to_one = family.weights_sum_to_one;
+    hp.rope = make_rope(family.pairing, hp.head_dim, shape.rope_base, {}, {});
     return hp;
   }
   fail("shape: '{}' is not known, expected one of {}", name, names);

@@ -72,6 +72,13 @@ int main(int argc, char** argv) try {
     writer.set("general.architecture", architecture.c_str()).set(prefix + "block_count", 1u);
     writer.save(folder / (architecture + "-keys.gguf"));
   }
+  for (const std::string architecture : {"llama", "qwen2moe", "qwen3moe", "olmoe"}) {
+    tidal::test::SmallShape mixture = shape;
+    mixture.experts = 2;
+    mixture.experts_used = 1;
+    mixture.expert_ffn = mixture.shared_ffn = 16;
+    tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
+  }
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "gguf_seeds: %s\n", error.what());

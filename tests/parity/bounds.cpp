@@ -89,6 +89,44 @@ std::vector<double> product_bounds(const HostWeight& weight, std::span<const flo
   return bounds;
 }
 
+std::vector<float> normed(std::span<const float> x, const HostWeight& weight) {
+  double squares = 0;
+  for (const float value : x) squares += static_cast<double>(value) * value;
+  std::vector<float> result;
+  for (size_t i = 0; i < x.size(); ++i) {
+    result.push_back(
+        static_cast<float>(x[i] / std::sqrt(squares / static_cast<double>(x.size()) + 1e-5) * weight.values[i]));
+  }
+  return result;
+}
+
+std::vector<float> product(const HostWeight& weight, const HostWeight& bias, std::span<const float> x) {
+  std::vector<float> y;
+  for (int64_t o = 0; o < weight.view.rows; ++o) {
+    double sum = bias.values.empty() ? 0.0 : bias.values[o];
+    for (size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(weight.values[o * x.size() + i]) * x[i];
+    y.push_back(static_cast<float>(sum));
+  }
+  return y;
+}
+
+Bounded swiglu(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
+               std::span<const float> x, Rounding rounding) {
+  const std::vector<float> gates = product(gate, b_gate, x), ups = product(up, b_up, x);
+  const std::vector<double> gate_bounds = product_bounds(gate, x, rounding);
+  const std::vector<double> up_bounds = product_bounds(up, x, rounding);
+  Bounded hidden;
+  for (size_t i = 0; i < gates.size(); ++i) {
+    const double silu = gates[i] / (1 + std::exp(-static_cast<double>(gates[i])));
+    hidden.values.push_back(static_cast<float>(silu * ups[i]));
+    // silu's slope is below 1.1; exp's argument and result, the division and the product round.
+    const double floats = kFloat * (16 + std::abs(gates[i])) * std::abs(hidden.values.back());
+    hidden.bounds.push_back(1.1 * gate_bounds[i] * (std::abs(ups[i]) + up_bounds[i]) + std::abs(silu) * up_bounds[i] +
+                            floats);
+  }
+  return hidden;
+}
+
 std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
                                      std::span<const int32_t> positions, bool bf16) {
   const int dim = cache.head_dim;

@@ -27,6 +27,20 @@ Rounding rounding_of(const std::string& backend, int rows);
 std::vector<double> product_bounds(const HostWeight& weight, std::span<const float> x, Rounding rounding,
                                    std::span<const double> input = {});
 
+/// The root mean square norm of a row, with an epsilon of 1e-5.
+std::vector<float> normed(std::span<const float> x, const HostWeight& weight);
+/// W x + bias in double; the bias may be empty.
+std::vector<float> product(const HostWeight& weight, const HostWeight& bias, std::span<const float> x);
+
+/// Values and how far a backend's may be from them.
+struct Bounded {
+  std::vector<float> values;
+  std::vector<double> bounds;
+};
+/// silu(gate x + bias) * (up x + bias) of one row: [gate.rows].
+Bounded swiglu(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
+               std::span<const float> x, Rounding rounding);
+
 /// The bounds of one query head's attention over some rows of the cache, when q and the softmax weights are rounded to
 /// bf16 (`bf16`) or everything is float32: [head_dim].
 std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,

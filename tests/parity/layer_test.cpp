@@ -120,28 +120,6 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
   std::span<const float> row(const std::vector<float>& values, int index, int width) const {
     return {values.data() + static_cast<size_t>(index) * width, static_cast<size_t>(width)};
   }
-  static std::vector<float> normed(std::span<const float> x, const HostWeight& weight) {
-    double squares = 0;
-    for (const float value : x) squares += static_cast<double>(value) * value;
-    std::vector<float> result;
-    for (size_t i = 0; i < x.size(); ++i) {
-      result.push_back(
-          static_cast<float>(x[i] / std::sqrt(squares / static_cast<double>(x.size()) + 1e-5) * weight.values[i]));
-    }
-    return result;
-  }
-
-  /// y = W x + b in double.
-  static std::vector<float> product(const HostWeight& weight, const HostWeight& bias, std::span<const float> x) {
-    std::vector<float> y;
-    for (int64_t o = 0; o < weight.view.rows; ++o) {
-      double sum = bias.values.empty() ? 0.0 : bias.values[o];
-      for (size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(weight.values[o * x.size() + i]) * x[i];
-      y.push_back(static_cast<float>(sum));
-    }
-    return y;
-  }
-
   /// Bounds of all heads of q or k after q/k norm and rotation, from those of the product.
   std::vector<double> head_bounds(const std::vector<float>& y, std::vector<double> bounds,
                                   const HostWeight& norm) const {
@@ -279,20 +257,8 @@ TEST_P(LayerParity, Mlp) {
     const Rounding rounding = rounding_of(backend(), chunk.rows);
     for (int r = chunk.first_row; r < chunk.first_row + chunk.rows; ++r) {
       const std::vector<float> x = normed(row(x_, r, hp_.width), ffn_norm_);
-      const std::vector<float> gate = product(gate_, b_gate_, x), up = product(up_, b_up_, x);
-      const std::vector<double> gate_bounds = product_bounds(gate_, x, rounding);
-      const std::vector<double> up_bounds = product_bounds(up_, x, rounding);
-      std::vector<float> hidden;
-      std::vector<double> hidden_bounds;
-      for (int i = 0; i < hp_.ffn; ++i) {
-        const double silu = gate[i] / (1 + std::exp(-static_cast<double>(gate[i])));
-        hidden.push_back(static_cast<float>(silu * up[i]));
-        // silu's slope is below 1.1; exp's argument and result, the division and the product round.
-        const double floats = 0x1p-24 * (16 + std::abs(gate[i])) * std::abs(hidden.back());
-        hidden_bounds.push_back(1.1 * gate_bounds[i] * (std::abs(up[i]) + up_bounds[i]) +
-                                std::abs(silu) * up_bounds[i] + floats);
-      }
-      const auto own = product_bounds(down_, hidden, rounding, hidden_bounds);
+      const Bounded hidden = swiglu(gate_, b_gate_, up_, b_up_, x, rounding);
+      const auto own = product_bounds(down_, hidden.values, rounding, hidden.bounds);
       for (int i = 0; i < hp_.width; ++i) {
         bounds.push_back(own[i] + 4 * 0x1p-24 * std::abs(x_[static_cast<size_t>(r) * hp_.width + i]));
       }

@@ -210,6 +210,11 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
   const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t cols) {
     weights(name, {cols, rows}, 0.0f, 0.2f);
   };
+  const bool always = architecture.ends_with("moe");
+  const uint64_t experts = shape.experts > 0 ? shape.experts : always ? 5 : 0;
+  const auto stack = [&](const std::string& name, uint64_t rows, uint64_t cols) {
+    weights(name, {cols, rows, experts}, 0.0f, 0.2f);
+  };
   const auto vector = [&](const std::string& name, uint64_t size, float mean) { weights(name, {size}, mean, 0.1f); };
 
   std::vector<std::string> tokens;
@@ -229,26 +234,54 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       .set(prefix + "vocab_size", static_cast<uint32_t>(shape.vocab))
       .set("tokenizer.ggml.model", "none")
       .set("tokenizer.ggml.tokens", tokens);
+  if (experts > 0) {
+    writer.set(prefix + "expert_count", static_cast<uint32_t>(experts))
+        .set(prefix + "expert_used_count", static_cast<uint32_t>(shape.experts_used));
+  }
+  if (experts > 0 && architecture.starts_with("qwen")) {
+    writer.set(prefix + "expert_feed_forward_length", static_cast<uint32_t>(shape.expert_ffn));
+  }
+  if (architecture == "qwen2moe") {
+    writer.set(prefix + "expert_shared_feed_forward_length", static_cast<uint32_t>(shape.shared_ffn));
+  }
 
   matrix("token_embd.weight", shape.vocab, shape.width);
   vector("output_norm.weight", shape.width, 1.0f);
+  if (architecture == "qwen2moe" || architecture == "olmoe") matrix("output.weight", shape.vocab, shape.width);
   for (uint64_t l = 0; l < shape.layers; ++l) {
     const std::string block = "blk." + std::to_string(l) + ".";
     vector(block + "attn_norm.weight", shape.width, 1.0f);
     matrix(block + "attn_q.weight", q_width, shape.width);
     matrix(block + "attn_k.weight", kv_width, shape.width);
     matrix(block + "attn_v.weight", kv_width, shape.width);
-    if (architecture == "qwen2") {
+    if (architecture.starts_with("qwen2")) {
       vector(block + "attn_q.bias", q_width, 0.0f);
       vector(block + "attn_k.bias", kv_width, 0.0f);
       vector(block + "attn_v.bias", kv_width, 0.0f);
     }
-    if (architecture == "qwen3") {
+    if (architecture.starts_with("qwen3")) {
       vector(block + "attn_q_norm.weight", shape.head_dim(), 1.0f);
       vector(block + "attn_k_norm.weight", shape.head_dim(), 1.0f);
     }
+    if (architecture == "olmoe") {
+      vector(block + "attn_q_norm.weight", q_width, 1.0f);
+      vector(block + "attn_k_norm.weight", kv_width, 1.0f);
+    }
     matrix(block + "attn_output.weight", shape.width, q_width);
     vector(block + "ffn_norm.weight", shape.width, 1.0f);
+    if (experts > 0) {
+      const uint64_t ffn = architecture.starts_with("qwen") ? shape.expert_ffn : shape.ffn;
+      matrix(block + "ffn_gate_inp.weight", experts, shape.width);
+      stack(block + "ffn_gate_exps.weight", ffn, shape.width);
+      stack(block + "ffn_up_exps.weight", ffn, shape.width);
+      stack(block + "ffn_down_exps.weight", shape.width, ffn);
+      if (architecture != "qwen2moe") continue;
+      vector(block + "ffn_gate_inp_shexp.weight", shape.width, 0.0f);
+      matrix(block + "ffn_gate_shexp.weight", shape.shared_ffn, shape.width);
+      matrix(block + "ffn_up_shexp.weight", shape.shared_ffn, shape.width);
+      matrix(block + "ffn_down_shexp.weight", shape.width, shape.shared_ffn);
+      continue;
+    }
     matrix(block + "ffn_gate.weight", shape.ffn, shape.width);
     matrix(block + "ffn_up.weight", shape.ffn, shape.width);
     matrix(block + "ffn_down.weight", shape.width, shape.ffn);

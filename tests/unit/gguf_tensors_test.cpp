@@ -162,10 +162,10 @@ TEST(GgufTensors, WhatNobodyAskedForIsRefused) {
 }
 
 TEST(GgufTensors, FactorsOfLlamaAndHeadsOfRerankersInTheirOwnFamiliesOnly) {
-  for (const std::string architecture : {"llama", "qwen2", "qwen3"}) {
+  for (const std::string architecture : {"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"}) {
     SCOPED_TRACE(architecture);
     const auto with = [&](const char* name, const std::vector<uint64_t>& sizes) {
-      GgufWriter writer = small_model(architecture);
+      GgufWriter writer = small_model(architecture, {.kv_heads = 4});
       std::vector<float> ones(sizes.size() == 1 ? sizes[0] : sizes[0] * sizes[1], 1.0f);
       writer.add(name, ones, sizes);
       return refusal(writer);

@@ -9,9 +9,10 @@
 #include "backend/backend.h"
 #include "backend/cpu/attention.h"
 #include "backend/cpu/dot_matmul.h"
+#include "backend/cpu/experts.h"
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/memory.h"
-#include "backend/cpu/rounded_rows.h"
+#include "backend/cpu/mlp.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/error.h"
 #include "core/read_stream.h"
@@ -22,7 +23,8 @@ namespace {
 /// Activations that short chunks own come first in the batch and take the quantised dots; the rest takes bf16 products.
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads) : threads_(threads), gemm_(threads), attention_(threads, gemm_) {
+  explicit CpuBackend(int threads)
+      : threads_(threads), gemm_(threads), attention_(threads, gemm_), mlp_(threads, gemm_), experts_(threads, gemm_) {
     ggml_cpu_init();
     // oneDNN and any region without num_threads follow the same count.
     omp_set_num_threads(threads);
@@ -50,6 +52,7 @@ class CpuBackend final : public Backend {
   }
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
+  void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
 
  private:
@@ -57,23 +60,26 @@ class CpuBackend final : public Backend {
   Rows short_rows(Rows all) const { return {all.data, short_, all.width}; }
   Rows long_rows(Rows all) const { return {all.row(short_), all.rows - short_, all.width}; }
   Rows normalise(Rows x, const Weight& norm);
+  MlpInput mlp_input(Rows normed);
   const std::byte* to_elements(Rows x);
   void rotate(float* head, const float* angles) const;
 
   int threads_;
   Gemm gemm_;
   Attention attention_;
+  Mlp mlp_;
+  ExpertMlp experts_;
   QuantisedRows quantised_;
   Hyperparameters hp_;
-  int short_ = 0;                                 // rows of the batch that belong to short chunks
-  std::vector<int> long_chunks_, wanted_groups_;  // rows of each long chunk; those that want logits, by chunk
+  int short_ = 0;                          // rows of the batch that belong to short chunks
+  std::vector<int> chunks_, long_chunks_;  // rows of each chunk, and of each long one
+  std::vector<int> wanted_groups_;         // those that want logits, by chunk
 
-  Buffer normed_;           // [rows, width]
-  Buffer kv_;               // [rows, 2 * kv_width]: K, then V
-  Buffer hidden_;           // short rows: gate and up, [rows, ffn] each
-  Buffer elements_;         // [rows, widest] in the products' element type
-  Buffer hidden_elements_;  // [rows, ffn], likewise
-  Buffer angles_;           // [rows, rope.dims]: cosine and sine of every pair
+  Buffer normed_;    // [rows, width]
+  Buffer kv_;        // [rows, 2 * kv_width]: K, then V
+  Buffer elements_;  // [rows, widest] in the products' element type
+  Buffer factors_;   // [rows], of a shared expert
+  Buffer angles_;    // [rows, rope.dims]: cosine and sine of every pair
   int max_rows_ = 0;
 };
 
@@ -83,12 +89,14 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
   max_rows_ = max_rows;
   normed_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   kv_ = allocate_memory(sizeof(float) * rows * 2 * hp.kv_width(), "activations");
-  hidden_ = allocate_memory(sizeof(float) * rows * 2 * hp.ffn, "activations");
   elements_ = allocate_memory(gemm_.elements().bytes() * rows * widest, "activations");
-  hidden_elements_ = allocate_memory(gemm_.elements().bytes() * rows * hp.ffn, "activations");
+  factors_ = allocate_memory(sizeof(float) * rows, "activations");
   angles_ = allocate_memory(sizeof(float) * rows * hp.rope.dims, "rotary angles");
-  quantised_.reserve(max_rows, std::max(widest, hp.ffn));
-  gemm_.reserve(max_rows, std::max(widest, hp.ffn));
+  const int ffn = hp.experts ? hp.experts.shared_ffn : hp.ffn;
+  quantised_.reserve(max_rows, widest);
+  gemm_.reserve(max_rows, std::max(widest, ffn));
+  mlp_.reserve(max_rows, hp.width, ffn);
+  experts_.reserve(hp, max_rows);
   attention_.reserve(hp, max_context);
 }
 
@@ -109,8 +117,10 @@ void CpuBackend::begin(const Hyperparameters& hp, const Batch& batch) {
   hp_ = hp;
   if (batch.rows() > max_rows_) fail("cpu backend: {} rows in a pass, reserved for {}", batch.rows(), max_rows_);
   short_ = 0;
+  chunks_.clear();
   long_chunks_.clear();
   for (const Chunk& chunk : batch.chunks) {
+    chunks_.push_back(chunk.rows);
     if (chunk.rows <= kShortChunk) {
       short_ = chunk.first_row + chunk.rows;
     } else {
@@ -156,6 +166,14 @@ const std::byte* CpuBackend::to_elements(Rows x) {
   return to;
 }
 
+MlpInput CpuBackend::mlp_input(Rows normed) {
+  const bool longs = short_ < normed.rows;
+  return {.normed = normed,
+          .short_rows = short_,
+          .elements = longs ? to_elements(long_rows(normed)) : nullptr,
+          .long_chunks = long_chunks_};
+}
+
 void CpuBackend::rotate(float* head, const float* angles) const {
   const int pairs = hp_.rope.dims / 2;
   const bool halves = hp_.rope.pairing == Rope::Pairing::Halves;
@@ -188,18 +206,20 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   }
 
   const int dim = hp_.head_dim;
-  const auto finish = [&](float* head, const Weight& norm, const float* angles) {
-    if (norm) rms_norm(head, norm.floats(), dim, hp_.rms_epsilon, head);
-    rotate(head, angles);
+  const auto finish = [&](float* row, int width, const Weight& norm, const float* angles) {
+    for (int64_t i = 0; norm && i < width; i += norm.cols) {
+      rms_norm(row + i, norm.floats(), static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
+    }
+    for (int i = 0; i < width; i += dim) rotate(row + i, angles);
   };
   const auto finish_row = [&](const Chunk& chunk, int i) {
     const int row = chunk.first_row + i;
     const float* angles = angles_.as<float>() + static_cast<int64_t>(row) * hp_.rope.dims;
-    for (int h = 0; h < hp_.heads; ++h) finish(q.row(row) + h * dim, layer.q_norm, angles);
+    finish(q.row(row), hp_.q_width(), layer.q_norm, angles);
+    finish(k.row(row), kv_width, layer.k_norm, angles);
     const int position = chunk.position + i;
     for (int h = 0; h < hp_.kv_heads; ++h) {
-      float* key = k.row(row) + h * dim;
-      finish(key, layer.k_norm, angles);
+      const float* key = k.row(row) + h * dim;
       Bf16* to = kv.tile(chunk.blocks[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
       floats_to_bf16(key, dim, to);
       floats_to_bf16(v.row(row) + h * dim, dim, to + dim);
@@ -227,40 +247,22 @@ void CpuBackend::project(const Layer& layer, Rows out, Rows x) {
 }
 
 void CpuBackend::mlp(const Layer& layer, Rows x) {
-  const int ffn = hp_.ffn;
-  const Rows normed = normalise(x, layer.ffn_norm);
-  if (short_ > 0) {
-    const Rows gate{hidden_.as<float>(), short_, ffn};
-    const Rows up{gate.row(short_), short_, ffn};
-    quantised_.assign(short_rows(normed));
-    const DotJob jobs[] = {{&layer.gate, &layer.b_gate, gate, false}, {&layer.up, &layer.b_up, up, false}};
-    dot_matmul(jobs, quantised_, threads_);
-    for (int r = 0; r < short_; ++r) silu_multiply(gate.row(r), up.row(r), ffn, gate.row(r));
-    quantised_.assign(gate);
-    const DotJob job{&layer.down, &layer.b_down, short_rows(x), true};
+  mlp_.add({&layer.gate, &layer.up, &layer.down, &layer.b_gate, &layer.b_up, &layer.b_down},
+           mlp_input(normalise(x, layer.ffn_norm)), x);
+}
+
+void CpuBackend::experts(const Layer& layer, Rows x) {
+  MlpInput input = mlp_input(normalise(x, layer.ffn_norm));
+  if (layer.shared_down) {
+    auto* const factors = factors_.as<float>();
+    quantised_.assign(input.normed);
+    const DotJob job{.weight = &layer.shared_switch, .y = {factors, x.rows, 1}};
     dot_matmul({&job, 1}, quantised_, threads_);
+    for (int r = 0; r < x.rows; ++r) factors[r] = 1.0f / (1.0f + std::exp(-factors[r]));
+    input.factors = factors;
+    mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, x);
   }
-  if (short_ < x.rows) {
-    const GemmElements& elements = gemm_.elements();
-    const Rows longs = long_rows(x);
-    std::byte* hidden = hidden_elements_.as<std::byte>();
-    gemm_.run_pair(layer.gate, layer.up, to_elements(long_rows(normed)), long_chunks_,
-                   [&](int first, int count, float* gate, float* up) {
-                     for (int r = 0; r < longs.rows; ++r, gate += count, up += count) {
-                       if (layer.b_gate) add_to(layer.b_gate.floats() + first, count, gate);
-                       if (layer.b_up) add_to(layer.b_up.floats() + first, count, up);
-                       std::byte* to = hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first);
-                       if (elements.bf16() && has_rounded_rows()) {
-                         silu_multiply_to_bf16(gate, up, count, reinterpret_cast<Bf16*>(to));
-                       } else {
-                         silu_multiply(gate, up, count, gate);
-                         elements.store(gate, count, to);
-                       }
-                     }
-                   });
-    const GemmJob job{&layer.down, &layer.b_down, longs, true};
-    gemm_.run({&job, 1}, hidden, long_chunks_);
-  }
+  experts_.add(layer, chunks_, input.normed, x);
 }
 
 void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) {

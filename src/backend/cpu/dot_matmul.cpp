@@ -53,10 +53,11 @@ QuantisedRows::Form& QuantisedRows::form(ggml_type weights) {
   return forms_.emplace_back(Form{weights, false, memory(weights)});
 }
 
-void QuantisedRows::prepare(ggml_type type) {
+void QuantisedRows::prepare(ggml_type type, int threads) {
   Form& form = this->form(type);
   if (form.ready) return;
   const size_t bytes = row_bytes(type, x_.width);
+#pragma omp parallel for schedule(static) num_threads(threads) if (x_.rows > kShortChunk)
   for (int r = 0; r < x_.rows; ++r) {
     std::byte* to = form.data.as<std::byte>() + static_cast<size_t>(r) * bytes;
     if (has_block_dots(type)) {
@@ -80,52 +81,53 @@ const std::byte* QuantisedRows::row(ggml_type type, int index) const {
 namespace {
 
 /// Results of up to kPanel weight rows with a few rows of activations: [rows][kPanel].
-void panel_by_blocks(const Weight& weight, int64_t first, int count, const QuantisedRows& x, int row, int rows,
+void panel_by_blocks(const Weight& weight, int64_t first, int count, const std::byte* const* x, int rows,
                      float* results) {
   const ActivationPair* activations[kMaxBlockDotRows];
-  for (int r = 0; r < rows; ++r) {
-    activations[r] = reinterpret_cast<const ActivationPair*>(x.row(weight.type, row + r));
-  }
+  for (int r = 0; r < rows; ++r) activations[r] = reinterpret_cast<const ActivationPair*>(x[r]);
   block_dots(weight, first, count, activations, rows, results, kPanel);
 }
 
-void panel_by_ggml(const Weight& weight, int64_t first, int count, const QuantisedRows& x, int row, int rows,
+void panel_by_ggml(const Weight& weight, int64_t first, int count, const std::byte* const* x, int rows,
                    float* results) {
   const auto dot = ggml_get_type_traits_cpu(weight.type)->vec_dot;
-  const std::byte* activations[kMaxBlockDotRows];
-  for (int r = 0; r < rows; ++r) activations[r] = x.row(weight.type, row + r);
   const size_t bytes = weight.row_bytes();
   const std::byte* weights = weight.row(first);
   for (int o = 0; o < count; ++o, weights += bytes) {
     for (int r = 0; r < rows; ++r) {
-      dot(static_cast<int>(weight.cols), results + r * kPanel + o, 0, weights, 0, activations[r], 0, 1);
+      dot(static_cast<int>(weight.cols), results + r * kPanel + o, 0, weights, 0, x[r], 0, 1);
     }
   }
 }
+
+int panels_of(const DotJob& job) { return static_cast<int>((job.weight->rows + kPanel - 1) / kPanel); }
 
 }  // namespace
 
 void dot_matmul(std::span<const DotJob> jobs, QuantisedRows& x, int threads) {
   int panels = 0;
   for (const DotJob& job : jobs) {
-    x.prepare(job.weight->type);
-    panels += static_cast<int>((job.weight->rows + kPanel - 1) / kPanel);
+    x.prepare(job.weight->type, threads);
+    panels += panels_of(job);
   }
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int panel = 0; panel < panels; ++panel) {
     const DotJob* job = jobs.data();
     int first = panel;
-    for (; first >= (job->weight->rows + kPanel - 1) / kPanel; ++job) {
-      first -= static_cast<int>((job->weight->rows + kPanel - 1) / kPanel);
-    }
+    for (; first >= panels_of(*job); ++job) first -= panels_of(*job);
     const Weight& weight = *job->weight;
     const float* bias = job->bias && *job->bias ? job->bias->floats() : nullptr;
     const int64_t begin = int64_t{first} * kPanel;
     const int count = static_cast<int>(std::min<int64_t>(kPanel, weight.rows - begin));
-    for (int row = 0; row < x.rows(); row += kMaxBlockDotRows) {
-      const int rows = std::min(kMaxBlockDotRows, x.rows() - row);
+    const int all = job->rows.empty() ? x.rows() : static_cast<int>(job->rows.size());
+    for (int row = 0; row < all; row += kMaxBlockDotRows) {
+      const int rows = std::min(kMaxBlockDotRows, all - row);
+      const std::byte* activations[kMaxBlockDotRows];
+      for (int r = 0; r < rows; ++r) {
+        activations[r] = x.row(weight.type, job->rows.empty() ? row + r : job->rows[row + r]);
+      }
       float results[kMaxBlockDotRows * kPanel];
-      (has_block_dots(weight.type) ? panel_by_blocks : panel_by_ggml)(weight, begin, count, x, row, rows, results);
+      (has_block_dots(weight.type) ? panel_by_blocks : panel_by_ggml)(weight, begin, count, activations, rows, results);
       for (int r = 0; r < rows; ++r) {
         float* y = job->y.row(row + r) + begin;
         for (int o = 0; o < count; ++o) {

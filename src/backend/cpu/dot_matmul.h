@@ -25,8 +25,8 @@ class QuantisedRows {
   void assign(Rows x);
   int rows() const { return x_.rows; }
   /// Quantises for dot products with weights of `type`, unless that has been done since assign().
-  void prepare(ggml_type type);
-  /// Row `index` in the form that goes with weights of `type`; prepare(type) must have been called.
+  void prepare(ggml_type type, int threads);
+  /// Row `index` in the form that goes with weights of `type`; prepare() must have been called for it.
   const std::byte* row(ggml_type type, int index) const;
 
  private:
@@ -53,6 +53,7 @@ struct DotJob {
   const Weight* bias = nullptr;  ///< null or an absent weight: none
   Rows y;                        ///< [rows, weight->rows]
   bool add = false;
+  std::span<const int32_t> rows = {};  ///< of the activations, the i-th to row i of y; empty: all of them
 };
 
 /// Runs the jobs on the same activations with all threads.

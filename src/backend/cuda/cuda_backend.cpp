@@ -52,6 +52,7 @@ class CudaBackend final : public Backend {
   }
   Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
   ggml_type matrix_type(ggml_type) const override { return GGML_TYPE_BF16; }
+  std::string unsupported(const Hyperparameters& hp) const override { return hp.experts ? "mixtures of experts" : ""; }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;
@@ -66,6 +67,7 @@ class CudaBackend final : public Backend {
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
+  void experts(const Layer&, Rows) override { fail("cuda backend: it does not run {}", unsupported(hp_)); }
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
   void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
               std::span<LikelyToken> out) override;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 namespace tidal::reference {
 
@@ -30,6 +32,43 @@ void rms_norm(const float* x, const Weight& weight, int count, float epsilon, fl
   for (int i = 0; i < count; ++i) squares += static_cast<double>(x[i]) * x[i];
   const double factor = 1.0 / std::sqrt(squares / count + epsilon);
   for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * weight.floats()[i]);
+}
+
+Matrix swiglu(const Weight& gate, const Weight& gate_bias, const Weight& up, const Weight& up_bias, Rows x) {
+  const int width = static_cast<int>(gate.rows);
+  Matrix hidden(x.rows, width);
+  const Matrix factors(x.rows, width);
+  multiply(gate, gate_bias, x, hidden);
+  multiply(up, up_bias, x, factors);
+  for (int r = 0; r < x.rows; ++r) {
+    for (int i = 0; i < width; ++i) {
+      float& g = hidden->row(r)[i];
+      g = g / (1.0f + std::exp(-g)) * factors->row(r)[i];
+    }
+  }
+  return hidden;
+}
+
+std::vector<ChosenExpert> choose_experts(const float* logits, const Experts& experts) {
+  const auto rank = [&](int expert) {
+    return std::isnan(logits[expert]) ? -std::numeric_limits<float>::infinity() : logits[expert];
+  };
+  std::vector<int> order(experts.count);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank(a) > rank(b); });
+  const double top = rank(order.front());
+  double all = 0, chosen = 0;
+  for (int i = 0; i < experts.count; ++i) {
+    const double term = std::exp(logits[order[i]] - top);
+    all += term;
+    if (i < experts.used) chosen += term;
+  }
+  std::vector<ChosenExpert> result;
+  for (int i = 0; i < experts.used; ++i) {
+    const double sum = experts.weights_sum_to_one ? chosen : all;
+    result.push_back({order[i], static_cast<float>(std::exp(logits[order[i]] - top) / sum)});
+  }
+  return result;
 }
 
 void rotate(float* head, int position, const Rope& rope) {

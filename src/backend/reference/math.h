@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backend/batch.h"
+#include "backend/hyperparameters.h"
 #include "backend/weights.h"
 
 namespace tidal::reference {
@@ -12,6 +13,7 @@ namespace tidal::reference {
 class Matrix {
  public:
   Matrix(int rows, int width) : values_(static_cast<size_t>(rows) * width), view_{values_.data(), rows, width} {}
+  Matrix(Matrix&&) = default;
   Matrix(const Matrix&) = delete;
   Matrix& operator=(const Matrix&) = delete;
 
@@ -29,6 +31,17 @@ void dequantise(const Weight& weight, int64_t row, float* to);
 void multiply(const Weight& weight, const Weight& bias, Rows x, Rows y);
 /// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]; `out` may be `x`.
 void rms_norm(const float* x, const Weight& weight, int count, float epsilon, float* out);
+/// silu(gate x + its bias) * (up x + its bias) for every row: [rows, gate.rows]; biases may be absent.
+Matrix swiglu(const Weight& gate, const Weight& gate_bias, const Weight& up, const Weight& up_bias, Rows x);
+
+struct ChosenExpert {
+  int expert;
+  float weight;
+};
+/// The experts that a row of router logits [experts.count] sends it through, the most probable first, of equals the one
+/// that comes first; NaN is below everything.
+std::vector<ChosenExpert> choose_experts(const float* logits, const Experts& experts);
+
 /// Rotates the first rope.dims elements of one head by the angles of `position`.
 void rotate(float* head, int position, const Rope& rope);
 

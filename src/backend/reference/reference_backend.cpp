@@ -79,10 +79,12 @@ class ReferenceBackend final : public Backend {
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override { add_product(layer.wo, layer.bo, out, x); }
   void mlp(const Layer& layer, Rows x) override;
+  void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
 
  private:
   void add_product(const Weight& weight, const Weight& bias, Rows from, Rows x) const;
+  Matrix normalise(Rows x, const Weight& norm) const;
   /// All heads of one row over the whole context; returns every head's scores.
   std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
@@ -113,23 +115,22 @@ void ReferenceBackend::embed(const Weight& embedding, const Batch& batch, Rows x
 
 void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) {
   const int dim = hp_.head_dim;
-  const Matrix normed(x.rows, hp_.width), k(x.rows, hp_.kv_width()), v(x.rows, hp_.kv_width());
-  for (int r = 0; r < x.rows; ++r) {
-    reference::rms_norm(x.row(r), layer.attn_norm, hp_.width, hp_.rms_epsilon, normed->row(r));
-  }
+  const Matrix normed = normalise(x, layer.attn_norm), k(x.rows, hp_.kv_width()), v(x.rows, hp_.kv_width());
   reference::multiply(layer.wq, layer.bq, normed, q);
   reference::multiply(layer.wk, layer.bk, normed, k);
   reference::multiply(layer.wv, layer.bv, normed, v);
-  const auto finish = [&](float* head, const Weight& norm, int position) {
-    if (norm) reference::rms_norm(head, norm, dim, hp_.rms_epsilon, head);
-    reference::rotate(head, position, hp_.rope);
+  const auto finish = [&](float* row, int width, const Weight& norm, int position) {
+    for (int64_t i = 0; norm && i < width; i += norm.cols) {
+      reference::rms_norm(row + i, norm, static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
+    }
+    for (int i = 0; i < width; i += dim) reference::rotate(row + i, position, hp_.rope);
   };
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i, position = chunk.position + i;
-      for (int h = 0; h < hp_.heads; ++h) finish(q.row(row) + h * dim, layer.q_norm, position);
+      finish(q.row(row), hp_.q_width(), layer.q_norm, position);
+      finish(k->row(row), hp_.kv_width(), layer.k_norm, position);
       for (int h = 0; h < hp_.kv_heads; ++h) {
-        finish(k->row(row) + h * dim, layer.k_norm, position);
         Bf16* to = kv_row(chunk, kv, h, position);
         for (int d = 0; d < dim; ++d) {
           to[d] = to_bf16(k->row(row)[h * dim + d]);
@@ -224,20 +225,46 @@ void ReferenceBackend::add_product(const Weight& weight, const Weight& bias, Row
   }
 }
 
+Matrix ReferenceBackend::normalise(Rows x, const Weight& norm) const {
+  Matrix normed(x.rows, x.width);
+  for (int r = 0; r < x.rows; ++r) reference::rms_norm(x.row(r), norm, x.width, hp_.rms_epsilon, normed->row(r));
+  return normed;
+}
+
 void ReferenceBackend::mlp(const Layer& layer, Rows x) {
-  const Matrix normed(x.rows, hp_.width), gate(x.rows, hp_.ffn), up(x.rows, hp_.ffn);
-  for (int r = 0; r < x.rows; ++r) {
-    reference::rms_norm(x.row(r), layer.ffn_norm, hp_.width, hp_.rms_epsilon, normed->row(r));
-  }
-  reference::multiply(layer.gate, layer.b_gate, normed, gate);
-  reference::multiply(layer.up, layer.b_up, normed, up);
-  for (int r = 0; r < x.rows; ++r) {
-    for (int i = 0; i < hp_.ffn; ++i) {
-      float& g = gate->row(r)[i];
-      g = g / (1.0f + std::exp(-g)) * up->row(r)[i];
+  const Matrix normed = normalise(x, layer.ffn_norm);
+  add_product(layer.down, layer.b_down, reference::swiglu(layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
+}
+
+void ReferenceBackend::experts(const Layer& layer, Rows x) {
+  const Matrix normed = normalise(x, layer.ffn_norm);
+  if (layer.shared_down) {
+    const Matrix hidden = reference::swiglu(layer.shared_gate, {}, layer.shared_up, {}, normed);
+    const Matrix shared(x.rows, x.width), logits(x.rows, 1);
+    reference::multiply(layer.shared_down, {}, hidden, shared);
+    reference::multiply(layer.shared_switch, {}, normed, logits);
+    for (int r = 0; r < x.rows; ++r) {
+      const float share = 1.0f / (1.0f + std::exp(-logits->row(r)[0]));
+      for (int i = 0; i < x.width; ++i) x.row(r)[i] += share * shared->row(r)[i];
     }
   }
-  add_product(layer.down, layer.b_down, gate, x);
+  const Matrix logits(x.rows, hp_.experts.count), output(1, x.width);
+  reference::multiply(layer.router, {}, normed, logits);
+  const auto of = [](const Weight& all, int expert, int64_t rows) {
+    Weight own = all;
+    own.data = all.row(expert * rows);
+    own.rows = rows;
+    return own;
+  };
+  for (int r = 0; r < x.rows; ++r) {
+    const Rows own{normed->row(r), 1, x.width};
+    for (const auto& [expert, weight] : reference::choose_experts(logits->row(r), hp_.experts)) {
+      const Matrix hidden = reference::swiglu(of(layer.expert_gate, expert, hp_.experts.ffn), {},
+                                              of(layer.expert_up, expert, hp_.experts.ffn), {}, own);
+      reference::multiply(of(layer.expert_down, expert, x.width), {}, hidden, output);
+      for (int i = 0; i < x.width; ++i) x.row(r)[i] += weight * output->row(0)[i];
+    }
+  }
 }
 
 void ReferenceBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,

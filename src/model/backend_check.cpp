@@ -1,4 +1,4 @@
-#include "model/memory_check.h"
+#include "model/backend_check.h"
 
 #include <limits>
 
@@ -10,8 +10,11 @@ int64_t kept_bytes(const Backend& backend, ggml_type type, int64_t rows, int64_t
   return static_cast<int64_t>(ggml_row_size(rows > 1 ? backend.matrix_type(type) : type, cols)) * rows;
 }
 
-void check_memory(const Backend& backend, const std::string& name, int64_t weights, const Hyperparameters& hp,
-                  const MemoryBeside& beside) {
+void check_backend(const Backend& backend, const std::string& name, int64_t weights, const Hyperparameters& hp,
+                   const MemoryBeside& beside) {
+  if (const std::string what = backend.unsupported(hp); !what.empty()) {
+    fail("{}: the {} backend does not run {}, the cpu backend does", name, backend.name(), what);
+  }
   constexpr double kGibi = 1 << 30;
   const int64_t free = backend.free_bytes();
   if (free == std::numeric_limits<int64_t>::max()) return;

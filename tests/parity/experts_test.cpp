@@ -1,0 +1,207 @@
+// Mixtures of experts against the reference, and the reference against what Experts says.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "parity/bounds.h"
+
+namespace tidal::parity {
+namespace {
+
+struct Mixture {
+  const char* name;
+  int width;
+  Experts experts;
+};
+
+const Mixture kChosen{"chosen", 256, {.count = 6, .used = 2, .ffn = 256, .weights_sum_to_one = true}};
+const Mixture kShared{"shared", 160, {.count = 5, .used = 3, .ffn = 96, .shared_ffn = 64}};
+const Mixture kAll{"all", 64, {.count = 3, .used = 3, .ffn = 32}};
+const Mixture kOne{"one", 64, {.count = 9, .used = 1, .ffn = 32, .weights_sum_to_one = true}};
+
+/// Chunks whose rows are few for any expert, few for some, many for all.
+std::vector<ChunkShape> ragged() { return {{0, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {120, 9}, {0, 17}, {300, 30}}; }
+
+class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, ggml_type>> {
+ protected:
+  /// The experts that a row goes through, their weights, and how far a backend's logits of the router may be off.
+  struct Choices {
+    std::vector<std::pair<int, double>> experts;
+    double bound = 0;
+  };
+
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (IsSkipped()) return;
+    hp_.layers = 1;
+    hp_.width = mixture().width;
+    hp_.heads = hp_.kv_heads = 1;
+    hp_.head_dim = 16;
+    hp_.vocab = 333;
+    hp_.experts = mixture().experts;
+    const auto matrix = [&](int rows, int cols) { return random_weight(type(), rows, cols, random_); };
+    const Experts& experts = hp_.experts;
+    norm_ = random_vector(hp_.width, 1, 0.2f, random_);
+    router_ = random_weight(GGML_TYPE_F32, experts.count, hp_.width, random_);
+    gate_ = matrix(experts.count * experts.ffn, hp_.width);
+    up_ = matrix(experts.count * experts.ffn, hp_.width);
+    down_ = matrix(experts.count * hp_.width, experts.ffn);
+    if (experts.shared_ffn > 0) {
+      shared_gate_ = matrix(experts.shared_ffn, hp_.width);
+      shared_up_ = matrix(experts.shared_ffn, hp_.width);
+      shared_down_ = matrix(hp_.width, experts.shared_ffn);
+      switch_ = random_weight(GGML_TYPE_F32, 1, hp_.width, random_);
+    }
+    for (int r = 0; r < batch_->rows(); ++r) {
+      // Where two experts are as good as each other, rounding may choose either.
+      std::vector<float> own;
+      do {
+        own.clear();
+        for (int i = 0; i < hp_.width; ++i) own.push_back(random_.normal(2.0f));
+      } while (choose(normed(own, norm_)).experts.empty());
+      x_.insert(x_.end(), own.begin(), own.end());
+    }
+  }
+
+  const std::string& backend() const { return std::get<0>(GetParam()); }
+  const Mixture& mixture() const { return std::get<1>(GetParam()); }
+  ggml_type type() const { return std::get<2>(GetParam()); }
+  std::span<const float> row(int index) const {
+    return {x_.data() + static_cast<size_t>(index) * hp_.width, static_cast<size_t>(hp_.width)};
+  }
+
+  /// No experts where two that the choice is between are too near to each other.
+  Choices choose(std::span<const float> x) const {
+    const Experts& experts = hp_.experts;
+    const std::vector<float> logits = product(router_, {}, x);
+    Choices choices;
+    for (const double bound : product_bounds(router_, x, Rounding::None))
+      choices.bound = std::max(choices.bound, bound);
+    std::vector<int> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    const auto used = static_cast<size_t>(experts.used);
+    if (used < order.size() && logits[order[used - 1]] - logits[order[used]] < 4 * choices.bound) return choices;
+    double sum = 0;
+    for (size_t i = 0; i < (experts.weights_sum_to_one ? used : order.size()); ++i) sum += std::exp(logits[order[i]]);
+    for (size_t i = 0; i < used; ++i) choices.experts.emplace_back(order[i], std::exp(logits[order[i]]) / sum);
+    return choices;
+  }
+
+  /// One expert's part of a matrix.
+  static HostWeight part(const HostWeight& all, int expert, int rows) {
+    HostWeight own = all;
+    own.view.rows = rows;
+    const auto begin = all.values.begin() + int64_t{expert} * rows * all.view.cols;
+    own.values.assign(begin, begin + rows * all.view.cols);
+    return own;
+  }
+
+  /// What is added to one row. `rows_of(expert)`: how many rows of the chunk it has.
+  template <typename RowsOf>
+  Bounded added(std::span<const float> x, int chunk_rows, RowsOf&& rows_of) const {
+    const Experts& experts = hp_.experts;
+    std::vector<double> sum(x.size(), 0.0);
+    Bounded result{{}, std::vector<double>(x.size(), 0.0)};
+    const auto add = [&](const Bounded& hidden, const HostWeight& down, double weight, double error, int rows) {
+      const std::vector<float> values = product(down, {}, hidden.values);
+      const auto bounds = product_bounds(down, hidden.values, rounding_of(backend(), rows), hidden.bounds);
+      for (size_t i = 0; i < x.size(); ++i) {
+        sum[i] += weight * values[i];
+        // The weight's own error; product and sum in float32.
+        result.bounds[i] += (weight + error) * bounds[i] + (error + 4 * 0x1p-24 * weight) * std::abs(values[i]);
+      }
+    };
+    if (experts.shared_ffn > 0) {
+      const double logit = product(switch_, {}, x)[0], share = 1 / (1 + std::exp(-logit));
+      const double error = product_bounds(switch_, x, Rounding::None)[0] / 4 + 8 * 0x1p-24;  // the slope is 1/4 at most
+      const auto rounding = rounding_of(backend(), chunk_rows);
+      add(swiglu(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, share, error, chunk_rows);
+    }
+    const Choices choices = choose(x);
+    for (const auto& [expert, weight] : choices.experts) {
+      const int rows = rows_of(expert);
+      const Bounded hidden = swiglu(part(gate_, expert, experts.ffn), {}, part(up_, expert, experts.ffn), {}, x,
+                                    rounding_of(backend(), rows));
+      // Of a quotient of exponentials: each logit's error, and the roundings of as many terms.
+      const double error = weight * (2 * choices.bound + (16 + experts.count) * 0x1p-23);
+      add(hidden, part(down_, expert, hp_.width), weight, error, rows);
+    }
+    for (const double value : sum) result.values.push_back(static_cast<float>(value));
+    return result;
+  }
+
+  std::vector<float> run(const std::string& name, const HostBatch& batch, const std::vector<float>& x) const {
+    Device device(name);
+    device.begin(hp_, batch);
+    const Rows rows = device.rows(x, hp_.width);
+    Layer layer;
+    layer.ffn_norm = device.weight(norm_);
+    layer.router = device.weight(router_);
+    layer.expert_gate = device.weight(gate_);
+    layer.expert_up = device.weight(up_);
+    layer.expert_down = device.weight(down_);
+    layer.shared_gate = device.weight(shared_gate_);
+    layer.shared_up = device.weight(shared_up_);
+    layer.shared_down = device.weight(shared_down_);
+    layer.shared_switch = device.weight(switch_);
+    device->experts(layer, rows);
+    return device.read(rows);
+  }
+
+  Random random_{static_cast<uint64_t>(type()) + 3000};
+  Hyperparameters hp_;
+  HostBatch batch_{ragged(), 333, random_};
+  HostWeight norm_, router_, gate_, up_, down_, shared_gate_, shared_up_, shared_down_, switch_;
+  std::vector<float> x_;  // [rows, width]
+};
+
+TEST_P(ExpertsParity, ChosenOnesAreAdded) {
+  std::vector<double> bounds;
+  std::vector<float> expected;
+  for (const Chunk& chunk : batch_->chunks) {
+    std::vector<int> rows(hp_.experts.count);
+    for (int i = 0; i < chunk.rows; ++i) {
+      for (const auto& [expert, weight] : choose(normed(row(chunk.first_row + i), norm_)).experts) ++rows[expert];
+    }
+    for (int i = 0; i < chunk.rows; ++i) {
+      const std::span<const float> x = row(chunk.first_row + i);
+      const Bounded sum = added(normed(x, norm_), chunk.rows, [&](int expert) { return rows[expert]; });
+      for (size_t d = 0; d < x.size(); ++d) {
+        expected.push_back(x[d] + sum.values[d]);
+        // The residual is added to in float32, once for each expert.
+        bounds.push_back(sum.bounds[d] + (hp_.experts.used + 2) * 0x1p-23 * (std::abs(x[d]) + std::abs(sum.values[d])));
+      }
+    }
+  }
+  expect_close("experts", run(backend(), batch_, x_), expected, bounds);
+}
+
+TEST_P(ExpertsParity, WhatARowGetsDependsOnItsChunkAlone) {
+  const std::vector<float> together = run(backend(), batch_, x_);
+  for (const Chunk& chunk : batch_->chunks) {
+    Random random(5);
+    const HostBatch alone({{chunk.position, chunk.rows}}, 333, random);
+    const auto begin = static_cast<ptrdiff_t>(chunk.first_row) * hp_.width, count = ptrdiff_t{chunk.rows} * hp_.width;
+    const std::vector<float> own = run(backend(), alone, {x_.begin() + begin, x_.begin() + begin + count});
+    EXPECT_TRUE(std::equal(own.begin(), own.end(), together.begin() + begin)) << "chunk of " << chunk.rows << " rows";
+  }
+}
+
+std::string name_of(const testing::TestParamInfo<ExpertsParity::ParamType>& info) {
+  return std::get<0>(info.param) + "_" + std::get<1>(info.param).name + "_" + ggml_type_name(std::get<2>(info.param));
+}
+
+/// Without cuda: it runs no mixtures of experts.
+INSTANTIATE_TEST_SUITE_P(Shapes, ExpertsParity,
+                         testing::Combine(testing::Values("reference", "cpu"), testing::Values(kShared, kAll, kOne),
+                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Types, ExpertsParity,
+                         testing::Combine(testing::Values("cpu"), testing::Values(kChosen),
+                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K,
+                                                          GGML_TYPE_Q6_K, GGML_TYPE_MXFP4)),
+                         name_of);
+
+}  // namespace
+}  // namespace tidal::parity
