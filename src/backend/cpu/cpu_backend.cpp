@@ -13,6 +13,7 @@
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/mlp.h"
+#include "backend/cpu/scan_blocks.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/error.h"
 #include "core/read_stream.h"
@@ -33,6 +34,11 @@ class CpuBackend final : public Backend {
   std::string_view name() const override { return "cpu"; }
   int decode_rows() const override { return kShortChunk; }
   double read_stream() override { return ReadStream(threads_).measure(); }
+  int full_below(const Hyperparameters&, std::span<const Role> roles, const Policy&) const override {
+    // By plain loops sketches take longer than the keys that they are of.
+    constexpr int kAlways = 1 << 24;
+    return std::count(roles.begin(), roles.end(), Role::Scan) > 0 && !has_fast_scan() ? kAlways : 0;
+  }
   Buffer allocate(size_t bytes, std::string_view what) override { return allocate_memory(bytes, what); }
   Weight upload(const Weight& host) override { return host; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }

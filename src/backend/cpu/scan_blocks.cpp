@@ -4,13 +4,18 @@
 
 namespace tidal {
 
+bool has_fast_scan() {
+  const ScanArgs nothing;
+  return scan_blocks_vnni(nothing, nullptr) || scan_blocks_avx2(nothing);
+}
+
 void scan_blocks(const ScanArgs& args) {
-  if (!scan_blocks_vnni(args, nullptr)) scan_blocks_plain(args);
+  if (!scan_blocks_vnni(args, nullptr) && !scan_blocks_avx2(args)) scan_blocks_plain(args);
 }
 
 void scan_terms(const ScanArgs& args, const ScanTerms& terms) {
   if (scan_blocks_vnni(args, &terms)) return;
-  scan_blocks_plain(args);
+  scan_blocks(args);
   for (int h = 0; h < args.heads; ++h) {
     terms.sum[h] =
         softmax_terms(args.scores + h * args.stride, args.blocks * kBlockTokens, terms.scale, terms.reference[h]);

@@ -26,7 +26,7 @@ struct ScanTerms {
 };
 
 /// Scores bit for bit as sketch_scores() has them (those that are no number in any pattern), each sketch read once for
-/// up to 8 heads. Takes the faster of the two below that this processor has.
+/// up to 8 heads. Takes the fastest of those below that this processor has.
 void scan_blocks(const ScanArgs& args);
 
 /// Terms instead of scores, to 1e-6 and 2^-23 of score * scale and of its reference; 0 below 2^-125. The sum is NaN or
@@ -38,5 +38,9 @@ void scan_blocks_plain(const ScanArgs& args);
 /// By integer dot products of AVX512-VNNI: terms where `terms` is set. Returns false, having done nothing, where the
 /// processor has none.
 bool scan_blocks_vnni(const ScanArgs& args, const ScanTerms* terms);
+/// By products of bytes in 16 bits of AVX2; the same.
+bool scan_blocks_avx2(const ScanArgs& args);
+/// Whether this processor has either.
+bool has_fast_scan();
 
 }  // namespace tidal
