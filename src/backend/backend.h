@@ -68,9 +68,10 @@ class Backend {
   // --- one forward pass ---------------------------------------------------------------------------------------------
   /// Starts a pass; `batch` must live until logits() or likely() returned.
   virtual void begin(const Hyperparameters& hp, const Batch& batch) = 0;
-  /// x [rows, width] = rows of the embedding matrix.
+  /// x [rows, width] = rows of the embedding matrix, times hp.embedding_scale.
   virtual void embed(const Weight& embedding, const Batch& batch, Rows x) = 0;
-  /// q [rows, q_width] and the appended K, V: RMS norm of x, projections, bias, q/k norm, RoPE; K and V go to the cache
+  /// q [rows, q_width] and the appended K, V: RMS norm of x, projections, bias, q/k norm, RoPE
+  /// where the layer rotates; K and V go to the cache
   /// at the rows' positions. Blocks that this fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width]: causal attention of every chunk by its role in `layer` (TidalDecode, section 3). Scores are
@@ -82,13 +83,13 @@ class Backend {
   ///   Scan: the scores of full blocks come from their sketches, those of the block still filling from its keys; from
   ///   them a selection by scan_policy(), and attention to the selected positions only.
   virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
-  /// x += out * Wo (+ bias).
+  /// x += out * Wo (+ bias), after its own norm where the layer has one.
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;
-  /// x += down(silu(gate(norm x)) * up(norm x)).
+  /// x += down(silu(gate(norm x)) * up(norm x)), likewise.
   virtual void mlp(const Layer& layer, Rows x) = 0;
   /// x += the sum over the chosen experts e of weight[e] * down_e(silu(gate_e(norm x)) * up_e(norm x)), as Experts
-  /// says; probabilities are softmax(router(norm x)). And, where there is one, + sigmoid(switch . norm x) * the shared
-  /// expert.
+  /// says; probabilities are softmax(router(norm x)). And, where there is one, + the shared expert, times
+  /// sigmoid(switch . norm x) where that has a switch.
   virtual void experts(const Layer& layer, Rows x) = 0;
   /// logits [logit_rows, vocab], host memory: final RMS norm and output projection of the rows that asked.
   virtual void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,

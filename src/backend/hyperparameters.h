@@ -45,8 +45,16 @@ struct Hyperparameters {
   int context = 0;  ///< positions the model was trained for
   float rms_epsilon = 1e-5f;
   Rope rope;
+  int unrotated_every = 0;  ///< every so-many-th layer does not rotate its q and k (SmolLM3: 4); 0: all do
+  bool post_norms = false;  ///< what attention and MLP give is normed before it is added
+  float embedding_scale = 1;
+  // These are in the weights' own scales once they are read.
+  float attention_scale = 0;  ///< of scores; 0: 1 / sqrt(head_dim)
+  float residual_scale = 1;   ///< of what attention and MLP add
+  float logit_scale = 1;      ///< that logits are divided by
   Experts experts;
 
+  bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }

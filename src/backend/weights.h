@@ -28,20 +28,24 @@ struct Weight {
 
 /// One transformer layer. Biases and the q/k norms are present in some families only.
 struct Layer {
-  Weight attn_norm;             // [width]
+  Weight attn_norm;             // [width]; optional (olmo2)
   Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice
   Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
   Weight q_norm, k_norm;        // [head_dim] (qwen3), or [q_width] and [kv_width] (olmoe); optional
   Weight wo, bo;                // [width, q_width], [width] optional
-  Weight ffn_norm;              // [width]
+  Weight attn_post_norm;        // [width], of what attention gives; optional
+  Weight ffn_norm;              // [width]; optional (olmo2)
   Weight gate, up, down;        // [ffn, width] twice, [width, ffn]
   Weight b_gate, b_up, b_down;  // [ffn] twice, [width]; optional
+  Weight ffn_post_norm;         // [width], of what the MLP gives; optional
 
   // In place of gate, up and down where the model is a mixture of experts: their matrices one behind the other.
   Weight router;                               // [experts, width]
   Weight expert_gate, expert_up, expert_down;  // [experts * expert ffn, width] twice, [experts * width, expert ffn]
   Weight shared_gate, shared_up, shared_down;  // [shared ffn, width] twice, [width, shared ffn]; optional
-  Weight shared_switch;                        // [1, width]: the shared expert counts as sigmoid of this product
+  Weight shared_switch;  // [1, width]: the shared expert counts as sigmoid of this product; optional: whole
+
+  bool rotates = true;  // q and k
 
   bool operator==(const Layer&) const = default;
 };

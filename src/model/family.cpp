@@ -8,21 +8,45 @@
 namespace tidal {
 namespace {
 
-// llama files have their q and k permuted for adjacent pairs; the other families keep the halves of the original.
+// llama files have their q and k permuted for adjacent pairs, others keep the halves of the original.
+constexpr auto kAdjacent = Rope::Pairing::Adjacent;
+
+constexpr Family kGranite{.architecture = "granite",
+                          .pairing = kAdjacent,
+                          .mlp = Family::Mlp::AsKeysSay,
+                          .weights_sum_to_one = true,
+                          .shared = Family::Shared::AsKeysSay,
+                          .scales = true,
+                          .rotation_key = true,
+                          .rope_factors = true};
+constexpr Family granite_moe() {
+  Family family = kGranite;
+  family.architecture = "granitemoe";
+  family.rotation_key = false;
+  return family;
+}
+
 constexpr Family kFamilies[] = {
     {.architecture = "llama",
-     .pairing = Rope::Pairing::Adjacent,
+     .pairing = kAdjacent,
      .mlp = Family::Mlp::AsKeysSay,
      .weights_sum_to_one = true,
      .rope_factors = true},
     {.architecture = "qwen2", .biases = true},
     {.architecture = "qwen3", .norms = Family::Norms::Heads, .reranker = true},
-    {.architecture = "qwen2moe", .mlp = Family::Mlp::Experts, .shared_expert = true, .biases = true},
+    {.architecture = "qwen2moe", .mlp = Family::Mlp::Experts, .shared = Family::Shared::Switched, .biases = true},
     {.architecture = "qwen3moe",
      .norms = Family::Norms::Heads,
      .mlp = Family::Mlp::Experts,
      .weights_sum_to_one = true},
     {.architecture = "olmoe", .norms = Family::Norms::Rows, .mlp = Family::Mlp::Experts},
+    {.architecture = "olmo2", .norms = Family::Norms::Rows, .pre_norms = false, .post_norms = true, .windows = true},
+    {.architecture = "smollm3", .pairing = kAdjacent, .unrotated_every = 4},
+    {.architecture = "seed_oss", .ffn_norm = "post_attention_norm", .biases = true},
+    {.architecture = "phi3", .long_rope = true},
+    {.architecture = "glm4", .pairing = kAdjacent, .post_norms = true},
+    kGranite,
+    granite_moe(),
 };
 
 }  // namespace

@@ -17,17 +17,27 @@ struct Family {
   Norms norms = Norms::None;
   Mlp mlp = Mlp::Dense;
   bool weights_sum_to_one = false;  ///< those of the chosen experts
-  bool shared_expert = false;       ///< beside the chosen ones, behind a gate of its own
-  bool rope_factors = false;        ///< rope_freqs.weight counts, as in libllama in such files only
-  bool biases = false;              ///< of q, k and v, in the published models
-  bool reranker = false;            ///< files may hold a reranker's head
+  /// An expert beside the chosen ones: none, always and behind a switch of its own, or where the keys give its length.
+  enum class Shared { None, Switched, AsKeysSay };
+  Shared shared = Shared::None;
+  /// Norms of a layer's input, and of what attention and MLP give.
+  bool pre_norms = true, post_norms = false;
+  const char* ffn_norm = "ffn_norm";  ///< the name of the norm before the MLP
+  int unrotated_every = 0;            ///< Hyperparameters
+  bool windows = false;               ///< keys may give one, in which libllama's attention stays
+  bool scales = false;                ///< keys give factors on embedding, attention, residual and logits
+  bool rotation_key = false;          ///< rope.scaling.finetuned says whether q and k are rotated at all
+  bool rope_factors = false;          ///< rope_freqs.weight counts, as in libllama in such files only
+  bool long_rope = false;             ///< rope_factors_long and _short.weight count
+  bool biases = false;                ///< of q, k and v, in the published models
+  bool reranker = false;              ///< files may hold a reranker's head
 };
 
 /// nullptr for an architecture that is not supported.
 const Family* find_family(std::string_view architecture);
 /// Of an architecture that is.
 const Family& family_of(const Hyperparameters& hp);
-/// All names, for messages: "llama, qwen2, ... or olmoe".
+/// All names, for messages: "llama, qwen2, ... or granitemoe".
 std::string family_names();
 
 }  // namespace tidal

@@ -87,7 +87,7 @@ class Keys {
   std::vector<std::string> missing_;
 };
 
-RopeScaling read_scaling(const GgufFile& file, Keys& keys, int context) {
+RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family, int context) {
   RopeScaling scaling;
   // As llama.cpp: a factor without a type means linear, and the old key stands in for the new one.
   const std::string type = keys.text("rope.scaling.type").value_or("linear");
@@ -97,6 +97,8 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, int context) {
     scaling.kind = scaling.factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
   } else if (type == "yarn") {
     scaling.kind = RopeScaling::Kind::Yarn;
+  } else if (type == "longrope" && family.long_rope) {
+    scaling.kind = scaling.factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
   } else if (type != "none") {
     fail("{}: rope scaling '{}' is not supported, expected none, linear or yarn", file.path(), type);
   }
@@ -107,19 +109,19 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, int context) {
   return scaling;
 }
 
-/// Llama 3's factors per pair; empty when the file has none.
-std::span<const float> read_divisors(const GgufFile& file, int dims) {
-  const auto found = file.tensors().find("rope_freqs.weight");
+/// Factors per pair, Llama 3's or LongRoPE's; empty when the file has none.
+std::span<const float> read_divisors(const GgufFile& file, const std::string& name, int dims) {
+  const auto found = file.tensors().find(name);
   if (found == file.tensors().end()) return {};
   const Weight& weight = found->second;
   if (weight.type != GGML_TYPE_F32 || weight.rows != 1 || weight.cols != dims / 2) {
-    fail("{}: tensor 'rope_freqs.weight' is {} [{}, {}], expected f32 [{}]", file.path(), ggml_type_name(weight.type),
+    fail("{}: tensor '{}' is {} [{}, {}], expected f32 [{}]", file.path(), name, ggml_type_name(weight.type),
          weight.rows, weight.cols, dims / 2);
   }
   const std::span<const float> divisors(weight.floats(), static_cast<size_t>(dims / 2));
   for (const float divisor : divisors) {
     if (!(divisor > 0) || !std::isfinite(divisor)) {
-      fail("{}: tensor 'rope_freqs.weight' holds {}, expected positive numbers", file.path(), divisor);
+      fail("{}: tensor '{}' holds {}, expected positive numbers", file.path(), name, divisor);
     }
   }
   return divisors;
@@ -148,7 +150,10 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   const int share = own && experts.used > 0 ? ffn / experts.used : ffn;
   experts.ffn = own ? keys.uniform("expert_feed_forward_length", share, layers) : share;
   if (experts.ffn == 0) keys.require(own ? "expert_feed_forward_length" : "feed_forward_length");
-  if (family.shared_expert) {
+  if (family.shared == Family::Shared::AsKeysSay) {
+    const bool has_shared = keys.integer_or("expert_shared_feed_forward_length", 0) != 0;
+    experts.shared_ffn = has_shared ? keys.size("expert_shared_feed_forward_length") : 0;
+  } else if (family.shared == Family::Shared::Switched) {
     experts.shared_ffn = keys.size_or("expert_shared_feed_forward_length", ffn);
     if (experts.shared_ffn == 0) keys.require("expert_shared_feed_forward_length");
   }
@@ -180,6 +185,18 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   }
 }
 
+void read_scales(Keys& keys, Hyperparameters& hp) {
+  // As in libllama 0 stands for none.
+  const auto factor = [&](const char* key, double none) {
+    const double value = keys.number_or(key, 0);
+    return static_cast<float>(value == 0 ? none : value);
+  };
+  hp.logit_scale = static_cast<float>(keys.number("logit_scale"));
+  hp.residual_scale = factor("residual_scale", 1);
+  hp.embedding_scale = factor("embedding_scale", 1);
+  hp.attention_scale = factor("attention.scale", 0);
+}
+
 }  // namespace
 
 Hyperparameters read_hyperparameters(const GgufFile& file) {
@@ -203,10 +220,20 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
+  if (const int64_t window = keys.integer_or("attention.sliding_window", 0); window > 0 && family->windows) {
+    fail("{}: windows of {} positions are not supported", file.path(), window);
+  }
+  hp.post_norms = family->post_norms;
+  hp.unrotated_every = family->unrotated_every;
+  if (family->scales) read_scales(keys, hp);
+  if (family->rotation_key && !file.flag(*architecture + ".rope.scaling.finetuned").value_or(true)) {
+    hp.unrotated_every = 1;
+  }
   const auto vocab = file.array_size("tokenizer.ggml.tokens");
   if (!vocab) keys.require_whole("tokenizer.ggml.tokens");
   keys.report_missing();
 
+  if (hp.logit_scale == 0) fail("{}: key '{}.logit_scale' is 0", file.path(), *architecture);
   check_vocabulary(file, *vocab);
   hp.vocab = static_cast<int>(*vocab);
   if (hp.width % hp.heads != 0 && !file.integer(*architecture + ".attention.key_length")) {
@@ -228,9 +255,16 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   const double base = keys.number_or("rope.freq_base", 10000.0);
   if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
+  const RopeScaling scaling = read_scaling(file, keys, *family, hp.context);
   // Of other families load.cpp refuses them.
-  const auto divisors = family->rope_factors ? read_divisors(file, dims) : std::span<const float>();
-  hp.rope = make_rope(family->pairing, dims, base, divisors, read_scaling(file, keys, hp.context));
+  std::span<const float> divisors;
+  if (family->rope_factors) divisors = read_divisors(file, "rope_freqs.weight", dims);
+  if (family->long_rope) {
+    // libllama goes by the context that it is asked for; weights are here once for all contexts, so by the longest.
+    const bool longer = hp.context > scaling.original_context;
+    divisors = read_divisors(file, longer ? "rope_factors_long.weight" : "rope_factors_short.weight", dims);
+  }
+  hp.rope = make_rope(family->pairing, dims, base, divisors, scaling);
   const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
                                   [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
   if (!finite || !std::isfinite(hp.rope.magnitude)) {

@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <cmath>
+
 #include "model/family.h"
 #include "model/tensors.h"
 
@@ -74,23 +76,48 @@ void read_experts(Tensors& tensors, const Hyperparameters& hp, const std::string
   layer.shared_gate = tensors.matrix(prefix + "ffn_gate_shexp", experts.shared_ffn, hp.width);
   layer.shared_up = tensors.matrix(prefix + "ffn_up_shexp", experts.shared_ffn, hp.width);
   layer.shared_down = tensors.matrix(prefix + "ffn_down_shexp", hp.width, experts.shared_ffn);
-  layer.shared_switch = tensors.table(prefix + "ffn_gate_inp_shexp", 1, hp.width);
+  if (family_of(hp).shared == Family::Shared::Switched) {
+    layer.shared_switch = tensors.table(prefix + "ffn_gate_inp_shexp", 1, hp.width);
+  }
+}
+
+/// Factors on scores and on what is added become those of the products that make them.
+void fold_scales(const Hyperparameters& hp, Layer& layer) {
+  if (hp.attention_scale != 0) layer.wq.scale *= hp.attention_scale * std::sqrt(static_cast<float>(hp.head_dim));
+  for (Weight* added : {&layer.wo, &layer.down, &layer.expert_down, &layer.shared_down}) {
+    added->scale *= hp.residual_scale;
+  }
 }
 
 Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   const std::string prefix = fmt::format("blk.{}.", index);
   Layer layer;
-  layer.attn_norm = tensors.vector(prefix + "attn_norm.weight", hp.width);
+  const Family& family = family_of(hp);
+  const auto norm = [&](const char* name) { return tensors.vector(prefix + name + ".weight", hp.width); };
+  layer.rotates = hp.rotates(index);
+  if (family.pre_norms) {
+    layer.attn_norm = norm("attn_norm");
+    layer.ffn_norm = norm(family.ffn_norm);
+  }
+  if (family.post_norms) {
+    layer.attn_post_norm = norm("post_attention_norm");
+    layer.ffn_post_norm = norm("post_ffw_norm");
+  }
   read_qkv(tensors, hp, prefix, layer);
-  if (const auto norms = family_of(hp).norms; norms != Family::Norms::None) {
+  if (const auto norms = family.norms; norms != Family::Norms::None) {
     const bool heads = norms == Family::Norms::Heads;
     layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? hp.head_dim : hp.q_width());
     layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? hp.head_dim : hp.kv_width());
   }
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
-  layer.ffn_norm = tensors.vector(prefix + "ffn_norm.weight", hp.width);
   (hp.experts ? read_experts : read_mlp)(tensors, hp, prefix, layer);
+  fold_scales(hp, layer);
+  if (family.scales) {  // which a bias would need, too
+    for (const char* name : {"attn_qkv.bias", "attn_q.bias", "attn_output.bias", "ffn_down.bias"}) {
+      tensors.refuse(prefix + name);
+    }
+  }
   return layer;
 }
 
@@ -133,10 +160,15 @@ Model read_weights(const GgufFile& file, const Hyperparameters& hp) {
   model.output_norm = tensors.vector("output_norm.weight", hp.width);
   model.output = tensors.optional_matrix("output", hp.vocab, hp.width);
   if (!model.output) model.output = model.embedding;
+  model.output.scale /= hp.logit_scale;
   for (int l = 0; l < hp.layers; ++l) {
     if (tensors.has_any(fmt::format("blk.{}.", l))) model.layers.push_back(read_layer(tensors, hp, l));
   }
   if (family_of(hp).rope_factors) tensors.leave_out("rope_freqs.weight");  // they are in hp.rope
+  if (family_of(hp).long_rope) {                                           // so are these, one of them
+    tensors.leave_out("rope_factors_long.weight");
+    tensors.leave_out("rope_factors_short.weight");
+  }
   if (family_of(hp).reranker) tensors.leave_out("cls.output.weight");
   tensors.report();
   model.quantisation = quantisation_name(file.integer("general.file_type").value_or(-1));

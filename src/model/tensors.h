@@ -33,6 +33,8 @@ class Tensors {
 
   /// Known to be of no account for what is computed.
   void leave_out(const std::string& name) { used_.insert(name); }
+  /// Not supported after all.
+  void refuse(const std::string& name) { used_.erase(name); }
 
   /// Throws Error `file: ...` that lists everything missing, everything wrong, and every tensor that was not asked for.
   void report() const;

@@ -79,6 +79,9 @@ int main(int argc, char** argv) try {
     mixture.expert_ffn = mixture.shared_ffn = 16;
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
+  for (const std::string architecture : {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite"}) {
+    tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
+  }
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "gguf_seeds: %s\n", error.what());

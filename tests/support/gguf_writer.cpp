@@ -210,7 +210,7 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
   const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t cols) {
     weights(name, {cols, rows}, 0.0f, 0.2f);
   };
-  const bool always = architecture.ends_with("moe");
+  const bool always = architecture.ends_with("moe") && architecture != "granitemoe";
   const uint64_t experts = shape.experts > 0 ? shape.experts : always ? 5 : 0;
   const auto stack = [&](const std::string& name, uint64_t rows, uint64_t cols) {
     weights(name, {cols, rows, experts}, 0.0f, 0.2f);
@@ -241,20 +241,24 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
   if (experts > 0 && architecture.starts_with("qwen")) {
     writer.set(prefix + "expert_feed_forward_length", static_cast<uint32_t>(shape.expert_ffn));
   }
-  if (architecture == "qwen2moe") {
+  if (architecture.starts_with("granite")) {
+    writer.set(prefix + "embedding_scale", 12.0f).set(prefix + "residual_scale", 0.6f);
+    writer.set(prefix + "attention.scale", 0.4f).set(prefix + "logit_scale", 3.0f);
+  }
+  if (architecture == "qwen2moe" || (architecture == "granitemoe" && experts > 0)) {
     writer.set(prefix + "expert_shared_feed_forward_length", static_cast<uint32_t>(shape.shared_ffn));
   }
 
   matrix("token_embd.weight", shape.vocab, shape.width);
   vector("output_norm.weight", shape.width, 1.0f);
-  if (architecture == "qwen2moe" || architecture == "olmoe") matrix("output.weight", shape.vocab, shape.width);
+  if (architecture == "qwen2moe" || architecture.starts_with("olmo")) matrix("output.weight", shape.vocab, shape.width);
   for (uint64_t l = 0; l < shape.layers; ++l) {
     const std::string block = "blk." + std::to_string(l) + ".";
-    vector(block + "attn_norm.weight", shape.width, 1.0f);
+    if (architecture != "olmo2") vector(block + "attn_norm.weight", shape.width, 1.0f);
     matrix(block + "attn_q.weight", q_width, shape.width);
     matrix(block + "attn_k.weight", kv_width, shape.width);
     matrix(block + "attn_v.weight", kv_width, shape.width);
-    if (architecture.starts_with("qwen2")) {
+    if (architecture.starts_with("qwen2") || architecture == "seed_oss") {
       vector(block + "attn_q.bias", q_width, 0.0f);
       vector(block + "attn_k.bias", kv_width, 0.0f);
       vector(block + "attn_v.bias", kv_width, 0.0f);
@@ -263,27 +267,31 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       vector(block + "attn_q_norm.weight", shape.head_dim(), 1.0f);
       vector(block + "attn_k_norm.weight", shape.head_dim(), 1.0f);
     }
-    if (architecture == "olmoe") {
+    if (architecture.starts_with("olmo")) {
       vector(block + "attn_q_norm.weight", q_width, 1.0f);
       vector(block + "attn_k_norm.weight", kv_width, 1.0f);
     }
     matrix(block + "attn_output.weight", shape.width, q_width);
-    vector(block + "ffn_norm.weight", shape.width, 1.0f);
+    const bool post_norms = architecture == "olmo2" || architecture == "glm4";
+    if (post_norms || architecture == "seed_oss") vector(block + "post_attention_norm.weight", shape.width, 1.0f);
+    if (post_norms) vector(block + "post_ffw_norm.weight", shape.width, 1.0f);
+    if (architecture != "olmo2" && architecture != "seed_oss") vector(block + "ffn_norm.weight", shape.width, 1.0f);
     if (experts > 0) {
       const uint64_t ffn = architecture.starts_with("qwen") ? shape.expert_ffn : shape.ffn;
       matrix(block + "ffn_gate_inp.weight", experts, shape.width);
       stack(block + "ffn_gate_exps.weight", ffn, shape.width);
       stack(block + "ffn_up_exps.weight", ffn, shape.width);
       stack(block + "ffn_down_exps.weight", shape.width, ffn);
-      if (architecture != "qwen2moe") continue;
-      vector(block + "ffn_gate_inp_shexp.weight", shape.width, 0.0f);
+      if (architecture != "qwen2moe" && architecture != "granitemoe") continue;
+      if (architecture == "qwen2moe") vector(block + "ffn_gate_inp_shexp.weight", shape.width, 0.0f);
       matrix(block + "ffn_gate_shexp.weight", shape.shared_ffn, shape.width);
       matrix(block + "ffn_up_shexp.weight", shape.shared_ffn, shape.width);
       matrix(block + "ffn_down_shexp.weight", shape.width, shape.shared_ffn);
       continue;
     }
-    matrix(block + "ffn_gate.weight", shape.ffn, shape.width);
-    matrix(block + "ffn_up.weight", shape.ffn, shape.width);
+    const bool fused = architecture == "glm4" || architecture == "phi3";
+    if (!fused) matrix(block + "ffn_gate.weight", shape.ffn, shape.width);
+    matrix(block + "ffn_up.weight", fused ? 2 * shape.ffn : shape.ffn, shape.width);
     matrix(block + "ffn_down.weight", shape.width, shape.ffn);
   }
   return writer;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "model/family.h"
 #include "support/loading.h"
 
 namespace tidal::test {
@@ -113,10 +114,12 @@ TEST(GgufModel, UnsupportedArchitecturesAreRefusedByName) {
   for (const char* architecture : {"gemma2", "llama4", "qwen2vl", "Llama", ""}) {
     GgufWriter writer = small_model("llama");
     writer.set("general.architecture", architecture);
-    EXPECT_EQ(refusal(writer), fmt::format("test.gguf: architecture '{}' is not supported, expected llama, qwen2, "
-                                           "qwen3, qwen2moe, qwen3moe or olmoe",
-                                           architecture));
+    EXPECT_EQ(refusal(writer),
+              fmt::format("test.gguf: architecture '{}' is not supported, expected {}", architecture, family_names()));
   }
+  EXPECT_EQ(
+      family_names(),
+      "llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, olmo2, smollm3, seed_oss, phi3, glm4, granite or granitemoe");
   GgufWriter writer = small_model("llama");
   writer.set("general.architecture", 3u);
   EXPECT_EQ(refusal(writer), "test.gguf: key 'general.architecture' has type u32, expected a string");
@@ -281,6 +284,63 @@ TEST(GgufModel, NumbersThatAreNoNumbers) {
   writer.set("llama.rope.scaling.factor", 1e-44f);
   EXPECT_EQ(refusal(writer),
             "test.gguf: the rope base, scaling and factors give frequencies that are not finite numbers");
+}
+
+TEST(GgufModel, FactorsOfGraniteAreInTheWeights) {
+  GgufWriter writer = small_model("granite");
+  const Bytes bytes = writer.bytes();
+  const Model model = load_bytes(bytes, bytes.size());
+  EXPECT_EQ(model.hp.embedding_scale, 12.0f);
+  EXPECT_EQ(model.embedding.scale, 1.0f);
+  EXPECT_FLOAT_EQ(model.output.scale, 1 / 3.0f);
+  for (const Layer& layer : model.layers) {
+    EXPECT_FLOAT_EQ(layer.wq.scale, 0.4f * 4);  // in place of 1 / sqrt(16)
+    EXPECT_EQ(layer.wk.scale, 1.0f);
+    EXPECT_FLOAT_EQ(layer.wo.scale, 0.6f);
+    EXPECT_FLOAT_EQ(layer.down.scale, 0.6f);
+    EXPECT_EQ(layer.up.scale, 1.0f);
+  }
+  for (const char* name : {"attn_q.bias", "attn_output.bias", "ffn_down.bias"}) {
+    GgufWriter biased = small_model("granite");
+    biased.add(std::string("blk.1.") + name, GGML_TYPE_F32, {64});
+    EXPECT_EQ(refusal(biased), fmt::format("test.gguf: these tensors are not supported: blk.1.{}", name));
+  }
+  writer.set("granite.logit_scale", 0.0f);
+  EXPECT_EQ(refusal(writer), "test.gguf: key 'granite.logit_scale' is 0");
+  writer.erase("granite.logit_scale");
+  EXPECT_EQ(refusal(writer), "test.gguf: these keys are missing: granite.logit_scale");
+}
+
+TEST(GgufModel, LayersThatDoNotRotateAndWindows) {
+  const Bytes bytes = small_model("smollm3", {.layers = 9}).bytes();
+  const Model model = load_bytes(bytes, bytes.size());
+  for (int l = 0; l < 9; ++l) EXPECT_EQ(model.layers[l].rotates, l != 3 && l != 7) << l;
+  GgufWriter granite = small_model("granite");
+  EXPECT_TRUE(hyperparameters(granite).rotates(0));
+  granite.set("granite.rope.scaling.finetuned", false);
+  EXPECT_FALSE(hyperparameters(granite).rotates(0));
+  // libllama attends within a window in the one family, and not in the other.
+  GgufWriter olmo = small_model("olmo2");
+  olmo.set("olmo2.attention.sliding_window", 64u);
+  EXPECT_EQ(refusal(olmo), "test.gguf: windows of 64 positions are not supported");
+  GgufWriter phi = small_model("phi3");
+  phi.set("phi3.attention.sliding_window", 64u);
+  EXPECT_EQ(refusal(phi), "");
+}
+
+TEST(GgufModel, FactorsOfLongContextsGoByTheTrainedOne) {
+  GgufWriter writer = small_model("phi3");
+  const std::vector<float> longer(8, 4.0f), shorter(8, 2.0f);
+  writer.add("rope_factors_long.weight", longer, {8});
+  writer.add("rope_factors_short.weight", shorter, {8});
+  const auto frequency = [&](uint32_t original_context) {
+    writer.set("phi3.rope.scaling.original_context_length", original_context);
+    return hyperparameters(writer).rope.frequencies[0];
+  };
+  EXPECT_DOUBLE_EQ(frequency(127), 1 / 4.0);
+  EXPECT_DOUBLE_EQ(frequency(128), 1 / 2.0);
+  writer.add("rope_factors_short.weight", std::vector<float>(7, 2.0f), {7});
+  EXPECT_EQ(refusal(writer), "test.gguf: tensor 'rope_factors_short.weight' is f32 [1, 7], expected f32 [8]");
 }
 
 }  // namespace

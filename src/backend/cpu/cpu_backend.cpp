@@ -67,6 +67,11 @@ class CpuBackend final : public Backend {
   Rows long_rows(Rows all) const { return {all.row(short_), all.rows - short_, all.width}; }
   Rows normalise(Rows x, const Weight& norm);
   MlpInput mlp_input(Rows normed);
+  /// Where what is to be normed goes: zeros. x itself without a norm.
+  Rows before_norm(Rows x, const Weight& norm);
+  /// x += norm of `given`; nothing without a norm.
+  void add_normed(Rows given, const Weight& norm, Rows x);
+  void add_projected(const Layer& layer, Rows out, Rows x);
   const std::byte* to_elements(Rows x);
   void rotate(float* head, const float* angles) const;
 
@@ -81,11 +86,11 @@ class CpuBackend final : public Backend {
   std::vector<int> chunks_, long_chunks_;  // rows of each chunk, and of each long one
   std::vector<int> wanted_groups_;         // those that want logits, by chunk
 
-  Buffer normed_;    // [rows, width]
-  Buffer kv_;        // [rows, 2 * kv_width]: K, then V
-  Buffer elements_;  // [rows, widest] in the products' element type
-  Buffer factors_;   // [rows], of a shared expert
-  Buffer angles_;    // [rows, rope.dims]: cosine and sine of every pair
+  Buffer normed_, given_;  // [rows, width]; given_ only where norms follow
+  Buffer kv_;              // [rows, 2 * kv_width]: K, then V
+  Buffer elements_;        // [rows, widest] in the products' element type
+  Buffer factors_;         // [rows], of a shared expert
+  Buffer angles_;          // [rows, rope.dims]: cosine and sine of every pair
   int max_rows_ = 0;
 };
 
@@ -96,6 +101,7 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
   normed_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   kv_ = allocate_memory(sizeof(float) * rows * 2 * hp.kv_width(), "activations");
   elements_ = allocate_memory(gemm_.elements().bytes() * rows * widest, "activations");
+  if (hp.post_norms) given_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   factors_ = allocate_memory(sizeof(float) * rows, "activations");
   angles_ = allocate_memory(sizeof(float) * rows * hp.rope.dims, "rotary angles");
   const int ffn = hp.experts ? hp.experts.shared_ffn : hp.ffn;
@@ -154,10 +160,12 @@ void CpuBackend::embed(const Weight& embedding, const Batch& batch, Rows x) {
     } else {
       ggml_get_type_traits(embedding.type)->to_float(row, x.row(r), x.width);
     }
+    if (hp_.embedding_scale != 1) scale_by(hp_.embedding_scale, x.width, x.row(r));
   }
 }
 
 Rows CpuBackend::normalise(Rows x, const Weight& norm) {
+  if (!norm) return x;
   const Rows normed{normed_.as<float>(), x.rows, x.width};
 #pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
   for (int r = 0; r < x.rows; ++r) rms_norm(x.row(r), norm.floats(), x.width, hp_.rms_epsilon, normed.row(r));
@@ -216,7 +224,7 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       rms_norm(row + i, norm.floats(), static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
     }
-    for (int i = 0; i < width; i += dim) rotate(row + i, angles);
+    for (int i = 0; layer.rotates && i < width; i += dim) rotate(row + i, angles);
   };
   const auto finish_row = [&](const Chunk& chunk, int i) {
     const int row = chunk.first_row + i;
@@ -240,7 +248,29 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   }
 }
 
+Rows CpuBackend::before_norm(Rows x, const Weight& norm) {
+  if (!norm) return x;
+  const Rows given{given_.as<float>(), x.rows, x.width};
+  std::memset(given.data, 0, sizeof(float) * static_cast<size_t>(x.rows) * x.width);
+  return given;
+}
+
+void CpuBackend::add_normed(Rows given, const Weight& norm, Rows x) {
+  if (!norm) return;
+#pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
+  for (int r = 0; r < x.rows; ++r) {
+    rms_norm(given.row(r), norm.floats(), x.width, hp_.rms_epsilon, given.row(r));
+    add_to(given.row(r), x.width, x.row(r));
+  }
+}
+
 void CpuBackend::project(const Layer& layer, Rows out, Rows x) {
+  const Rows given = before_norm(x, layer.attn_post_norm);
+  add_projected(layer, out, given);
+  add_normed(given, layer.attn_post_norm, x);
+}
+
+void CpuBackend::add_projected(const Layer& layer, Rows out, Rows x) {
   if (short_ > 0) {
     quantised_.assign(short_rows(out));
     const DotJob job{&layer.wo, &layer.bo, short_rows(x), true};
@@ -253,19 +283,23 @@ void CpuBackend::project(const Layer& layer, Rows out, Rows x) {
 }
 
 void CpuBackend::mlp(const Layer& layer, Rows x) {
+  const Rows given = before_norm(x, layer.ffn_post_norm);
   mlp_.add({&layer.gate, &layer.up, &layer.down, &layer.b_gate, &layer.b_up, &layer.b_down},
-           mlp_input(normalise(x, layer.ffn_norm)), x);
+           mlp_input(normalise(x, layer.ffn_norm)), given);
+  add_normed(given, layer.ffn_post_norm, x);
 }
 
 void CpuBackend::experts(const Layer& layer, Rows x) {
   MlpInput input = mlp_input(normalise(x, layer.ffn_norm));
   if (layer.shared_down) {
-    auto* const factors = factors_.as<float>();
-    quantised_.assign(input.normed);
-    const DotJob job{.weight = &layer.shared_switch, .y = {factors, x.rows, 1}};
-    dot_matmul({&job, 1}, quantised_, threads_);
-    for (int r = 0; r < x.rows; ++r) factors[r] = 1.0f / (1.0f + std::exp(-factors[r]));
-    input.factors = factors;
+    if (layer.shared_switch) {
+      auto* const factors = factors_.as<float>();
+      quantised_.assign(input.normed);
+      const DotJob job{.weight = &layer.shared_switch, .y = {factors, x.rows, 1}};
+      dot_matmul({&job, 1}, quantised_, threads_);
+      for (int r = 0; r < x.rows; ++r) factors[r] = 1.0f / (1.0f + std::exp(-factors[r]));
+      input.factors = factors;
+    }
     mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, x);
   }
   experts_.add(layer, chunks_, input.normed, x);

@@ -52,7 +52,12 @@ class CudaBackend final : public Backend {
   }
   Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
   ggml_type matrix_type(ggml_type) const override { return GGML_TYPE_BF16; }
-  std::string unsupported(const Hyperparameters& hp) const override { return hp.experts ? "mixtures of experts" : ""; }
+  std::string unsupported(const Hyperparameters& hp) const override {
+    if (hp.experts) return "mixtures of experts";
+    if (hp.post_norms) return "models that norm what attention and MLP give";
+    if (hp.unrotated_every > 0) return "models with layers that do not rotate";
+    return hp.embedding_scale != 1 ? "models that scale their embeddings" : "";
+  }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;

@@ -77,13 +77,17 @@ class ReferenceBackend final : public Backend {
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
-  void project(const Layer& layer, Rows out, Rows x) override { add_product(layer.wo, layer.bo, out, x); }
+  void project(const Layer& layer, Rows out, Rows x) override {
+    add_product(layer.wo, layer.bo, layer.attn_post_norm, out, x);
+  }
   void mlp(const Layer& layer, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
 
  private:
-  void add_product(const Weight& weight, const Weight& bias, Rows from, Rows x) const;
+  /// x += W from + bias, normed where there is a norm.
+  void add_product(const Weight& weight, const Weight& bias, const Weight& norm, Rows from, Rows x) const;
+  /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
   /// All heads of one row over the whole context; returns every head's scores.
   std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
@@ -110,7 +114,10 @@ void ReferenceBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
 }
 
 void ReferenceBackend::embed(const Weight& embedding, const Batch& batch, Rows x) {
-  for (int r = 0; r < x.rows; ++r) reference::dequantise(embedding, batch.tokens[r], x.row(r));
+  for (int r = 0; r < x.rows; ++r) {
+    reference::dequantise(embedding, batch.tokens[r], x.row(r));
+    for (int i = 0; i < x.width; ++i) x.row(r)[i] *= hp_.embedding_scale;
+  }
 }
 
 void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) {
@@ -123,7 +130,7 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       reference::rms_norm(row + i, norm, static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
     }
-    for (int i = 0; i < width; i += dim) reference::rotate(row + i, position, hp_.rope);
+    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, hp_.rope);
   };
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
@@ -217,9 +224,11 @@ void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv,
   }
 }
 
-void ReferenceBackend::add_product(const Weight& weight, const Weight& bias, Rows from, Rows x) const {
-  const Matrix product(x.rows, x.width);
-  reference::multiply(weight, bias, from, product);
+void ReferenceBackend::add_product(const Weight& weight, const Weight& bias, const Weight& norm, Rows from,
+                                   Rows x) const {
+  const Matrix raw(x.rows, x.width);
+  reference::multiply(weight, bias, from, raw);
+  const Matrix product = normalise(raw, norm);
   for (int r = 0; r < x.rows; ++r) {
     for (int i = 0; i < x.width; ++i) x.row(r)[i] += product->row(r)[i];
   }
@@ -227,13 +236,20 @@ void ReferenceBackend::add_product(const Weight& weight, const Weight& bias, Row
 
 Matrix ReferenceBackend::normalise(Rows x, const Weight& norm) const {
   Matrix normed(x.rows, x.width);
-  for (int r = 0; r < x.rows; ++r) reference::rms_norm(x.row(r), norm, x.width, hp_.rms_epsilon, normed->row(r));
+  for (int r = 0; r < x.rows; ++r) {
+    if (norm) {
+      reference::rms_norm(x.row(r), norm, x.width, hp_.rms_epsilon, normed->row(r));
+    } else {
+      std::copy_n(x.row(r), x.width, normed->row(r));
+    }
+  }
   return normed;
 }
 
 void ReferenceBackend::mlp(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
-  add_product(layer.down, layer.b_down, reference::swiglu(layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
+  add_product(layer.down, layer.b_down, layer.ffn_post_norm,
+              reference::swiglu(layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
 }
 
 void ReferenceBackend::experts(const Layer& layer, Rows x) {
@@ -242,9 +258,9 @@ void ReferenceBackend::experts(const Layer& layer, Rows x) {
     const Matrix hidden = reference::swiglu(layer.shared_gate, {}, layer.shared_up, {}, normed);
     const Matrix shared(x.rows, x.width), logits(x.rows, 1);
     reference::multiply(layer.shared_down, {}, hidden, shared);
-    reference::multiply(layer.shared_switch, {}, normed, logits);
+    if (layer.shared_switch) reference::multiply(layer.shared_switch, {}, normed, logits);
     for (int r = 0; r < x.rows; ++r) {
-      const float share = 1.0f / (1.0f + std::exp(-logits->row(r)[0]));
+      const float share = layer.shared_switch ? 1.0f / (1.0f + std::exp(-logits->row(r)[0])) : 1.0f;
       for (int i = 0; i < x.width; ++i) x.row(r)[i] += share * shared->row(r)[i];
     }
   }
