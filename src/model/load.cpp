@@ -65,7 +65,7 @@ void read_mlp(Tensors& tensors, const Hyperparameters& hp, const std::string& pr
   layer.b_down = tensors.optional_vector(prefix + "ffn_down.bias", hp.width);
 }
 
-void read_experts(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+void read_expert_weights(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
   const Experts& experts = hp.experts;
   const int64_t count = experts.count, ffn = experts.ffn;
   layer.router = tensors.table(prefix + "ffn_gate_inp", count, hp.width);
@@ -111,7 +111,7 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   }
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
-  (hp.experts ? read_experts : read_mlp)(tensors, hp, prefix, layer);
+  (hp.experts ? read_expert_weights : read_mlp)(tensors, hp, prefix, layer);
   fold_scales(hp, layer);
   if (family.scales) {  // which a bias would need, too
     for (const char* name : {"attn_qkv.bias", "attn_q.bias", "attn_output.bias", "ffn_down.bias"}) {
