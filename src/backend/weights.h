@@ -42,6 +42,7 @@ struct Layer {
   // In place of gate, up and down where the model is a mixture of experts: their matrices one behind the other.
   Weight router;                               // [experts, width]
   Weight expert_gate, expert_up, expert_down;  // [experts * expert ffn, width] twice, [experts * width, expert ffn]
+  Weight gate_scales, up_scales, down_scales;  // [experts], of each one's products; optional (NVFP4)
   Weight shared_gate, shared_up, shared_down;  // [shared ffn, width] twice, [width, shared ffn]; optional
   Weight shared_switch;  // [1, width]: the shared expert counts as sigmoid of this product; optional: whole
 
@@ -49,5 +50,14 @@ struct Layer {
 
   bool operator==(const Layer&) const = default;
 };
+
+/// The matrix [rows, cols] of one expert in those of all, with its own scale where `scales` has one.
+inline Weight expert_matrix(const Weight& all, const Weight& scales, int expert, int64_t rows) {
+  Weight own = all;
+  own.data = all.row(expert * rows);
+  own.rows = rows;
+  if (scales) own.scale *= scales.floats()[expert];
+  return own;
+}
 
 }  // namespace tidal

@@ -28,7 +28,7 @@ int max_rows(const Backend& backend, const EngineOptions& options) {
 double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 /// Better before than after half of it is allocated.
-void check_backend(const Backend& backend, const EngineMemory& memory, const EngineOptions& options) {
+void check_memory(const Backend& backend, const EngineMemory& memory, const EngineOptions& options) {
   const int64_t free = backend.free_bytes();
   if (memory.total() <= free) return;
   fail(
@@ -77,7 +77,7 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   }
   plan.check(model.hp);
   options_.chunk = chunk_of(backend, options);
-  check_backend(backend, engine_memory(backend, model.hp, plan, options_), options_);
+  check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
   pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options));
   const int rows = max_rows(backend, options_);
   forward_ = std::make_unique<Forward>(backend, model, rows, options.context);

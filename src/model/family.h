@@ -17,6 +17,7 @@ struct Family {
   Norms norms = Norms::None;
   Mlp mlp = Mlp::Dense;
   bool weights_sum_to_one = false;  ///< those of the chosen experts
+  bool expert_scales = false;       ///< ffn_*_exps.scale count, as in libllama in such files only
   /// An expert beside the chosen ones: none, always and behind a switch of its own, or where the keys give its length.
   enum class Shared { None, Switched, AsKeysSay };
   Shared shared = Shared::None;
@@ -27,6 +28,7 @@ struct Family {
   bool windows = false;               ///< keys may give one, in which libllama's attention stays
   bool scales = false;                ///< keys give factors on embedding, attention, residual and logits
   bool rotation_key = false;          ///< rope.scaling.finetuned says whether q and k are rotated at all
+  bool rope_sections = false;         ///< rope.dimension_sections counts
   bool rope_factors = false;          ///< rope_freqs.weight counts, as in libllama in such files only
   bool long_rope = false;             ///< rope_factors_long and _short.weight count
   bool biases = false;                ///< of q, k and v, in the published models

@@ -44,6 +44,8 @@ class Keys {
     return value;
   }
   std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
+  /// The same where 0, as for libllama, stands for a key that is absent.
+  int nonzero_or(const std::string& key, int otherwise) { return integer_or(key, 0) == 0 ? otherwise : size(key); }
   /// A size that may be given per layer; all layers must agree.
   int uniform(const std::string& key, int otherwise, int layers) {
     const auto values = file_.integers(prefix_ + key);
@@ -100,13 +102,27 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family,
   } else if (type == "longrope" && family.long_rope) {
     scaling.kind = scaling.factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
   } else if (type != "none") {
-    fail("{}: rope scaling '{}' is not supported, expected none, linear or yarn", file.path(), type);
+    fail("{}: rope scaling '{}' is not supported, expected none, linear{} yarn", file.path(), type,
+         family.long_rope ? ", longrope or" : " or");
   }
   scaling.original_context = keys.size_or("rope.scaling.original_context_length", context);
   // llama.cpp reads YaRN's other keys (yarn_beta_fast, yarn_ext_factor, ...) for other architectures only; for these it
   // takes the paper's numbers whatever the file says, and so do we.
   scaling.attention = keys.positive_or("rope.scaling.attn_factor", 1);
   return scaling;
+}
+
+/// Whether pairs are dealt to the axes of pictures (M-RoPE), whose files keep halves. In text all axes but the last say
+/// the same, so that nothing else changes; throws where a pair goes by the last.
+bool read_sections(const GgufFile& file, const std::string& architecture, int dims) {
+  const auto sections = file.integers(architecture + ".rope.dimension_sections");
+  if (!sections || sections->size() < 3 || (*sections)[0] <= 0 || (*sections)[1] <= 0) return false;
+  const int64_t axes = (*sections)[0] + (*sections)[1] + (*sections)[2];
+  if (axes < dims / 2 || (sections->size() > 3 && (*sections)[3] != 0)) {
+    fail("{}: key '{}.rope.dimension_sections' gives {} pairs of {} to the first three axes, others are not supported",
+         file.path(), architecture, axes, dims / 2);
+  }
+  return true;
 }
 
 /// Factors per pair, Llama 3's or LongRoPE's; empty when the file has none.
@@ -151,10 +167,9 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   experts.ffn = own ? keys.uniform("expert_feed_forward_length", share, layers) : share;
   if (experts.ffn == 0) keys.require(own ? "expert_feed_forward_length" : "feed_forward_length");
   if (family.shared == Family::Shared::AsKeysSay) {
-    const bool has_shared = keys.integer_or("expert_shared_feed_forward_length", 0) != 0;
-    experts.shared_ffn = has_shared ? keys.size("expert_shared_feed_forward_length") : 0;
+    experts.shared_ffn = keys.nonzero_or("expert_shared_feed_forward_length", 0);
   } else if (family.shared == Family::Shared::Switched) {
-    experts.shared_ffn = keys.size_or("expert_shared_feed_forward_length", ffn);
+    experts.shared_ffn = keys.nonzero_or("expert_shared_feed_forward_length", ffn);
     if (experts.shared_ffn == 0) keys.require("expert_shared_feed_forward_length");
   }
   experts.weights_sum_to_one = family.weights_sum_to_one;
@@ -220,9 +235,12 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
-  if (const int64_t window = keys.integer_or("attention.sliding_window", 0); window > 0 && family->windows) {
-    fail("{}: windows of {} positions are not supported", file.path(), window);
+  if (family->windows) {
+    const int64_t window = keys.integer_or("attention.sliding_window", 0);
+    if (window > 0) fail("{}: windows of {} positions are not supported", file.path(), window);
   }
+  // libllama leaves out the last layers of a file that says so: they predict further tokens.
+  if (keys.integer_or("nextn_predict_layers", 0) > 0) fail("{}: NextN layers are not supported", file.path());
   hp.post_norms = family->post_norms;
   hp.unrotated_every = family->unrotated_every;
   if (family->scales) read_scales(keys, hp);
@@ -264,7 +282,8 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     const bool longer = hp.context > scaling.original_context;
     divisors = read_divisors(file, longer ? "rope_factors_long.weight" : "rope_factors_short.weight", dims);
   }
-  hp.rope = make_rope(family->pairing, dims, base, divisors, scaling);
+  const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
+  hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);
   const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
                                   [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
   if (!finite || !std::isfinite(hp.rope.magnitude)) {

@@ -69,9 +69,16 @@ void read_expert_weights(Tensors& tensors, const Hyperparameters& hp, const std:
   const Experts& experts = hp.experts;
   const int64_t count = experts.count, ffn = experts.ffn;
   layer.router = tensors.table(prefix + "ffn_gate_inp", count, hp.width);
-  layer.expert_gate = tensors.table(prefix + "ffn_gate_exps", count * ffn, hp.width);
-  layer.expert_up = tensors.table(prefix + "ffn_up_exps", count * ffn, hp.width);
-  layer.expert_down = tensors.table(prefix + "ffn_down_exps", count * hp.width, ffn);
+  const auto matrices = [&](const std::string& name, int64_t rows, int64_t cols, Weight& all, Weight& scales) {
+    all = tensors.table(prefix + name, count * rows, cols);
+    if (family_of(hp).expert_scales) {
+      scales = tensors.optional_vector(prefix + name + ".scale", count);
+      tensors.leave_out(prefix + name + ".input_scale");
+    }
+  };
+  matrices("ffn_gate_exps", ffn, hp.width, layer.expert_gate, layer.gate_scales);
+  matrices("ffn_up_exps", ffn, hp.width, layer.expert_up, layer.up_scales);
+  matrices("ffn_down_exps", hp.width, ffn, layer.expert_down, layer.down_scales);
   if (experts.shared_ffn == 0) return;
   layer.shared_gate = tensors.matrix(prefix + "ffn_gate_shexp", experts.shared_ffn, hp.width);
   layer.shared_up = tensors.matrix(prefix + "ffn_up_shexp", experts.shared_ffn, hp.width);

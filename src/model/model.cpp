@@ -10,33 +10,21 @@ namespace {
 template <typename Layers, typename Function>
 void for_each_weight(Layers& layers, Function&& function) {
   for (auto& layer : layers) {
-    for (auto* weight : {&layer.attn_norm,
-                         &layer.wq,
-                         &layer.wk,
-                         &layer.wv,
-                         &layer.bq,
-                         &layer.bk,
-                         &layer.bv,
-                         &layer.q_norm,
-                         &layer.k_norm,
-                         &layer.wo,
-                         &layer.bo,
-                         &layer.ffn_norm,
-                         &layer.gate,
-                         &layer.up,
-                         &layer.down,
-                         &layer.b_gate,
-                         &layer.b_up,
-                         &layer.b_down,
-                         &layer.router,
-                         &layer.expert_gate,
-                         &layer.expert_up,
-                         &layer.expert_down,
-                         &layer.shared_gate,
-                         &layer.shared_up,
-                         &layer.shared_down,
-                         &layer.shared_switch,
-                         &layer.attn_post_norm,
+    for (auto* weight : {&layer.attn_norm,    &layer.wq,
+                         &layer.wk,           &layer.wv,
+                         &layer.bq,           &layer.bk,
+                         &layer.bv,           &layer.q_norm,
+                         &layer.k_norm,       &layer.wo,
+                         &layer.bo,           &layer.ffn_norm,
+                         &layer.gate,         &layer.up,
+                         &layer.down,         &layer.b_gate,
+                         &layer.b_up,         &layer.b_down,
+                         &layer.router,       &layer.expert_gate,
+                         &layer.expert_up,    &layer.expert_down,
+                         &layer.shared_gate,  &layer.shared_up,
+                         &layer.shared_down,  &layer.shared_switch,
+                         &layer.gate_scales,  &layer.up_scales,
+                         &layer.down_scales,  &layer.attn_post_norm,
                          &layer.ffn_post_norm}) {
       if (*weight) function(*weight);
     }
@@ -48,7 +36,7 @@ void upload(Model& model, Backend& backend) {
   model.embedding = backend.upload(model.embedding);
   const float scale = model.output.scale;
   model.output = tied ? model.embedding : backend.upload(model.output);
-  model.output.scale = scale;
+  if (tied) model.output.scale = scale;
   model.output_norm = backend.upload(model.output_norm);
   for_each_weight(model.layers, [&](Weight& weight) { weight = backend.upload(weight); });
 }

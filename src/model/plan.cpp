@@ -59,7 +59,7 @@ const std::vector<MeasuredModel>& measured_models() {
 
 const MeasuredModel* measured(const Hyperparameters& hp) {
   for (const MeasuredModel& entry : measured_models()) {
-    if (hp.architecture == entry.architecture && hp.layers == entry.layers && hp.width == entry.width &&
+    if (hp.architecture == entry.architecture && !hp.experts && hp.layers == entry.layers && hp.width == entry.width &&
         hp.kv_heads == entry.kv_heads) {
       return &entry;
     }

@@ -29,8 +29,8 @@ void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& 
   if (experts.shared_ffn == 0) return;
   parts.insert(parts.end(), {{&layer.shared_gate, experts.shared_ffn, hp.width},
                              {&layer.shared_up, experts.shared_ffn, hp.width},
-                             {&layer.shared_down, hp.width, experts.shared_ffn},
-                             {&layer.shared_switch, 1, hp.width}});
+                             {&layer.shared_down, hp.width, experts.shared_ffn}});
+  if (family_of(hp).shared == Family::Shared::Switched) parts.push_back({&layer.shared_switch, 1, hp.width});
 }
 
 std::vector<Part> parts_of(Model& model) {
@@ -39,18 +39,24 @@ std::vector<Part> parts_of(Model& model) {
   std::vector<Part> parts = {{&model.embedding, hp.vocab, hp.width},
                              {&model.output, hp.vocab, hp.width},
                              {&model.output_norm, 1, hp.width, 1.0f}};
-  for (Layer& layer : model.layers) {
-    parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f},
-                               {&layer.wq, hp.q_width(), hp.width},
+  for (int l = 0; Layer & layer : model.layers) {
+    layer.rotates = hp.rotates(l++);
+    parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
                                {&layer.wk, hp.kv_width(), hp.width},
                                {&layer.wv, hp.kv_width(), hp.width},
-                               {&layer.wo, hp.width, hp.q_width()},
-                               {&layer.ffn_norm, 1, hp.width, 1.0f}});
+                               {&layer.wo, hp.width, hp.q_width()}});
+    if (family.pre_norms) {
+      parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f}, {&layer.ffn_norm, 1, hp.width, 1.0f}});
+    }
     if (hp.experts) {
       add_experts(parts, layer, hp);
     } else {
       parts.insert(parts.end(),
                    {{&layer.gate, hp.ffn, hp.width}, {&layer.up, hp.ffn, hp.width}, {&layer.down, hp.width, hp.ffn}});
+    }
+    if (family.post_norms) {
+      parts.insert(parts.end(),
+                   {{&layer.attn_post_norm, 1, hp.width, 1.0f}, {&layer.ffn_post_norm, 1, hp.width, 1.0f}});
     }
     if (family.biases) {
       parts.insert(parts.end(),

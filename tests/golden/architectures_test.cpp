@@ -78,6 +78,11 @@ const Change kChanges[] = {
        file.erase(prefix + "attention.scale").set(prefix + "logit_scale", 3.5f);
      },
      &Family::scales},
+    {"axes of pictures",
+     [](GgufWriter& file, const std::string& prefix) {
+       file.set(prefix + "rope.dimension_sections", std::vector<uint32_t>{3, 3, 2, 0});
+     },
+     &Family::rope_sections},
     {"no rotation",
      [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "rope.scaling.finetuned", false); },
      &Family::rotation_key},
@@ -219,6 +224,18 @@ const OtherTensors kOtherTensors[] = {
      },
      true,
      {"llama", "qwen3"}},
+    {"scales of experts",
+     [](GgufWriter& file) {
+       const auto count = static_cast<size_t>(file.tensor("blk.0.ffn_gate_exps.weight").sizes[2]);
+       std::vector<float> scales(count);
+       for (size_t i = 0; i < count; ++i) scales[i] = 0.5f + static_cast<float>(i % 3);
+       for (const char* name : {"blk.0.ffn_gate_exps", "blk.0.ffn_up_exps", "blk.1.ffn_down_exps"}) {
+         file.add(name + std::string(".scale"), scales, {count});
+         file.add(name + std::string(".input_scale"), scales, {count});
+       }
+     },
+     true,
+     {"llama_experts", "qwen3moe_experts"}},
     {"biases of q, k and v", add_biases, true, {}, true},
     {"fused q, k and v",
      [](GgufWriter& file) {

@@ -92,12 +92,16 @@ TEST(GgufExperts, TensorsOfOtherSizesAndNames) {
   writer.add("blk.0.ffn_gate_inp.weight", GGML_TYPE_F32, {64, 4});
   writer.add("blk.0.ffn_up_exps.weight", GGML_TYPE_F32, {64, 32, 4});
   writer.erase_tensor("blk.1.ffn_down_exps.weight");
-  writer.add("blk.1.ffn_gate_exps.scale", {1, 1, 1, 1, 1}, {5});
+  writer.add("blk.1.ffn_gate_exps.scale", {1, 1, 1, 1}, {4});
   writer.add("blk.1.ffn_down.weight", GGML_TYPE_F32, {96, 64});
   EXPECT_EQ(refusal(writer),
             "test.gguf: these tensors are missing: blk.1.ffn_down_exps.weight; these tensors are wrong: "
             "blk.0.ffn_gate_inp.weight is [4, 64], expected [5, 64], blk.0.ffn_up_exps.weight is [128, 64], expected "
-            "[160, 64]; these tensors are not supported: blk.1.ffn_down.weight, blk.1.ffn_gate_exps.scale");
+            "[160, 64], blk.1.ffn_gate_exps.scale is [1, 4], expected [1, 5]; these tensors are not supported: "
+            "blk.1.ffn_down.weight");
+  writer = small_model("olmoe", {.kv_heads = 4});
+  writer.add("blk.1.ffn_gate_exps.scale", {1, 1, 1, 1, 1}, {5});
+  EXPECT_EQ(refusal(writer), "test.gguf: these tensors are not supported: blk.1.ffn_gate_exps.scale");
 }
 
 }  // namespace

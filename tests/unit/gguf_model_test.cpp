@@ -326,6 +326,24 @@ TEST(GgufModel, LayersThatDoNotRotateAndWindows) {
   GgufWriter phi = small_model("phi3");
   phi.set("phi3.attention.sliding_window", 64u);
   EXPECT_EQ(refusal(phi), "");
+  phi.set("phi3.nextn_predict_layers", 1u);
+  EXPECT_EQ(refusal(phi), "test.gguf: NextN layers are not supported");
+}
+
+TEST(GgufModel, PairsOfPicturesAreHalves) {
+  GgufWriter glm = small_model("glm4");
+  EXPECT_EQ(hyperparameters(glm).rope.pairing, Rope::Pairing::Adjacent);
+  const auto with = [&](const std::vector<uint32_t>& sections) {
+    glm.set("glm4.rope.dimension_sections", sections);
+    return refusal(glm);
+  };
+  EXPECT_EQ(with({0, 0, 0, 0}), "");
+  EXPECT_EQ(hyperparameters(glm).rope.pairing, Rope::Pairing::Adjacent);
+  EXPECT_EQ(with({3, 3, 2, 0}), "");
+  EXPECT_EQ(hyperparameters(glm).rope.pairing, Rope::Pairing::Halves);
+  const std::string others = "to the first three axes, others are not supported";
+  EXPECT_EQ(with({3, 3, 1, 0}), "test.gguf: key 'glm4.rope.dimension_sections' gives 7 pairs of 8 " + others);
+  EXPECT_EQ(with({3, 3, 2, 1}), "test.gguf: key 'glm4.rope.dimension_sections' gives 8 pairs of 8 " + others);
 }
 
 TEST(GgufModel, FactorsOfLongContextsGoByTheTrainedOne) {

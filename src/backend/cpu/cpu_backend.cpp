@@ -290,11 +290,12 @@ void CpuBackend::mlp(const Layer& layer, Rows x) {
 }
 
 void CpuBackend::experts(const Layer& layer, Rows x) {
-  MlpInput input = mlp_input(normalise(x, layer.ffn_norm));
+  const Rows normed = normalise(x, layer.ffn_norm);
   if (layer.shared_down) {
+    MlpInput input = mlp_input(normed);
     if (layer.shared_switch) {
       auto* const factors = factors_.as<float>();
-      quantised_.assign(input.normed);
+      quantised_.assign(normed);
       const DotJob job{.weight = &layer.shared_switch, .y = {factors, x.rows, 1}};
       dot_matmul({&job, 1}, quantised_, threads_);
       for (int r = 0; r < x.rows; ++r) factors[r] = 1.0f / (1.0f + std::exp(-factors[r]));
@@ -302,7 +303,7 @@ void CpuBackend::experts(const Layer& layer, Rows x) {
     }
     mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, x);
   }
-  experts_.add(layer, chunks_, input.normed, x);
+  experts_.add(layer, chunks_, normed, x);
 }
 
 void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) {

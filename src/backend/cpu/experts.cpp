@@ -16,14 +16,6 @@ namespace {
 // Rows of a product: oneDNN makes a kernel for every number of rows, so there should not be too many of them.
 constexpr int kRowsStep = 8;
 
-/// The matrix of one expert in those of all.
-Weight matrix_of(const Weight& all, int expert, int64_t rows) {
-  Weight own = all;
-  own.data = all.row(expert * rows);
-  own.rows = rows;
-  return own;
-}
-
 }  // namespace
 
 void ExpertMlp::reserve(const Hyperparameters& hp, int max_rows) {
@@ -118,8 +110,8 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   const Rows gate{hidden_.as<float>(), count, ffn}, up{gate.row(count), count, ffn};
   const Rows results{results_.as<float>(), count, width};
   for (int i = 0; i < count; ++i) rows_[i] = by_dots_[i].row;
-  const auto add_job = [&](const Weight& all, int expert, int64_t rows, Rows y, std::span<const int32_t> from) {
-    weights_.push_back(matrix_of(all, expert, rows));  // has room, so that pointers stay
+  const auto add_job = [&](const Weight& matrix, Rows y, std::span<const int32_t> from) {
+    weights_.push_back(matrix);  // has room, so that pointers stay
     jobs_.push_back({.weight = &weights_.back(), .y = y, .rows = from});
   };
   const auto clear = [&] {
@@ -130,8 +122,8 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   for_each_expert(by_dots_, [&](int first, Run run) {
     const int expert = run.front().expert, rows = static_cast<int>(run.size());
     const std::span<const int32_t> from(rows_.data() + first, run.size());
-    add_job(layer.expert_gate, expert, ffn, {gate.row(first), rows, ffn}, from);
-    add_job(layer.expert_up, expert, ffn, {up.row(first), rows, ffn}, from);
+    add_job(expert_matrix(layer.expert_gate, layer.gate_scales, expert, ffn), {gate.row(first), rows, ffn}, from);
+    add_job(expert_matrix(layer.expert_up, layer.up_scales, expert, ffn), {up.row(first), rows, ffn}, from);
   });
   dot_matmul(jobs_, inputs_, threads_);
 #pragma omp parallel for schedule(static) num_threads(threads_) if (count > kShortChunk)
@@ -139,8 +131,8 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   hidden_rows_.assign(gate);
   clear();
   for_each_expert(by_dots_, [&](int first, Run run) {
-    add_job(layer.expert_down, run.front().expert, width, {results.row(first), static_cast<int>(run.size()), width},
-            {indices_.data() + first, run.size()});
+    add_job(expert_matrix(layer.expert_down, layer.down_scales, run.front().expert, width),
+            {results.row(first), static_cast<int>(run.size()), width}, {indices_.data() + first, run.size()});
   });
   dot_matmul(jobs_, hidden_rows_, threads_);
   // By columns: a row's experts are added in one order, whoever else is there.
@@ -190,15 +182,16 @@ void ExpertMlp::add_expert_by_products(const Layer& layer, Run run, Rows normed,
   const int expert = run.front().expert, rows = gather(run, normed);
   const auto ffn = static_cast<size_t>(experts_.ffn);
   auto* const hidden = hidden_elements_.as<std::byte>();
-  gemm_.run_pair(matrix_of(layer.expert_gate, expert, experts_.ffn), matrix_of(layer.expert_up, expert, experts_.ffn),
-                 gathered_.as<std::byte>(), groups_, [&](int first, int count, float* gate, float* up) {
+  gemm_.run_pair(expert_matrix(layer.expert_gate, layer.gate_scales, expert, experts_.ffn),
+                 expert_matrix(layer.expert_up, layer.up_scales, expert, experts_.ffn), gathered_.as<std::byte>(),
+                 groups_, [&](int first, int count, float* gate, float* up) {
                    for (int r = 0; r < rows; ++r, gate += count, up += count) {
                      store_swiglu(elements, gate, up, count,
                                   hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
                    }
                  });
   const Rows results{results_.as<float>(), rows, x.width};
-  const Weight down = matrix_of(layer.expert_down, expert, x.width);
+  const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
   const GemmJob job{&down, nullptr, results, false};
   gemm_.run({&job, 1}, hidden, groups_);
 #pragma omp parallel for schedule(static) num_threads(threads_)

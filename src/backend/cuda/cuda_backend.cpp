@@ -56,7 +56,7 @@ class CudaBackend final : public Backend {
     if (hp.experts) return "mixtures of experts";
     if (hp.post_norms) return "models that norm what attention and MLP give";
     if (hp.unrotated_every > 0) return "models with layers that do not rotate";
-    return hp.embedding_scale != 1 ? "models that scale their embeddings" : "";
+    return hp.embedding_scale != 1 || hp.logit_scale != 1 ? "models that scale embeddings or logits" : "";
   }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;

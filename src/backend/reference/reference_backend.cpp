@@ -266,18 +266,13 @@ void ReferenceBackend::experts(const Layer& layer, Rows x) {
   }
   const Matrix logits(x.rows, hp_.experts.count), output(1, x.width);
   reference::multiply(layer.router, {}, normed, logits);
-  const auto of = [](const Weight& all, int expert, int64_t rows) {
-    Weight own = all;
-    own.data = all.row(expert * rows);
-    own.rows = rows;
-    return own;
-  };
   for (int r = 0; r < x.rows; ++r) {
     const Rows own{normed->row(r), 1, x.width};
     for (const auto& [expert, weight] : reference::choose_experts(logits->row(r), hp_.experts)) {
-      const Matrix hidden = reference::swiglu(of(layer.expert_gate, expert, hp_.experts.ffn), {},
-                                              of(layer.expert_up, expert, hp_.experts.ffn), {}, own);
-      reference::multiply(of(layer.expert_down, expert, x.width), {}, hidden, output);
+      const Weight gate = expert_matrix(layer.expert_gate, layer.gate_scales, expert, hp_.experts.ffn);
+      const Weight up = expert_matrix(layer.expert_up, layer.up_scales, expert, hp_.experts.ffn);
+      const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
+      reference::multiply(down, {}, reference::swiglu(gate, {}, up, {}, own), output);
       for (int i = 0; i < x.width; ++i) x.row(r)[i] += weight * output->row(0)[i];
     }
   }
