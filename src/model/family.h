@@ -12,19 +12,20 @@ struct Family {
   enum class Norms { None, Heads, Rows };        ///< of q and k before they are rotated: of each head, or of all as one
   enum class Mlp { Dense, Experts, AsKeysSay };  ///< a layer's
 
+  /// An expert beside the chosen ones: none, always and behind a switch of its own, or where the keys give its length.
+  enum class Shared { None, Switched, AsKeysSay };
+
   std::string_view architecture;  ///< the GGUF name
   Rope::Pairing pairing = Rope::Pairing::Halves;
   Norms norms = Norms::None;
   Mlp mlp = Mlp::Dense;
-  bool weights_sum_to_one = false;  ///< those of the chosen experts
-  bool expert_scales = false;       ///< ffn_*_exps.scale count, as in libllama in such files only
-  /// An expert beside the chosen ones: none, always and behind a switch of its own, or where the keys give its length.
-  enum class Shared { None, Switched, AsKeysSay };
   Shared shared = Shared::None;
-  /// Norms of a layer's input, and of what attention and MLP give.
-  bool pre_norms = true, post_norms = false;
   const char* ffn_norm = "ffn_norm";  ///< the name of the norm before the MLP
   int unrotated_every = 0;            ///< Hyperparameters
+  bool weights_sum_to_one = false;    ///< those of the chosen experts
+  bool expert_scales = false;         ///< ffn_*_exps.scale count, as in libllama in such files only
+  bool pre_norms = true;              ///< of what attention and MLP get
+  bool post_norms = false;            ///< of what they give
   bool windows = false;               ///< keys may give one, in which libllama's attention stays
   bool scales = false;                ///< keys give factors on embedding, attention, residual and logits
   bool rotation_key = false;          ///< rope.scaling.finetuned says whether q and k are rotated at all

@@ -95,12 +95,10 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family,
   const std::string type = keys.text("rope.scaling.type").value_or("linear");
   const double old_factor = keys.positive_or("rope.scale_linear", 1);
   scaling.factor = keys.positive_or("rope.scaling.factor", old_factor);
-  if (type == "linear") {
+  if (type == "linear" || (type == "longrope" && family.long_rope)) {
     scaling.kind = scaling.factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
   } else if (type == "yarn") {
     scaling.kind = RopeScaling::Kind::Yarn;
-  } else if (type == "longrope" && family.long_rope) {
-    scaling.kind = scaling.factor == 1 ? RopeScaling::Kind::None : RopeScaling::Kind::Linear;
   } else if (type != "none") {
     fail("{}: rope scaling '{}' is not supported, expected none, linear{} yarn", file.path(), type,
          family.long_rope ? ", longrope or" : " or");
