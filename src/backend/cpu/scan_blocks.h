@@ -1,6 +1,7 @@
 // The scores of a Scan layer: query heads against the sketches of full blocks.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "backend/sketch.h"
@@ -24,6 +25,18 @@ struct ScanTerms {
   const float* reference = nullptr;  ///< [heads]
   float* sum = nullptr;              ///< [heads], receives the sums of the terms
 };
+
+/// Calls body(part, its first head) for so many heads at a time at most.
+template <typename Body>
+void for_each_part(const ScanArgs& args, int most_heads, Body&& body) {
+  ScanArgs part = args;
+  for (int first = 0; first < args.heads; first += part.heads) {
+    part.heads = std::min(most_heads, args.heads - first);
+    part.q = args.q + first * args.layout.head_dim;
+    part.scores = args.scores + first * args.stride;
+    body(part, first);
+  }
+}
 
 /// Scores bit for bit as sketch_scores() has them (those that are no number in any pattern), each sketch read once for
 /// up to 8 heads. Takes the fastest of those below that this processor has.

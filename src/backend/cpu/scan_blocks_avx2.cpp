@@ -136,13 +136,7 @@ bool scan_blocks_avx2(const ScanArgs& args) {
   if (!have) return false;
   const int bits = args.layout.bits;
   const Scan* const all = bits == 1 ? kScan<1> : bits == 2 ? kScan<2> : kScan<4>;
-  ScanArgs part = args;
-  for (int done = 0; done < args.heads; done += part.heads) {
-    part.heads = std::min(kMaxHeads, args.heads - done);
-    part.q = args.q + done * args.layout.head_dim;
-    part.scores = args.scores + done * args.stride;
-    all[part.heads - 1](part);
-  }
+  for_each_part(args, kMaxHeads, [&](const ScanArgs& part, int) { all[part.heads - 1](part); });
   return true;
 }
 

@@ -256,14 +256,10 @@ bool scan_blocks_vnni(const ScanArgs& args, const ScanTerms* terms) {
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!have) return false;
   const Scan* const all = terms ? scans<true>(args.layout.bits) : scans<false>(args.layout.bits);
-  ScanArgs part = args;
-  for (int done = 0; done < args.heads; done += part.heads) {
-    part.heads = std::min(kMaxHeads, args.heads - done);
-    part.q = args.q + done * args.layout.head_dim;
-    part.scores = args.scores + done * args.stride;
+  for_each_part(args, kMaxHeads, [&](const ScanArgs& part, int first) {
     all[part.heads - 1](part,
-                        terms ? ScanTerms{terms->scale, terms->reference + done, terms->sum + done} : ScanTerms{});
-  }
+                        terms ? ScanTerms{terms->scale, terms->reference + first, terms->sum + first} : ScanTerms{});
+  });
   return true;
 }
 
