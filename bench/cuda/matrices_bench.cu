@@ -1,12 +1,13 @@
 // The skinny products of the CUDA backend alone: whether they are right, and how fast beside the read stream of the
 // same run.
-// Run: tidal_bench_cuda_matrices [check|layers|products]...; all without arguments.
+// Run: tidal_bench_cuda_matrices [check|layers|products|TYPE]...; all without arguments, bf16, q4_0 and q4_K of types.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "backend/cuda/products/matmul_lt.h"
+#include "backend/cuda/weights/quantised.h"
 #include "matrices_check.cuh"
 #include "matrices_fixture.cuh"
 
@@ -49,43 +50,75 @@ double stream_rate() {
   return best;
 }
 
+/// Any finite numbers, whatever of a tile they are.
+__global__ void fill_tiles(uint32_t* data, size_t n) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
+    uint32_t bits = static_cast<uint32_t>(i) * 2654435761u;
+    bits = (bits ^ bits >> 15) * 2246822519u;
+    data[i] = (bits ^ bits >> 13) & 0x3b3b3b3bu;
+  }
+}
+
+size_t bytes_of(ggml_type type, size_t rows, size_t cols) {
+  return type == GGML_TYPE_BF16 ? rows * cols * 2 : tiled_bytes(type, rows, cols);
+}
+
+/// Matrices of one type, as DeviceWeights keeps them.
+struct Weights {
+  ggml_type type;
+  Device<uint32_t> data;
+
+  Weights(ggml_type type, size_t bytes) : type(type), data(bytes / 4) {
+    if (type == GGML_TYPE_BF16) {
+      fill<<<2048, 256, 0, stream>>>(reinterpret_cast<Half*>(data.data), bytes / 2);
+    } else {
+      fill_tiles<<<2048, 256, 0, stream>>>(data.data, bytes / 4);
+    }
+  }
+  SkinnyMatrix at(size_t bytes) const { return {reinterpret_cast<const std::byte*>(data.data) + bytes, type}; }
+};
+
 /// One product, e.g. the logits, over so many copies of the matrix that none is still in the level-2 cache.
-void product(const char* name, int w_rows, int cols, double rate) {
-  const size_t elements = static_cast<size_t>(w_rows) * cols;
-  const int copies = static_cast<int>(std::max<size_t>(4, (size_t{1} << 30) / (elements * 2)));
-  const Device<Half> w(elements * copies);
-  fill<<<2048, 256, 0, stream>>>(w.data, elements * copies);
+void product(const char* name, ggml_type type, int w_rows, int cols, double rate) {
+  const size_t bytes = bytes_of(type, w_rows, cols);
+  const int copies = static_cast<int>(std::max<size_t>(4, (size_t{1} << 30) / bytes));
+  const Weights w(type, bytes * copies);
   Device<char> workspace(LtMatmul::kWorkspace);
   LtMatmul lt;
   for (const int rows : kRowCounts) {
     Random random;
     Input input(random.floats(static_cast<size_t>(rows) * cols, 2), std::vector<float>(cols, 1), rows);
     Device<float> y(static_cast<size_t>(rows) * w_rows);
-    const int count = std::max(copies, 16);
+    const int count = std::max(std::min(copies, 64), 16);
     const double skinny = time_graph(count, [&](int i) {
       SkinnyRows p;
-      p.in = input.get(rows, cols, true);
-      p.w = w.data + elements * (i % copies);
+      p.in = input.get(rows, cols, true, type != GGML_TYPE_BF16);
+      p.w = w.at(bytes * (i % copies));
       p.y = y.data;
       p.rows = rows;
       p.cols = cols;
       p.w_rows = w_rows;
       launch_skinny_rows(p, stream);
     });
-    const SkinnyInput in = input.rounded(rows, cols, false);
-    const double library = time_graph(count, [&](int i) {
-      lt.multiply({.x = in.rounded,
-                   .w = w.data + elements * (i % copies),
-                   .y = y.data,
-                   .rows = rows,
-                   .cols = cols,
-                   .w_rows = w_rows,
-                   .stride = w_rows},
-                  workspace.data, stream);
-    });
-    const double floor = elements * 2.0 / rate / 1e6;
-    std::printf("%-10s %6d x %5d, %2d rows, normed: %7.2f us (%3.0f %% of the stream); cuBLASLt alone %7.2f us\n", name,
-                w_rows, cols, rows, skinny * 1e3, 100 * floor / skinny, library * 1e3);
+    const double floor = bytes / rate / 1e6;
+    std::printf("%-8s %s %6d x %5d, %2d rows, normed: %7.2f us (%3.0f %% of the stream)", name, ggml_type_name(type),
+                w_rows, cols, rows, skinny * 1e3, 100 * floor / skinny);
+    if (type == GGML_TYPE_BF16) {
+      const SkinnyInput in = input.rounded(rows, cols, false);
+      const double library = time_graph(count, [&](int i) {
+        lt.multiply({.x = in.rounded,
+                     .w = reinterpret_cast<const Half*>(w.at(bytes * (i % copies)).data),
+                     .y = y.data,
+                     .rows = rows,
+                     .cols = cols,
+                     .w_rows = w_rows,
+                     .stride = w_rows},
+                    workspace.data, stream);
+      });
+      std::printf("; cuBLASLt alone %7.2f us", library * 1e3);
+    }
+    std::printf("\n");
   }
 }
 
@@ -93,23 +126,25 @@ void product(const char* name, int w_rows, int cols, double rate) {
 struct Layers {
   static constexpr int kCount = 8;
   const char* name;
+  ggml_type type;
   int width, q_width, kv_width, ffn;
-  size_t qkv, wo, gate, elements;  // of a layer
-  Device<Half> w;
+  size_t q, kv, wo, gate, down, bytes;  // of its matrices, of a layer
+  Weights w;
 
-  Layers(const char* name, int width, int q_width, int kv_width, int ffn)
+  Layers(const char* name, ggml_type type, int width, int q_width, int kv_width, int ffn)
       : name(name),
+        type(type),
         width(width),
         q_width(q_width),
         kv_width(kv_width),
         ffn(ffn),
-        qkv(static_cast<size_t>(q_width + 2 * kv_width) * width),
-        wo(static_cast<size_t>(q_width) * width),
-        gate(static_cast<size_t>(ffn) * width),
-        elements(qkv + wo + 3 * gate),
-        w(elements * kCount) {
-    fill<<<2048, 256, 0, stream>>>(w.data, elements * kCount);
-  }
+        q(bytes_of(type, q_width, width)),
+        kv(bytes_of(type, kv_width, width)),
+        wo(bytes_of(type, width, q_width)),
+        gate(bytes_of(type, ffn, width)),
+        down(bytes_of(type, width, ffn)),
+        bytes(q + 2 * kv + wo + 2 * gate + down),
+        w(type, bytes * kCount) {}
 };
 
 /// The products of whole layers in their order, as in a decode step without attention: microseconds a layer.
@@ -117,12 +152,14 @@ double time_layers(const Layers& l, int rows) {
   Random random;
   Input x(random.floats(static_cast<size_t>(rows) * l.width, 2), std::vector<float>(l.width, 1), rows);
   // What down and the output projection leave normed.
-  const bool leaves = rows <= kSkinnyRows;
+  const bool leaves = rows <= kSkinnyRows, quantised = l.type != GGML_TYPE_BF16;
   const Device<Half> normed(random.halves(static_cast<size_t>(rows) * l.width, 2));
   const Device<float> squares(random.floats(static_cast<size_t>(rows) * l.width / 16, 0.5f, 1));
+  const Device<std::byte> scratch(skinny_packed_bytes(rows, std::max(l.width, l.ffn)));
   const auto input = [&] {
-    if (!leaves) return x.get(rows, l.width, true);
+    if (!leaves) return x.get(rows, l.width, true, quantised);
     SkinnyInput in;
+    in.scratch = scratch.data;
     in.rounded = normed.data;
     in.squares = squares.data;
     in.epsilon = 1e-5f;
@@ -136,12 +173,12 @@ double time_layers(const Layers& l, int rows) {
   for (int r = 0; r < rows; ++r) host_slots[r] = 64 * r;
   const Device<int32_t> slots(host_slots);
   const auto layer = [&](int i) {
-    const Half* at = l.w.data + l.elements * (i % Layers::kCount);
+    const size_t at = l.bytes * (i % Layers::kCount);
     SkinnyQkv a;
     a.in = input();
-    a.w[0] = at;
-    a.w[1] = at + static_cast<size_t>(l.q_width) * l.width;
-    a.w[2] = a.w[1] + static_cast<size_t>(l.kv_width) * l.width;
+    a.w[0] = l.w.at(at);
+    a.w[1] = l.w.at(at + l.q);
+    a.w[2] = l.w.at(at + l.q + l.kv);
     a.q = q.data;
     a.rows = rows;
     a.cols = l.width;
@@ -156,8 +193,8 @@ double time_layers(const Layers& l, int rows) {
               .dims = 128};
     launch_skinny_qkv(a, stream);
     SkinnyRows b;
-    b.in = out.get(rows, l.q_width, false);
-    b.w = at + l.qkv;
+    b.in = out.get(rows, l.q_width, false, quantised);
+    b.w = l.w.at(at + l.q + 2 * l.kv);
     b.y = x.x.data;
     b.rows = rows;
     b.cols = l.q_width;
@@ -166,8 +203,8 @@ double time_layers(const Layers& l, int rows) {
     launch_skinny_rows(b, stream);
     SkinnyGateUp c;
     c.in = input();
-    c.gate = b.w + l.wo;
-    c.up = c.gate + l.gate;
+    c.gate = l.w.at(at + l.q + 2 * l.kv + l.wo);
+    c.up = l.w.at(at + l.q + 2 * l.kv + l.wo + l.gate);
     c.hidden = hidden.data;
     c.rows = rows;
     c.cols = l.width;
@@ -175,7 +212,8 @@ double time_layers(const Layers& l, int rows) {
     launch_skinny_gate_up(c, stream);
     b.in = {};
     b.in.rounded = hidden.data;
-    b.w = c.up + l.gate;
+    b.in.scratch = scratch.data;
+    b.w = l.w.at(at + l.bytes - l.down);
     b.cols = l.ffn;
     launch_skinny_rows(b, stream);
   };
@@ -183,37 +221,53 @@ double time_layers(const Layers& l, int rows) {
 }
 
 void layers(const Layers& l, double rate) {
-  const double floor = l.elements * 2.0 / rate / 1e3;
+  const double floor = l.bytes / rate / 1e3;
   for (const int rows : kRowCounts) {
     const double us = time_layers(l, rows);
-    std::printf("%s, %2d rows: %7.2f us a layer, floor %.2f (%.0f %% of the stream)\n", l.name, rows, us, floor,
-                100 * floor / us);
+    std::printf("%s %s, %2d rows: %7.2f us a layer, floor %.2f (%.0f %% of the stream)\n", l.name,
+                ggml_type_name(l.type), rows, us, floor, 100 * floor / us);
   }
 }
 
 void run(const std::vector<std::string>& parts) {
-  const auto wanted = [&](const char* part) {
-    return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();
-  };
   cudaDeviceProp properties;
   must(cudaGetDeviceProperties(&properties, 0));
   must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  std::vector<ggml_type> types;
+  std::vector<std::string> subjects;
+  for (const std::string& part : parts) {
+    int type = 0;
+    while (type < GGML_TYPE_COUNT &&
+           (!ggml_type_name(static_cast<ggml_type>(type)) || part != ggml_type_name(static_cast<ggml_type>(type)))) {
+      ++type;
+    }
+    if (type < GGML_TYPE_COUNT) {
+      types.push_back(static_cast<ggml_type>(type));
+    } else {
+      subjects.push_back(part);
+    }
+  }
+  if (types.empty()) types = {GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K};
+  const auto wanted = [&](const char* part) {
+    return subjects.empty() || std::find(subjects.begin(), subjects.end(), part) != subjects.end();
+  };
   if (wanted("check")) check_all();
   if (!wanted("layers") && !wanted("products")) return;
   const double rate = stream_rate();
   std::printf("read stream %.0f GB/s\n", rate);
-  if (wanted("layers")) {
-    layers({"llama-2-7b", 4096, 4096, 4096, 11008}, rate);
-    layers({"llama-3-8b", 4096, 4096, 1024, 14336}, rate);
-  }
-  if (wanted("products")) {
-    product("q, k, v", 12288, 4096, rate);
-    product("output", 4096, 4096, rate);
-    product("gate, up", 22016, 4096, rate);
-    product("down", 4096, 11008, rate);
-    product("logits", 32000, 4096, rate);
-    product("logits", 128256, 4096, rate);
+  for (const ggml_type type : types) {
+    if (wanted("layers")) {
+      layers({"llama-2-7b", type, 4096, 4096, 4096, 11008}, rate);
+      layers({"llama-3-8b", type, 4096, 4096, 1024, 14336}, rate);
+    }
+    if (wanted("products")) {
+      product("q, k, v", type, 12288, 4096, rate);
+      product("output", type, 4096, 4096, rate);
+      product("gate, up", type, 28672, 4096, rate);
+      product("down", type, 4096, 14336, rate);
+      product("logits", type, 128256, 4096, rate);
+    }
   }
 }
 

@@ -65,28 +65,35 @@ struct Random {
 struct Input {
   Device<float> x, norm, factors;
   Device<Half> rounded_x;
+  Device<std::byte> packed;
 
   Input(const std::vector<float>& host_x, const std::vector<float>& host_norm, int rows)
-      : x(host_x), norm(host_norm), factors(rows), rounded_x(host_x.size()) {}
-  SkinnyInput get(int rows, int cols, bool with_norm) {
-    if (!skinny_takes_floats(rows, cols)) return rounded(rows, cols, with_norm);
+      : x(host_x),
+        norm(host_norm),
+        factors(rows),
+        rounded_x(host_x.size()),
+        packed(skinny_packed_bytes(rows, static_cast<int>(host_x.size()) / rows)) {}
+  SkinnyInput get(int rows, int cols, bool with_norm, bool quantised = false) {
+    if (!skinny_takes_floats(rows, cols, quantised)) return rounded(rows, cols, with_norm, quantised);
     SkinnyInput in;
     in.x = x.data;
     in.norm = with_norm ? norm.data : nullptr;
     in.epsilon = 1e-5f;
     return in;
   }
-  SkinnyInput rounded(int rows, int cols, bool with_norm) {
+  SkinnyInput rounded(int rows, int cols, bool with_norm, bool packs = false) {
     launch_round({.x = x.data,
                   .norm = with_norm ? norm.data : nullptr,
                   .epsilon = 1e-5f,
                   .rows = rows,
                   .cols = cols,
                   .rounded = rounded_x.data,
+                  .packed = packs ? packed.data : nullptr,
                   .factors = factors.data},
                  stream);
     SkinnyInput in;
     in.rounded = rounded_x.data;
+    if (packs) in.packed = packed.data;
     in.factors = with_norm ? factors.data : nullptr;
     return in;
   }

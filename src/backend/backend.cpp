@@ -4,6 +4,7 @@
 #ifdef TIDAL_CUDA
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/full_below.h"
+#include "backend/cuda/weights/quantised.h"
 #endif
 
 namespace tidal {
@@ -11,10 +12,10 @@ namespace {
 
 // The one place that knows whether the CUDA backend was built.
 #ifdef TIDAL_CUDA
-std::unique_ptr<Backend> make_cuda_backend() { return cuda::make_backend(); }
+std::unique_ptr<Backend> make_cuda_backend(bool quantised) { return cuda::make_backend({.quantised = quantised}); }
 constexpr const char* kNames = "auto, cpu, cuda or reference";
 #else
-std::unique_ptr<Backend> make_cuda_backend() {
+std::unique_ptr<Backend> make_cuda_backend(bool) {
   fail("backend: this tidal was built without CUDA, expected auto, cpu or reference");
 }
 constexpr const char* kNames = "auto, cpu or reference";
@@ -44,14 +45,18 @@ bool has_cuda_device() {
 std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy) {
   return cuda::full_below(hp, roles, policy);
 }
+std::optional<ggml_type> cuda_matrix_type(ggml_type type) {
+  return cuda::stays_quantised(type) ? type : GGML_TYPE_BF16;
+}
 #else
+std::optional<ggml_type> cuda_matrix_type(ggml_type) { return {}; }
 std::optional<int> cuda_full_below(const Hyperparameters&, std::span<const Role>, const Policy&) { return {}; }
 #endif
 
-std::unique_ptr<Backend> make_backend(std::string_view name, int threads) {
+std::unique_ptr<Backend> make_backend(std::string_view name, int threads, bool quantised) {
   if (name == "auto") name = has_cuda_device() ? "cuda" : "cpu";
   if (name == "cpu") return make_cpu_backend(threads);
-  if (name == "cuda") return make_cuda_backend();
+  if (name == "cuda") return make_cuda_backend(quantised);
   if (name == "reference") return make_reference_backend();
   fail("backend: '{}' is not known, expected {}", name, kNames);
 }

@@ -17,6 +17,9 @@
 
 namespace tidal {
 
+/// Of Backend::full_below(): more positions than any context has.
+inline constexpr int kAlwaysFull = 1 << 24;
+
 /// About ten coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
 /// Selection, Weight and Layer is the backend's own memory. One forward pass at a time: begin(), the operations in the
 /// order of model/forward.cpp, logits() or likely() last. Rows of different chunks never influence each other.
@@ -35,7 +38,8 @@ class Backend {
   /// The rate at which memory larger than all caches is read, measured: the limit of decoding. GB/s.
   virtual double read_stream() = 0;
   /// Positions from which a decode step of one sequence whose layers have these roles takes no longer than one by full
-  /// attention, by what was measured on such a machine; 0: from the start. `policy` is a plan's, shares included.
+  /// attention, by what was measured on such a machine; 0: from the start, kAlwaysFull: never. `policy` is a plan's,
+  /// shares included.
   virtual int full_below(const Hyperparameters&, std::span<const Role> /*roles*/, const Policy&) const { return 0; }
 
   // --- memory -------------------------------------------------------------------------------------------------------
@@ -45,6 +49,10 @@ class Backend {
   virtual Weight upload(const Weight& host) = 0;
   /// The type that upload() makes of a matrix of `type`.
   virtual ggml_type matrix_type(ggml_type type) const { return type; }
+  /// The bytes that it takes for a matrix of `type`.
+  virtual int64_t matrix_bytes(ggml_type type, int64_t rows, int64_t cols) const {
+    return static_cast<int64_t>(ggml_row_size(type, cols)) * rows;
+  }
   /// What of such a model it cannot compute, in a few words; "" where it can.
   virtual std::string unsupported(const Hyperparameters&) const { return ""; }
   /// Bytes that allocate() and upload() can still give; unlimited where that is the system's business.
@@ -111,8 +119,11 @@ std::unique_ptr<Backend> make_cpu_backend(int threads);
 bool has_cuda_device();
 /// What full_below() of the backend "cuda" says, with or without a device; nullopt in a build without CUDA.
 std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy);
+/// What the backend "cuda" makes of matrices of a type, with or without a device; nullopt in a build without CUDA.
+std::optional<ggml_type> cuda_matrix_type(ggml_type type);
 /// By name: "cpu", "cuda", "reference", or "auto" for cuda where it has a device, else cpu. Throws Error for any other,
-/// and for cuda without a device. `threads` is of account for cpu alone.
-std::unique_ptr<Backend> make_backend(std::string_view name, int threads);
+/// and for cuda without a device. `threads` is of account for cpu alone; `quantised` for cuda: whether weights stay
+/// quantised there where they can, or all become bf16.
+std::unique_ptr<Backend> make_backend(std::string_view name, int threads, bool quantised = true);
 
 }  // namespace tidal

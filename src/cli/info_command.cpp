@@ -43,6 +43,7 @@ struct Info {
   std::string rope_scaling;           // "none" where the file does not say
   double rope_base = 0;               // 0 where the file does not say
   std::map<std::string, int> tensor_types;
+  std::map<std::string, std::string> gpu_types;  // of matrices: what a GPU makes of them; empty in a build without CUDA
   std::vector<DepthBytes> reads;
 };
 
@@ -85,7 +86,11 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
   info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");
-  for (const auto& [name, weight] : file.tensors()) ++info.tensor_types[ggml_type_name(weight.type)];
+  for (const auto& [name, weight] : file.tensors()) {
+    ++info.tensor_types[ggml_type_name(weight.type)];
+    const std::optional<ggml_type> there = cuda_matrix_type(weight.type);
+    if (there && weight.rows > 1) info.gpu_types[ggml_type_name(weight.type)] = ggml_type_name(*there);
+  }
   read_bytes(info, backend);
   return info;
 }
@@ -144,8 +149,20 @@ std::string as_json(const Info& info) {
       {"decode_bytes", reads},
   };
   if (info.gpu_full_below) json["gpu_full_below"] = *info.gpu_full_below;
+  if (!info.gpu_types.empty()) json["gpu_types"] = info.gpu_types;
   // Names in files need not be UTF-8.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+/// What of a file's matrices a GPU keeps as it is, and what not.
+std::string gpu_types_text(const std::map<std::string, std::string>& types) {
+  std::string kept, others;
+  for (const auto& [type, there] : types) {
+    std::string& list = type == there ? kept : others;
+    list += (list.empty() ? "" : ", ") + (type == there ? type : type + " as " + there);
+  }
+  if (others.empty()) return "as in the file";
+  return kept.empty() ? others : fmt::format("{}; {} as in the file", others, kept);
 }
 
 std::string in_megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
@@ -182,6 +199,7 @@ std::string as_text(const Info& info) {
     line("on a GPU",
          fmt::format("full attention below {} positions, {} attention from there on", number, kind_of(info.plan.plan)));
   }
+  if (!info.gpu_types.empty()) line("weights on a GPU", gpu_types_text(info.gpu_types));
   line("weights", fmt::format("{} read per decoded token", in_megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                in_megabytes(hp.kv_bytes_per_token() * hp.context)));

@@ -7,7 +7,8 @@
 namespace tidal {
 
 int64_t kept_bytes(const Backend& backend, ggml_type type, int64_t rows, int64_t cols) {
-  return static_cast<int64_t>(ggml_row_size(rows > 1 ? backend.matrix_type(type) : type, cols)) * rows;
+  if (rows > 1) return backend.matrix_bytes(type, rows, cols);
+  return static_cast<int64_t>(ggml_row_size(type, cols));
 }
 
 void check_backend(const Backend& backend, const std::string& name, int64_t weights, const Hyperparameters& hp,

@@ -90,10 +90,10 @@ std::vector<std::byte> noise_of(ggml_type type, uint64_t seed) {
   return quantised;
 }
 
-/// Lays `pattern` over the memory again and again.
-void fill(Backend& backend, const std::vector<std::byte>& pattern, std::byte* data, size_t bytes) {
-  size_t done = std::min(pattern.size(), bytes);
-  backend.write(data, pattern.data(), done);
+/// Lays `pattern`, in the backend's memory, over [data, data + bytes) again and again.
+void fill(Backend& backend, const std::byte* pattern, size_t pattern_bytes, std::byte* data, size_t bytes) {
+  size_t done = std::min(pattern_bytes, bytes);
+  backend.copy(data, pattern, done);
   for (size_t more; done < bytes; done += more) {
     more = std::min(done, bytes - done);
     backend.copy(data + done, data, more);
@@ -109,8 +109,11 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   model.hp = hp;
   model.layers.resize(hp.layers);
   model.quantisation = ggml_type_name(type);
-  // The values do not matter to a benchmark; that they are finite and stand in memory of their own does.
+  // The values do not matter to a benchmark; that they are finite and stand in memory of their own does. However the
+  // backend lays a matrix out, a beginning of it is one of another.
   const std::vector<std::byte> noise = noise_of(type, seed);
+  const Weight pattern = backend.upload({type, kRows, kRow, noise.data()});
+  const auto pattern_bytes = static_cast<size_t>(backend.matrix_bytes(type, kRows, kRow));
   const std::vector<Part> parts = parts_of(model);
   const auto type_of = [&](const Part& part) { return part.vector() ? GGML_TYPE_F32 : type; };
   // One run of memory: matrices that lie one behind the other may be multiplied as one.
@@ -130,13 +133,13 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   const auto memory = std::make_shared<Buffer>(backend.allocate(static_cast<size_t>(bytes), "random weights"));
   auto* data = memory->as<std::byte>();
   for (const Part& part : parts) {
-    Weight weight{type_of(part), part.rows, part.cols, data};
-    const size_t size = weight.bytes();
+    const Weight weight{type_of(part), part.rows, part.cols, data};
+    const auto size = static_cast<size_t>(kept_bytes(backend, weight.type, weight.rows, weight.cols));
     if (part.vector()) {
       const std::vector<float> values(static_cast<size_t>(part.cols), part.value);
       backend.write(data, reinterpret_cast<const std::byte*>(values.data()), size);
     } else {
-      fill(backend, noise, data, size);
+      fill(backend, pattern.data, pattern_bytes, data, size);
     }
     *part.weight = weight;
     data += (size + kAlignment - 1) / kAlignment * kAlignment;

@@ -2,6 +2,7 @@
 
 #include <ggml-cpu.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -40,10 +41,17 @@ std::vector<double> dot_rounding(ggml_type type, std::span<const float> x) {
   return errors;
 }
 
+/// Weights of these types are multiplied as they are on the device, by rows of short chunks.
+bool stays_quantised(ggml_type type) {
+  constexpr ggml_type kTypes[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
+                                  GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
+  return std::find(std::begin(kTypes), std::end(kTypes), type) != std::end(kTypes);
+}
+
 }  // namespace
 
-Rounding rounding_of(const std::string& backend, int rows) {
-  if (backend == "cuda") return Rounding::Bf16;
+Rounding rounding_of(const std::string& backend, int rows, ggml_type type) {
+  if (backend == "cuda") return rows <= 8 && stays_quantised(type) ? Rounding::Input : Rounding::Bf16;
   if (backend == "cpu") return rows <= 8 ? Rounding::Dot : Rounding::Bf16;
   return Rounding::None;
 }
@@ -54,8 +62,9 @@ std::vector<double> product_bounds(const HostWeight& weight, std::span<const flo
   const ggml_type dot = ggml_get_type_traits_cpu(weight.view.type)->vec_dot_type;
   std::vector<double> e(cols, 0.0);
   if (rounding == Rounding::Dot) e = dot_rounding(dot, x);
-  if (rounding == Rounding::Bf16) {
-    for (int64_t i = 0; i < cols; ++i) e[i] = std::abs(x[i]) * 2 * kBf16;
+  if (rounding == Rounding::Input || rounding == Rounding::Bf16) {
+    const double roundings = rounding == Rounding::Bf16 ? 2 : 1;
+    for (int64_t i = 0; i < cols; ++i) e[i] = std::abs(x[i]) * roundings * kBf16;
   }
   // Q8_0 and Q8_1 store the step of a block as float16: an error that the whole block has in common. So does Q8_1 with
   // the sum of the block, which is multiplied with the weights' minimum, itself one of the block's weights.

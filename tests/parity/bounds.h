@@ -16,12 +16,13 @@ namespace tidal::parity {
 /// What a backend rounds before it multiplies with weights; products and sums are float32 at least.
 enum class Rounding {
   None,
-  Dot,   ///< activations to the type that ggml's dot product with this weight type takes
-  Bf16,  ///< weights and activations to bf16
+  Dot,    ///< activations to the type that ggml's dot product with this weight type takes
+  Input,  ///< activations to bf16
+  Bf16,   ///< weights and activations to bf16
 };
 
-/// That of a row of a chunk of `rows` rows.
-Rounding rounding_of(const std::string& backend, int rows);
+/// That of a row of a chunk of `rows` rows and weights of `type`.
+Rounding rounding_of(const std::string& backend, int rows, ggml_type type);
 
 /// Bounds of y = W x for one row: [W.rows]. `input` [W.cols], when given, bounds the error of x itself.
 std::vector<double> product_bounds(const HostWeight& weight, std::span<const float> x, Rounding rounding,

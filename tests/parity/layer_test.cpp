@@ -20,6 +20,7 @@ struct Shape {
   bool whole_norms = false;  ///< of q and k: of all heads as one
   bool pre_norms = true, post_norms = false, rotates = true;
   float embedding_scale = 1;
+  bool mixed = false;  ///< v and up are of another type
 };
 
 constexpr auto kAdjacent = Rope::Pairing::Adjacent;
@@ -60,6 +61,19 @@ const Shape kUnrotated{.name = "unrotated",
                        .rotates = false,
                        .embedding_scale = 12};
 
+const Shape kMixed{.name = "mixed",
+                   .heads = 4,
+                   .kv_heads = 2,
+                   .head_dim = 64,
+                   .width = 256,
+                   .ffn = 512,
+                   .pairing = kHalves,
+                   .rope_dims = 64,
+                   .magnitude = 1.0f,
+                   .biases = true,
+                   .norms = false,
+                   .mixed = true};
+
 /// Chunks for whom the ways part: 1 to 8 rows are short, more are long.
 std::vector<ChunkShape> ragged() { return {{0, 1}, {63, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {120, 9}, {300, 40}}; }
 
@@ -87,10 +101,13 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
     const auto matrix = [&](int rows, int cols) { return random_weight(type(), rows, cols, random_); };
     wq_ = matrix(hp_.q_width(), hp_.width);
     wk_ = matrix(hp_.kv_width(), hp_.width);
-    wv_ = matrix(hp_.kv_width(), hp_.width);
+    const auto other = [&](int rows, int cols) {
+      return random_weight(shape().mixed ? other_type() : type(), rows, cols, random_);
+    };
+    wv_ = other(hp_.kv_width(), hp_.width);
     wo_ = matrix(hp_.width, hp_.q_width());
     gate_ = matrix(hp_.ffn, hp_.width);
-    up_ = matrix(hp_.ffn, hp_.width);
+    up_ = other(hp_.ffn, hp_.width);
     down_ = matrix(hp_.width, hp_.ffn);
     output_ = matrix(hp_.vocab, hp_.width);
     embedding_ = matrix(hp_.vocab, hp_.width);
@@ -127,6 +144,10 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
   const std::string& backend() const { return std::get<0>(GetParam()); }
   const Shape& shape() const { return std::get<1>(GetParam()); }
   ggml_type type() const { return std::get<2>(GetParam()); }
+  /// Those of v and up.
+  ggml_type other_type() const { return shape().mixed ? GGML_TYPE_Q6_K : matrix_type(); }
+  /// A scale of its own makes bf16 of any type.
+  ggml_type matrix_type() const { return shape().scales ? GGML_TYPE_BF16 : type(); }
 
   Layer layer(Device& device) const {
     Layer layer;
@@ -229,11 +250,10 @@ TEST_P(LayerParity, Embed) {
     return run(name, x_, hp_.width,
                [&](Device& device, Rows x) { device->embed(device.weight(embedding_), *batch_, x); });
   };
-  // On the device matrices are bf16, this one, too.
+  // On the device matrices are bf16, this one, too, unless they stay quantised.
+  const bool rounded = Device(backend())->matrix_type(type()) != type();
   const auto kept = [&](std::vector<float> values) {
-    for (float& value : values) {
-      value = (backend() == "cuda" ? to_float(to_bf16(value)) : value) * hp_.embedding_scale;
-    }
+    for (float& value : values) value = (rounded ? to_float(to_bf16(value)) : value) * hp_.embedding_scale;
     return values;
   };
   const std::vector<float> got = embed(backend()), values = kept(embedding_.values);
@@ -266,13 +286,14 @@ TEST_P(LayerParity, Qkv) {
   std::vector<double> kv_bounds;
   HostCache untouched = cache;
   for (const Chunk& chunk : batch_->chunks) {
-    const Rounding rounding = rounding_of(backend(), chunk.rows);
+    const Rounding rounding = rounding_of(backend(), chunk.rows, matrix_type());
+    const Rounding other = rounding_of(backend(), chunk.rows, other_type());
     for (int i = 0; i < chunk.rows; ++i) {
       const std::vector<float> x = input(chunk.first_row + i, attn_norm_);
       const auto of_q = head_bounds(product(wq_, bq_, x), product_bounds(wq_, x, rounding), q_norm_);
       q_bounds.insert(q_bounds.end(), of_q.begin(), of_q.end());
       const auto of_k = head_bounds(product(wk_, bk_, x), product_bounds(wk_, x, rounding), k_norm_);
-      const auto of_v = product_bounds(wv_, x, rounding);
+      const auto of_v = product_bounds(wv_, x, other);
       const int position = chunk.position + i;
       for (int h = 0; h < hp_.kv_heads; ++h) {
         for (int d = 0; d < 2 * hp_.head_dim; ++d) {
@@ -303,8 +324,8 @@ TEST_P(LayerParity, Project) {
   for (const Chunk& chunk : batch_->chunks) {
     for (int r = chunk.first_row; r < chunk.first_row + chunk.rows; ++r) {
       const std::span<const float> out = row(out_, r, hp_.q_width());
-      add_bounds(wo_, bo_, out, product_bounds(wo_, out, rounding_of(backend(), chunk.rows)), attn_post_norm_,
-                 row(x_, r, hp_.width), bounds);
+      add_bounds(wo_, bo_, out, product_bounds(wo_, out, rounding_of(backend(), chunk.rows, matrix_type())),
+                 attn_post_norm_, row(x_, r, hp_.width), bounds);
     }
   }
   expect_close("project", project(backend()), project("reference"), bounds);
@@ -316,7 +337,7 @@ TEST_P(LayerParity, Mlp) {
   };
   std::vector<double> bounds;
   for (const Chunk& chunk : batch_->chunks) {
-    const Rounding rounding = rounding_of(backend(), chunk.rows);
+    const Rounding rounding = rounding_of(backend(), chunk.rows, matrix_type());
     for (int r = chunk.first_row; r < chunk.first_row + chunk.rows; ++r) {
       const Bounded hidden = swiglu(gate_, b_gate_, up_, b_up_, input(r, ffn_norm_), rounding);
       add_bounds(down_, b_down_, hidden.values, product_bounds(down_, hidden.values, rounding, hidden.bounds),
@@ -343,7 +364,7 @@ TEST_P(LayerParity, Logits) {
           return other >= chunk->first_row && other < chunk->first_row + chunk->rows;
         }));
     const std::vector<float> x = normed(row(x_, r, hp_.width), ffn_norm_);
-    const auto own = product_bounds(output_, x, rounding_of(backend(), wanted));
+    const auto own = product_bounds(output_, x, rounding_of(backend(), wanted, matrix_type()));
     bounds.insert(bounds.end(), own.begin(), own.end());
   }
   expect_close("logits", logits(backend()), logits("reference"), bounds);
@@ -375,6 +396,10 @@ INSTANTIATE_TEST_SUITE_P(Scales, LayerParity,
                          testing::Combine(testing::ValuesIn(kBackends), testing::Values(kScaled),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K,
                                                           GGML_TYPE_MXFP4, GGML_TYPE_NVFP4)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Mixed, LayerParity,
+                         testing::Combine(testing::ValuesIn(kBackends), testing::Values(kMixed),
+                                          testing::Values(GGML_TYPE_BF16, GGML_TYPE_Q4_K)),
                          name_of);
 /// Without cuda: it does not run such models.
 INSTANTIATE_TEST_SUITE_P(OtherFamilies, LayerParity,

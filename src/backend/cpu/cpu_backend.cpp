@@ -36,8 +36,7 @@ class CpuBackend final : public Backend {
   double read_stream() override { return ReadStream(threads_).measure(); }
   int full_below(const Hyperparameters&, std::span<const Role> roles, const Policy&) const override {
     // By plain loops sketches take longer than the keys that they are of.
-    constexpr int kAlways = 1 << 24;
-    return std::count(roles.begin(), roles.end(), Role::Scan) > 0 && !has_fast_scan() ? kAlways : 0;
+    return std::count(roles.begin(), roles.end(), Role::Scan) > 0 && !has_fast_scan() ? kAlwaysFull : 0;
   }
   Buffer allocate(size_t bytes, std::string_view what) override { return allocate_memory(bytes, what); }
   Weight upload(const Weight& host) override { return host; }

@@ -33,7 +33,10 @@ bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const Options& options)
-      : use_graphs_(options.graphs), stream_(make_stream()), attention_(options.clusters) {}
+      : use_graphs_(options.graphs),
+        stream_(make_stream()),
+        weights_(options.quantised),
+        attention_(options.clusters) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_); }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
@@ -51,7 +54,10 @@ class CudaBackend final : public Backend {
     return allocate_device(bytes, std::string(what).c_str());
   }
   Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
-  ggml_type matrix_type(ggml_type) const override { return GGML_TYPE_BF16; }
+  ggml_type matrix_type(ggml_type type) const override { return weights_.matrix_type(type); }
+  int64_t matrix_bytes(ggml_type type, int64_t rows, int64_t cols) const override {
+    return weights_.matrix_bytes(type, rows, cols);
+  }
   std::string unsupported(const Hyperparameters& hp) const override {
     if (hp.experts) return "mixtures of experts";
     if (hp.post_norms) return "models that norm what attention and MLP give";

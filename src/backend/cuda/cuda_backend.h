@@ -9,10 +9,11 @@ namespace tidal::cuda {
 
 /// Whether make_backend() would find a device that it can use.
 bool has_device();
-/// How it works; the results are the same.
+/// How it works; the results are the same, but for the rounding of weights to bf16.
 struct Options {
-  bool graphs = true;    ///< passes of decode rows alone are run as CUDA graphs
-  bool clusters = true;  ///< positions are selected by clusters of blocks where the device has them
+  bool graphs = true;     ///< passes of decode rows alone are run as CUDA graphs
+  bool quantised = true;  ///< weights stay quantised where they can; else all matrices become bf16
+  bool clusters = true;   ///< positions are selected by clusters of blocks where the device has them
 };
 /// Throws Error when there is no device that it can use.
 std::unique_ptr<Backend> make_backend(const Options& options = {});

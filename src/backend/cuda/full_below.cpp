@@ -24,7 +24,6 @@ constexpr double kSparse = -2;           // a Sparse layer, whose selection is t
 constexpr double kSelected = .9e-3;      // a selected position, beside its bytes
 constexpr int kBudget = 256;             // of all measurements above
 
-constexpr int kMost = 1 << 24;
 
 double row_bytes(const Hyperparameters& hp, int readers) { return 4.0 * hp.head_dim * readers; }
 
@@ -49,8 +48,8 @@ int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Pol
   if (std::none_of(roles.begin(), roles.end(), reads_selected)) return 0;
   const auto slower = [&](int context) { return extra(hp, roles, policy, context) > 0; };
   // With a budget that is a large share of the context it never pays; else it pays from one length on.
-  if (slower(kMost)) return kMost;
-  int below = 0, from = kMost;
+  if (slower(kAlwaysFull)) return kAlwaysFull;
+  int below = 0, from = kAlwaysFull;
   while (from - below > 1) {
     const int middle = below + (from - below) / 2;
     (slower(middle) ? below : from) = middle;

@@ -8,7 +8,7 @@
 
 namespace tidal::cuda {
 
-/// Backend::full_below() of this backend; needs no device. At most 2^24 positions, which means always.
+/// Backend::full_below() of this backend; needs no device. At most kAlwaysFull.
 int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy);
 
 }  // namespace tidal::cuda

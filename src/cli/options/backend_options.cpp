@@ -26,6 +26,10 @@ void add_backend_options(CLI::App& app, BackendOptions& options) {
                  "Layers on the GPU (also -ngl): 0 for --backend cpu, all or -1 for --backend cuda")
       ->envname("TIDAL_N_GPU_LAYERS")
       ->type_name("N");
+  app.add_option("--weights", options.weights,
+                 "On the GPU: auto (they stay quantised as in the file where a product takes their type) or bf16")
+      ->check(CLI::IsMember({"auto", "bf16"}))
+      ->capture_default_str();
 }
 
 void spell_out_short_flags(int argc, char** argv) {
@@ -45,7 +49,7 @@ std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads
     }
     name = wanted;
   }
-  return make_backend(name, threads);
+  return make_backend(name, threads, options.weights == "auto");
 }
 
 std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads, const std::string& model) {

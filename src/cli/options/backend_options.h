@@ -14,9 +14,10 @@ namespace tidal {
 struct BackendOptions {
   std::string backend = "auto";
   std::optional<int> gpu_layers;  ///< as llama.cpp's -ngl; negative: all
+  std::string weights = "auto";   ///< what the cuda backend makes of them: auto, bf16
 };
 
-/// Adds --backend and --n-gpu-layers. `options` must outlive the parsing.
+/// Adds --backend, --n-gpu-layers and --weights. `options` must outlive the parsing.
 void add_backend_options(CLI::App& app, BackendOptions& options);
 /// What -ngl and -np are called where the parser knows no short flags of several letters.
 void spell_out_short_flags(int argc, char** argv);

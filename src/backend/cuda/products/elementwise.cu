@@ -1,5 +1,6 @@
 #include "backend/cuda/products/elementwise.h"
 
+#include "backend/cuda/products/packed_rows.cuh"
 #include "backend/cuda/products/row_norm.cuh"
 #include "backend/cuda/runtime/launch.h"
 
@@ -89,19 +90,33 @@ __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constan
     factor = norm_factor(squares, p.cols, p.epsilon);
     if (!p.whole && threadIdx.x == 0) p.factors[row] = factor;
   }
+  const auto pack = [&](int i, float4 v) {
+    float values[4];
+    skinny::round_four(v, values);
+    char* units = reinterpret_cast<char*>(p.packed) + int64_t{row} * skinny::packed_units(p.cols) * skinny::kPackedUnit;
+    skinny::pack_unit(units + i / 32 * skinny::kPackedUnit, values, first % 32);
+  };
   const auto put = [&](int i, float4 v) {
     if (p.norm) {
       if (p.whole) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
-      const float4 w = __ldg(norm + i);
+      const float4 w = i < groups ? __ldg(norm + i) : make_float4(0, 0, 0, 0);
       v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
     }
-    to[i] = round_four(v.x, v.y, v.z, v.w);
+    if (p.packed) {
+      pack(i, v);
+    } else {
+      to[i] = round_four(v.x, v.y, v.z, v.w);
+    }
   };
+  // All lanes of a warp pack, zeros behind the row's end.
+  const int end = p.packed ? skinny::packed_units(p.cols) * 32 : groups;
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    if (const int i = first + k * kRowThreads; i < groups) put(i, kept[k]);
+    if (const int i = first + k * kRowThreads; i < end) put(i, kept[k]);
   }
-  for (int i = first + kKept * kRowThreads; i < groups; i += kRowThreads) put(i, __ldcg(x + i));
+  for (int i = first + kKept * kRowThreads; i < end; i += kRowThreads) {
+    put(i, i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0));
+  }
 }
 
 __global__ void silu_kernel(const __grid_constant__ SiluParams p) {

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "backend/cuda/runtime/step_tables.h"
@@ -34,6 +35,7 @@ struct RoundParams {
   float epsilon = 0;
   int rows = 0, cols = 0;
   __nv_bfloat16* rounded = nullptr;  ///< [rows, cols]: x * norm, with `whole` x * norm / rms(x)
+  std::byte* packed = nullptr;       ///< instead of `rounded`: the same, packed (skinny_packed_bytes())
   float* factors = nullptr;          ///< [rows], 1 / rms(x); written with a norm and without `whole`
   bool whole = false;
 };

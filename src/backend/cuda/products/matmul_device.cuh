@@ -1,8 +1,9 @@
 // What the skinny product is made of: copies, the tensor core, the order of sums.
 //
-// The tensor core multiplies 16 rows of W with up to 8 NT rows of x. The columns of W are cut into units of 64, unit u
-// belongs to warp u mod 8; a warp adds its units in ascending order, then the 8 sums are added in the order of the
-// warps. That order is all that decides a result's bits, and no variant of the kernel changes it.
+// The tensor core multiplies 16 rows of W with up to 8 NT rows of x. The columns of W are cut into units (64 of bf16,
+// 128 of quantised weights), unit u belongs to warp u mod 8; a warp adds its units in ascending order, then the 8 sums
+// are added in the order of the warps. That order is all that decides a result's bits, and no variant of the kernel
+// changes it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,11 +15,12 @@
 namespace tidal::cuda::skinny {
 
 inline constexpr int kWarps = kRowThreads / 32;
-inline constexpr int kUnit = 64;  // columns
 
-__host__ __device__ inline int units_of(int cols) { return (cols + kUnit - 1) / kUnit; }
-/// Elements from one row of x to the next in shared memory: two rows are half a bank cycle apart.
-__host__ __device__ inline int x_stride(int units) { return units * kUnit + 32; }
+/// A row of W as an epilogue names it.
+struct RowOf {
+  const std::byte* matrix;
+  int row;
+};
 
 /// Lets a kernel have all the shared memory that there is.
 inline cudaError_t allow_shared_memory(const void* kernel) {
@@ -53,28 +55,14 @@ __device__ inline void multiply(float4& sum, uint32_t a0, uint32_t b0, uint32_t 
       : "r"(a0), "r"(b0), "r"(a1), "r"(b1), "r"(x0), "r"(x1));
 }
 
-/// A unit: a lane's 16 bytes at column t * 8 and 32 further of rows g (`low`) and g + 8 of W, and of row g of x. The
-/// instruction has other columns there, but the same for W and x.
-struct UnitOfW {
-  uint4 low[2], high[2];
-};
-__device__ inline void multiply(float4& sum, const UnitOfW& w, const uint4 (&x)[2]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 a = w.low[half], b = w.high[half];
-    multiply(sum, a.x, b.x, a.y, b.y, x[half].x, x[half].y);
-    multiply(sum, a.z, b.z, a.w, b.w, x[half].z, x[half].w);
-  }
-}
-
-/// The factors of at most 8 NT rows that were rounded before. Has no barrier.
+/// The factors of at most 8 NT rows that were rounded before, by the 8 warps from `first_warp` on. Has no barrier.
 template <int NT>
-__device__ inline void load_factors(const SkinnyInput& in, int rows, int cols, float* factors) {
+__device__ inline void load_factors(const SkinnyInput& in, int first_warp, int rows, int cols, float* factors) {
+  const int thread = static_cast<int>(threadIdx.x) - first_warp * 32, warp = thread / 32;
   if (in.squares) {
-    const int warp = threadIdx.x / 32;
-    if (warp < rows) norm_factors<NT, kWarps>(in.squares, warp, rows, cols, in.epsilon, factors);
-  } else if (threadIdx.x < rows) {
-    factors[threadIdx.x] = in.factors ? __ldcg(in.factors + threadIdx.x) : 1.0f;
+    if (warp < min(rows, kWarps)) norm_factors<NT, kWarps>(in.squares, warp, rows, cols, in.epsilon, factors);
+  } else if (thread < rows) {
+    factors[thread] = in.factors ? __ldcg(in.factors + thread) : 1.0f;
   }
 }
 

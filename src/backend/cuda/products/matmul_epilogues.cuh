@@ -8,13 +8,17 @@ namespace tidal::cuda::skinny {
 // Epilogues say which sums are fused: left to itself the compiler chooses otherwise for one row than for 32, and a
 // row's bits would depend on its company.
 
+__device__ inline __nv_bfloat16 gated(float gate, float up) {
+  return __float2bfloat16_rn(__fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up));
+}
+
 /// Products that are stored or added, bias included. 16 threads have the rows of a tile for one token.
 template <int M>
 struct RowsEpilogue {
   using Params = SkinnyRows;
   static constexpr int kM = M, kItems = M;
   struct Operands {
-    float bias, before, norm;
+    float bias, before, norm;  // before: y as it is
   };
   /// What a thread has: row `row` of W, tile `tile` of 16, token `token`.
   template <int NT>
@@ -30,9 +34,9 @@ struct RowsEpilogue {
   };
 
   __host__ __device__ static int tiles(const Params& p) { return (p.w_rows + 16 * M - 1) / (16 * M); }
-  __device__ static const __nv_bfloat16* row(const Params& p, int tile, int m, int r) {
+  __device__ static RowOf row(const Params& p, int tile, int m, int r) {
     // Rows behind the last one are computed from it and thrown away.
-    return p.w + static_cast<int64_t>(min((tile * M + m) * 16 + r, p.w_rows - 1)) * p.cols;
+    return {p.w.data, min((tile * M + m) * 16 + r, p.w_rows - 1)};
   }
   __device__ static int sum_of(int index) {
     const int row = index % 16, token = index / 16 % 8;
@@ -44,7 +48,7 @@ struct RowsEpilogue {
     Operands result{};
     if (!place.live) return result;
     if (p.bias) result.bias = __ldg(p.bias + place.row);
-    if (p.add) result.before = __ldcg(p.y + static_cast<int64_t>(place.token) * p.w_rows + place.row);
+    if (p.add || p.hidden) result.before = __ldcg(p.y + static_cast<int64_t>(place.token) * p.w_rows + place.row);
     if (p.next.rounded) result.norm = __ldg(p.next.norm + place.row);
     return result;
   }
@@ -56,6 +60,10 @@ struct RowsEpilogue {
     float result = 0;
     if (place.live) {
       const float product = __fmaf_rn(sums[0], factors[place.token], operands.bias);
+      if (p.hidden) {
+        p.hidden[at] = gated(operands.before, product);
+        return;
+      }
       result = p.add ? operands.before + product : product;
       p.y[at] = result;
     }
@@ -68,10 +76,6 @@ struct RowsEpilogue {
   }
 };
 
-__device__ inline __nv_bfloat16 gated(float gate, float up) {
-  return __float2bfloat16_rn(__fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up));
-}
-
 /// 8 rows of gate and the same 8 of up in one tile: half as many columns of tiles, so that they go evenly into blocks.
 struct GateUpEpilogue {
   using Params = SkinnyGateUp;
@@ -82,8 +86,8 @@ struct GateUpEpilogue {
 
   __device__ static int sum_of(int index) { return index; }
   __host__ __device__ static int tiles(const Params& p) { return (p.ffn + 7) / 8; }
-  __device__ static const __nv_bfloat16* row(const Params& p, int tile, int, int r) {
-    return (r < 8 ? p.gate : p.up) + static_cast<int64_t>(min(tile * 8 + r % 8, p.ffn - 1)) * p.cols;
+  __device__ static RowOf row(const Params& p, int tile, int, int r) {
+    return {(r < 8 ? p.gate : p.up).data, min(tile * 8 + r % 8, p.ffn - 1)};
   }
   template <int NT>
   __device__ static Operands load(const Params& p, int tile, int index) {
@@ -115,8 +119,8 @@ struct GateUpPairs {
 
   __device__ static int sum_of(int index) { return index; }
   __host__ __device__ static int tiles(const Params& p) { return (p.ffn + 15) / 16; }
-  __device__ static const __nv_bfloat16* row(const Params& p, int tile, int m, int r) {
-    return (m == 0 ? p.gate : p.up) + static_cast<int64_t>(min(tile * 16 + r, p.ffn - 1)) * p.cols;
+  __device__ static RowOf row(const Params& p, int tile, int m, int r) {
+    return {(m == 0 ? p.gate : p.up).data, min(tile * 16 + r, p.ffn - 1)};
   }
   template <int NT>
   __device__ static Operands load(const Params& p, int tile, int index) {
@@ -136,11 +140,15 @@ struct GateUpPairs {
   }
 };
 
-/// q, k and v: raw, or rotated and appended. With rotation the two elements that are rotated together lie in one tile,
-/// in lanes of one warp.
+/// q, k and v, those of them that are there: raw, or rotated and appended. With rotation the two elements that are
+/// rotated together lie in one tile, in lanes of one warp.
 struct QkvEpilogue {
   using Params = SkinnyQkv;
   static constexpr int kM = 1, kItems = 1;
+
+  __host__ __device__ static int tiles_of(const Params& p, int which) {
+    return p.w[which].data ? ((which == 0 ? p.q_width : p.kv_width) + 15) / 16 : 0;
+  }
 
   /// One tile of 16 rows of one of the three matrices.
   struct Place {
@@ -149,9 +157,9 @@ struct QkvEpilogue {
     bool rotated;
 
     __device__ Place(const Params& p, int index) {
-      const int q_tiles = (p.q_width + 15) / 16, kv_tiles = (p.kv_width + 15) / 16;
-      which = index < q_tiles ? 0 : index < q_tiles + kv_tiles ? 1 : 2;
-      tile = index - (which == 0 ? 0 : which == 1 ? q_tiles : q_tiles + kv_tiles);
+      const int q_tiles = tiles_of(p, 0), k_tiles = tiles_of(p, 1);
+      which = index < q_tiles ? 0 : index < q_tiles + k_tiles ? 1 : 2;
+      tile = index - (which == 0 ? 0 : which == 1 ? q_tiles : q_tiles + k_tiles);
       head = in_head = 0;
       rotated = false;
       if (!p.fused) return;
@@ -174,11 +182,11 @@ struct QkvEpilogue {
   };
 
   __device__ static int sum_of(int index) { return index; }
-  __host__ __device__ static int tiles(const Params& p) { return (p.q_width + 15) / 16 + 2 * ((p.kv_width + 15) / 16); }
-  __device__ static const __nv_bfloat16* row(const Params& p, int index, int, int r) {
+  __host__ __device__ static int tiles(const Params& p) { return tiles_of(p, 0) + tiles_of(p, 1) + tiles_of(p, 2); }
+  __device__ static RowOf row(const Params& p, int index, int, int r) {
     const Place place(p, index);
     const int row = place.head * (p.fused ? p.rope.head_dim : 0) + place.row(p, r);
-    return p.w[place.which] + static_cast<int64_t>(min(row, (place.which == 0 ? p.q_width : p.kv_width) - 1)) * p.cols;
+    return {p.w[place.which].data, min(row, (place.which == 0 ? p.q_width : p.kv_width) - 1)};
   }
   template <int NT>
   __device__ static Operands load(const Params& p, int index, int item_index) {

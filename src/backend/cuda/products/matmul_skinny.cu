@@ -1,114 +1,91 @@
 #include "backend/cuda/products/matmul_skinny.h"
 
-#include <algorithm>
-
-#include "backend/cuda/products/matmul_epilogues.cuh"
-#include "backend/cuda/runtime/device.h"
+#include "backend/cuda/products/matmul_launch.cuh"
+#include "backend/cuda/products/matmul_quantised.h"
+#include "backend/cuda/products/matmul_units.cuh"
 
 namespace tidal::cuda {
 namespace {
 
 using skinny::GateUpEpilogue;
 using skinny::GateUpPairs;
-using skinny::Layout;
+using skinny::launch_variant;
 using skinny::QkvEpilogue;
 using skinny::RowsEpilogue;
-
-/// Shared memory of a variant with `rows` rows, in bytes.
-template <class E, int NT, int D, bool kStream>
-int shared_bytes(int rows, int cols) {
-  const int fixed = Layout<E::kM, NT, D, kStream>::kFixed;
-  return kStream ? fixed : fixed + rows * skinny::x_stride(skinny::units_of(cols)) * 2;
-}
-
-template <class E, int NT, int D, bool kStream>
-void launch_variant(const typename E::Params& params, cudaStream_t stream) {
-  const auto kernel = skinny::skinny_kernel<E, NT, D, kStream>;
-  static const cudaError_t allowed = skinny::allow_shared_memory(reinterpret_cast<const void*>(kernel));
-  check(allowed, "a skinny product");
-  const int tiles = E::tiles(params);
-  // No multiprocessor gets two blocks: they could be of one product and leave another multiprocessor idle.
-  const int bytes =
-      std::max(shared_bytes<E, NT, D, kStream>(params.rows, params.cols), shared_memory_limit() / 2 + 1024);
-  launch("a skinny product", Start::Early, kernel, dim3(std::min(tiles, multiprocessors())), dim3(kRowThreads),
-         static_cast<size_t>(bytes), stream, params, tiles, skinny::units_of(params.cols));
-}
+using W = skinny::Bf16Units;
 
 /// x whole in shared memory, where it fits and is used for more than one tile; a piece of x with every piece of W
 /// otherwise.
 template <class Resident, class Streaming, int NT, int D>
 void launch_rows(const typename Resident::Params& params, cudaStream_t stream) {
   const auto fits = [&]<int kDepth>(std::integral_constant<int, kDepth>) {
-    return shared_bytes<Resident, NT, kDepth, false>(params.rows, params.cols) <= shared_memory_limit();
+    return skinny::shared_bytes<W, Resident, NT, kDepth, false>(params.rows, params.cols) <= shared_memory_limit();
   };
   if constexpr (NT == 1) {
-    if (fits(std::integral_constant<int, 10>{})) return launch_variant<Resident, NT, 10, false>(params, stream);
-    if (fits(std::integral_constant<int, 8>{})) return launch_variant<Resident, NT, 8, false>(params, stream);
+    if (fits(std::integral_constant<int, 10>{})) return launch_variant<W, Resident, NT, 10, false>(params, stream);
+    if (fits(std::integral_constant<int, 8>{})) return launch_variant<W, Resident, NT, 8, false>(params, stream);
   }
   const bool once = params.rows > 8 && Streaming::tiles(params) <= multiprocessors();
   if (params.in.x || (fits(std::integral_constant<int, D>{}) && !once)) {
-    launch_variant<Resident, NT, D, false>(params, stream);
+    launch_variant<W, Resident, NT, D, false>(params, stream);
   } else {
-    launch_variant<Streaming, NT, 4, true>(params, stream);
+    launch_variant<W, Streaming, NT, 4, true>(params, stream);
   }
-}
-
-template <class Params>
-Params from_row(Params params, int first, int rows) {
-  params.rows = rows;
-  if (params.in.rounded) params.in.rounded += static_cast<int64_t>(first) * params.cols;
-  if (params.in.squares) params.in.squares += static_cast<int64_t>(first) * ((params.cols + 15) / 16);
-  if (params.in.factors) params.in.factors += first;
-  return params;
-}
-void move(SkinnyRows& p, int first) {
-  p.y += static_cast<int64_t>(first) * p.w_rows;
-  if (!p.next.rounded) return;
-  p.next.rounded += static_cast<int64_t>(first) * p.w_rows;
-  p.next.squares += static_cast<int64_t>(first) * ((p.w_rows + 15) / 16);
-}
-void move(SkinnyGateUp& p, int first) { p.hidden += static_cast<int64_t>(first) * p.ffn; }
-void move(SkinnyQkv& p, int first) {
-  p.q += static_cast<int64_t>(first) * p.q_width;
-  if (p.k_raw) p.k_raw += static_cast<int64_t>(first) * p.kv_width;
-  if (p.v_raw) p.v_raw += static_cast<int64_t>(first) * p.kv_width;
-  if (p.rope.angles) p.rope.angles += static_cast<int64_t>(first) * (p.rope.dims / 2);
-  if (p.rope.slots) p.rope.slots += first;
 }
 
 /// `One` up to 8 rows, the others for more.
 template <class One, class Resident, class Streaming>
-void launch_all(const typename Resident::Params& params, cudaStream_t stream) {
-  const bool four = shared_bytes<Streaming, 4, 4, true>(kSkinnyRows, params.cols) <= shared_memory_limit();
-  const int most = four ? kSkinnyRows : kSkinnyRows / 2;
-  for (int first = 0; first < params.rows;) {
-    const int rows = std::min(params.rows - first, most);
-    auto part = from_row(params, first, rows);
-    move(part, first);
-    first += rows;
-    if (rows <= 8) {
+void launch_bf16(const typename Resident::Params& params, cudaStream_t stream) {
+  const bool four = skinny::shared_bytes<W, Streaming, 4, 4, true>(kSkinnyRows, params.cols) <= shared_memory_limit();
+  skinny::launch_by(four ? kSkinnyRows : kSkinnyRows / 2, params, [&](const auto& part) {
+    if (part.rows <= 8) {
       launch_rows<One, Streaming, 1, 5>(part, stream);
-    } else if (rows <= 16) {
+    } else if (part.rows <= 16) {
       launch_rows<Resident, Streaming, 2, 4>(part, stream);
     } else {
       launch_rows<Resident, Streaming, 4, 4>(part, stream);
     }
-  }
+  });
 }
 
 }  // namespace
 
-bool skinny_takes_floats(int rows, int cols) {
-  return rows <= kFusedRows && shared_bytes<GateUpEpilogue, 1, 5, false>(rows, cols) <= shared_memory_limit();
+bool skinny_takes_floats(int rows, int cols, bool quantised) {
+  if (quantised) return rows == 1;
+  return rows <= kFusedRows &&
+         skinny::shared_bytes<W, GateUpEpilogue, 1, 5, false>(rows, cols) <= shared_memory_limit();
 }
+
 void launch_skinny_rows(const SkinnyRows& params, cudaStream_t stream) {
-  launch_all<RowsEpilogue<1>, RowsEpilogue<1>, RowsEpilogue<2>>(params, stream);
+  if (params.w.type != GGML_TYPE_BF16) return launch_quantised(params.w.type, params, stream);
+  launch_bf16<RowsEpilogue<1>, RowsEpilogue<1>, RowsEpilogue<2>>(params, stream);
 }
+
 void launch_skinny_gate_up(const SkinnyGateUp& params, cudaStream_t stream) {
-  launch_all<GateUpEpilogue, GateUpPairs, GateUpPairs>(params, stream);
+  if (params.gate.type != GGML_TYPE_BF16) return launch_quantised(params.gate.type, params, stream);
+  launch_bf16<GateUpEpilogue, GateUpPairs, GateUpPairs>(params, stream);
 }
+
 void launch_skinny_qkv(const SkinnyQkv& params, cudaStream_t stream) {
-  launch_all<QkvEpilogue, QkvEpilogue, QkvEpilogue>(params, stream);
+  // Matrices of one type go together.
+  bool done[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    if (done[i]) continue;
+    SkinnyQkv part = params;
+    for (int k = 0; k < 3; ++k) {
+      const bool same = !done[k] && params.w[k].type == params.w[i].type;
+      if (same) {
+        done[k] = true;
+      } else {
+        part.w[k] = {};
+      }
+    }
+    if (params.w[i].type != GGML_TYPE_BF16) {
+      launch_quantised(params.w[i].type, part, stream);
+    } else {
+      launch_bf16<QkvEpilogue, QkvEpilogue, QkvEpilogue>(part, stream);
+    }
+  }
 }
 
 }  // namespace tidal::cuda

@@ -1,10 +1,11 @@
-// The kernel behind matmul_skinny.h; what differs between the products is in an Epilogue.
+// The kernel behind matmul_skinny.h; what differs between the products is in an Epilogue, between kinds of matrices in
+// a W (matmul_units.cuh, matmul_tiles.cuh).
 //
-// A lane needs 16 bytes each of two rows of W for two steps of the tensor core, if the columns that it holds are taken
-// for those that the instruction calls its own: the same permutation of columns applies to W and x, so nothing is
-// shuffled. Each lane copies what it will need itself into a ring in shared memory (cp.async), D slots ahead: no
-// barrier, no bank conflict, and 16 D KiB of W in flight a multiprocessor. The first slots are asked for before the
-// kernel waits for the one before.
+// A lane needs neighbouring columns of two rows of W for two steps of the tensor core, if the columns that it holds are
+// taken for those that the instruction calls its own: the same permutation of columns applies to W and x, so nothing is
+// shuffled. Each warp copies what it will need itself into a ring in shared memory (cp.async), D slots ahead, of bf16
+// even each lane: no barrier of the block, no bank conflict, and 16 D KiB of bf16 in flight a multiprocessor. The first
+// slots are asked for before the kernel waits for the one before.
 #pragma once
 
 #include <type_traits>
@@ -12,27 +13,35 @@
 
 #include "backend/cuda/products/matmul_device.cuh"
 #include "backend/cuda/products/matmul_skinny.h"
+#include "backend/cuda/products/packed_rows.cuh"
 
 namespace tidal::cuda::skinny {
 
+/// Units of a matrix, the last one filled up with zeros.
+template <class W>
+int units_of(int cols) {
+  return (cols + W::kUnit - 1) / W::kUnit;
+}
+
 /// Shared memory of one variant, in bytes; [..] is what lies there, in this order.
-template <int M, int NT, int D, bool kStream>
+template <class W, int M, int NT, int D, bool kStream>
 struct Layout {
-  static constexpr int kXSlots = D / M;                 // units of x
-  static constexpr int kBuffers = M * NT >= 4 ? 1 : 2;  // of sums: with two, a tile needs one barrier
-  static constexpr int kSums = M * NT * 128;            // of one warp
-  static constexpr int kRing = kWarps * D * 128 * 16;   // [warp][D][4 pieces][lane] 16 bytes
-  static constexpr int kXRing = kStream ? kWarps * kXSlots * NT * 64 * 16 : 0;  // [warp][slot][NT][2][lane] 16 bytes
-  static constexpr int kReduce = kBuffers * kWarps * kSums * 4;
+  static constexpr int kXSlots = D / M;                           // units of x
+  static constexpr int kGroups = W::kGroups;                      // of 8 warps, a tile each
+  static constexpr int kBuffers = M * NT * kGroups >= 4 ? 1 : 2;  // of sums: with two, a tile needs one barrier
+  static constexpr int kSums = M * NT * 128;                      // of one warp
+  static constexpr int kRing = kGroups * kWarps * D * W::kSlot;   // [group][warp][D] what W has there
+  static constexpr int kXSlot = W::template kXSlot<NT>;           // of a unit of x
+  static constexpr int kXRing = kStream ? kGroups * kWarps * kXSlots * kXSlot : 0;  // [group][warp][slot]
+  static constexpr int kReduce = kGroups * kBuffers * kWarps * kSums * 4;
   static constexpr int kFactors = 8 * NT * 4;
   static constexpr int kSquares = kFusedRows * kWarps * 4;
   static constexpr int kFixed = kRing + kXRing + kReduce + kFactors + kSquares;
 };
 
 /// Rounds R or fewer rows of float32 into `xs`, B groups of columns at a time so that loads overlap.
-template <int R, int B>
-__device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __nv_bfloat16* xs, int stride,
-                                  float* squares) {
+template <class W, int R, int B>
+__device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, int units, char* xs, float* squares) {
   const int groups = cols / 4;
   const float4* source[R];
 #pragma unroll
@@ -61,10 +70,9 @@ __device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __n
       for (int r = 0; r < R; ++r) {
         if (r >= rows) break;
         sums[r] = __fadd_rn(sums[r], square_sum(v[b][r]));
-        if (i >= groups) continue;
-        auto* to = reinterpret_cast<__nv_bfloat162*>(xs + r * stride + 4 * i);
-        to[0] = __floats2bfloat162_rn(v[b][r].x * w[b].x, v[b][r].y * w[b].y);
-        to[1] = __floats2bfloat162_rn(v[b][r].z * w[b].z, v[b][r].w * w[b].w);
+        const float4 normed =
+            make_float4(v[b][r].x * w[b].x, v[b][r].y * w[b].y, v[b][r].z * w[b].z, v[b][r].w * w[b].w);
+        W::put_four(xs + r * W::x_row(units), i, units, normed, i < groups);
       }
     }
   }
@@ -75,39 +83,43 @@ __device__ inline void round_rows(const SkinnyInput& in, int rows, int cols, __n
   }
 }
 
-/// Has the rows of x copied to shared memory, zeros behind their ends as in W. A warp takes every 8th row.
-__device__ inline void copy_rows(const __nv_bfloat16* rounded, int rows, int cols, int units, __nv_bfloat16* xs) {
-  const int stride = x_stride(units);
-  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
-    const __nv_bfloat16* from = rounded + static_cast<int64_t>(row) * cols;
-#pragma unroll 8
-    for (int col = threadIdx.x % 32 * 8; col < units * kUnit; col += 256) {
-      copy_16(xs + row * stride + col, col < cols ? from + col : from, col < cols);
-    }
-  }
-}
-
 /// x of all rows in shared memory, and the factors.
-template <int NT>
-__device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int units, __nv_bfloat16* xs, float* factors,
+template <class W, int NT>
+__device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int units, char* xs, float* factors,
                               float* squares) {
-  const int stride = x_stride(units), thread = threadIdx.x;
-  if (!in.x) {
-    copy_rows(in.rounded, rows, cols, units, xs);
-    commit();
-    load_factors<NT>(in, rows, cols, factors);
-    wait_copies<0>();
+  const int thread = threadIdx.x;
+  if ((W::kPacked && !W::kOne) || !in.x) {
+    if constexpr (W::kOne) {
+      // The last warp makes the factor while the others pack.
+      if (thread < W::kPackers * 32) {
+        W::load_rows(in, rows, cols, units, xs);
+      } else {
+        load_factors<NT>(in, W::kPackers, rows, cols, factors);
+      }
+    } else {
+      W::load_rows(in, rows, cols, units, xs);
+      commit();
+      load_factors<NT>(in, 0, rows, cols, factors);
+      wait_copies<0>();
+    }
     __syncthreads();
     return;
   }
-  const int padding = units * kUnit - cols;  // columns: zeros, as those of W
-  for (int i = thread; i < rows * padding; i += kRowThreads) {
-    xs[i / padding * stride + cols + i % padding] = __float2bfloat16_rn(0.0f);
+  if constexpr (!W::kPacked) {
+    const int padding = units * W::kUnit - cols;  // columns: zeros, as those of W
+    for (int i = thread; i < rows * padding; i += kRowThreads) {
+      auto* row = reinterpret_cast<__nv_bfloat16*>(xs + i / padding * W::x_row(units));
+      row[cols + i % padding] = __float2bfloat16_rn(0.0f);
+    }
   }
-  if (rows == 1) {
-    round_rows<1, 4>(in, rows, cols, xs, stride, squares);
-  } else {
-    round_rows<kFusedRows, 2>(in, rows, cols, xs, stride, squares);
+  if (thread >= kRowThreads) {
+    __syncthreads();
+    return;
+  }
+  if (W::kOne || rows == 1) {
+    round_rows<W, 1, 4>(in, rows, cols, units, xs, squares);
+  } else if constexpr (!W::kPacked) {
+    round_rows<W, kFusedRows, 2>(in, rows, cols, units, xs, squares);
   }
   __syncthreads();
   if (thread < rows) {  // read behind the barrier before the first tile's end
@@ -115,66 +127,77 @@ __device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int uni
   }
 }
 
-/// Epilogue E: Params, kM (tiles of 16 rows worked on together), row(params, tile, m, r) -> that row of W,
-/// kItems (results of a tile, in units of NT * 128), sum_of(item) -> its place among the sums, Operands load(params,
-/// tile, item) before the product and store(params, tile, item, sums, factors, operands) behind it.
-template <class E, int NT, int D, bool kStream>
-__global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
+/// Matrices W: kUnit (columns), kSlot (bytes that a warp has of a unit in the ring), kGroups (of 8 warps in a block),
+/// kShared (whether lanes read what others copied), kPacked (whether x is: packed_rows.cuh), kOne (whether it is one
+/// row), Aim (where 16 rows lie), and the functions of W and x.
+/// Epilogue E: Params, kM (tiles of 16 rows worked on together), row(params, tile, m, r) -> that row of W, kItems
+/// (results of a tile, in units of NT * 128), sum_of(item) -> its place among the sums, Operands load(params, tile,
+/// item) before the product and store(params, tile, item, sums, factors, operands) behind it.
+template <class W, class E, int NT, int D, bool kStream>
+__global__ void __launch_bounds__(W::kGroups* kRowThreads, NT == 1 && !kStream ? W::kBlocks : 1)
     skinny_kernel(const __grid_constant__ typename E::Params p, int tiles, int units) {
   constexpr int M = E::kM;
-  using L = Layout<M, NT, D, kStream>;
+  using L = Layout<W, M, NT, D, kStream>;
+  constexpr int kUnit = W::kUnit;
   static_assert(!kStream || D % M == 0);
   extern __shared__ uint4 shared[];
   char* base = reinterpret_cast<char*>(shared);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  uint4* ring = shared + warp * D * 128 + lane;
-  uint4* x_ring = reinterpret_cast<uint4*>(base + L::kRing) + warp * L::kXSlots * NT * 64 + lane;
-  float* reduce = reinterpret_cast<float*>(base + L::kRing + L::kXRing);
+  const int group = L::kGroups > 1 ? threadIdx.x / kRowThreads : 0;
+  const int thread = L::kGroups > 1 ? threadIdx.x % kRowThreads : threadIdx.x;
+  const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  char* ring = base + (group * kWarps + warp) * D * W::kSlot;
+  char* x_ring = base + L::kRing + (group * kWarps + warp) * L::kXSlots * L::kXSlot;
+  float* reduce = reinterpret_cast<float*>(base + L::kRing + L::kXRing) + group * (L::kReduce / 4 / L::kGroups);
   float* factors = reinterpret_cast<float*>(base + L::kRing + L::kXRing + L::kReduce);
   float* squares = factors + 8 * NT;
-  auto* xs = reinterpret_cast<__nv_bfloat16*>(base + L::kFixed);
+  char* xs = base + L::kFixed;
 
   const int rows = p.rows, cols = p.cols;
   const int own = units > warp ? (units - warp + kWarps - 1) / kWarps : 0;  // units of this warp
-  const int my_tiles = (tiles - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / gridDim.x;
+  const int first_tile = static_cast<int>(blockIdx.x) * L::kGroups + group;
+  const int next_tile = static_cast<int>(gridDim.x) * L::kGroups;
+  const int my_tiles = (tiles - first_tile + next_tile - 1) / next_tile;
+  const auto synchronise_group = [&] {
+    if constexpr (L::kGroups == 1) {
+      __syncthreads();
+    } else {
+      asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kRowThreads) : "memory");
+    }
+  };
 
   // The copying end of the ring.
-  int left = my_tiles * own * M, to_tile = blockIdx.x, to_unit = 0, to_slot = 0, x_slot = 0;
-  const __nv_bfloat16 *low[M], *high[M];  // rows g and g + 8 of the tile that is copied
+  int left = my_tiles * own * M, to_tile = first_tile, to_unit = 0, to_slot = 0, x_slot = 0;
+  typename W::Aim aims[M];  // at the tile that is copied
   const auto aim = [&] {
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      low[m] = E::row(p, to_tile, m, g);
-      high[m] = E::row(p, to_tile, m, g + 8);
-    }
+    for (int m = 0; m < M; ++m) aims[m].at([&](int r) { return E::row(p, to_tile, m, r); }, cols, lane, warp);
   };
   const auto copy_x = [&](int unit, int slot) {
     if constexpr (kStream) {
-      const int col = (unit * kWarps + warp) * kUnit + t * 8;
+      unit = unit * kWarps + warp;
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const int token = n * 8 + g;
-        const __nv_bfloat16* from = p.in.rounded + static_cast<int64_t>(token < rows ? token : 0) * cols;
-        uint4* to = x_ring + (slot * NT + n) * 64;
-        copy_16(to, col < cols ? from + col : from, token < rows && col < cols);
-        copy_16(to + 32, col + 32 < cols ? from + col + 32 : from, token < rows && col + 32 < cols);
+        const int64_t row = token < rows ? token : 0;
+        char* to = x_ring + slot * L::kXSlot + n * (L::kXSlot / NT);
+        if constexpr (W::kPacked) {
+          const auto* from = reinterpret_cast<const char*>(p.in.packed) + row * units * kPackedUnit;
+          W::copy_x(to, from, unit, g, t, token < rows);
+        } else {
+          W::copy_x(reinterpret_cast<uint4*>(to) + lane, p.in.rounded + row * cols, unit * kUnit, t, cols,
+                    token < rows);
+        }
       }
     }
   };
   const auto copy_w = [&](auto which) {
     constexpr int m = decltype(which)::value;
-    const int col = (to_unit * kWarps + warp) * kUnit + t * 8;
-    const bool first = col < cols, second = col + 32 < cols;
-    uint4* to = ring + to_slot * 128;
-    copy_16(to, first ? low[m] + col : low[m], first);
-    copy_16(to + 32, second ? low[m] + col + 32 : low[m], second);
-    copy_16(to + 64, first ? high[m] + col : high[m], first);
-    copy_16(to + 96, second ? high[m] + col + 32 : high[m], second);
+    W::copy(ring + to_slot * W::kSlot, aims[m], to_unit * kWarps + warp, cols, lane);
     to_slot = to_slot + 1 == D ? 0 : to_slot + 1;
     if (--left == 0) return;
     if (m == M - 1 && ++to_unit == own) {
       to_unit = 0;
-      to_tile += gridDim.x;
+      to_tile += next_tile;
       aim();
     }
   };
@@ -202,52 +225,54 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
       }
       commit();
     });
-    load_factors<NT>(p.in, rows, cols, factors);
+    load_factors<NT>(p.in, 0, rows, cols, factors);
   } else {
-    load_x<NT>(p.in, rows, cols, units, xs, factors, squares);
+    load_x<W, NT>(p.in, rows, cols, units, xs, factors, squares);
   }
 
   int slot = 0, from_x = 0, buffer = 0;
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+  for (int tile = first_tile; tile < tiles; tile += next_tile) {
     constexpr int kItems = E::kItems * NT * 128;  // results of a tile
     constexpr int kEach = (kItems + kRowThreads - 1) / kRowThreads;
     typename E::Operands operands[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int item = threadIdx.x + i * kRowThreads;
+      const int item = thread + i * kRowThreads;
       if (item < kItems) operands[i] = E::template load<NT>(p, tile, item);
     }
 
     float4 sums[M][NT] = {};
     for (int u = 0; u < own; ++u) {
-      uint4 x[NT][2];
-      if constexpr (!kStream) {
-        const int col = (u * kWarps + warp) * kUnit + t * 8;
+      [[maybe_unused]] uint4 x[NT][2];
+      if constexpr (!kStream && !W::kPacked) {
+        const char* unit = xs + (u * kWarps + warp) * kUnit * 2;
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
           x[n][0] = x[n][1] = make_uint4(0, 0, 0, 0);
-          if (n * 8 + g < rows) {
-            const auto* from = reinterpret_cast<const uint4*>(xs + (n * 8 + g) * x_stride(units) + col);
-            x[n][0] = from[0];
-            x[n][1] = from[4];
-          }
+          if (n * 8 + g < rows) W::read_x(x[n], unit + (n * 8 + g) * W::x_row(units), t);
         }
       }
       times(std::make_integer_sequence<int, M>{}, [&](auto which) {
         constexpr int m = decltype(which)::value;
         wait_copies<D - 1>();
-        const uint4* at = ring + slot * 128;
-        const UnitOfW w{{at[0], at[32]}, {at[64], at[96]}};
-        if constexpr (kStream && m == 0) {
+        if constexpr (W::kShared) __syncwarp();
+        const char* from = x_ring + from_x * L::kXSlot;
+        if constexpr (kStream && m == 0) from_x = from_x + 1 == L::kXSlots ? 0 : from_x + 1;
+        if constexpr (W::kPacked) {
+          const char* unit = kStream ? from : xs + (u * kWarps + warp) * kPackedUnit;
+          W::multiply(sums[m], ring + slot * W::kSlot, lane, unit, kStream ? W::kXRow : W::x_row(units), rows);
+        } else {
+          if constexpr (kStream && m == 0) {
 #pragma unroll
-          for (int n = 0; n < NT; ++n) {
-            x[n][0] = x_ring[(from_x * NT + n) * 64];
-            x[n][1] = x_ring[(from_x * NT + n) * 64 + 32];
+            for (int n = 0; n < NT; ++n) {
+              const auto* pieces = reinterpret_cast<const uint4*>(from + n * (L::kXSlot / NT)) + lane;
+              x[n][0] = pieces[0];
+              x[n][1] = pieces[32];
+            }
           }
-          from_x = from_x + 1 == L::kXSlots ? 0 : from_x + 1;
+          W::multiply(sums[m], ring + slot * W::kSlot, lane, x);
         }
-#pragma unroll
-        for (int n = 0; n < NT; ++n) multiply(sums[m][n], w, x[n]);
+        if constexpr (W::kShared) __syncwarp();
         slot = slot + 1 == D ? 0 : slot + 1;
         constexpr int next_m = (m + D) % M;
         if (left > 0) {
@@ -269,10 +294,10 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
         *reinterpret_cast<float4*>(mine + warp * L::kSums + (m * NT + n) * 128 + sum_place(lane * 4)) = sums[m][n];
       }
     }
-    __syncthreads();
+    synchronise_group();
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int item = threadIdx.x + i * kRowThreads;
+      const int item = thread + i * kRowThreads;
       if (item >= kItems) break;
       float results[M / E::kItems];
 #pragma unroll
@@ -285,7 +310,7 @@ __global__ void __launch_bounds__(kRowThreads, NT == 1 && !kStream ? 2 : 1)
       }
       E::template store<NT>(p, tile, item, results, factors, operands[i]);
     }
-    if constexpr (L::kBuffers == 1) __syncthreads();
+    if constexpr (L::kBuffers == 1) synchronise_group();
     if constexpr (L::kBuffers == 2) buffer ^= 1;
   }
 }

@@ -1,10 +1,12 @@
-// Products of a few rows with bf16 matrices, limited by the rate at which the matrix can be read. A row's result does
-// not depend, bit for bit, on how many rows there are.
+// Products of a few rows with matrices in bf16 or quantised, limited by the rate at which the matrix can be read. A
+// row's result does not depend, bit for bit, on how many rows there are.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
+#include <ggml.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace tidal::cuda {
@@ -15,6 +17,17 @@ inline constexpr int kFusedRows = 4;
 
 /// Up to this many rows one launch does; more read W again.
 inline constexpr int kSkinnyRows = 32;
+
+/// A matrix as DeviceWeights keeps it: bf16, row-major, at a multiple of 16 bytes; or in tiles (weights/quantised.h).
+struct SkinnyMatrix {
+  const std::byte* data = nullptr;
+  ggml_type type = GGML_TYPE_BF16;
+
+  SkinnyMatrix() = default;
+  SkinnyMatrix(const std::byte* data, ggml_type type) : data(data), type(type) {}
+  SkinnyMatrix(const __nv_bfloat16* data)  // NOLINT(google-explicit-constructor)
+      : data(reinterpret_cast<const std::byte*>(data)) {}
+};
 
 /// The rows that are multiplied: rounded to bf16, and each result multiplied with the row's factor afterwards, so that
 /// an RMS norm y = W (x * weight) / rms(x) needs one look at x.
@@ -28,7 +41,16 @@ struct SkinnyInput {
   const __nv_bfloat16* rounded = nullptr;  ///< [rows, cols]
   const float* factors = nullptr;          ///< [rows]; null: 1 or
   const float* squares = nullptr;          ///< [rows, (cols + 15) / 16], SkinnyNext's: factors from these
+  // ... or, for quantised matrices, what launch_round() packed: several rows are packed by the launch otherwise.
+  const std::byte* packed = nullptr;  ///< skinny_packed_bytes(rows, cols); goes with `factors`
+  std::byte* scratch = nullptr;       ///< room for that of kQuantisedRows rows
 };
+
+/// Up to this many rows one launch does with a quantised matrix.
+inline constexpr int kQuantisedRows = 16;
+
+/// The bytes of packed rows (packed_rows.cuh).
+int64_t skinny_packed_bytes(int rows, int cols);
 
 /// The results as the product behind takes them, normed: one launch less. The same bits as from float32.
 struct SkinnyNext {
@@ -40,18 +62,19 @@ struct SkinnyNext {
 /// y = W x (+ bias), or y += W x (+ bias).
 struct SkinnyRows {
   SkinnyInput in;
-  const __nv_bfloat16* w = nullptr;  ///< [w_rows, cols]
-  const float* bias = nullptr;       ///< [w_rows]; optional
-  float* y = nullptr;                ///< [rows, w_rows]
+  SkinnyMatrix w;               ///< [w_rows, cols]
+  const float* bias = nullptr;  ///< [w_rows]; optional
+  float* y = nullptr;           ///< [rows, w_rows]
   int rows = 0, cols = 0, w_rows = 0;
   bool add = false;
   SkinnyNext next;
+  __nv_bfloat16* hidden = nullptr;  ///< [rows, w_rows], instead of y, which is read: silu(y) * (W x + bias)
 };
 
 /// hidden = silu(gate x) * (up x).
 struct SkinnyGateUp {
   SkinnyInput in;
-  const __nv_bfloat16 *gate = nullptr, *up = nullptr;    ///< [ffn, cols]
+  SkinnyMatrix gate, up;                                 ///< [ffn, cols], of one type
   const float *gate_bias = nullptr, *up_bias = nullptr;  ///< [ffn]; optional
   __nv_bfloat16* hidden = nullptr;                       ///< [rows, ffn]
   int rows = 0, cols = 0, ffn = 0;
@@ -69,7 +92,7 @@ struct SkinnyRope {
 
 struct SkinnyQkv {
   SkinnyInput in;
-  const __nv_bfloat16* w[3] = {};            ///< q [q_width, cols], k and v [kv_width, cols]
+  SkinnyMatrix w[3];                         ///< q [q_width, cols], k and v [kv_width, cols]; of any types
   const float* bias[3] = {};                 ///< optional
   float* q = nullptr;                        ///< [rows, q_width]
   float *k_raw = nullptr, *v_raw = nullptr;  ///< [rows, kv_width]; of no account with `rope`
@@ -78,8 +101,8 @@ struct SkinnyQkv {
   SkinnyRope rope;
 };
 
-/// Whether so many rows may be given as float32.
-bool skinny_takes_floats(int rows, int cols);
+/// Whether so many rows may be given as float32; with quantised matrices one.
+bool skinny_takes_floats(int rows, int cols, bool quantised);
 /// Any number of rows when the input is `rounded`.
 void launch_skinny_rows(const SkinnyRows& params, cudaStream_t stream);
 void launch_skinny_gate_up(const SkinnyGateUp& params, cudaStream_t stream);

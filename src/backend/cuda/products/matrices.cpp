@@ -7,13 +7,14 @@
 #include "backend/cuda/products/matrices_state.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/weights/quantised.h"
 
 namespace tidal::cuda {
 namespace {
 
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
-  int64_t frequencies, angles, slots, rounded, factors, normed, squares, raw, gate_up, hidden, products;
+  int64_t frequencies, angles, slots, rounded, factors, normed, squares, raw, gate_up, hidden, products, panel, packed;
 
   Sizes(const Hyperparameters& hp, int64_t rows)
       : frequencies(part(hp.rope.dims / 2 * sizeof(double))),
@@ -26,9 +27,12 @@ struct Sizes {
         raw(part(rows * (hp.q_width() + 2 * hp.kv_width()) * sizeof(float))),
         gate_up(part(rows * 2 * hp.ffn * 2)),
         hidden(part(rows * hp.ffn * 2)),
-        products(LtMatmul::kWorkspace) {}
+        products(LtMatmul::kWorkspace),
+        panel(kPanel),
+        packed(part(skinny_packed_bytes(static_cast<int>(rows), std::max({hp.width, hp.q_width(), hp.ffn})))) {}
   int64_t total() const {
-    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products;
+    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products +
+           panel + packed;
   }
 
  private:
@@ -68,6 +72,8 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.gate_up, sizes.gate_up);
   place(s.hidden, sizes.hidden);
   place(s.products, sizes.products);
+  place(s.panel, sizes.panel);
+  place(s.packed, sizes.packed);
   const std::vector<double>& frequencies = hp.rope.frequencies;
   check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
         "rotation frequencies");
@@ -89,6 +95,11 @@ void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
 
 void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
   state_->normed_x = {};
+  if (p.embedding.type != GGML_TYPE_BF16) {
+    launch_dequantise_tokens({p.embedding.type, p.embedding.data, p.tables.tokens, p.rows, p.embedding.cols, p.x},
+                             stream);
+    return;
+  }
   launch_embed(bf16(p.embedding), p.tables.tokens, p.rows, static_cast<int>(p.embedding.cols), p.x, stream);
 }
 
@@ -115,11 +126,11 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   const int rows = p.pass.decode_rows, q_width = hp.q_width(), kv_width = hp.kv_width();
   const bool inside = rotates_inside(layer);
   SkinnyQkv product;
-  product.in = normed_input(p.x, layer.attn_norm, rows, stream);
+  product.in = normed_input(p.x, layer.attn_norm, rows, {&layer.wq, &layer.wk, &layer.wv}, stream);
   const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
   const Weight* biases[] = {&layer.bq, &layer.bk, &layer.bv};
   for (int i = 0; i < 3; ++i) {
-    product.w[i] = bf16(*weights[i]);
+    product.w[i] = matrix(*weights[i]);
     if (inside) product.bias[i] = floats(*biases[i]);  // else rope_append() adds them
   }
   product.q = p.q;
@@ -159,8 +170,8 @@ void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
   const int width = s.hp.width, q_width = s.hp.q_width(), first = p.pass.decode_rows;
   if (first > 0) {
     SkinnyRows product;
-    product.in = s.input(p.out, {}, nullptr, first, q_width, stream);
-    product.w = bf16(layer.wo);
+    product.in = s.input(p.out, {}, nullptr, first, {&layer.wo}, stream);
+    product.w = matrix(layer.wo);
     product.bias = floats(layer.bo);
     product.y = p.x;
     product.rows = first;
@@ -173,24 +184,48 @@ void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
   if (p.pass.rows > first) s.prefill_project(p, stream);
 }
 
+void Matrices::State::decode_gate_up(const Layer& layer, const float* x, int rows, cudaStream_t stream) {
+  const SkinnyInput in = normed_input(x, layer.ffn_norm, rows, {&layer.gate, &layer.up}, stream);
+  if (layer.gate.type == layer.up.type) {
+    SkinnyGateUp both;
+    both.in = in;
+    both.gate = matrix(layer.gate);
+    both.up = matrix(layer.up);
+    both.gate_bias = floats(layer.b_gate);
+    both.up_bias = floats(layer.b_up);
+    both.hidden = hidden;
+    both.rows = rows;
+    both.cols = hp.width;
+    both.ffn = hp.ffn;
+    launch_skinny_gate_up(both, stream);
+    return;
+  }
+  SkinnyRows gate;
+  gate.in = in;
+  gate.w = matrix(layer.gate);
+  gate.bias = floats(layer.b_gate);
+  gate.y = reinterpret_cast<float*>(gate_up);  // [rows, ffn] of float32 take as much
+  gate.rows = rows;
+  gate.cols = hp.width;
+  gate.w_rows = hp.ffn;
+  SkinnyRows up = gate;
+  up.w = matrix(layer.up);
+  up.bias = floats(layer.b_up);
+  up.hidden = hidden;
+  launch_skinny_rows(gate, stream);
+  launch_skinny_rows(up, stream);
+}
+
 void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
   State& s = *state_;
   const Layer& layer = *p.layer;
   const int rows = p.pass.decode_rows;
   if (rows > 0) {
-    SkinnyGateUp both;
-    both.in = s.normed_input(p.x, layer.ffn_norm, rows, stream);
-    both.gate = bf16(layer.gate);
-    both.up = bf16(layer.up);
-    both.gate_bias = floats(layer.b_gate);
-    both.up_bias = floats(layer.b_up);
-    both.hidden = s.hidden;
-    both.rows = rows;
-    both.cols = s.hp.width;
-    both.ffn = s.hp.ffn;
+    s.decode_gate_up(layer, p.x, rows, stream);
     SkinnyRows down;
     down.in.rounded = s.hidden;
-    down.w = bf16(layer.down);
+    down.in.scratch = s.packed;
+    down.w = matrix(layer.down);
     down.bias = floats(layer.b_down);
     down.y = p.x;
     down.rows = rows;
@@ -198,7 +233,6 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
     down.w_rows = s.hp.width;
     down.add = true;
     down.next = s.norm_next(p.x, p.next ? p.next->attn_norm : Weight{}, rows);
-    launch_skinny_gate_up(both, stream);
     launch_skinny_rows(down, stream);
   }
   if (p.pass.rows > rows) s.prefill_mlp(p, stream);
@@ -209,8 +243,8 @@ void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
   const int first = p.pass.decode_rows, width = s.hp.width;
   if (first > 0) {
     SkinnyRows product;
-    product.in = s.input(p.x, p.norm, p.logit_rows, first, width, stream);
-    product.w = bf16(p.output);
+    product.in = s.input(p.x, p.norm, p.logit_rows, first, {&p.output}, stream);
+    product.w = matrix(p.output);
     product.y = p.logits;
     product.rows = first;
     product.cols = width;

@@ -17,18 +17,6 @@
 
 namespace tidal::cuda {
 
-/// A matrix in device memory, row-major. y = W x has `rows` elements.
-struct DeviceMatrix {
-  const __nv_bfloat16* data = nullptr;  ///< [rows, cols], aligned to 16 bytes; `cols` is a multiple of 8
-  int64_t rows = 0;
-  int64_t cols = 0;
-
-  DeviceMatrix() = default;
-  /// Of a weight that DeviceWeights::upload() made.
-  explicit DeviceMatrix(const Weight& weight)
-      : data(reinterpret_cast<const __nv_bfloat16*>(weight.data)), rows(weight.rows), cols(weight.cols) {}
-};
-
 /// The rows of a pass: the leading `decode_rows` belong to chunks of at most kDecodeRows rows.
 struct PassRows {
   int rows = 0;

@@ -1,20 +1,82 @@
+#include <algorithm>
+
 #include "backend/cuda/products/matrices_state.h"
+#include "backend/cuda/runtime/error.h"
+#include "backend/cuda/weights/quantised.h"
 
 namespace tidal::cuda {
 namespace {
 
-/// Whether matrices lie one behind the other, so that one product does both.
-bool joined(const Weight& first, const Weight& second) { return first.data + first.bytes() == second.data; }
+bool all_bf16(std::initializer_list<const Weight*> weights) {
+  return std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return w->type == GGML_TYPE_BF16; });
+}
+/// Whether matrices of bf16 lie one behind the other, so that one product does all.
+bool joined(std::initializer_list<const Weight*> weights) {
+  return std::adjacent_find(weights.begin(), weights.end(), [](const Weight* a, const Weight* b) {
+           return a->data + a->bytes() != b->data;
+         }) == weights.end();
+}
+
+/// Rows [first, first + count) of the matrices, counted through, in bf16.
+void make_panel(std::initializer_list<const Weight*> weights, int64_t first, int64_t count, Bf16* to,
+                cudaStream_t stream) {
+  for (const Weight* weight : weights) {
+    const int64_t begin = std::max<int64_t>(first, 0), rows = std::min(first + count, weight->rows) - begin;
+    first -= weight->rows;
+    if (rows <= 0) continue;
+    if (weight->type == GGML_TYPE_BF16) {
+      check(cudaMemcpyAsync(to, weight->row(begin), static_cast<size_t>(rows) * weight->row_bytes(),
+                            cudaMemcpyDeviceToDevice, stream),
+            "a panel of weights");
+    } else {
+      launch_dequantise_rows({weight->type, weight->data, begin, rows, weight->cols, to}, stream);
+    }
+    to += rows * weight->cols;
+  }
+}
 
 }  // namespace
 
-void Matrices::State::multiply(LtProduct product, PassRows pass, cudaStream_t stream) {
+void Matrices::State::multiply_chunks(LtProduct product, PassRows pass, cudaStream_t stream) {
   for (const int rows : pass.long_chunks) {
     product.rows = rows;
     lt.multiply(product, products, stream);
     product.x += static_cast<int64_t>(rows) * product.cols;
     product.y = static_cast<std::byte*>(product.y) +
                 static_cast<int64_t>(rows) * product.stride * (product.rounded ? sizeof(__nv_bfloat16) : sizeof(float));
+  }
+}
+
+void Matrices::State::multiply(LtProduct product, std::initializer_list<const Weight*> weights, PassRows pass,
+                               cudaStream_t stream) {
+  const auto step = [&](int64_t rows) {
+    auto* y = static_cast<std::byte*>(product.y);
+    product.y = y + rows * static_cast<int64_t>(product.rounded ? sizeof(__nv_bfloat16) : sizeof(float));
+  };
+  int64_t total = 0;
+  for (const Weight* weight : weights) total += weight->rows;
+  if (!all_bf16(weights)) {
+    // Where panels end depends on the matrices alone, so that a chunk's results do not depend on its company.
+    const int64_t most = std::max<int64_t>(256, kPanel / 2 / product.cols / 256 * 256);
+    product.w = reinterpret_cast<const __nv_bfloat16*>(panel);
+    for (int64_t first = 0; first < total; first += most) {
+      const int64_t rows = std::min(most, total - first);
+      make_panel(weights, first, rows, panel, stream);
+      product.w_rows = static_cast<int>(rows);
+      multiply_chunks(product, pass, stream);
+      step(rows);
+    }
+  } else if (joined(weights)) {
+    product.w = bf16(**weights.begin());
+    product.w_rows = static_cast<int>(total);
+    multiply_chunks(product, pass, stream);
+  } else {
+    for (const Weight* weight : weights) {
+      product.w = bf16(*weight);
+      product.w_rows = static_cast<int>(weight->rows);
+      multiply_chunks(product, pass, stream);
+      step(weight->rows);
+    }
   }
 }
 
@@ -25,21 +87,7 @@ void Matrices::State::prefill_qkv(const QkvParams& p, cudaStream_t stream) {
   const __nv_bfloat16* x =
       round_whole(p.x + static_cast<int64_t>(first) * hp.width, layer.attn_norm, nullptr, p.pass, hp.width, stream);
   float* to = raw + static_cast<int64_t>(first) * all;
-  LtProduct product{.x = x, .w = bf16(layer.wq), .y = to, .cols = hp.width, .stride = all};
-  if (joined(layer.wq, layer.wk) && joined(layer.wk, layer.wv)) {
-    product.w_rows = all;
-    multiply(product, p.pass, stream);
-  } else {
-    const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
-    float* at = to;
-    for (const Weight* weight : weights) {
-      product.w = bf16(*weight);
-      product.w_rows = static_cast<int>(weight->rows);
-      product.y = at;
-      multiply(product, p.pass, stream);
-      at += weight->rows;
-    }
-  }
+  multiply({.x = x, .y = to, .cols = hp.width, .stride = all}, {&layer.wq, &layer.wk, &layer.wv}, p.pass, stream);
   RopeAppendParams rope = rope_append(p, first, rows);
   rope.q_raw = to;
   rope.k_raw = to + q_width;
@@ -55,8 +103,7 @@ void Matrices::State::prefill_project(const ProjectParams& p, cudaStream_t strea
   float* x = p.x + static_cast<int64_t>(first) * width;
   const __nv_bfloat16* out =
       round_whole(p.out + static_cast<int64_t>(first) * q_width, {}, nullptr, p.pass, q_width, stream);
-  multiply({.x = out, .w = bf16(layer.wo), .y = x, .cols = q_width, .w_rows = width, .stride = width, .add = true},
-           p.pass, stream);
+  multiply({.x = out, .y = x, .cols = q_width, .stride = width, .add = true}, {&layer.wo}, p.pass, stream);
   if (layer.bo) launch_add_bias(x, floats(layer.bo), rows, width, stream);
 }
 
@@ -67,22 +114,8 @@ void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
   const __nv_bfloat16* normed = round_whole(x, layer.ffn_norm, nullptr, p.pass, hp.width, stream);
   __nv_bfloat16* both = gate_up + static_cast<int64_t>(first) * 2 * ffn;
   __nv_bfloat16* silu = hidden + static_cast<int64_t>(first) * ffn;
-  LtProduct product{.x = normed,
-                    .w = bf16(layer.gate),
-                    .y = both,
-                    .cols = hp.width,
-                    .w_rows = ffn,
-                    .stride = 2 * ffn,
-                    .rounded = true};
-  if (joined(layer.gate, layer.up)) {
-    product.w_rows = 2 * ffn;
-    multiply(product, p.pass, stream);
-  } else {
-    multiply(product, p.pass, stream);
-    product.w = bf16(layer.up);
-    product.y = both + ffn;
-    multiply(product, p.pass, stream);
-  }
+  multiply({.x = normed, .y = both, .cols = hp.width, .stride = 2 * ffn, .rounded = true}, {&layer.gate, &layer.up},
+           p.pass, stream);
   launch_silu({.gate = both,
                .up = both + ffn,
                .gate_bias = floats(layer.b_gate),
@@ -92,20 +125,14 @@ void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
                .ffn = ffn,
                .stride = 2 * ffn},
               stream);
-  multiply({.x = silu, .w = bf16(layer.down), .y = x, .cols = ffn, .w_rows = hp.width, .stride = hp.width, .add = true},
-           p.pass, stream);
+  multiply({.x = silu, .y = x, .cols = ffn, .stride = hp.width, .add = true}, {&layer.down}, p.pass, stream);
   if (layer.b_down) launch_add_bias(x, floats(layer.b_down), rows, hp.width, stream);
 }
 
 void Matrices::State::prefill_logits(const LogitsParams& p, cudaStream_t stream) {
   const int first = p.pass.decode_rows, width = hp.width, vocab = static_cast<int>(p.output.rows);
   const __nv_bfloat16* x = round_whole(p.x, p.norm, p.logit_rows + first, p.pass, width, stream);
-  multiply({.x = x,
-            .w = bf16(p.output),
-            .y = p.logits + static_cast<int64_t>(first) * vocab,
-            .cols = width,
-            .w_rows = vocab,
-            .stride = vocab},
+  multiply({.x = x, .y = p.logits + static_cast<int64_t>(first) * vocab, .cols = width, .stride = vocab}, {&p.output},
            p.pass, stream);
 }
 

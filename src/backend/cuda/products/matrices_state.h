@@ -2,16 +2,24 @@
 // matrices_prefill.cpp.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "backend/cuda/products/elementwise.h"
 #include "backend/cuda/products/matmul_lt.h"
 #include "backend/cuda/products/matmul_skinny.h"
 #include "backend/cuda/products/matrices.h"
+#include "core/bf16.h"
 #include "core/buffer.h"
 
 namespace tidal::cuda {
 
 inline const __nv_bfloat16* bf16(const Weight& weight) { return reinterpret_cast<const __nv_bfloat16*>(weight.data); }
+inline SkinnyMatrix matrix(const Weight& weight) { return {weight.data, weight.type}; }
 inline const float* floats(const Weight& weight) { return reinterpret_cast<const float*>(weight.data); }
+
+/// Bytes of bf16 that quantised matrices are dequantised to at once.
+inline constexpr int64_t kPanel = int64_t{64} << 20;
 
 struct Matrices::State {
   Hyperparameters hp;
@@ -30,6 +38,8 @@ struct Matrices::State {
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
+  Bf16* panel = nullptr;             ///< kPanel bytes: rows of quantised matrices, dequantised for cuBLASLt
+  std::byte* packed = nullptr;       ///< SkinnyInput::scratch
 
   /// What `normed` and `squares` hold: rows of x as the product before left them, with this norm.
   struct Normed {
@@ -46,18 +56,23 @@ struct Matrices::State {
     return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && hp.rope.dims % 16 == 0;
   }
 
-  /// The input of a skinny product from float32 rows: as it is where these are few, rounded by a launch of its own
-  /// otherwise.
-  SkinnyInput input(const float* x, const Weight& norm, const int32_t* row_ids, int rows, int cols,
-                    cudaStream_t stream) {
+  /// The input of skinny products with `weights` from float32 rows: as it is where these are few, rounded by a launch
+  /// of its own otherwise, and packed if all take it so.
+  SkinnyInput input(const float* x, const Weight& norm, const int32_t* row_ids, int rows,
+                    std::initializer_list<const Weight*> weights, cudaStream_t stream) {
+    const auto quantised =
+        std::count_if(weights.begin(), weights.end(), [](const Weight* w) { return w->type != GGML_TYPE_BF16; });
+    const auto cols = static_cast<int>((*weights.begin())->cols);
     SkinnyInput in;
-    if (skinny_takes_floats(rows, cols)) {
+    in.scratch = packed;
+    if (skinny_takes_floats(rows, cols, quantised > 0)) {
       in.x = x;
       in.norm = floats(norm);
       in.row_ids = row_ids;
       in.epsilon = hp.rms_epsilon;
       return in;
     }
+    const bool packs = quantised == static_cast<std::ptrdiff_t>(weights.size());
     launch_round({.x = x,
                   .row_ids = row_ids,
                   .norm = floats(norm),
@@ -65,16 +80,23 @@ struct Matrices::State {
                   .rows = rows,
                   .cols = cols,
                   .rounded = rounded,
+                  .packed = packs ? packed : nullptr,
                   .factors = factors},
                  stream);
-    in.rounded = rounded;
+    if (packs) {
+      in.packed = packed;
+    } else {
+      in.rounded = rounded;
+    }
     in.factors = norm ? factors : nullptr;
     return in;
   }
   /// The same of rows of x that the product before has left normed, where it has.
-  SkinnyInput normed_input(const float* x, const Weight& norm, int rows, cudaStream_t stream) {
-    if (normed_x != Normed{x, norm.data, rows}) return input(x, norm, nullptr, rows, hp.width, stream);
+  SkinnyInput normed_input(const float* x, const Weight& norm, int rows, std::initializer_list<const Weight*> weights,
+                           cudaStream_t stream) {
+    if (normed_x != Normed{x, norm.data, rows}) return input(x, norm, nullptr, rows, weights, stream);
     SkinnyInput in;
+    in.scratch = packed;
     in.rounded = normed;
     in.squares = squares;
     in.epsilon = hp.rms_epsilon;
@@ -104,10 +126,13 @@ struct Matrices::State {
     return to;
   }
 
-  /// The product of the rows behind the decode rows, each chunk by itself; `rows` of `product` is of no account.
-  void multiply(LtProduct product, PassRows pass, cudaStream_t stream);
+  /// The product of the rows behind the decode rows, each chunk by itself, with matrices whose results lie one behind
+  /// the other; `rows`, `w` and `w_rows` of `product` are of no account.
+  void multiply(LtProduct product, std::initializer_list<const Weight*> weights, PassRows pass, cudaStream_t stream);
+  void multiply_chunks(LtProduct product, PassRows pass, cudaStream_t stream);
 
   void decode_qkv(const QkvParams& p, cudaStream_t stream);
+  void decode_gate_up(const Layer& layer, const float* x, int rows, cudaStream_t stream);
   void prefill_qkv(const QkvParams& p, cudaStream_t stream);
   void prefill_project(const ProjectParams& p, cudaStream_t stream);
   void prefill_mlp(const MlpParams& p, cudaStream_t stream);

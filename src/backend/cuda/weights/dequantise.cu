@@ -3,18 +3,12 @@
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/weights/dequantise.h"
 #include "backend/cuda/weights/dequantise_blocks.cuh"
+#include "backend/cuda/weights/round_bits.cuh"
 
 namespace tidal::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-/// As core/bf16.h rounds.
-__device__ uint32_t to_bf16_bits(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
-  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-}
 
 /// A thread makes 8 elements: 16 bytes, neighbours beside each other.
 template <typename Type>

@@ -9,6 +9,7 @@
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/weights/dequantise.h"
+#include "backend/cuda/weights/quantised.h"
 #include "core/bf16.h"
 #include "core/buffer.h"
 #include "core/error.h"
@@ -23,7 +24,6 @@ constexpr const char* kCopying = "copying weights to the device";
 
 /// Float32 vectors stay what they are.
 bool is_vector(const Weight& weight) { return weight.type == GGML_TYPE_F32 && weight.rows == 1; }
-int64_t device_bytes(const Weight& weight) { return weight.rows * weight.cols * (is_vector(weight) ? 4 : 2); }
 
 /// The host's bytes are the device's.
 bool is_sent_as_it_is(const Weight& weight) {
@@ -146,6 +146,24 @@ struct DeviceWeights::State {
     }
   }
 
+  /// Sends the host's bytes and has the device lay them out in tiles.
+  void send_tiles(const Weight& host, std::byte* to) {
+    const auto row = static_cast<int64_t>(host.row_bytes());
+    const int64_t most = std::max<int64_t>(1, kStage / row / kTileRows) * kTileRows;
+    for (int64_t first = 0; first < host.rows; first += most) {
+      const int64_t count = std::min(most, host.rows - first), bytes = count * row;
+      Way& way = free_way(bytes);
+      if (static_cast<int64_t>(way.device.bytes()) < bytes) {
+        check(cudaStreamSynchronize(way.stream), kCopying);  // its last piece is read from there
+        way.device = allocate_device(static_cast<size_t>(std::max(bytes, kStage)), "weights on their way");
+      }
+      copy(host.row(first), bytes, way.host.as<std::byte>());
+      send(way, way.device.as<std::byte>(), bytes);
+      launch_tile(host.type, way.device.as<std::byte>(), count, host.cols,
+                  to + tiled_bytes(host.type, first, host.cols), way.stream);
+    }
+  }
+
   /// Sends what the host has dequantised.
   void send_rows(const Weight& host, std::byte* to) {
     const int64_t row = host.cols * static_cast<int64_t>(sizeof(Bf16));
@@ -167,8 +185,16 @@ struct DeviceWeights::State {
   }
 };
 
-DeviceWeights::DeviceWeights() : state_(std::make_unique<State>()) {}
+DeviceWeights::DeviceWeights(bool quantised) : quantised_(quantised), state_(std::make_unique<State>()) {}
 DeviceWeights::~DeviceWeights() = default;
+
+ggml_type DeviceWeights::matrix_type(ggml_type type) const {
+  return quantised_ && stays_quantised(type) ? type : GGML_TYPE_BF16;
+}
+
+int64_t DeviceWeights::matrix_bytes(ggml_type type, int64_t rows, int64_t cols) const {
+  return matrix_type(type) == GGML_TYPE_BF16 ? rows * cols * 2 : tiled_bytes(type, rows, cols);
+}
 
 Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   if (!host) return host;
@@ -176,13 +202,18 @@ Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   if (!is_vector(host) && host.cols % 8 != 0) {
     fail("cuda backend: a matrix of {} columns, expected a multiple of 8", host.cols);
   }
+  const bool tiles = !is_vector(host) && host.scale == 1 && matrix_type(host.type) != GGML_TYPE_BF16;
   const bool raw = is_sent_as_it_is(host), blocks = !raw && host.scale == 1 && dequantises(host.type);
   if (!raw && !blocks && host.type != GGML_TYPE_F32 && !ggml_get_type_traits(host.type)->to_float) {
     fail("cuda backend: weights of type {} cannot be converted to bf16", ggml_type_name(host.type));
   }
   State& s = *state_;
-  std::byte* const to = s.allocate(device_bytes(host));
-  if (raw) {
+  const ggml_type type = is_vector(host) ? GGML_TYPE_F32 : tiles ? host.type : GGML_TYPE_BF16;
+  std::byte* const to = s.allocate(tiles ? tiled_bytes(type, host.rows, host.cols)
+                                         : host.rows * static_cast<int64_t>(ggml_row_size(type, host.cols)));
+  if (tiles) {
+    s.send_tiles(host, to);
+  } else if (raw) {
     s.send_as_it_is(host, to);
   } else if (blocks) {
     s.send_blocks(host, to);
@@ -191,7 +222,7 @@ Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   }
   s.join(user);
   Weight result = host;
-  if (!is_vector(host)) result.type = GGML_TYPE_BF16;
+  result.type = type;
   result.data = to;
   result.scale = 1;  // it is in the values
   return result;

@@ -1,0 +1,318 @@
+// Quantised matrices for the skinny product (matmul_skinny.cuh): units of 128 columns, in the tiles of
+// weights/quantised_tiles.cuh, times rows that are packed (packed_rows.cuh).
+//
+// The tensor core multiplies whole numbers: codes with the upper and with the lower bytes of x, without rounding. Such
+// a sum of 32 columns is multiplied with their scale in float32; where elements have a minimum, that is multiplied with
+// the sum of x over the run. So weights are the file's, and a code costs two instructions for eight.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "backend/cuda/products/matmul_device.cuh"
+#include "backend/cuda/products/packed_rows.cuh"
+#include "backend/cuda/weights/quantised.h"
+#include "backend/cuda/weights/quantised_tiles.cuh"
+
+namespace tidal::cuda::skinny {
+
+/// float16 `which` of a word.
+__device__ inline float half_of(uint32_t word, int which) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(which ? word >> 16 : word)));
+}
+__device__ inline uint32_t word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+/// The bytes of x: upper ones have a sign, lower ones none.
+enum class Bytes { Upper, Lower };
+
+/// One step of the tensor core over a run: before + codes * x. Codes have a sign, or none.
+template <bool kSigned, Bytes kBytes>
+__device__ inline int4 multiply_run(const int4& before, const uint32_t (&a)[4], uint32_t x0, uint32_t x1) {
+  int4 sum;
+  if constexpr (kSigned && kBytes == Bytes::Upper) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(x0), "r"(x1), "r"(before.x), "r"(before.y), "r"(before.z),
+          "r"(before.w));
+  } else if constexpr (kSigned) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(x0), "r"(x1), "r"(before.x), "r"(before.y), "r"(before.z),
+          "r"(before.w));
+  } else if constexpr (kBytes == Bytes::Upper) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(x0), "r"(x1), "r"(before.x), "r"(before.y), "r"(before.z),
+          "r"(before.w));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(x0), "r"(x1), "r"(before.x), "r"(before.y), "r"(before.z),
+          "r"(before.w));
+  }
+  return sum;
+}
+/// The same over half a run; codes have a sign.
+template <Bytes kBytes>
+__device__ inline int4 multiply_half(const int4& before, uint32_t a0, uint32_t a1, uint32_t x) {
+  int4 sum;
+  if constexpr (kBytes == Bytes::Upper) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+                 : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
+                 : "r"(a0), "r"(a1), "r"(x), "r"(before.x), "r"(before.y), "r"(before.z), "r"(before.w));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+                 : "=r"(sum.x), "=r"(sum.y), "=r"(sum.z), "=r"(sum.w)
+                 : "r"(a0), "r"(a1), "r"(x), "r"(before.x), "r"(before.y), "r"(before.z), "r"(before.w));
+  }
+  return sum;
+}
+/// `kAll`: not only those of even rows of x.
+template <bool kAll>
+__device__ inline int4 times_256(const int4& v) {
+  return make_int4(v.x * 256, kAll ? v.y * 256 : v.y, v.z * 256, kAll ? v.w * 256 : v.w);
+}
+
+/// The codes of a lane in one row of a tile.
+template <class T>
+struct Codes {
+  uint4 codes[T::kCodes / 512];
+  uint32_t low[T::kLow > 0 ? T::kLow / 128 : 1];
+
+  __device__ Codes(const char* tile, int lane) {
+#pragma unroll
+    for (int i = 0; i < T::kCodes / 512; ++i) codes[i] = reinterpret_cast<const uint4*>(tile)[i * 32 + lane];
+#pragma unroll
+    for (int i = 0; i < T::kLow / 128; ++i) {
+      low[i] = reinterpret_cast<const uint32_t*>(tile + T::kCodes + T::kScaleBytes)[i * 32 + lane];
+    }
+  }
+  /// Elements 0 to 3 of a run, or 4 to 7 (`second`), a byte each, from its highest bit on: 2^(8 - kBits) times the
+  /// code.
+  __device__ uint32_t four(int run, int second) const {
+    if constexpr (T::kBits == 8) {
+      return word_of(codes[run / 2], run % 2 * 2 + second);
+    } else {
+      const uint32_t word = word_of(codes[0], run);
+      uint32_t bytes = (second ? word : word << 4) & 0xf0f0f0f0u;
+      const auto moved = [](uint32_t bits, int from, int to) {
+        return from < to ? bits << (to - from) : bits >> (from - to);
+      };
+      if constexpr (T::kBits == 5) bytes |= moved(low[0], 2 * run + second, 3) & 0x08080808u;
+      if constexpr (T::kBits == 6) bytes |= moved(low[run / 2], 4 * (run % 2) + 2 * second, 2) & 0x0c0c0c0cu;
+      return bytes;
+    }
+  }
+};
+
+/// The scales of a row of a tile: inner ones of the runs, by the outer one where there is one.
+template <class T>
+struct ScalesOf {
+  uint32_t inner[T::kScaleRow / 4];
+  float outer = 1, outer_minimum = 1;
+
+  __device__ ScalesOf(const char* tile, int g) {
+    const char* from = tile + T::kCodes + g * T::kScaleRow;
+    if constexpr (T::kScaleRow == 16) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      inner[0] = v.x, inner[1] = v.y, inner[2] = v.z, inner[3] = v.w;
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      inner[0] = v.x, inner[1] = v.y;
+    }
+    if constexpr (T::kNested) {
+      const uint32_t both = *reinterpret_cast<const uint32_t*>(tile + T::kCodes + 8 * T::kScaleRow + g * 4);
+      outer = half_of(both, 0);
+      outer_minimum = -half_of(both, 1);
+    }
+  }
+  /// Byte `which` of the inner ones.
+  template <class Byte>
+  __device__ float byte(int which) const {
+    return static_cast<float>(static_cast<Byte>(inner[which / 4] >> which % 4 * 8));
+  }
+  /// Of a half of a run; but for Scales::Halves both are the same.
+  __device__ float scale(int run, int half) const {
+    if constexpr (T::kScales == tiles::Scales::One) return half_of(inner[run / 2], run % 2);
+    if constexpr (T::kScales == tiles::Scales::Minimum) return half_of(inner[run], 0);
+    if constexpr (T::kScales == tiles::Scales::Nested) return byte<uint8_t>(2 * run);
+    return byte<int8_t>(2 * run + half);
+  }
+  __device__ float minimum(int run) const {
+    if constexpr (T::kScales == tiles::Scales::Minimum) return half_of(inner[run], 1);
+    return byte<uint8_t>(2 * run + 1);
+  }
+};
+
+/// sum += of rows g and g + 8 scale * products.
+__device__ inline void add_scaled(float4& sum, float low, float high, const int4& products) {
+  sum.x = __fmaf_rn(low, static_cast<float>(products.x), sum.x);
+  sum.y = __fmaf_rn(low, static_cast<float>(products.y), sum.y);
+  sum.z = __fmaf_rn(high, static_cast<float>(products.z), sum.z);
+  sum.w = __fmaf_rn(high, static_cast<float>(products.w), sum.w);
+}
+
+/// Matrices whose tiles are T's. A slot has those of rows g (the first) and g + 8, as they lie in memory. `kOne`: of x
+/// there is one row, which each block packs for itself.
+template <class T, bool kOneRow>
+struct TileUnits {
+  static constexpr int kUnit = kTileCols, kSlot = 2 * T::kBytes;
+  static constexpr bool kShared = true, kPacked = true, kOne = kOneRow;
+  static constexpr int kGroups = 2;  // more warps to hide what a code's way to a product takes, and x once for all
+  static constexpr int kBlocks = 1, kPackers = kGroups * kWarps - 1;  // warps that pack
+
+  /// Bytes of a row of x: two rows are half a bank cycle apart.
+  __host__ __device__ static int x_row(int units) { return units * kPackedUnit + (2 - units & 3) * 32; }
+  /// The same of one unit, in the ring of x.
+  static constexpr int kXRow = 320;
+  template <int NT>
+  static constexpr int kXSlot = 8 * NT* kXRow;
+
+  struct Aim {
+    const char *low, *high;  // the tiles of the rows that come next
+    template <class Row>
+    __device__ void at(Row&& row, int cols, int lane, int warp) {
+      const int64_t across = static_cast<int64_t>((cols + kUnit - 1) / kUnit) * T::kBytes;
+      const RowOf first = row(0), second = row(8);
+      const int64_t own = warp * T::kBytes + lane * 16;
+      low = reinterpret_cast<const char*>(first.matrix) + first.row / kTileRows * across + own;
+      high = reinterpret_cast<const char*>(second.matrix) + second.row / kTileRows * across + own;
+    }
+  };
+
+  __device__ static void copy(char* slot, Aim& aim, int, int, int lane) {
+    char* to = slot + lane * 16;
+#pragma unroll
+    for (int i = 0; i < T::kCodes; i += 512) {
+      copy_16(to + i, aim.low + i, true);
+      copy_16(to + T::kBytes + i, aim.high + i, true);
+    }
+    // What is behind the codes of both, as one list.
+#pragma unroll
+    for (int i = 0; i < 2 * T::kSide; i += 512) {
+      const int at = i + lane * 16;
+      if (at >= 2 * T::kSide) break;
+      const bool second = at >= T::kSide;
+      const int from = T::kCodes + i - (second ? T::kSide : 0);
+      copy_16(to + from + (second ? T::kBytes : 0), (second ? aim.high : aim.low) + from, true);
+    }
+    aim.low += kWarps * T::kBytes;
+    aim.high += kWarps * T::kBytes;
+  }
+
+  /// Stores four columns of a row of x, i-th of them; all lanes of a warp have neighbours.
+  __device__ static void put_four(char* row, int i, int units, float4 v, bool) {
+    if (i / 32 >= units) return;
+    float x[4];
+    round_four(v, x);
+    pack_unit(row + i / 32 * kPackedUnit, x, threadIdx.x % 32);
+  }
+  /// Has one row that was rounded before in shared memory, or any that were packed.
+  __device__ static void load_rows(const SkinnyInput& in, int rows, int cols, int units, char* xs) {
+    if constexpr (kOne) {
+      constexpr int kAhead = 4;
+      const int lane = threadIdx.x % 32;
+      for (int first = threadIdx.x / 32; first < units; first += kAhead * kPackers) {
+        float x[kAhead][4];
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) read_four(in.rounded, (first + k * kPackers) * kUnit + 4 * lane, cols, x[k]);
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+          const int unit = first + k * kPackers;
+          if (unit < units) pack_unit(xs + unit * kPackedUnit, x[k], lane);
+        }
+      }
+    } else {
+      const int pieces = units * (kPackedUnit / 16);
+      const auto* from = reinterpret_cast<const uint4*>(in.packed);
+      for (int row = 0; row < rows; ++row, from += pieces) {
+        auto* to = reinterpret_cast<uint4*>(xs + row * x_row(units));
+        for (int i = threadIdx.x; i < pieces; i += kGroups * kRowThreads) copy_16(to + i, from + i, true);
+      }
+    }
+  }
+  /// A lane's part of what the ring of x has of a unit: token n * 8 + g, `from` its row.
+  __device__ static void copy_x(char* slot, const char* from, int unit, int g, int t, bool live) {
+    const char* source = live ? from + static_cast<int64_t>(unit) * kPackedUnit : from;
+    char* to = slot + g * kXRow;
+#pragma unroll
+    for (int run = 0; run < 4; ++run) copy_16(to + run * 64 + t * 16, source + run * 64 + t * 16, live);
+    if (t < 2) copy_16(to + kPackedSums + t * 16, source + kPackedSums + t * 16, live);
+  }
+
+  /// x: this unit of row 0, `x_row` bytes before row 1's.
+  template <int NT>
+  __device__ static void multiply(float4 (&sums)[NT], const char* slot, int lane, const char* x, int x_row, int rows) {
+    const int g = lane / 4, t = lane % 4;
+    const Codes<T> low(slot, lane), high(slot + T::kBytes, lane);
+    const ScalesOf<T> low_scales(slot, g), high_scales(slot + T::kBytes, g);
+    // What the tensor core has in the place of rows behind the last one is of no account. Of one row nothing is kept of
+    // every second place, so that the compiler leaves out what would be made there.
+    const auto row_of = [&](int token) { return kOne ? 0 : min(token, rows - 1) * x_row; };
+    float4 part[NT] = {}, minimums[NT] = {};
+    float4 run_sums[NT][2];
+    if constexpr (T::kMinimum) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          run_sums[n][i] = *reinterpret_cast<const float4*>(x + row_of(n * 8 + 2 * t + i) + kPackedSums);
+        }
+      }
+    }
+#pragma unroll
+    for (int run = 0; run < 4; ++run) {
+      const uint32_t a[4] = {low.four(run, 0), high.four(run, 0), low.four(run, 1), high.four(run, 1)};
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        const uint4 v = *reinterpret_cast<const uint4*>(x + row_of(n * 8 + g) + run * 64 + t * 16);
+        constexpr int4 kNothing{};
+        constexpr bool kSigned = !T::kMinimum;
+        if constexpr (T::kHalves) {
+          const int4 one = times_256<!kOne>(multiply_half<Bytes::Upper>(kNothing, a[0], a[1], v.x));
+          const int4 two = times_256<!kOne>(multiply_half<Bytes::Upper>(kNothing, a[2], a[3], v.y));
+          add_scaled(part[n], low_scales.scale(run, 0), high_scales.scale(run, 0),
+                     multiply_half<Bytes::Lower>(one, a[0], a[1], v.z));
+          add_scaled(part[n], low_scales.scale(run, 1), high_scales.scale(run, 1),
+                     multiply_half<Bytes::Lower>(two, a[2], a[3], v.w));
+        } else {
+          const int4 upper = times_256<!kOne>(multiply_run<kSigned, Bytes::Upper>(kNothing, a, v.x, v.y));
+          add_scaled(part[n], low_scales.scale(run, 0), high_scales.scale(run, 0),
+                     multiply_run<kSigned, Bytes::Lower>(upper, a, v.z, v.w));
+        }
+        if constexpr (T::kMinimum) {
+          const auto of_run = [&](const float4& v) { return run == 0 ? v.x : run == 1 ? v.y : run == 2 ? v.z : v.w; };
+          const float first_sum = of_run(run_sums[n][0]), second_sum = of_run(run_sums[n][1]);
+          const float low_minimum = low_scales.minimum(run), high_minimum = high_scales.minimum(run);
+          minimums[n].x = __fmaf_rn(low_minimum, first_sum, minimums[n].x);
+          minimums[n].y = __fmaf_rn(low_minimum, second_sum, minimums[n].y);
+          minimums[n].z = __fmaf_rn(high_minimum, first_sum, minimums[n].z);
+          minimums[n].w = __fmaf_rn(high_minimum, second_sum, minimums[n].w);
+        }
+      }
+    }
+    constexpr float kShare = 1.0f / (1 << (8 - T::kBits));  // a byte is so much more than the code
+    const auto whole = [&](float sum, float minimum, const ScalesOf<T>& scales) {
+      sum = __fmul_rn(sum, kShare * scales.outer);
+      return T::kMinimum ? __fmaf_rn(minimum, scales.outer_minimum, sum) : sum;
+    };
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      float scale[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        scale[i] = *reinterpret_cast<const float*>(x + row_of(n * 8 + 2 * t + i) + kPackedScale);
+      }
+      sums[n].x = __fmaf_rn(scale[0], whole(part[n].x, minimums[n].x, low_scales), sums[n].x);
+      sums[n].z = __fmaf_rn(scale[0], whole(part[n].z, minimums[n].z, high_scales), sums[n].z);
+      if constexpr (kOne) continue;
+      sums[n].y = __fmaf_rn(scale[1], whole(part[n].y, minimums[n].y, low_scales), sums[n].y);
+      sums[n].w = __fmaf_rn(scale[1], whole(part[n].w, minimums[n].w, high_scales), sums[n].w);
+    }
+  }
+};
+
+}  // namespace tidal::cuda::skinny

@@ -1,0 +1,164 @@
+// A tile of a quantised matrix: 8 rows by 128 columns, as the tensor core's lanes take them. An element is scale *
+// code, plus a minimum where its type has one; codes have 4, 5, 6 or 8 bits, with a sign where there is no minimum.
+//
+// Lane 4 g + t has 32 elements of row g: in each of four runs of 32 columns 4 neighbours in either half of the run, so
+// that a half may have a scale of its own. A tile has, in this order:
+//   codes   [32 lanes] 16 bytes: word j has the upper 4 bits of run j's codes, byte i those of elements i (low nibble)
+//   and
+//           4 + i. Codes of 8 bits: [2][32 lanes] 16 bytes, the elements of two runs in their order.
+//   scales  [8 rows] of each run, see Scales.
+//   low     of 5 bits: [32 lanes] 4 bytes, the last bit of elements i and 4 + i of run j in byte i, bits 2j and 2j + 1.
+//           Of 6 bits: [2][32 lanes] 4 bytes, the last two of two runs', in bits 4j to 4j + 3.
+// A lane's bytes of a piece are thus its own, and all that a warp copies lies in one run.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstdint>
+
+#include "backend/cuda/weights/dequantise_blocks.cuh"
+
+namespace tidal::cuda::tiles {
+
+enum class Scales {
+  One,      ///< float16 a run
+  Minimum,  ///< float16 scale and minimum a run
+  Nested,   ///< bytes of scale and minimum a run; then [8 rows] float16 of both: scale * byte, -(minimum * byte)
+  Halves,   ///< signed bytes of the two halves of a run; then [8 rows] float16 scale and two bytes of nothing
+};
+
+/// The column in a tile of element `i` (0 to 31) of lanes t.
+__host__ __device__ inline int column(int t, int i) { return i / 8 * 32 + i % 8 / 4 * 16 + t * 4 + i % 4; }
+
+/// Where things lie in a tile whose codes have so many bits.
+template <int kBitsOf, Scales kScalesOf>
+struct Tile {
+  static constexpr int kBits = kBitsOf;
+  static constexpr Scales kScales = kScalesOf;
+  static constexpr bool kHalves = kScales == Scales::Halves;
+  static constexpr bool kMinimum = kScales == Scales::Minimum || kScales == Scales::Nested;
+  static constexpr int kCodes = kBits == 8 ? 1024 : 512;
+  static constexpr int kScaleRow = kScales == Scales::Minimum ? 16 : 8;  // bytes a row
+  static constexpr bool kNested = kScales == Scales::Nested || kHalves;
+  static constexpr int kScaleBytes = 8 * kScaleRow + (kNested ? 32 : 0);
+  static constexpr int kLow = kBits == 5 ? 128 : kBits == 6 ? 256 : 0;
+  static constexpr int kSide = kScaleBytes + kLow;  // what is behind the codes
+  static constexpr int kBytes = kCodes + kSide;
+
+  /// The code of element `i` of a lane.
+  __host__ __device__ static int code(const uint8_t* tile, int lane, int i) {
+    if constexpr (kBits == 8) return static_cast<int8_t>(tile[i / 16 * 512 + lane * 16 + i % 16]);
+    const int run = i / 8, in_run = i % 8, byte = in_run % 4, second = in_run / 4;
+    int result = tile[lane * 16 + run * 4 + byte] >> 4 * second & 15;
+    const uint8_t* low = tile + kCodes + kScaleBytes + lane * 4 + byte;
+    if constexpr (kBits == 5) result = result << 1 | (*low >> (2 * run + second) & 1);
+    if constexpr (kBits == 6) result = result << 2 | (low[run / 2 * 128] >> (4 * (run % 2) + 2 * second) & 3);
+    constexpr int kSign = 1 << (kBits - 1);
+    return kMinimum ? result : (result ^ kSign) - kSign;
+  }
+  /// Eight elements of a lane in run `run`, in ggml's order of products and sums (no product may be fused with a sum).
+  __host__ __device__ static void eight(const uint8_t* tile, int lane, int run, float* to) {
+    const int row = lane / 4;
+    const uint8_t* scales = tile + kCodes + row * kScaleRow;
+    const uint8_t* outer = tile + kCodes + 8 * kScaleRow + row * 4;
+    float scale[2], minimum = 0;
+    if constexpr (kScales == Scales::One) scale[0] = scale[1] = half_at(scales + 2 * run);
+    if constexpr (kScales == Scales::Minimum) {
+      scale[0] = scale[1] = half_at(scales + 4 * run);
+      minimum = half_at(scales + 4 * run + 2);
+    }
+    if constexpr (kScales == Scales::Nested) {
+      scale[0] = scale[1] = half_at(outer) * static_cast<float>(scales[2 * run]);
+      minimum = -(half_at(outer + 2) * static_cast<float>(scales[2 * run + 1]));
+    }
+    if constexpr (kHalves) {
+      for (int i = 0; i < 2; ++i) {
+        scale[i] = half_at(outer) * static_cast<float>(static_cast<int8_t>(scales[2 * run + i]));
+      }
+    }
+    for (int i = 0; i < 8; ++i) {
+      const float value = static_cast<float>(code(tile, lane, run * 8 + i)) * scale[i / 4];
+      to[i] = kMinimum ? value + minimum : value;
+    }
+  }
+};
+
+// The types: kBlock and kBlockBytes are ggml's, code(block, i) has the bits of that of element i of a block, and
+// scales(block, i, to, outer) writes those of the run that begins with element i.
+
+template <bool kWithMinimum, bool kFifth>
+struct Nibbles32 : Tile<kFifth ? 5 : 4, kWithMinimum ? Scales::Minimum : Scales::One> {
+  static constexpr int kBlock = 32, kHead = kWithMinimum ? 4 : 2, kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
+  __host__ __device__ static int code(const uint8_t* block, int i) {
+    const int low = block[kBlockBytes - 16 + i % 16] >> i / 16 * 4 & 15;
+    const int code = kFifth ? low | (block[kHead + i / 8] >> i % 8 & 1) << 4 : low;
+    return kWithMinimum ? code : code ^ (kFifth ? 16 : 8);
+  }
+  __host__ __device__ static void scales(const uint8_t* block, int, uint8_t* to, uint8_t*) {
+    for (int i = 0; i < kHead; ++i) to[i] = block[i];
+  }
+};
+using Q4_0 = Nibbles32<false, false>;
+using Q4_1 = Nibbles32<true, false>;
+using Q5_0 = Nibbles32<false, true>;
+using Q5_1 = Nibbles32<true, true>;
+
+struct Q8_0 : Tile<8, Scales::One> {
+  static constexpr int kBlock = 32, kBlockBytes = 34;
+  __host__ __device__ static int code(const uint8_t* block, int i) { return block[2 + i]; }
+  __host__ __device__ static void scales(const uint8_t* block, int, uint8_t* to, uint8_t*) {
+    to[0] = block[0];
+    to[1] = block[1];
+  }
+};
+
+template <bool kFifth>
+struct Nibbles256 : Tile<kFifth ? 5 : 4, Scales::Nested> {
+  static constexpr int kBlock = 256, kBlockBytes = kFifth ? 176 : 144;
+  __host__ __device__ static int code(const uint8_t* block, int i) {
+    const int low = block[kBlockBytes - 128 + i / 64 * 32 + i % 32] >> i / 32 % 2 * 4 & 15;
+    return kFifth ? low | (block[16 + i % 32] >> i / 32 & 1) << 4 : low;
+  }
+  __host__ __device__ static void scales(const uint8_t* block, int i, uint8_t* to, uint8_t* outer) {
+    const uint8_t* packed = block + 4;
+    const int j = i / 32;
+    to[0] = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
+    to[1] = j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+    for (int b = 0; b < 4; ++b) outer[b] = block[b];
+  }
+};
+using Q4_K = Nibbles256<false>;
+using Q5_K = Nibbles256<true>;
+
+struct Q6_K : Tile<6, Scales::Halves> {
+  static constexpr int kBlock = 256, kBlockBytes = 210;
+  __host__ __device__ static int code(const uint8_t* block, int i) {
+    const int low = block[i / 128 * 64 + i % 64] >> i % 128 / 64 * 4 & 15;
+    return (low | (block[128 + i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) << 4) ^ 32;
+  }
+  __host__ __device__ static void scales(const uint8_t* block, int i, uint8_t* to, uint8_t* outer) {
+    to[0] = block[192 + i / 16];
+    to[1] = block[193 + i / 16];
+    outer[0] = block[208];
+    outer[1] = block[209];
+    outer[2] = outer[3] = 0;
+  }
+};
+
+/// Calls body(a value of the type's struct); false for a type that has none.
+template <typename Body>
+bool with_type(ggml_type type, Body&& body) {
+  switch (type) {
+    case GGML_TYPE_Q4_0: return body(Q4_0{}), true;
+    case GGML_TYPE_Q4_1: return body(Q4_1{}), true;
+    case GGML_TYPE_Q5_0: return body(Q5_0{}), true;
+    case GGML_TYPE_Q5_1: return body(Q5_1{}), true;
+    case GGML_TYPE_Q8_0: return body(Q8_0{}), true;
+    case GGML_TYPE_Q4_K: return body(Q4_K{}), true;
+    case GGML_TYPE_Q5_K: return body(Q5_K{}), true;
+    case GGML_TYPE_Q6_K: return body(Q6_K{}), true;
+    default: return false;
+  }
+}
+
+}  // namespace tidal::cuda::tiles

@@ -1,0 +1,88 @@
+// Products with matrices that stay quantised on the device: every type, odd sizes, any number of rows.
+#include <gtest/gtest.h>
+
+#include "model/rope.h"
+#include "parity/bounds.h"
+
+namespace tidal::parity {
+namespace {
+
+struct Size {
+  int rows, cols;  // of the matrix
+};
+
+class QuantisedProduct : public test::BackendTest<std::tuple<std::string, ggml_type>> {
+ protected:
+  ggml_type type() const { return std::get<1>(GetParam()); }
+
+  /// x += W out of so many chunks of one row each.
+  std::vector<float> project(const HostWeight& w, const std::vector<float>& out, const std::vector<float>& x,
+                             int rows) {
+    const auto width = static_cast<int>(w.view.rows), cols = static_cast<int>(w.view.cols);
+    Hyperparameters hp = attention_shape(1, cols / 32, 32);
+    hp.width = width;
+    const HostBatch batch(std::vector<ChunkShape>(rows, ChunkShape{3, 1}), 100, random_);
+    Device device(std::get<0>(GetParam()));
+    device.begin(hp, batch);
+    const Rows to = device.rows(x, width);
+    Layer layer;
+    layer.wo = device.weight(w);
+    device->project(layer, device.rows(out, cols), to);
+    return device.read(to);
+  }
+
+  Random random_{static_cast<uint64_t>(type()) + 77};
+};
+
+TEST_P(QuantisedProduct, AnyRowsOfAnySize) {
+  const int block = static_cast<int>(ggml_blck_size(type()));
+  const std::vector<Size> sizes = block == 32 ? std::vector<Size>{{24, 32}, {330, 160}, {136, 1056}, {40, 4896}}
+                                              : std::vector<Size>{{24, 256}, {330, 768}, {136, 1792}, {40, 4864}};
+  for (const auto [w_rows, cols] : sizes) {
+    const HostWeight w = random_weight(type(), w_rows, cols, random_);
+    std::vector<float> all(static_cast<size_t>(33) * cols), x(static_cast<size_t>(33) * w_rows);
+    for (float& value : all) value = random_.normal(1.0f);
+    for (float& value : x) value = random_.normal(1.0f);
+    std::vector<float> alone;
+    for (const int rows : {1, 2, 5, 8, 9, 16, 17, 33}) {
+      const std::vector<float> out(all.begin(), all.begin() + static_cast<size_t>(rows) * cols);
+      const std::vector<float> before(x.begin(), x.begin() + static_cast<size_t>(rows) * w_rows);
+      const std::vector<float> got = project(w, out, before, rows);
+      std::vector<float> expected;
+      std::vector<double> bounds;
+      for (int r = 0; r < rows; ++r) {
+        const std::span<const float> row(out.data() + static_cast<size_t>(r) * cols, cols);
+        const std::vector<float> added = product(w, {}, row);
+        const std::vector<double> own = product_bounds(w, row, rounding_of(std::get<0>(GetParam()), 1, type()));
+        for (int i = 0; i < w_rows; ++i) {
+          const float base = before[static_cast<size_t>(r) * w_rows + i];
+          expected.push_back(base + added[i]);
+          bounds.push_back(own[i] + 4 * 0x1p-24 * (std::abs(base) + std::abs(added[i])));
+        }
+      }
+      SCOPED_TRACE(testing::Message() << w_rows << " x " << cols << ", " << rows << " rows");
+      expect_close("x", got, expected, bounds);
+      // The same bits in any company.
+      if (alone.empty()) {
+        for (int r = 0; r < 3; ++r) {
+          const auto own = project(w, {all.begin() + r * cols, all.begin() + (r + 1) * cols},
+                                   {x.begin() + r * w_rows, x.begin() + (r + 1) * w_rows}, 1);
+          alone.insert(alone.end(), own.begin(), own.end());
+        }
+      }
+      for (size_t i = 0; i < std::min(alone.size(), got.size()); ++i) {
+        ASSERT_EQ(got[i], alone[i]) << "row " << i / w_rows << " depends on its company";
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, QuantisedProduct,
+                         testing::Combine(testing::Values("cuda"),
+                                          testing::Values(GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0,
+                                                          GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K,
+                                                          GGML_TYPE_Q5_K, GGML_TYPE_Q6_K)),
+                         [](const auto& info) { return std::string(ggml_type_name(std::get<1>(info.param))); });
+
+}  // namespace
+}  // namespace tidal::parity
