@@ -21,11 +21,14 @@ void check_backend(const Backend& backend, const std::string& name, int64_t weig
   if (free == std::numeric_limits<int64_t>::max()) return;
   const int64_t more = beside ? beside(hp) : 0;
   if (weights + more <= free) return;
+  // What is too much says what would fit.
+  const char* fits =
+      weights > free ? "a smaller quantisation or --backend cpu" : "a smaller --context or fewer sequences";
   fail(
       "{}: needs {:.2f} GiB of memory (weights {:.2f}, KV cache and workspace {:.2f}), the {} backend has {:.2f} GiB "
-      "free",
+      "free; expected {}",
       name, static_cast<double>(weights + more) / kGibi, static_cast<double>(weights) / kGibi,
-      static_cast<double>(more) / kGibi, backend.name(), static_cast<double>(free) / kGibi);
+      static_cast<double>(more) / kGibi, backend.name(), static_cast<double>(free) / kGibi, fits);
 }
 
 }  // namespace tidal

@@ -16,9 +16,9 @@ class CudaGraphs : public testing::Test {
 
 /// A session with everything that makes lists of operations differ: batches that grow and shrink, plans, prefill
 /// between decode steps, blocks that fill.
-std::vector<float> session(const cuda::Options& options, const Plan& plan) {
+std::vector<float> session(const cuda::Options& options, const Plan& plan, ggml_type type = GGML_TYPE_F32) {
   const auto backend = cuda::make_backend(options);
-  const Model model = random_small_model(small_shape(), GGML_TYPE_F32, *backend);
+  const Model model = random_small_model(small_shape(), type, *backend);
   Engine engine(*backend, model, plan, {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8});
   std::vector<Sequence> sequences;
   std::vector<float> all;
@@ -44,10 +44,12 @@ TEST_F(CudaGraphs, GiveWhatTheirLaunchesGive) {
   Plan scan = Plan::sketch(6, 1, sketch_policy(kBudget));
   Plan crossing = scan;
   crossing.full_below = 130;  // two of the four sequences go over to sketch attention within the session
-  for (const Plan& plan : {Plan::full(6), small_plan(), scan, crossing}) {
-    const std::vector<float> with = session({}, plan);
-    EXPECT_EQ(with, session({.graphs = false}, plan));
-    EXPECT_EQ(with, session({}, plan)) << "the same again";
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_Q4_1}) {
+    for (const Plan& plan : {Plan::full(6), small_plan(), scan, crossing}) {
+      const std::vector<float> with = session({}, plan, type);
+      EXPECT_EQ(with, session({.graphs = false}, plan, type)) << ggml_type_name(type);
+      EXPECT_EQ(with, session({}, plan, type)) << ggml_type_name(type) << ", the same again";
+    }
   }
 }
 

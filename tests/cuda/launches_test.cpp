@@ -16,12 +16,12 @@ class CudaLaunches : public testing::Test {
   }
 
   /// Kernels of a step of so many sequences.
-  static int kernels(const Plan& plan, int sequences) {
+  static int kernels(const Plan& plan, ggml_type type, int sequences) {
     const auto backend = cuda::make_backend();
     Hyperparameters hp = small_shape(static_cast<int>(plan.roles.size()));
     hp.head_dim = 128;  // as most models have
     hp.rope = make_rope(Rope::Pairing::Halves, hp.head_dim, 10000, {}, {});
-    const Model model = random_small_model(hp, GGML_TYPE_BF16, *backend);
+    const Model model = random_small_model(hp, type, *backend);
     Engine engine(*backend, model, plan, {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8});
     std::vector<Sequence> all;
     std::vector<Engine::Request> requests;
@@ -37,8 +37,8 @@ class CudaLaunches : public testing::Test {
   }
 
   /// Kernels that every further layer of a role takes.
-  static double of_a_layer(const std::function<Plan(int layers)>& plan, int sequences) {
-    return (kernels(plan(12), sequences) - kernels(plan(6), sequences)) / 6.0;
+  static double of_a_layer(const std::function<Plan(int layers)>& plan, ggml_type type, int sequences) {
+    return (kernels(plan(12), type, sequences) - kernels(plan(6), type, sequences)) / 6.0;
   }
 };
 
@@ -46,25 +46,30 @@ TEST_F(CudaLaunches, OfALayer) {
   struct Case {
     const char* name;
     std::function<Plan(int)> plan;
-    double alone, of_eight;  ///< at most
+    double alone, of_eight, of_eight_quantised;  ///< at most
   };
   const Case cases[] = {
-      {"full", [](int layers) { return Plan::full(layers); }, 5, 6},
-      {"tidal", [](int layers) { return Plan::tidal(layers, 4, default_policy(kBudget)); }, 5, 6},
-      {"sketch", [](int layers) { return Plan::sketch(layers, 1, sketch_policy(kBudget)); }, 7, 8},
+      {"full", [](int layers) { return Plan::full(layers); }, 5, 6, 9},
+      {"tidal", [](int layers) { return Plan::tidal(layers, 4, default_policy(kBudget)); }, 5, 6, 9},
+      {"sketch", [](int layers) { return Plan::sketch(layers, 1, sketch_policy(kBudget)); }, 7, 8, 11},
   };
   for (const Case& one : cases) {
-    for (const int sequences : {1, 8}) {
-      const double found = of_a_layer(one.plan, sequences);
-      std::printf("%s attention, batch %d: %.1f kernels a layer\n", one.name, sequences, found);
+    const auto check = [&](ggml_type type, int sequences, double most) {
+      const double found = of_a_layer(one.plan, type, sequences);
+      std::printf("%s attention, %s, batch %d: %.1f kernels a layer\n", one.name, ggml_type_name(type), sequences,
+                  found);
       EXPECT_GT(found, 0);
-      EXPECT_LE(found, sequences == 1 ? one.alone : one.of_eight) << one.name << ", batch " << sequences;
-    }
+      EXPECT_LE(found, most) << one.name << ", " << ggml_type_name(type) << ", batch " << sequences;
+    };
+    check(GGML_TYPE_BF16, 1, one.alone);
+    check(GGML_TYPE_BF16, 8, one.of_eight);
+    check(GGML_TYPE_Q4_0, 1, one.alone);
+    check(GGML_TYPE_Q4_0, 8, one.of_eight_quantised);
   }
 }
 
 TEST_F(CudaLaunches, BesideTheLayersAreFew) {
-  const int six = kernels(Plan::full(6), 1), twelve = kernels(Plan::full(12), 1);
+  const int six = kernels(Plan::full(6), GGML_TYPE_Q4_0, 1), twelve = kernels(Plan::full(12), GGML_TYPE_Q4_0, 1);
   // Angles, embedding, and at the end the products of the logits and the choice.
   EXPECT_LE(six - (twelve - six), 6);
 }

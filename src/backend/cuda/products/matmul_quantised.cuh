@@ -7,6 +7,9 @@
 
 namespace tidal::cuda::skinny {
 
+/// Bytes of W on their way. More is slower: x, which comes behind them, would wait for it.
+inline constexpr int kRings = 76 * 1024;
+
 /// The depth of rings that take at most so many bytes together.
 template <class W>
 constexpr int depth_of(int bytes) {
@@ -16,7 +19,7 @@ constexpr int depth_of(int bytes) {
 template <class T, class E>
 void launch_one(const typename E::Params& params, cudaStream_t stream) {
   using W = TileUnits<T, true>;
-  constexpr int kDepth = depth_of<W>(148 * 1024);
+  constexpr int kDepth = depth_of<W>(kRings);
   launch_variant<W, E, 1, kDepth, false>(params, stream);
 }
 
@@ -26,7 +29,7 @@ template <class T, class E, int NT>
 struct Several {
   using W = TileUnits<T, false>;
   // So that 8, or 16, rows of 4096 columns fit beside.
-  static constexpr int kDepth = std::max(2, depth_of<W>((NT == 1 ? 112 : 62) * 1024)), kStreamDepth = 2;
+  static constexpr int kDepth = std::max(2, depth_of<W>(NT == 1 ? kRings : 62 * 1024)), kStreamDepth = 2;
 
   static bool fits_whole(int rows, int cols) {
     return shared_bytes<W, E, NT, kDepth, false>(rows, cols) <= shared_memory_limit();

@@ -129,21 +129,22 @@ struct ScalesOf {
       outer_minimum = -half_of(both, 1);
     }
   }
-  /// Byte `which` of the inner ones.
-  template <class Byte>
+  /// Byte `which` of the inner ones, with a sign or none: placed behind 2^23, less that.
+  template <bool kSigned>
   __device__ float byte(int which) const {
-    return static_cast<float>(static_cast<Byte>(inner[which / 4] >> which % 4 * 8));
+    const uint32_t word = kSigned ? inner[which / 4] ^ 0x80808080u : inner[which / 4];
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540u + which % 4)) - (kSigned ? 0x1p23f + 128 : 0x1p23f);
   }
   /// Of a half of a run; but for Scales::Halves both are the same.
   __device__ float scale(int run, int half) const {
     if constexpr (T::kScales == tiles::Scales::One) return half_of(inner[run / 2], run % 2);
     if constexpr (T::kScales == tiles::Scales::Minimum) return half_of(inner[run], 0);
-    if constexpr (T::kScales == tiles::Scales::Nested) return byte<uint8_t>(2 * run);
-    return byte<int8_t>(2 * run + half);
+    if constexpr (T::kScales == tiles::Scales::Nested) return byte<false>(2 * run);
+    return byte<true>(2 * run + half);
   }
   __device__ float minimum(int run) const {
     if constexpr (T::kScales == tiles::Scales::Minimum) return half_of(inner[run], 1);
-    return byte<uint8_t>(2 * run + 1);
+    return byte<false>(2 * run + 1);
   }
 };
 
