@@ -40,12 +40,17 @@ nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=cs
 : >"$output/tidal.jsonl"
 for shape in llama-2-7b llama-3-8b; do
   echo "bench_gpu: tidal, $shape"
-  bench --shape "$shape" -d "$depths" >>"$output/tidal.jsonl"
+  bench --shape "$shape" --type bf16 -d "$depths" >>"$output/tidal.jsonl"
+done
+: >"$output/tidal_q4_0.jsonl"
+for shape in llama-2-7b llama-3-8b; do
+  echo "bench_gpu: tidal, $shape, q4_0"
+  bench --shape "$shape" --type q4_0 -d "$depths" >>"$output/tidal_q4_0.jsonl"
 done
 # One by one: 16 sequences of this length do not fit on every device.
 for batch in 8 16; do
   echo "bench_gpu: tidal, llama-3-8b, batch $batch"
-  bench --shape llama-3-8b -d 32768 -b "$batch" >>"$output/tidal.jsonl" || echo "bench_gpu: batch $batch was left out"
+  bench --shape llama-3-8b --type bf16 -d 32768 -b "$batch" >>"$output/tidal.jsonl" || echo "bench_gpu: batch $batch was left out"
 done
 cases=()
 for shape in llama-2-7b llama-3-8b; do
@@ -56,3 +61,6 @@ python3 tools/torch_decode.py --attention "$attention" "${cases[@]}" llama-3-8b:
   >"$output/torch.jsonl"
 echo
 python3 tools/gpu_ratios.py "$output/tidal.jsonl" "$output/torch.jsonl" | tee "$output/ratios.md"
+echo
+echo "tidal with weights in q4_0, PyTorch in bf16 as before:"
+python3 tools/gpu_ratios.py "$output/tidal_q4_0.jsonl" "$output/torch.jsonl" | tee "$output/ratios_q4_0.md"

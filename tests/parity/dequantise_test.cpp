@@ -136,7 +136,7 @@ INSTANTIATE_TEST_SUITE_P(Types, Upload, testing::Combine(testing::Values("cuda")
 
 TEST_P(Upload, RoundsWhatGgmlDequantises) {
   Random random(25);
-  Device device("cuda");
+  Device device("cuda", 2, false);
   for (const int rows : {2, 3, 50}) {
     const HostWeight host = random_weight(type(), rows, 768, random);
     expect_same(read(device, device.weight(host)), expected(host.bytes, int64_t{rows} * 768));
@@ -153,7 +153,7 @@ TEST_P(Upload, OfMorePiecesThanThereAreWays) {
     const std::byte* row = some.view.row(r * r % 8);
     bytes.insert(bytes.end(), row, row + some.view.row_bytes());
   }
-  Device device("cuda");
+  Device device("cuda", 2, false);
   const std::vector<Bf16> got = read(device, device->upload({type(), rows, 1024, bytes.data()}));
   const std::vector<Bf16> once = expected(some.bytes, 8 * 1024);
   std::vector<Bf16> all;
@@ -170,7 +170,7 @@ TEST_P(Upload, AnyBytes) {
   if (!floats && !scaled) GTEST_SKIP() << "the host dequantises this type, and ggml expects sound blocks";
   // Scales of every size, infinite and NaN, too.
   Random random(27);
-  Device device("cuda");
+  Device device("cuda", 2, false);
   std::vector<std::byte> bytes(ggml_row_size(type(), 1024) * 64);
   for (int round = 0; round < 10; ++round) {
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.integer(0, 255));
@@ -181,7 +181,7 @@ TEST_P(Upload, AnyBytes) {
 TEST_P(Upload, ReadsTheHostsMemoryAnew) {
   // Another model may be mapped where one was before.
   Random random(28);
-  Device device("cuda");
+  Device device("cuda", 2, false);
   HostWeight host = random_weight(type(), 4, 768, random);
   const std::vector<std::byte> first = host.bytes;
   const Weight one = device.weight(host);
@@ -190,6 +190,63 @@ TEST_P(Upload, ReadsTheHostsMemoryAnew) {
   const Weight other = device.weight(host);
   expect_same(read(device, one), expected(first, 4 * 768));
   expect_same(read(device, other), expected(next.bytes, 4 * 768));
+}
+
+/// What stays quantised, through the embedding, which gives rows as they are.
+class Kept : public test::BackendTest<std::tuple<std::string, ggml_type>> {
+ protected:
+  ggml_type type() const { return std::get<1>(GetParam()); }
+
+  void expect_rows(const std::vector<std::byte>& bytes, int rows, int cols, Random& random) const {
+    Hyperparameters hp = attention_shape(1, 1, 32);
+    hp.width = cols;
+    hp.vocab = rows;
+    const HostBatch batch({{0, 70}, {3, 1}}, rows, random);
+    Device device("cuda");
+    device.begin(hp, batch);
+    const Rows x = device.rows(batch->rows(), cols);
+    const Weight matrix = device->upload({type(), rows, cols, bytes.data()});
+    ASSERT_EQ(matrix.type, type());
+    device->embed(matrix, *batch, x);
+    const std::vector<float> got = device.read(x);
+    std::vector<float> expected(static_cast<size_t>(cols));
+    for (int r = 0; r < batch->rows(); ++r) {
+      const std::byte* row = bytes.data() + ggml_row_size(type(), cols) * static_cast<size_t>(batch->tokens[r]);
+      ggml_get_type_traits(type())->to_float(row, expected.data(), cols);
+      for (int i = 0; i < cols; ++i) {
+        const float value = got[static_cast<size_t>(r) * cols + i];
+        if (std::isnan(expected[i])) {
+          ASSERT_TRUE(std::isnan(value)) << "row " << r << ", column " << i;
+        } else {
+          ASSERT_EQ(value, expected[i]) << "row " << r << ", column " << i;
+        }
+      }
+    }
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Types, Kept, testing::Combine(testing::Values("cuda"), testing::ValuesIn(kTypes)),
+                         [](const auto& info) { return std::string(ggml_type_name(std::get<1>(info.param))); });
+
+TEST_P(Kept, AsGgmlHasThem) {
+  Random random(29);
+  const int block = static_cast<int>(ggml_blck_size(type()));
+  // Rows and columns that do not fill a tile, and more than goes at once.
+  for (const auto& [rows, cols] : {std::pair{2, 3 * block}, {13, 8 * block}, {9000, 10 * 256}}) {
+    const HostWeight some = random_weight(type(), 7, cols, random);
+    std::vector<std::byte> bytes;
+    for (int r = 0; r < rows; ++r) {
+      bytes.insert(bytes.end(), some.view.row(r % 7), some.view.row(r % 7) + some.view.row_bytes());
+    }
+    expect_rows(bytes, rows, cols, random);
+  }
+}
+
+TEST_P(Kept, AnyBytes) {
+  Random random(30);
+  std::vector<std::byte> bytes(ggml_row_size(type(), 1024) * 64);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.integer(0, 255));
+  expect_rows(bytes, 64, 1024, random);
 }
 
 TEST(DequantiseBf16, OtherTypesAreLeftAlone) {

@@ -101,7 +101,8 @@ HostWeight random_vector(int count, float centre, float deviation, Random& rando
 /// A backend with memory of its own; what it hands out lives as long as it does.
 class Device {
  public:
-  explicit Device(const std::string& name, int threads = 2) : backend_(make_backend(name, threads)) {}
+  explicit Device(const std::string& name, int threads = 2, bool quantised = true)
+      : backend_(make_backend(name, threads, quantised)) {}
 
   Backend& operator*() { return *backend_; }
   Backend* operator->() { return backend_.get(); }

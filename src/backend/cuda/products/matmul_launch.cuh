@@ -39,6 +39,7 @@ Params from_row(Params params, int first, int rows) {
 }
 inline void move(SkinnyRows& p, int first) {
   p.y += static_cast<int64_t>(first) * p.w_rows;
+  if (p.hidden) p.hidden += static_cast<int64_t>(first) * p.w_rows;
   if (!p.next.rounded) return;
   p.next.rounded += static_cast<int64_t>(first) * p.w_rows;
   p.next.squares += static_cast<int64_t>(first) * ((p.w_rows + 15) / 16);

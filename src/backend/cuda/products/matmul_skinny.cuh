@@ -112,19 +112,18 @@ __device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int uni
       row[cols + i % padding] = __float2bfloat16_rn(0.0f);
     }
   }
-  if (thread >= kRowThreads) {
-    __syncthreads();
-    return;
-  }
-  if (W::kOne || rows == 1) {
-    round_rows<W, 1, 4>(in, rows, cols, units, xs, squares);
-  } else if constexpr (!W::kPacked) {
-    round_rows<W, kFusedRows, 2>(in, rows, cols, units, xs, squares);
+  if (thread < kRowThreads) {
+    if (W::kOne || rows == 1) {
+      round_rows<W, 1, 4>(in, rows, cols, units, xs, squares);
+    } else if constexpr (!W::kPacked) {
+      round_rows<W, kFusedRows, 2>(in, rows, cols, units, xs, squares);
+    }
   }
   __syncthreads();
-  if (thread < rows) {  // read behind the barrier before the first tile's end
+  if (thread < rows) {  // of one group: read behind the barrier before the first tile's end
     factors[thread] = in.norm ? norm_factor(squares + thread * kWarps, cols, in.epsilon) : 1.0f;
   }
+  if constexpr (W::kGroups > 1) __syncthreads();
 }
 
 /// Matrices W: kUnit (columns), kSlot (bytes that a warp has of a unit in the ring), kGroups (of 8 warps in a block),
@@ -226,6 +225,7 @@ __global__ void __launch_bounds__(W::kGroups* kRowThreads, NT == 1 && !kStream ?
       commit();
     });
     load_factors<NT>(p.in, 0, rows, cols, factors);
+    if constexpr (L::kGroups > 1) __syncthreads();
   } else {
     load_x<W, NT>(p.in, rows, cols, units, xs, factors, squares);
   }

@@ -58,9 +58,10 @@ void Matrices::State::multiply(LtProduct product, std::initializer_list<const We
   if (!all_bf16(weights)) {
     // Where panels end depends on the matrices alone, so that a chunk's results do not depend on its company.
     const int64_t most = std::max<int64_t>(256, kPanel / 2 / product.cols / 256 * 256);
+    const int64_t panels = (total + most - 1) / most, each = (total + panels * 256 - 1) / (panels * 256) * 256;
     product.w = reinterpret_cast<const __nv_bfloat16*>(panel);
-    for (int64_t first = 0; first < total; first += most) {
-      const int64_t rows = std::min(most, total - first);
+    for (int64_t first = 0; first < total; first += each) {
+      const int64_t rows = std::min(each, total - first);
       make_panel(weights, first, rows, panel, stream);
       product.w_rows = static_cast<int>(rows);
       multiply_chunks(product, pass, stream);

@@ -45,16 +45,25 @@ struct Tile {
   static constexpr int kSide = kScaleBytes + kLow;  // what is behind the codes
   static constexpr int kBytes = kCodes + kSide;
 
-  /// The code of element `i` of a lane.
-  __host__ __device__ static int code(const uint8_t* tile, int lane, int i) {
-    if constexpr (kBits == 8) return static_cast<int8_t>(tile[i / 16 * 512 + lane * 16 + i % 16]);
-    const int run = i / 8, in_run = i % 8, byte = in_run % 4, second = in_run / 4;
-    int result = tile[lane * 16 + run * 4 + byte] >> 4 * second & 15;
-    const uint8_t* low = tile + kCodes + kScaleBytes + lane * 4 + byte;
-    if constexpr (kBits == 5) result = result << 1 | (*low >> (2 * run + second) & 1);
-    if constexpr (kBits == 6) result = result << 2 | (low[run / 2 * 128] >> (4 * (run % 2) + 2 * second) & 3);
-    constexpr int kSign = 1 << (kBits - 1);
-    return kMinimum ? result : (result ^ kSign) - kSign;
+  /// The codes of a lane in run `run`.
+  __host__ __device__ static void codes(const uint8_t* tile, int lane, int run, int* to) {
+    const auto word_at = [&](int byte) { return *reinterpret_cast<const uint32_t*>(tile + byte); };
+    if constexpr (kBits == 8) {
+      const int at = run / 2 * 512 + lane * 16 + run % 2 * 8;
+      for (int i = 0; i < 8; ++i) to[i] = static_cast<int8_t>(word_at(at + i / 4 * 4) >> i % 4 * 8);
+    } else {
+      const uint32_t word = word_at(lane * 16 + run * 4);
+      uint32_t low = 0;
+      if constexpr (kLow > 0) low = word_at(kCodes + kScaleBytes + (kBits == 6 ? run / 2 * 128 : 0) + lane * 4);
+      for (int i = 0; i < 8; ++i) {
+        const int byte = i % 4 * 8, second = i / 4;
+        int code = word >> (byte + 4 * second) & 15;
+        if constexpr (kBits == 5) code = code << 1 | (low >> (byte + 2 * run + second) & 1);
+        if constexpr (kBits == 6) code = code << 2 | (low >> (byte + 4 * (run % 2) + 2 * second) & 3);
+        constexpr int kSign = 1 << (kBits - 1);
+        to[i] = kMinimum ? code : (code ^ kSign) - kSign;
+      }
+    }
   }
   /// Eight elements of a lane in run `run`, in ggml's order of products and sums (no product may be fused with a sum).
   __host__ __device__ static void eight(const uint8_t* tile, int lane, int run, float* to) {
@@ -76,8 +85,10 @@ struct Tile {
         scale[i] = half_at(outer) * static_cast<float>(static_cast<int8_t>(scales[2 * run + i]));
       }
     }
+    int all[8];
+    codes(tile, lane, run, all);
     for (int i = 0; i < 8; ++i) {
-      const float value = static_cast<float>(code(tile, lane, run * 8 + i)) * scale[i / 4];
+      const float value = static_cast<float>(all[i]) * scale[i / 4];
       to[i] = kMinimum ? value + minimum : value;
     }
   }
