@@ -38,8 +38,9 @@ class QuantisedProduct : public test::BackendTest<std::tuple<std::string, ggml_t
 
 TEST_P(QuantisedProduct, AnyRowsOfAnySize) {
   const int block = static_cast<int>(ggml_blck_size(type()));
-  const std::vector<Size> sizes = block == 32 ? std::vector<Size>{{24, 32}, {330, 160}, {136, 1056}, {40, 4896}}
-                                              : std::vector<Size>{{24, 256}, {330, 768}, {136, 1792}, {40, 4864}};
+  const std::vector<Size> sizes = block == 32
+                                      ? std::vector<Size>{{24, 32}, {330, 160}, {136, 1056}, {40, 4896}, {24, 16384}}
+                                      : std::vector<Size>{{24, 256}, {330, 768}, {136, 1792}, {40, 4864}, {24, 16384}};
   for (const auto [w_rows, cols] : sizes) {
     const HostWeight w = random_weight(type(), w_rows, cols, random_);
     std::vector<float> all(static_cast<size_t>(33) * cols), x(static_cast<size_t>(33) * w_rows);

@@ -26,12 +26,13 @@ int units_of(int cols) {
 /// Shared memory of one variant, in bytes; [..] is what lies there, in this order.
 template <class W, int M, int NT, int D, bool kStream>
 struct Layout {
-  static constexpr int kXSlots = D / M;                           // units of x
-  static constexpr int kGroups = W::kGroups;                      // of 8 warps, a tile each
-  static constexpr int kBuffers = M * NT * kGroups >= 4 ? 1 : 2;  // of sums: with two, a tile needs one barrier
-  static constexpr int kSums = M * NT * 128;                      // of one warp
-  static constexpr int kRing = kGroups * kWarps * D * W::kSlot;   // [group][warp][D] what W has there
-  static constexpr int kXSlot = W::template kXSlot<NT>;           // of a unit of x
+  static constexpr int kXSlots = D / M;       // units of x
+  static constexpr int kGroups = W::kGroups;  // of 8 warps, a tile each
+  // Of sums: with two, a tile needs one barrier.
+  static constexpr int kBuffers = M * NT * kGroups >= 4 || (kStream && kGroups > 1) ? 1 : 2;
+  static constexpr int kSums = M * NT * 128;                                        // of one warp
+  static constexpr int kRing = kGroups * kWarps * D * W::kSlot;                     // [group][warp][D] what W has there
+  static constexpr int kXSlot = W::template kXSlot<NT>;                             // of a unit of x
   static constexpr int kXRing = kStream ? kGroups * kWarps * kXSlots * kXSlot : 0;  // [group][warp][slot]
   static constexpr int kReduce = kGroups * kBuffers * kWarps * kSums * 4;
   static constexpr int kFactors = 8 * NT * 4;
