@@ -1,11 +1,12 @@
-"""A llama (or phi3) model of two layers with random weights and no vocabulary, written by gguf-py."""
+"""A small llama (or phi3) model with random weights and no vocabulary, written by gguf-py."""
 import gguf
 import numpy as np
 
 
-def write(path, alignment=None, split=0, extra=None, architecture="llama", original_context=None):
+def write(path, alignment=None, split=0, extra=None, architecture="llama", original_context=None,
+          width=64, layers=2):
     """`split`: most tensors of a part (0: one file); `extra`: tensors by name that are added."""
-    width, ff, vocab, layers = 64, 128, 32, 2
+    ff, vocab = 2 * width, 32
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     if alignment:
         writer.add_custom_alignment(alignment)
