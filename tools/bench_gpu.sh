@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures decode steps on the GPU, tidal and PyTorch one after the other on the same device, and prints their ratios:
+# Measures decode steps on the GPU, tidal (bf16, q4_0) and PyTorch one after the other on the same device, and prints
+# their ratios:
 #   tools/bench_gpu.sh [--tidal FILE] [--output DIR] [--attention cudnn,flash]
 # FILE: the program (build/release/src/tidal). DIR gets the rows as JSON lines (build/bench_gpu). --attention: what
 # PyTorch's attention is timed with. Takes a minute or two; needs a python3 with torch for CUDA and a C compiler.
@@ -12,7 +13,7 @@ while (($#)); do
     --tidal) tidal=${2:?bench_gpu: --tidal needs a file}; shift 2 ;;
     --output) output=${2:?bench_gpu: --output needs a folder}; shift 2 ;;
     --attention) attention=${2:?bench_gpu: --attention needs cudnn, flash or both}; shift 2 ;;
-    -h | --help) sed -n '2,5s/^# //p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;;
     *) echo "bench_gpu: '$1' is not known, expected --tidal, --output or --attention" >&2; exit 1 ;;
   esac
 done

@@ -159,7 +159,8 @@ std::string gpu_types_text(const std::map<std::string, std::string>& types) {
   std::string kept, others;
   for (const auto& [type, there] : types) {
     std::string& list = type == there ? kept : others;
-    list += (list.empty() ? "" : ", ") + (type == there ? type : type + " as " + there);
+    if (!list.empty()) list += ", ";
+    list += type == there ? type : fmt::format("{} as {}", type, there);
   }
   if (others.empty()) return "as in the file";
   return kept.empty() ? others : fmt::format("{}; {} as in the file", others, kept);
@@ -199,7 +200,7 @@ std::string as_text(const Info& info) {
     line("on a GPU",
          fmt::format("full attention below {} positions, {} attention from there on", number, kind_of(info.plan.plan)));
   }
-  if (!info.gpu_types.empty()) line("weights on a GPU", gpu_types_text(info.gpu_types));
+  if (!info.gpu_types.empty()) line("GPU weights", gpu_types_text(info.gpu_types));
   line("weights", fmt::format("{} read per decoded token", in_megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                in_megabytes(hp.kv_bytes_per_token() * hp.context)));

@@ -22,8 +22,8 @@ void check_backend(const Backend& backend, const std::string& name, int64_t weig
   const int64_t more = beside ? beside(hp) : 0;
   if (weights + more <= free) return;
   // What is too much says what would fit.
-  const char* fits =
-      weights > free ? "a smaller quantisation or --backend cpu" : "a smaller --context or fewer sequences";
+  const char* fits = weights > free ? "a smaller quantisation (without --weights bf16) or --backend cpu"
+                                    : "a smaller --context or fewer sequences";
   fail(
       "{}: needs {:.2f} GiB of memory (weights {:.2f}, KV cache and workspace {:.2f}), the {} backend has {:.2f} GiB "
       "free; expected {}",

@@ -42,7 +42,11 @@ void upload(Model& model, Backend& backend) {
 }
 
 int64_t kept_bytes(const Backend& backend, const Model& model) {
-  const auto bytes = [&](const Weight& weight) { return kept_bytes(backend, weight.type, weight.rows, weight.cols); };
+  const auto bytes = [&](const Weight& weight) {
+    // With a scale of its own a matrix may have to be converted, as floats are.
+    const ggml_type type = weight.scale == 1 ? weight.type : backend.matrix_type(GGML_TYPE_F16);
+    return kept_bytes(backend, type, weight.rows, weight.cols);
+  };
   int64_t sum = bytes(model.embedding) + bytes(model.output_norm);
   if (model.output.data != model.embedding.data) sum += bytes(model.output);
   for_each_weight(model.layers, [&](const Weight& weight) { sum += bytes(weight); });

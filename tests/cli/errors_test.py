@@ -41,6 +41,7 @@ class Flags(Refusal, ProgramTest):
             (("-ngl", "0", "--backend", "reference"), ("--n-gpu-layers: 0", "--backend reference")),
             (("-ngl", "-1", "--backend", "cpu"), ("--n-gpu-layers: -1", "--backend cpu")),
             (("--weights", "fp8"), ("--weights", "fp8", "bf16")),
+            (("--weights", "bf16", "--backend", "cpu"), ("--weights: bf16", "--backend cuda", "--backend cpu")),
             (("-t", "0"), ("threads", "0 given")),
             (("-t", "-1"), ("threads", "-1 given")),
             (("--attention", "half"), ("half", "full, tidal or sketch")),

@@ -108,6 +108,19 @@ class Info(ModelTest):
                       "188.7 MB at the trained context", "Scan all 30 by 2 bits"):
             self.assertIn(words, text)
 
+    def test_what_a_gpu_makes_of_the_weights(self):
+        # Only in a build with CUDA; no device is needed.
+        report = json.loads(self.info("--json"))
+        types = report.get("gpu_types")
+        if types is None:
+            self.assertNotIn("GPU weights", self.info())
+            return
+        self.assertLessEqual(set(types), set(report["tensor_types"]))
+        for name, there in types.items():
+            self.assertIn(there, (name, "bf16"))
+        self.assertEqual(types["q4_1"], "q4_1")
+        self.assertRegex(self.info(), r"GPU weights +as in the file\n")
+
     def test_where_sketch_attention_begins_on_a_gpu(self):
         number = json.loads(self.info("--json")).get("gpu_full_below")
         if number is None:  # a build without CUDA says nothing of it

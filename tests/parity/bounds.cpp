@@ -66,6 +66,15 @@ std::vector<double> product_bounds(const HostWeight& weight, std::span<const flo
     const double roundings = rounding == Rounding::Bf16 ? 2 : 1;
     for (int64_t i = 0; i < cols; ++i) e[i] = std::abs(x[i]) * roundings * kBf16;
   }
+  if (rounding == Rounding::Input) {
+    // Then numbers of 16 bits: of a largest one in [2^e, 2^(e + 1)) of 128 columns half a step of 2^(e - 14).
+    for (int64_t begin = 0; begin < cols; begin += 128) {
+      const int64_t end = std::min(begin + 128, cols);
+      double largest = 0;
+      for (int64_t i = begin; i < end; ++i) largest = std::max(largest, std::abs(static_cast<double>(x[i])));
+      for (int64_t i = begin; i < end; ++i) e[i] += largest * (1 + kBf16) * 0x1p-15;
+    }
+  }
   // Q8_0 and Q8_1 store the step of a block as float16: an error that the whole block has in common. So does Q8_1 with
   // the sum of the block, which is multiplied with the weights' minimum, itself one of the block's weights.
   const bool half_steps = rounding == Rounding::Dot && (dot == GGML_TYPE_Q8_0 || dot == GGML_TYPE_Q8_1);

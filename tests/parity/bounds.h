@@ -17,7 +17,7 @@ namespace tidal::parity {
 enum class Rounding {
   None,
   Dot,    ///< activations to the type that ggml's dot product with this weight type takes
-  Input,  ///< activations to bf16
+  Input,  ///< activations to bf16, then to 16 bits with a step for 128 columns
   Bf16,   ///< weights and activations to bf16
 };
 

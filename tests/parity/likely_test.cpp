@@ -85,7 +85,8 @@ INSTANTIATE_TEST_SUITE_P(Backends, LikelyParity, testing::ValuesIn(kAllBackends)
 
 TEST_P(LikelyParity, OfRandomLogits) {
   // Slices of a vocabulary that are full, nearly empty, and one alone.
-  for (const int vocab : {2, 97, 4096, 4097, 12289, 128256}) {
+  for (const int vocab : {1, 2, 97, 4096, 4097, 12289, 128256}) {
+    if (vocab == 1 && GetParam() == "cuda") continue;  // one row of float32 is a vector there
     std::vector<int> counts;
     for (const int count : {1, 2, 40, 128, 129, 513, kMostLikely}) {
       if (count <= vocab) counts.push_back(count);

@@ -12,6 +12,7 @@
 #include "backend/cuda/products/matrices.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/read_stream.h"
 #include "backend/cuda/scan/sketch_blocks.h"
 #include "backend/cuda/weights/weights.h"
@@ -28,6 +29,10 @@ bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
          a.ffn == b.ffn && a.vocab == b.vocab && a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies;
 }
 
+/// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
+/// shared memory for them.
+bool takes_quantised() { return shared_memory_limit() >= 163 * 1024; }
+
 /// Writes the operations of a pass down and launches them when something waits for them: logits(), or an access to
 /// memory. All work is on one stream.
 class CudaBackend final : public Backend {
@@ -35,7 +40,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const Options& options)
       : use_graphs_(options.graphs),
         stream_(make_stream()),
-        weights_(options.quantised),
+        weights_(options.quantised && takes_quantised()),
         attention_(options.clusters) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_); }
   CudaBackend(const CudaBackend&) = delete;

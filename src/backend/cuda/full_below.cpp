@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "backend/backend.h"
+
 namespace tidal::cuda {
 namespace {
 
@@ -10,7 +12,7 @@ namespace {
 // launches more and chooses, a Dense layer reads more. Chosen so that no crossing is earlier than measured, by more
 // than 1 %, of 13 shapes of 2 to 32 KV heads at 256 to 131,072 positions, one NVIDIA H200 (read stream 4.6 TB/s),
 // 2026-11-29, by
-//   tidal bench --shape NAME -p 0 -n 64 -d DEPTHS --fill random --attention full,sketch,default
+//   tidal bench --shape NAME --type bf16 -p 0 -n 64 -d DEPTHS --fill random --attention full,sketch,default
 // (docs/performance.md). Devices whose memory is slower cross earlier, since launches cost them the same: there full
 // attention goes on for longer than it need.
 constexpr double kBytes = 4.3e6;         // of K/V that a Dense layer reads in a microsecond
@@ -23,7 +25,6 @@ constexpr double kScoredHead = .005e-3;  // the same, a query head
 constexpr double kSparse = -2;           // a Sparse layer, whose selection is there when it begins
 constexpr double kSelected = .9e-3;      // a selected position, beside its bytes
 constexpr int kBudget = 256;             // of all measurements above
-
 
 double row_bytes(const Hyperparameters& hp, int readers) { return 4.0 * hp.head_dim * readers; }
 

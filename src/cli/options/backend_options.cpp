@@ -49,6 +49,9 @@ std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads
     }
     name = wanted;
   }
+  if (options.weights != "auto" && (name == "cpu" || name == "reference")) {
+    fail("--weights: {} is for --backend cuda, --backend {} takes weights as the file has them", options.weights, name);
+  }
   return make_backend(name, threads, options.weights == "auto");
 }
 

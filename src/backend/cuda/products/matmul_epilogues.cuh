@@ -210,7 +210,7 @@ struct QkvEpilogue {
     const Place place(p, index);
     const bool live = item.token < p.rows;
     float value = __fmaf_rn(sums[0], live ? factors[item.token] : 0.0f, operands.bias);
-    if (place.rotated) {  // the same for the whole block, so all lanes are here
+    if (place.rotated) {  // the same for a whole warp, so all lanes are here
       const int across = p.rope.halves ? 2 : 16;
       const float other = __shfl_xor_sync(0xffffffffu, value, across);
       const bool first = p.rope.halves ? item.row < 8 : item.row % 2 == 0;

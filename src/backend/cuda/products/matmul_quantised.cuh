@@ -1,6 +1,8 @@
 // The skinny products of one quantised type.
 #pragma once
 
+#include <string>
+
 #include "backend/cuda/products/matmul_launch.cuh"
 #include "backend/cuda/products/matmul_quantised.h"
 #include "backend/cuda/products/matmul_tiles.cuh"
@@ -20,6 +22,10 @@ template <class T, class E>
 void launch_one(const typename E::Params& params, cudaStream_t stream) {
   using W = TileUnits<T, true>;
   constexpr int kDepth = depth_of<W>(kRings);
+  if (shared_bytes<W, E, 1, kDepth, false>(1, params.cols) > shared_memory_limit()) {
+    fail_with("cuda backend: rows of " + std::to_string(params.cols) +
+              " columns have no room beside quantised weights on this device, expected --weights bf16");
+  }
   launch_variant<W, E, 1, kDepth, false>(params, stream);
 }
 
@@ -28,7 +34,7 @@ void launch_one(const typename E::Params& params, cudaStream_t stream) {
 template <class T, class E, int NT>
 struct Several {
   using W = TileUnits<T, false>;
-  // So that 8, or 16, rows of 4096 columns fit beside.
+  // So that 8, or 16, rows of 4096 columns fit beside, but for q8_0, of which 8 fit.
   static constexpr int kDepth = std::max(2, depth_of<W>(NT == 1 ? kRings : 62 * 1024)), kStreamDepth = 2;
 
   // What devices of compute capability 8.0 have.

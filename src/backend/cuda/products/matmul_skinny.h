@@ -13,9 +13,9 @@ namespace tidal::cuda {
 
 /// Up to this many rows of float32 input are normed and rounded inside the product itself. More would be read too often
 /// (once per multiprocessor): launch_round() does it beforehand.
-inline constexpr int kFusedRows = 4;
+inline constexpr int kFusedRows = 4;  // with bf16; with quantised matrices 1
 
-/// Up to this many rows one launch does; more read W again.
+/// Up to this many rows one launch does with bf16; more read W again.
 inline constexpr int kSkinnyRows = 32;
 
 /// A matrix as DeviceWeights keeps it: bf16, row-major, at a multiple of 16 bytes; or in tiles (weights/quantised.h).
@@ -42,7 +42,7 @@ struct SkinnyInput {
   const float* factors = nullptr;          ///< [rows]; null: 1 or
   const float* squares = nullptr;          ///< [rows, (cols + 15) / 16], SkinnyNext's: factors from these
   // ... or, for quantised matrices, what launch_round() packed: several rows are packed by the launch otherwise.
-  const std::byte* packed = nullptr;  ///< skinny_packed_bytes(rows, cols); goes with `factors`
+  const std::byte* packed = nullptr;  ///< skinny_packed_bytes(rows, cols); with `factors` or `squares`
   std::byte* scratch = nullptr;       ///< room for that of kQuantisedRows rows
 };
 

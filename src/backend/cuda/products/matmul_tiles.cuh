@@ -3,10 +3,12 @@
 //
 // The tensor core multiplies whole numbers: codes with the upper and with the lower bytes of x, without rounding. Such
 // a sum of 32 columns is multiplied with their scale in float32; where elements have a minimum, that is multiplied with
-// the sum of x over the run. So weights are the file's, and a code costs two instructions for eight.
+// the sum of x over the run. So weights are the file's, and eight codes of 4 bits cost a shift and two masks.
 #pragma once
 
 #include <cuda_fp16.h>
+
+#include <cstdint>
 
 #include "backend/cuda/products/matmul_device.cuh"
 #include "backend/cuda/products/packed_rows.cuh"

@@ -29,7 +29,8 @@ struct Sizes {
         hidden(part(rows * hp.ffn * 2)),
         products(LtMatmul::kWorkspace),
         panel(kPanel),
-        packed(part(skinny_packed_bytes(static_cast<int>(rows), std::max({hp.width, hp.q_width(), hp.ffn})))) {}
+        packed(part(std::max(skinny_packed_bytes(static_cast<int>(rows), std::max(hp.width, hp.q_width())),
+                             skinny_packed_bytes(kQuantisedRows, hp.ffn)))) {}
   int64_t total() const {
     return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products +
            panel + packed;

@@ -18,9 +18,9 @@ inline constexpr int kPackedSums = 256, kPackedScale = 272;
 __host__ __device__ inline int packed_units(int cols) { return (cols + 127) / 128; }
 
 /// By a whole warp: lane l has the columns 4 l to 4 l + 3 of the unit, numbers of bf16. x is number * scale, a power of
-/// 2; NaN and infinities make the scale one.
+/// 2, but the scale is NaN where an element is NaN or infinite.
 __device__ inline void pack_unit(char* unit, const float (&x)[4], int lane) {
-  constexpr uint32_t kExponent = 0x7f800000u, kTiny = 0x0d800000u;  // 2^-100: what is smaller counts as nothing
+  constexpr uint32_t kExponent = 0x7f800000u, kTiny = 0x0d800000u;  // 2^-100: the scale gets no smaller than of this
   uint32_t bits = kTiny;
 #pragma unroll
   for (int i = 0; i < 4; ++i) bits = max(bits, __float_as_uint(x[i]) & 0x7fffffffu);

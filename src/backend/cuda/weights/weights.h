@@ -24,9 +24,9 @@ class DeviceWeights {
   /// The bytes that it takes for one.
   int64_t matrix_bytes(ggml_type type, int64_t rows, int64_t cols) const;
   /// A matrix stays quantised, without rounding, or becomes bf16 (rounded to nearest even; so does one with a scale of
-  /// its own), a vector (one row of float32) stays as it is. Every
-  /// call makes a weight of its own. The host memory is free when it returns; the weight is there for all that `user`
-  /// does from then on. Throws Error: out of memory, or columns that are no multiple of 8.
+  /// its own), a vector (one row of float32) stays as it is. Every call makes a weight of its own. The host memory is
+  /// free when it returns; the weight is there for all that `user` does from then on. Throws Error: out of memory, or
+  /// columns that are no multiple of 8.
   Weight upload(const Weight& host, cudaStream_t user);
 
  private:
