@@ -41,11 +41,9 @@ std::vector<double> dot_rounding(ggml_type type, std::span<const float> x) {
   return errors;
 }
 
-/// Weights of these types are multiplied as they are on the device, by rows of short chunks.
+/// Multiplied as they are on the device, by rows of short chunks.
 bool stays_quantised(ggml_type type) {
-  constexpr ggml_type kTypes[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
-                                  GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
-  return std::find(std::begin(kTypes), std::end(kTypes), type) != std::end(kTypes);
+  return std::find(kQuantisedTypes.begin(), kQuantisedTypes.end(), type) != kQuantisedTypes.end();
 }
 
 }  // namespace

@@ -12,9 +12,6 @@
 namespace tidal::parity {
 namespace {
 
-constexpr ggml_type kTypes[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
-                                GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
-
 class DequantiseBf16 : public testing::TestWithParam<ggml_type> {
  protected:
   void SetUp() override {
@@ -24,7 +21,7 @@ class DequantiseBf16 : public testing::TestWithParam<ggml_type> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Types, DequantiseBf16, testing::ValuesIn(kTypes),
+INSTANTIATE_TEST_SUITE_P(Types, DequantiseBf16, testing::ValuesIn(kQuantisedTypes),
                          [](const auto& info) { return std::string(ggml_type_name(info.param)); });
 
 // Types with a minimum: d * q + m, where ggml may round once or twice. Both are within 2^-23 of the larger term.
@@ -225,7 +222,7 @@ class Kept : public test::BackendTest<std::tuple<std::string, ggml_type>> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Types, Kept, testing::Combine(testing::Values("cuda"), testing::ValuesIn(kTypes)),
+INSTANTIATE_TEST_SUITE_P(Types, Kept, testing::Combine(testing::Values("cuda"), testing::ValuesIn(kQuantisedTypes)),
                          [](const auto& info) { return std::string(ggml_type_name(std::get<1>(info.param))); });
 
 TEST_P(Kept, AsGgmlHasThem) {

@@ -61,18 +61,13 @@ const Shape kUnrotated{.name = "unrotated",
                        .rotates = false,
                        .embedding_scale = 12};
 
-const Shape kMixed{.name = "mixed",
-                   .heads = 4,
-                   .kv_heads = 2,
-                   .head_dim = 64,
-                   .width = 256,
-                   .ffn = 512,
-                   .pairing = kHalves,
-                   .rope_dims = 64,
-                   .magnitude = 1.0f,
-                   .biases = true,
-                   .norms = false,
-                   .mixed = true};
+const Shape kMixed = [] {
+  Shape shape = kLlama;
+  shape.name = "mixed";
+  shape.pairing = kHalves;
+  shape.biases = shape.mixed = true;
+  return shape;
+}();
 
 /// Chunks for whom the ways part: 1 to 8 rows are short, more are long.
 std::vector<ChunkShape> ragged() { return {{0, 1}, {63, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {120, 9}, {300, 40}}; }

@@ -81,10 +81,7 @@ TEST_P(QuantisedProduct, AnyRowsOfAnySize) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, QuantisedProduct,
-                         testing::Combine(testing::Values("cuda"),
-                                          testing::Values(GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0,
-                                                          GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K,
-                                                          GGML_TYPE_Q5_K, GGML_TYPE_Q6_K)),
+                         testing::Combine(testing::Values("cuda"), testing::ValuesIn(kQuantisedTypes)),
                          [](const auto& info) { return std::string(ggml_type_name(std::get<1>(info.param))); });
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "backend/cuda/pass/op_list.h"
 #include "backend/cuda/pass/results.h"
 #include "backend/cuda/pass/step_upload.h"
+#include "backend/cuda/products/matmul_skinny.h"
 #include "backend/cuda/products/matrices.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
@@ -31,7 +32,7 @@ bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
 
 /// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
 /// shared memory for them.
-bool takes_quantised() { return shared_memory_limit() >= 163 * 1024; }
+bool takes_quantised() { return shared_memory_limit() >= kQuantisedMemory; }
 
 /// Writes the operations of a pass down and launches them when something waits for them: logits(), or an access to
 /// memory. All work is on one stream.

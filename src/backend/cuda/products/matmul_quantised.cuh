@@ -37,8 +37,7 @@ struct Several {
   // So that 8, or 16, rows of 4096 columns fit beside, but for q8_0, of which 8 fit.
   static constexpr int kDepth = std::max(2, depth_of<W>(NT == 1 ? kRings : 62 * 1024)), kStreamDepth = 2;
 
-  // What devices of compute capability 8.0 have.
-  static_assert(NT > 1 || Layout<W, E::kM, NT, kStreamDepth, true>::kFixed <= 163 * 1024);
+  static_assert(NT > 1 || Layout<W, E::kM, NT, kStreamDepth, true>::kFixed <= kQuantisedMemory);
 
   static bool fits_whole(int rows, int cols) {
     return shared_bytes<W, E, NT, kDepth, false>(rows, cols) <= shared_memory_limit();

@@ -11,7 +11,8 @@
 namespace tidal::cuda {
 
 // Every type has kBytes and kElements of a block, and eight(): the elements [first, first + 8), which never straddle a
-// change of scale; first is a multiple of 8.
+// change of scale; first is a multiple of 8. Those that may stay quantised (quantised_tiles.cuh) have quant(), that of
+// an element, too.
 
 __host__ __device__ inline float half_at(const uint8_t* from) {
   __half_raw raw;
@@ -40,14 +41,14 @@ template <bool kMinimum, bool kFifth, int kOffset>
 struct Nibbles {
   static constexpr int kHead = kMinimum ? 4 : 2;
   static constexpr int kBytes = kHead + (kFifth ? 4 : 0) + 16, kElements = 32;
+  __host__ __device__ static int quant(const uint8_t* block, int i) {
+    const int low = block[kBytes - 16 + i % 16] >> i / 16 * 4 & 15;
+    return kFifth ? low | (block[kHead + i / 8] >> i % 8 & 1) << 4 : low;
+  }
   __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
     const float scale = half_at(block), minimum = kMinimum ? half_at(block + 2) : 0.0f;
-    const uint8_t* const quants = block + kBytes - 16 + first % 16;
-    const int shift = first / 16 * 4;
-    const int fifth = kFifth ? block[kHead + first / 8] : 0;
     for (int i = 0; i < 8; ++i) {
-      const int quant = (quants[i] >> shift & 15) | (fifth >> i & 1) << 4;
-      const float value = static_cast<float>(quant - kOffset) * scale;
+      const float value = static_cast<float>(quant(block, first + i) - kOffset) * scale;
       to[i] = kMinimum ? value + minimum : value;
     }
   }
@@ -59,9 +60,10 @@ using Q5_1 = Nibbles<true, true, 0>;
 
 struct Q8_0 {
   static constexpr int kBytes = 34, kElements = 32;
+  __host__ __device__ static int quant(const uint8_t* block, int i) { return static_cast<int8_t>(block[2 + i]); }
   __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
     const float scale = half_at(block);
-    for (int i = 0; i < 8; ++i) to[i] = static_cast<float>(static_cast<int8_t>(block[2 + first + i])) * scale;
+    for (int i = 0; i < 8; ++i) to[i] = static_cast<float>(quant(block, first + i)) * scale;
   }
 };
 
@@ -105,20 +107,23 @@ struct Q3_K {
 template <bool kFifth>
 struct NibblesOf256 {
   static constexpr int kBytes = kFifth ? 176 : 144, kElements = 256;
-  __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
+  __host__ __device__ static int quant(const uint8_t* block, int i) {
+    const int low = block[kBytes - 128 + i / 64 * 32 + i % 32] >> i / 32 % 2 * 4 & 15;
+    return kFifth ? low | (block[16 + i % 32] >> i / 32 & 1) << 4 : low;
+  }
+  /// Of the elements 32 j to 32 j + 31.
+  __host__ __device__ static int scale(const uint8_t* block, int j) {
     const uint8_t* const packed = block + 4;
-    const int j = first / 32;
-    const int of_scale = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-    const int of_minimum = j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4;
-    const float scale = half_at(block) * static_cast<float>(of_scale);
-    const float minimum = half_at(block + 2) * static_cast<float>(of_minimum);
-    const uint8_t* const quants = block + kBytes - 128 + first / 64 * 32 + first % 32;
-    const uint8_t* const fifths = block + 16 + first % 32;
-    const int shift = j % 2 * 4;
-    for (int i = 0; i < 8; ++i) {
-      const int fifth = kFifth ? fifths[i] >> j & 1 : 0;
-      to[i] = scale * static_cast<float>((quants[i] >> shift & 15) + 16 * fifth) - minimum;
-    }
+    return j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
+  }
+  __host__ __device__ static int minimum(const uint8_t* block, int j) {
+    const uint8_t* const packed = block + 4;
+    return j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+  }
+  __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
+    const float of_scale = half_at(block) * static_cast<float>(scale(block, first / 32));
+    const float of_minimum = half_at(block + 2) * static_cast<float>(minimum(block, first / 32));
+    for (int i = 0; i < 8; ++i) to[i] = of_scale * static_cast<float>(quant(block, first + i)) - of_minimum;
   }
 };
 using Q4_K = NibblesOf256<false>;
@@ -128,15 +133,13 @@ using Q5_K = NibblesOf256<true>;
 /// 16 elements, their scale.
 struct Q6_K {
   static constexpr int kBytes = 210, kElements = 256;
+  __host__ __device__ static int quant(const uint8_t* block, int i) {
+    const int low = block[i / 128 * 64 + i % 64] >> i % 128 / 64 * 4 & 15;
+    return low | (block[128 + i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) << 4;
+  }
   __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
     const float scale = half_at(block + 208) * static_cast<float>(static_cast<int8_t>(block[192 + first / 16]));
-    const uint8_t* const low = block + first / 128 * 64 + first % 64;
-    const uint8_t* const high = block + 128 + first / 128 * 32 + first % 32;
-    const int low_shift = first % 128 / 64 * 4, high_shift = first % 128 / 32 * 2;
-    for (int i = 0; i < 8; ++i) {
-      const int quant = (low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4;
-      to[i] = scale * static_cast<float>(quant - 32);
-    }
+    for (int i = 0; i < 8; ++i) to[i] = scale * static_cast<float>(quant(block, first + i) - 32);
   }
 };
 

@@ -99,14 +99,14 @@ struct Tile {
 
 template <bool kWithMinimum, bool kFifth>
 struct Nibbles32 : Tile<kFifth ? 5 : 4, kWithMinimum ? Scales::Minimum : Scales::One> {
-  static constexpr int kBlock = 32, kHead = kWithMinimum ? 4 : 2, kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
+  using Block = Nibbles<kWithMinimum, kFifth, 0>;  // the offset is in the sign here
+  static constexpr int kBlock = Block::kElements, kBlockBytes = Block::kBytes;
   __host__ __device__ static int code(const uint8_t* block, int i) {
-    const int low = block[kBlockBytes - 16 + i % 16] >> i / 16 * 4 & 15;
-    const int code = kFifth ? low | (block[kHead + i / 8] >> i % 8 & 1) << 4 : low;
+    const int code = Block::quant(block, i);
     return kWithMinimum ? code : code ^ (kFifth ? 16 : 8);
   }
   __host__ __device__ static void scales(const uint8_t* block, int, uint8_t* to, uint8_t*) {
-    for (int i = 0; i < kHead; ++i) to[i] = block[i];
+    for (int i = 0; i < Block::kHead; ++i) to[i] = block[i];
   }
 };
 using Q4_0 = Nibbles32<false, false>;
@@ -115,8 +115,9 @@ using Q5_0 = Nibbles32<false, true>;
 using Q5_1 = Nibbles32<true, true>;
 
 struct Q8_0 : Tile<8, Scales::One> {
-  static constexpr int kBlock = 32, kBlockBytes = 34;
-  __host__ __device__ static int code(const uint8_t* block, int i) { return block[2 + i]; }
+  using Block = cuda::Q8_0;
+  static constexpr int kBlock = Block::kElements, kBlockBytes = Block::kBytes;
+  __host__ __device__ static int code(const uint8_t* block, int i) { return Block::quant(block, i) & 255; }
   __host__ __device__ static void scales(const uint8_t* block, int, uint8_t* to, uint8_t*) {
     to[0] = block[0];
     to[1] = block[1];
@@ -125,16 +126,12 @@ struct Q8_0 : Tile<8, Scales::One> {
 
 template <bool kFifth>
 struct Nibbles256 : Tile<kFifth ? 5 : 4, Scales::Nested> {
-  static constexpr int kBlock = 256, kBlockBytes = kFifth ? 176 : 144;
-  __host__ __device__ static int code(const uint8_t* block, int i) {
-    const int low = block[kBlockBytes - 128 + i / 64 * 32 + i % 32] >> i / 32 % 2 * 4 & 15;
-    return kFifth ? low | (block[16 + i % 32] >> i / 32 & 1) << 4 : low;
-  }
+  using Block = NibblesOf256<kFifth>;
+  static constexpr int kBlock = Block::kElements, kBlockBytes = Block::kBytes;
+  __host__ __device__ static int code(const uint8_t* block, int i) { return Block::quant(block, i); }
   __host__ __device__ static void scales(const uint8_t* block, int i, uint8_t* to, uint8_t* outer) {
-    const uint8_t* packed = block + 4;
-    const int j = i / 32;
-    to[0] = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-    to[1] = j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+    to[0] = static_cast<uint8_t>(Block::scale(block, i / 32));
+    to[1] = static_cast<uint8_t>(Block::minimum(block, i / 32));
     for (int b = 0; b < 4; ++b) outer[b] = block[b];
   }
 };
@@ -142,11 +139,9 @@ using Q4_K = Nibbles256<false>;
 using Q5_K = Nibbles256<true>;
 
 struct Q6_K : Tile<6, Scales::Halves> {
-  static constexpr int kBlock = 256, kBlockBytes = 210;
-  __host__ __device__ static int code(const uint8_t* block, int i) {
-    const int low = block[i / 128 * 64 + i % 64] >> i % 128 / 64 * 4 & 15;
-    return (low | (block[128 + i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) << 4) ^ 32;
-  }
+  using Block = cuda::Q6_K;
+  static constexpr int kBlock = Block::kElements, kBlockBytes = Block::kBytes;
+  __host__ __device__ static int code(const uint8_t* block, int i) { return Block::quant(block, i) ^ 32; }
   __host__ __device__ static void scales(const uint8_t* block, int i, uint8_t* to, uint8_t* outer) {
     to[0] = block[192 + i / 16];
     to[1] = block[193 + i / 16];
