@@ -72,7 +72,8 @@ struct Reserved {
 /// as +0. Pooling Max takes the highest raw q.k of the pooled heads, ignoring NaN unless all are NaN. Pooling Sum adds,
 /// in the order of the heads, softmax probabilities over the whole context, where a NaN score counts as -infinity,
 /// positions at +infinity share their head's whole mass evenly, and a head without any score above -infinity adds
-/// nothing. Scope Head pools nothing and ranks raw q.k.
+/// nothing. A set of one head (Scope::Head; Scope::Kv where every query head has its own KV head) pools nothing and
+/// ranks raw q.k.
 ///
 /// With top_p below 1 fewer are taken: the reserved positions, then by rank until those taken hold at least top_p of
 /// the sum of all probabilities (of this set's heads).
@@ -87,5 +88,7 @@ inline Reserved reserved_positions(const Policy& policy) {
 inline int scope_units(Scope scope, int heads, int kv_heads) {
   return scope == Scope::Head ? heads : scope == Scope::Kv ? kv_heads : 1;
 }
+/// Whether a set has several heads, whose scores are pooled.
+inline bool pools(Scope scope, int heads, int kv_heads) { return scope_units(scope, heads, kv_heads) < heads; }
 
 }  // namespace tidal

@@ -135,7 +135,7 @@ void expect_same_sets(const Inputs& in, const Policy& policy, const std::vector<
       std::vector<reference::Scores> own;
       const int heads = in.hp.heads / units;
       for (int h = 0; h < heads; ++h) own.push_back(in.scores(chunk, unit * heads + h));
-      const bool rounded = policy.pooling == Pooling::Sum && policy.scope != Scope::Head;
+      const bool rounded = policy.pooling == Pooling::Sum && heads > 1;
       if (rounded && ours != theirs && rounding_decides(own, policy, scale, theirs)) {
         ++count.undecided;
         continue;
@@ -217,12 +217,10 @@ TEST_P(SelectionParity, ThreadsChangeNothing) {
 
 /// Softmax mass of positions in a set's heads, over that of all positions.
 double mass_of(std::span<const reference::Scores> own, double scale, const std::vector<int32_t>& positions) {
-  Policy sum;
-  sum.scope = Scope::Shared;
-  const std::vector<float> pooled = reference::pooled_scores(own, sum, scale);
+  const std::vector<float> masses = reference::masses(own, scale);
   double all = 0, held = 0;
-  for (const float value : pooled) all += value;
-  for (const int32_t p : positions) held += pooled[p];
+  for (const float value : masses) all += value;
+  for (const int32_t p : positions) held += masses[p];
   return all > 0 ? held / all : 1;
 }
 

@@ -91,6 +91,7 @@ bool Scan::find_factors() {
 
 void Scan::select_by_scores(const Row& row, const Policy& policy, const Selection& selection) {
   const int pieces = static_cast<int>(ends_.size()), context = row.chunk->context();
+  const bool weighs = policy.top_p < 1 || selector_.takes_terms(policy);
 #pragma omp parallel num_threads(threads_)
   {
 #pragma omp for schedule(static)
@@ -98,7 +99,7 @@ void Scan::select_by_scores(const Row& row, const Policy& policy, const Selectio
       score(row, task / pieces, begin_of(task % pieces), ends_[task % pieces], nullptr);
     }
 #pragma omp for schedule(static)
-    for (int h = 0; h < heads_; ++h) {
+    for (int h = 0; h < (weighs ? heads_ : 0); ++h) {
       softmax_statistics(row.scores + h * row.stride, context, scale_, head_maximum_[h], head_sum_[h]);
     }
   }
@@ -111,7 +112,7 @@ void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float* 
   const Row row{&chunk, q, &kv, scores, stride};
   const Policy policy = scan_policy(chunk.policy, chunk.context());
   divide(chunk.context());
-  if (!Selector::takes_terms(policy)) return select_by_scores(row, policy, selection);
+  if (!selector_.takes_terms(policy)) return select_by_scores(row, policy, selection);
   const int pieces = static_cast<int>(ends_.size());
 #pragma omp parallel num_threads(threads_)
   {

@@ -106,7 +106,7 @@ void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy&
   const Reserved reserved = reserved_positions(policy);
   const int context = context_ = chunk.context();
   const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;
-  const bool own_scores = policy.scope == Scope::Head;  // nothing to pool for the ranking
+  const bool own_scores = !pools(policy.scope, heads_, kv_heads_);
 
   if ((!own_scores || policy.top_p < 1) && policy.budget > reserved.sinks + reserved.recent) {
     const Pooling pooling = own_scores ? Pooling::Sum : policy.pooling;

@@ -34,8 +34,8 @@ class Selector {
   void select(const RowScores& scores, const Chunk& chunk, const Policy& policy, const Selection& selection);
   /// The same from the terms of finite softmaxes, for a policy that takes_terms().
   void select(const RowTerms& terms, const Chunk& chunk, const Policy& policy, const Selection& selection);
-  static bool takes_terms(const Policy& policy) {
-    return policy.pooling == Pooling::Sum && policy.scope != Scope::Head;
+  bool takes_terms(const Policy& policy) const {
+    return policy.pooling == Pooling::Sum && pools(policy.scope, heads_, kv_heads_);
   }
 
  private:

@@ -34,7 +34,9 @@ std::vector<double> probabilities(const Scores& scores, double scale) {
   return result;
 }
 
-Scores pool_sum(std::span<const Scores> heads, double scale) {
+}  // namespace
+
+std::vector<float> masses(std::span<const Scores> heads, double scale) {
   std::vector<double> sums(heads[0].size(), 0.0);
   for (const Scores& head : heads) {
     const std::vector<double> shares = probabilities(head, scale);
@@ -43,11 +45,9 @@ Scores pool_sum(std::span<const Scores> heads, double scale) {
   return {sums.begin(), sums.end()};
 }
 
-}  // namespace
-
 std::vector<float> pooled_scores(std::span<const Scores> heads, const Policy& policy, double scale) {
-  if (policy.scope == Scope::Head) return heads[0];
-  return policy.pooling == Pooling::Max ? pool_max(heads) : pool_sum(heads, scale);
+  if (heads.size() == 1) return heads[0];
+  return policy.pooling == Pooling::Max ? pool_max(heads) : masses(heads, scale);
 }
 
 std::vector<int32_t> select_positions(std::span<const Scores> heads, const Policy& policy, double scale) {
@@ -68,7 +68,7 @@ std::vector<int32_t> select_positions(std::span<const Scores> heads, const Polic
   };
   std::sort(others.begin(), others.end(), ahead);
 
-  const Scores mass = pool_sum(heads, scale);
+  const std::vector<float> mass = masses(heads, scale);
   const double wanted = policy.top_p * std::accumulate(mass.begin(), mass.end(), 0.0);
   double held = 0;
   for (const int32_t position : chosen) held += mass[position];
