@@ -1,5 +1,6 @@
 // Decode attention on a GPU, role by role: first each against plain loops on the host, on small random shapes, then
-// microseconds and GB/s over caches larger than the L2, the median of many replays of a CUDA graph of many launches.
+// microseconds and GB/s over caches larger than the L2, the median of many replays of a CUDA graph of many launches:
+//   tidal_bench_cuda_attention [check | time [NAME [CONTEXT]]]   only what begins so (Dense, Scan, ...), at one length
 #include <cmath>
 #include <cstdio>
 
@@ -167,7 +168,7 @@ double microseconds(cudaStream_t stream, int count, Launch launch) {
   return times[times.size() / 2];
 }
 
-void time_roles(const Shape& shape, int context, int batch) {
+void time_roles(const Shape& shape, int context, int batch, const std::string& only) {
   const double row = 4.0 * shape.head_dim;  // bytes of K and V of a position and head
   const double dense = row * shape.kv_heads * context * batch;
   const size_t room = std::min<size_t>(cuda::free_device_memory() * 8 / 10, size_t{56} << 30);
@@ -180,6 +181,7 @@ void time_roles(const Shape& shape, int context, int batch) {
   };
   const int launches = std::max(layers, 32);
   const auto time = [&](Fixture& fixture, Role role, const std::string& what, double bytes, bool early = false) {
+    if (what.rfind(only, 0) != 0) return;
     line(what, microseconds(fixture.stream(), launches, [&](int i) { fixture.attend(role, i % layers, i % 8, early); }),
          bytes);
   };
@@ -217,13 +219,15 @@ void time_roles(const Shape& shape, int context, int batch) {
 int main(int argc, char** argv) {
   try {
     cuda::open_device();
-    const std::string what = argc > 1 ? argv[1] : "all";
+    const std::string what = argc > 1 ? argv[1] : "all", only = argc > 2 ? argv[2] : "";
     if (what == "check" || what == "all") check_roles();
     if (failures) return std::printf("%d roles are wrong\n", failures), 1;
     if (what != "time" && what != "all") return 0;
     for (const Shape& shape : {Shape{"LLaMA-2-7B", 32, 32, 128}, Shape{"Llama-3-8B", 32, 8, 128}}) {
-      for (const int context : {10240, 32768, 102400}) time_roles(shape, context, 1);
-      time_roles(shape, 32768, 16);
+      for (const int context : {10240, 32768, 102400}) {
+        if (argc <= 3 || context == std::atoi(argv[3])) time_roles(shape, context, 1, only);
+      }
+      if (argc <= 3) time_roles(shape, 32768, 16, only);
     }
     return 0;
   } catch (const std::exception& error) {

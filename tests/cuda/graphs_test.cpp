@@ -16,9 +16,10 @@ class CudaGraphs : public testing::Test {
 
 /// A session with everything that makes lists of operations differ: batches that grow and shrink, plans, prefill
 /// between decode steps, blocks that fill.
-std::vector<float> session(const cuda::Options& options, const Plan& plan, ggml_type type = GGML_TYPE_F32) {
+std::vector<float> session(const cuda::Options& options, const Plan& plan, ggml_type type = GGML_TYPE_F32,
+                           const Hyperparameters& hp = small_shape()) {
   const auto backend = cuda::make_backend(options);
-  const Model model = random_small_model(small_shape(), type, *backend);
+  const Model model = random_small_model(hp, type, *backend);
   Engine engine(*backend, model, plan, {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8});
   std::vector<Sequence> sequences;
   std::vector<float> all;
@@ -63,6 +64,18 @@ TEST_F(CudaGraphs, ClustersSelectWhatTheOthersSelect) {
         EXPECT_EQ(session({}, plan), session({.clusters = false}, plan)) << to_string(scope) << ", top-p " << top_p;
       }
     }
+  }
+}
+
+// They have less shared memory, too: none for the ring of the largest sketches.
+TEST_F(CudaGraphs, SketchesScoreTheSameWithoutRoomForARing) {
+  Hyperparameters hp = small_shape();
+  hp.head_dim = 256;
+  hp.rope = make_rope(Rope::Pairing::Halves, hp.head_dim, 10000, {}, {});
+  for (const int bits : {1, 2, 4}) {
+    Plan plan = Plan::sketch(6, 1, sketch_policy(kBudget));
+    plan.policy.sketch_bits = bits;
+    EXPECT_EQ(session({}, plan, GGML_TYPE_F32, hp), session({.clusters = false}, plan, GGML_TYPE_F32, hp)) << bits;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "backend/cuda/attention/attend_args.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/scan/scan_scores.h"
 #include "backend/cuda/selection/select.h"
 
@@ -15,6 +16,7 @@ namespace {
 constexpr int kWave = 64;                          // most rows of a launch
 constexpr size_t kScoreBytes = size_t{256} << 20;  // for the scores of a launch, at most, but for one row's
 constexpr int kScanCtas = 2;                       // of scan_scores.cu on a multiprocessor
+constexpr int kOlderMemory = 99 * 1024;  // shared memory of a CTA that devices without clusters have, the least
 
 void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
   switch (head_dim) {
@@ -163,16 +165,16 @@ struct DecodeAttention::Workspace {
             .kv = params.kv.data,
             .sketches = params.kv.sketches[params.sketch_bits / 2],
             .bits = params.sketch_bits,
-            .needs_statistics = params.scope != Scope::Head && params.pooling == Pooling::Sum,
+            .needs_sums = params.pooling == Pooling::Sum && pools(params.scope, sizes.heads, sizes.kv_heads),
             .scores = scores.as<float>(),
             .score_stride = sizes.score_stride,
-            .statistics = statistics.as<SoftmaxPart>(),
             .splits = sizes.scan_splits,
-            .part_statistics = part_statistics.as<SoftmaxPart>(),
-            .done = done.as<uint32_t>()};
+            .shared_memory = sizes.in_clusters ? shared_memory_limit() : std::min(shared_memory_limit(), kOlderMemory),
+            .part_statistics = part_statistics.as<SoftmaxPart>()};
   }
 
   SelectArgs select_args(const AttendParams& params, int first_row, int rows) const {
+    const bool scan = params.role == Role::Scan;
     return {.tables = params.tables,
             .first_row = first_row,
             .run = rows,
@@ -180,12 +182,13 @@ struct DecodeAttention::Workspace {
             .units = scope_units(params.scope, sizes.heads, sizes.kv_heads),
             .scope = params.scope,
             .pooling = params.pooling,
-            .scan = params.role == Role::Scan,
+            .scan = scan,
             .scale = scale(),
             .scores = scores.as<float>(),
             .score_stride = sizes.score_stride,
             .max_context = sizes.max_context,
-            .statistics = statistics.as<SoftmaxPart>(),
+            .statistics = scan ? part_statistics.as<SoftmaxPart>() : statistics.as<SoftmaxPart>(),
+            .statistic_parts = scan ? sizes.scan_splits : 1,
             .pooled = pooled(),
             .histogram = histogram.as<uint32_t>(),
             .mass = mass.as<unsigned long long>(),
@@ -193,7 +196,7 @@ struct DecodeAttention::Workspace {
             .counts = params.selection.counts,
             .row_positions = params.selection.row_positions,
             .row_units = params.selection.row_units,
-            .kv = params.role == Role::Scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
+            .kv = scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
             .kv_heads = sizes.kv_heads,
             .head_dim = sizes.head_dim};
   }
@@ -245,11 +248,11 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
   const int wave = selects(params.role) ? workspace.sizes.score_wave : workspace.sizes.wave;
   for (int begin = 0; begin < params.rows; begin += wave) {
     const int first_row = params.first_row + begin, rows = std::min(wave, params.rows - begin);
-    if (params.role == Role::Scan) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
-    if (params.role != Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
-    if (!selects(params.role)) continue;
-    workspace.select(workspace.select_args(params, first_row, rows), stream);
-    if (params.role == Role::Scan) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    const bool scans = params.role == Role::Scan;
+    if (scans) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
+    if (!scans) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    if (selects(params.role)) workspace.select(workspace.select_args(params, first_row, rows), stream);
+    if (scans) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
   }
 }
 

@@ -25,13 +25,12 @@ struct ScanScoresArgs {
   const Bf16* kv = nullptr;             ///< KvLayer::data
   const std::byte* sketches = nullptr;  ///< KvLayer::sketches of `bits`
   int bits = 0;
-  bool needs_statistics = false;  ///< even with a top-p of 1
+  bool needs_sums = false;  ///< of the softmaxes, even with a top-p of 1; maxima are always there
   float* scores = nullptr;
   int64_t score_stride = 0;
-  SoftmaxPart* statistics = nullptr;  ///< [run, heads]; not written where nothing needs them
   int splits = 0;
+  int shared_memory = 0;  ///< that a CTA may have, in bytes
   SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
-  uint32_t* done = nullptr;                ///< [run, tiles], zeros before and after
 };
 void launch_scan_scores(const ScanScoresArgs& args, cudaStream_t stream);
 

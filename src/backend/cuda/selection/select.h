@@ -31,7 +31,8 @@ struct SelectArgs {
   const float* scores = nullptr;  ///< [run, heads, score_stride]
   int64_t score_stride = 0;       ///< multiple of 4
   int max_context = 0;
-  const SoftmaxPart* statistics = nullptr;  ///< [run, heads]
+  const SoftmaxPart* statistics = nullptr;  ///< [run, heads, statistic_parts], where probabilities are needed
+  int statistic_parts = 1;                  ///< of a head's context
   float* pooled = nullptr;  ///< [run, units, score_stride]; with Scope::Head the probabilities, where top-p wants them
   uint32_t* histogram = nullptr;       ///< [run, units, kBins], zeros before and after
   unsigned long long* mass = nullptr;  ///< [run, units], of all positions in units of kMassUnit; zeros before and after

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
   float* const pooled = args.pooled + set * args.score_stride;
   if (kRanking == Ranking::Sum || (kRanking == Ranking::Raw && weighs)) {
     for (int h = 0; h < heads; ++h) {
-      const HeadShare share =
-          head_share(args.statistics[first_head + h], scores + h * args.score_stride, policy.context, args.scale, sums);
+      const HeadShare share = head_share(statistics_of(args, first_head + h), scores + h * args.score_stride,
+                                         policy.context, args.scale, sums);
       if (threadIdx.x == 0) shares[h] = share;
     }
   }

@@ -1,6 +1,7 @@
 // The scores of a set's heads pooled to what its positions are ranked by: the same numbers whichever kernel asks.
 #pragma once
 
+#include "backend/cuda/scan/running_softmax.cuh"
 #include "backend/cuda/selection/select_device.cuh"
 
 namespace tidal::cuda {
@@ -9,11 +10,16 @@ namespace tidal::cuda {
 enum class Ranking { Raw, Max, Sum };
 
 inline Ranking ranking_of(const SelectArgs& args) {
-  if (args.scope == Scope::Head) return Ranking::Raw;
+  if (args.units == args.heads) return Ranking::Raw;
   return args.pooling == Pooling::Max ? Ranking::Max : Ranking::Sum;
 }
 
 inline constexpr int kShareThreads = 128;
+
+/// Statistics of a head: first_head + h of the run. Whole warps call it.
+__device__ inline SoftmaxPart statistics_of(const SelectArgs& args, int64_t head) {
+  return whole_of(args.statistics + head * args.statistic_parts, args.statistic_parts, args.scale);
+}
 
 __device__ inline float sum_over_warp(float value) {
 #pragma unroll
@@ -59,6 +65,25 @@ __device__ inline unsigned long long mass_of(float probability) {
   return __float2ull_rn(__fmul_rn(probability, kMassUnits));
 }
 
+/// Calls use(head, its scores) for all heads but the first, of which a few are asked for before the first is waited
+/// for.
+template <typename Use>
+__device__ inline void for_heads(const SelectArgs& args, const float* scores, int heads, Use use) {
+  constexpr int kAtOnce = 4;
+#pragma unroll 1
+  for (int first = 1; first < heads; first += kAtOnce) {
+    float4 own[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < heads) own[i] = load4(scores + (first + i) * args.score_stride);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < heads) use(first + i, own[i]);
+    }
+  }
+}
+
 /// What four neighbouring positions are ranked by. first: their scores in the set's first head; scores: where these
 /// are, the other heads' behind; shares: [heads], read where Ranking::Sum.
 template <Ranking kRanking>
@@ -74,20 +99,17 @@ __device__ inline void pool_four(const SelectArgs& args, float4 first, const flo
 #pragma unroll
     for (int i = 0; i < 4; ++i) ranking[i] = 0;
     add(first, shares[0]);
-#pragma unroll 8
-    for (int h = 1; h < heads; ++h) add(load4(scores + h * args.score_stride), shares[h]);
+    for_heads(args, scores, heads, [&](int h, const float4& own) { add(own, shares[h]); });
 #pragma unroll
     for (int i = 0; i < 4; ++i) ranking[i] = __fmul_rn(ranking[i], 0x1p-64f);
     return;
   }
   ranking[0] = first.x, ranking[1] = first.y, ranking[2] = first.z, ranking[3] = first.w;
   if constexpr (kRanking == Ranking::Max) {
-#pragma unroll 8
-    for (int h = 1; h < heads; ++h) {
-      const float4 own = load4(scores + h * args.score_stride);
+    for_heads(args, scores, heads, [&](int, const float4& own) {
       ranking[0] = fmaxf(ranking[0], own.x), ranking[1] = fmaxf(ranking[1], own.y);
       ranking[2] = fmaxf(ranking[2], own.z), ranking[3] = fmaxf(ranking[3], own.w);
-    }
+    });
   }
 }
 

@@ -19,6 +19,9 @@ inline constexpr int kBoundedShift = 20;
 /// Digits at most: the first, where it ends in the last bin one of whatever is left, and three more.
 inline constexpr int kSelectDigits = 5;
 
+/// So many that are selected of a slice are put in order by comparing each with each.
+inline constexpr int kMostListed = kSelectThreads;
+
 struct alignas(16) SelectShared {
   uint32_t counts[kSelectDigits][kDigitBins];
   uint64_t arrivals[kSelectDigits];  // barriers of the histograms of all blocks
@@ -26,13 +29,14 @@ struct alignas(16) SelectShared {
   unsigned long long masses[kDigitBins];
   unsigned long long mass, reserved_mass;  // of the slice
   BinSearch search;
-  uint32_t warp_sums[kSelectWarps];
+  uint32_t listed[kMostListed], listed_count;
+  uint32_t warp_sums[2][kSelectWarps];  // of two pieces in turn
   float sums[kShareThreads / 32];
 };
 
-/// Positions of a slice where `blocks` have `context`.
+/// Positions of a slice where `blocks` have `context`: whole blocks of the cache.
 __host__ __device__ constexpr int slice_length(int context, int blocks) {
-  const int even = ((context + blocks - 1) / blocks + 31) / 32 * 32;
+  const int even = ((context + blocks - 1) / blocks + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
   return even > kLeastSlice ? even : kLeastSlice;
 }
 
@@ -40,27 +44,19 @@ __host__ __device__ constexpr int slice_length(int context, int blocks) {
 /// sent the next, having read this one.
 inline constexpr int kPlaces = 2;
 
-inline size_t select_shared_bytes(int blocks, int slice, int heads) {
-  const size_t words = kPlaces * blocks * kDigitBins + slice + 2 * (slice / 32) + slice / kBlockTokens + 2;
-  return sizeof(SelectShared) + words * sizeof(uint32_t) + heads * sizeof(HeadShare);
+/// Shared memory of a block, but for the distances of its slice, which lie behind it.
+__host__ __device__ constexpr size_t select_fixed_bytes(int blocks, int slice, int heads) {
+  const size_t words = kPlaces * blocks * kDigitBins + slice / kBlockTokens + 2;
+  return (sizeof(SelectShared) + words * sizeof(uint32_t) + heads * sizeof(HeadShare) + 15) / 16 * 16;
+}
+constexpr size_t select_shared_bytes(int blocks, int slice, int heads) {
+  return select_fixed_bytes(blocks, slice, heads) + slice * sizeof(uint32_t);
 }
 
 /// rank_key() of what pool_four() gives: sums of probabilities are numbers, and not negative.
 template <Ranking kRanking>
 __device__ inline uint32_t key_of(float ranking) {
   return kRanking == Ranking::Sum ? __float_as_uint(ranking) | 0x80000000u : rank_key(ranking);
-}
-
-/// Sum of `value` over the threads before this one. All threads call it.
-__device__ inline uint32_t sum_before(uint32_t value, uint32_t* warp_sums) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint32_t sum = sum_up_to_lane(value);
-  if (lane == 31) warp_sums[warp] = sum;
-  __syncthreads();
-  uint32_t before = sum - value;
-#pragma unroll
-  for (int w = 0; w < kSelectWarps; ++w) before += w < warp ? warp_sums[w] : 0;
-  return before;
 }
 
 /// What a block works on.
@@ -76,8 +72,6 @@ struct SelectMemory {
   uint32_t* received;   // [kPlaces, blocks of the cluster, kDigitBins]
   HeadShare* shares;    // [heads of a set]
   uint32_t* distances;  // [slice]
-  uint32_t* above;      // [slice / 32], bits
-  uint32_t* equal;      // the same
   int32_t* table;       // [slice / kBlockTokens + 2], the blocks
 };
 
@@ -87,7 +81,7 @@ template <typename Use>
 __device__ inline void for_within(const SetSlice& slice, const uint32_t* distances, uint32_t base, uint32_t span,
                                   Use use) {
 #pragma unroll 1
-  for (int i = 4 * threadIdx.x; i < slice.end - slice.begin; i += kSelectPiece) {
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < slice.end - slice.begin; i += kSelectPiece) {
     const uint4 four = *reinterpret_cast<const uint4*>(distances + i);
     const uint32_t from[4] = {four.x - base, four.y - base, four.z - base, four.w - base};
     if (min(min(from[0], from[1]), min(from[2], from[3])) > span) continue;
@@ -99,10 +93,43 @@ __device__ inline void for_within(const SetSlice& slice, const uint32_t* distanc
   }
 }
 
+/// The shares of the set's heads, and the key from which distances are, above which no position ranks. scores: of the
+/// first head, which is first_head of the run. All threads call it.
+template <Ranking kRanking>
+__device__ inline uint32_t find_shares(const SelectArgs& args, const RowPolicy& policy, int64_t first_head,
+                                       const float* scores, const SelectMemory& memory) {
+  const int heads = args.heads / args.units;
+  const bool shares = kRanking == Ranking::Sum || (kRanking == Ranking::Raw && policy.top_p < 1);
+  bool odd = false;
+#pragma unroll 1
+  for (int h = static_cast<int>(threadIdx.x) / 32; h < heads; h += kSelectWarps) {
+    const SoftmaxPart of = statistics_of(args, first_head + h);
+    odd = odd || (shares && !(is_finite(of.maximum) && is_finite(of.sum)));
+    if (threadIdx.x % 32 == 0) memory.shares[h] = {of.maximum, __fdiv_rn(1.0f, of.sum)};
+  }
+  if (__syncthreads_or(odd)) {
+#pragma unroll 1
+    for (int h = 0; h < heads; ++h) {
+      const HeadShare share = head_share(statistics_of(args, first_head + h), scores + h * args.score_stride,
+                                         policy.context, args.scale, memory.shared.sums);
+      if (threadIdx.x == 0) memory.shares[h] = share;
+    }
+    __syncthreads();
+  }
+  float bound = kRanking == Ranking::Sum ? 0.0f : negative_infinity();
+#pragma unroll 1
+  for (int h = 0; h < heads; ++h) {
+    const HeadShare of = memory.shares[h];
+    bound = kRanking == Ranking::Sum ? __fmaf_rn(0x1p64f, of.factor, bound) : fmaxf(bound, of.maximum);
+  }
+  if (kRanking == Ranking::Sum) bound = __fmul_rn(bound, 0x1p-64f);
+  return min(rank_key(bound) + kBoundRoom, kHighest);
+}
+
 /// Pools the slice and makes the histogram of the first digit. Returns the key from which distances are.
 template <Ranking kRanking>
 __device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, const SetSlice& slice,
-                                      Search& search, const SelectMemory& memory) {
+                                      const Search& search, const SelectMemory& memory) {
   SelectShared& shared = memory.shared;
   const int heads = args.heads / args.units;
   const bool weighs = policy.top_p < 1;
@@ -111,38 +138,9 @@ __device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& p
   int at = slice.begin + 4 * static_cast<int>(threadIdx.x);
   float4 next = {};
   if (at < slice.end) next = load4(scores + at);
-  // Scan layers have statistics only where probabilities are needed.
-  const bool shares = kRanking == Ranking::Sum || (kRanking == Ranking::Raw && weighs);
-  const bool bounded = kRanking == Ranking::Sum || !args.scan || weighs;
-  uint32_t top = kHighest;
-  if (bounded) {
-    bool odd = false;
-#pragma unroll 1
-    for (int h = threadIdx.x; h < heads; h += kSelectThreads) {
-      const SoftmaxPart whole = args.statistics[first_head + h];
-      odd = odd || (shares && !(is_finite(whole.maximum) && is_finite(whole.sum)));
-      memory.shares[h] = {whole.maximum, __fdiv_rn(1.0f, whole.sum)};
-    }
-    if (__syncthreads_or(odd)) {
-#pragma unroll 1
-      for (int h = 0; h < heads; ++h) {
-        const HeadShare share = head_share(args.statistics[first_head + h], scores + h * args.score_stride,
-                                           policy.context, args.scale, shared.sums);
-        if (threadIdx.x == 0) memory.shares[h] = share;
-      }
-      __syncthreads();
-    }
-    float bound = kRanking == Ranking::Sum ? 0.0f : negative_infinity();
-#pragma unroll 1
-    for (int h = 0; h < heads; ++h) {
-      const HeadShare of = memory.shares[h];
-      bound = kRanking == Ranking::Sum ? __fmaf_rn(0x1p64f, of.factor, bound) : fmaxf(bound, of.maximum);
-    }
-    if (kRanking == Ranking::Sum) bound = __fmul_rn(bound, 0x1p-64f);
-    top = min(rank_key(bound) + kBoundRoom, kHighest);
-    search.shift = kBoundedShift;
-  }
+  const uint32_t top = find_shares<kRanking>(args, policy, first_head, scores, memory);
   unsigned long long mass = 0, reserved = 0;
+  uint32_t last_bin = 0;  // most are far from the top: one count for them all
   for (; at < slice.end; at += kSelectPiece) {
     const float4 first = next;
     if (at + kSelectPiece < slice.end) next = load4(scores + at + kSelectPiece);
@@ -159,7 +157,13 @@ __device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& p
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (distances[j] != kUnranked) atomicAdd(&shared.counts[0][search.bin_of(distances[j])], 1u);
+      if (distances[j] == kUnranked) continue;
+      const uint32_t bin = search.bin_of(distances[j]);
+      if (bin == kDigitBins - 1) {
+        ++last_bin;
+      } else {
+        atomicAdd(&shared.counts[0][bin], 1u);
+      }
     }
     if (weighs) {
 #pragma unroll
@@ -173,6 +177,8 @@ __device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& p
     *reinterpret_cast<uint4*>(memory.distances + at - slice.begin) = {distances[0], distances[1], distances[2],
                                                                       distances[3]};
   }
+  last_bin = __reduce_add_sync(0xffffffffu, last_bin);
+  if (threadIdx.x % 32 == 0 && last_bin > 0) atomicAdd(&shared.counts[0][kDigitBins - 1], last_bin);
   if (weighs) {
     mass = sum_over_warp(mass), reserved = sum_over_warp(reserved);
     if (threadIdx.x % 32 == 0) {

@@ -15,68 +15,97 @@ __device__ inline void fetch_row(const SelectArgs& args, int32_t block, int posi
   for (int i = 0; i < bytes; i += 128) prefetch(from + i);
 }
 
-/// The bits of positions [begin, end) in a word whose first position is 0; either may lie outside of it.
-__device__ inline uint32_t bits_between(int begin, int end) {
-  const auto below = [](int position) {
-    return position <= 0 ? 0u : position >= 32 ? 0xffffffffu : (1u << position) - 1;
-  };
-  return below(end) & ~below(begin);
-}
+/// Of four neighbours in a slice, which are certain to be taken and which share the last place, as bits. What is
+/// reserved is unranked, and so at no distance.
+struct TakenBits {
+  uint32_t above = 0, equal = 0;
+
+  /// at: of the first, in the slice.
+  __device__ TakenBits(const RowPolicy& policy, const SetSlice& slice, const Search& search, bool ranks,
+                       const uint32_t* distances, int at) {
+    if (at >= slice.end - slice.begin) return;
+    const int position = slice.begin + at;
+    if (ranks) {
+      const uint4 four = *reinterpret_cast<const uint4*>(distances + at);
+      const uint32_t own[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        above |= static_cast<uint32_t>(own[j] < search.base) << j;
+        equal |= static_cast<uint32_t>(search.shares(own[j])) << j;
+      }
+    }
+    if (position >= policy.first && position + 4 <= policy.last) return;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const bool reserved = position + j < policy.first || position + j >= policy.last;
+      above |= static_cast<uint32_t>(reserved && position + j < slice.end) << j;
+    }
+  }
+};
 
 /// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are.
 __device__ inline void write_slice(const SelectArgs& args, const RowPolicy& policy, const SetSlice& slice,
                                    const Search& search, bool ranks, const SelectMemory& memory, int32_t* positions) {
-  const int words = (slice.end - slice.begin + 31) / 32;
-  if (ranks) {
-    for_within(slice, memory.distances, 0, search.base + search.span, [&](uint32_t distance, int i) {
-      atomicOr((distance < search.base ? memory.above : memory.equal) + i / 32, 1u << i % 32);
-    });
-  }
-  __syncthreads();
-  const int own = (words + kSelectThreads - 1) / kSelectThreads;
-  const int begin = min(words, static_cast<int>(threadIdx.x) * own), end = min(words, begin + own);
-  const auto above = [&](int word) {
-    const int first = slice.begin + 32 * word;
-    return memory.above[word] | bits_between(0, policy.first - first) |
-           bits_between(policy.last - first, slice.end - first);
-  };
-  uint32_t counts = 0;  // above in the lower half, equal in the upper
-#pragma unroll 1
-  for (int i = begin; i < end; ++i) counts += __popc(above(i)) | __popc(memory.equal[i]) << 16;
-  counts = sum_before(counts, memory.shared.warp_sums);
+  constexpr uint32_t kEqual = 0x80000000u;
+  SelectShared& shared = memory.shared;
+  const int length = slice.end - slice.begin;
   // Of the equal ones the first `wanted` of all blocks.
   const uint32_t taken_before = min(search.sharing_before, search.wanted), left = search.wanted - taken_before;
-  uint32_t equal_before = counts >> 16;
-  uint32_t at = min(policy.first, slice.begin) + max(0, slice.begin - policy.last) + search.above_before +
-                taken_before + (counts & 0xffffu) + min(equal_before, left);
+  int32_t* const to = positions + min(policy.first, slice.begin) + max(0, slice.begin - policy.last) +
+                      search.above_before + taken_before;
+  // `before`: of the slice and before `at`, those above in the lower half, equal ones in the upper.
+  const auto write = [&](int at, bool equal, uint32_t before) {
+    if (equal && before >> 16 >= left) return;
+    const int position = slice.begin + at;
+    to[(before & 0xffffu) + min(before >> 16, left)] = position;
+    if (args.kv) fetch_row(args, memory.table[position / kBlockTokens - slice.begin / kBlockTokens], position);
+  };
+
+  // Of a long slice few are taken, mostly: these are listed, and put in order by comparing each with each.
+  const bool lists = length > kSelectPiece;
 #pragma unroll 1
-  for (int i = begin; i < end; ++i) {
-    uint32_t equal = memory.equal[i];
+  for (int at = 4 * static_cast<int>(threadIdx.x); lists && at < length; at += kSelectPiece) {
+    const TakenBits bits(policy, slice, search, ranks, memory.distances, at);
 #pragma unroll 1
-    for (uint32_t rest = equal; rest != 0; rest &= rest - 1) {
-      if (equal_before++ >= left) equal &= ~(rest & -rest);
+    for (uint32_t rest = bits.above | bits.equal; rest != 0; rest &= rest - 1) {
+      const uint32_t place = atomicAdd(&shared.listed_count, 1u), j = __ffs(rest) - 1;
+      if (place < kMostListed) shared.listed[place] = (at + j) | ((bits.above >> j & 1) != 0 ? 0 : kEqual);
     }
-    const uint32_t taken = above(i) | equal;
-    memory.above[i] = taken, memory.equal[i] = at;
-    at += __popc(taken);
   }
   __syncthreads();
-  // A lane a position, of the words that have any; neighbours, which have many together, go to different warps.
+  const uint32_t count = shared.listed_count;
+  if (lists && count <= kMostListed) {
+    if (threadIdx.x >= count) return;
+    const uint32_t own = shared.listed[threadIdx.x], at = own & ~kEqual;
+    uint32_t before = 0;
+#pragma unroll 4
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint32_t other = shared.listed[i];
+      if ((other & ~kEqual) < at) before += (other & kEqual) != 0 ? 1u << 16 : 1u;
+    }
+    return write(static_cast<int>(at), (own & kEqual) != 0, before);
+  }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint32_t before = 0;  // of the pieces before
 #pragma unroll 1
-  for (int group = 0; group < words; group += kSelectThreads) {
-    const int own_word = group + warp + kSelectWarps * lane;
-    const bool inside = own_word < words;
-    const uint32_t own_taken = inside ? memory.above[own_word] : 0, own_at = inside ? memory.equal[own_word] : 0;
+  for (int begin = 0, turn = 0; begin < length; begin += kSelectPiece, turn ^= 1) {
+    const int at = begin + 4 * static_cast<int>(threadIdx.x);
+    const TakenBits bits(policy, slice, search, ranks, memory.distances, at);
+    const uint32_t own = __popc(bits.above) | __popc(bits.equal) << 16, up_to = sum_up_to_lane(own);
+    uint32_t* const sums = shared.warp_sums[turn];
+    if (lane == 31) sums[warp] = up_to;
+    __syncthreads();
+    uint32_t own_before = before + up_to - own;
+#pragma unroll
+    for (int w = 0; w < kSelectWarps; ++w) {
+      own_before += w < warp ? sums[w] : 0;
+      before += sums[w];
+    }
 #pragma unroll 1
-    for (uint32_t rest = __ballot_sync(0xffffffffu, own_taken != 0); rest != 0; rest &= rest - 1) {
-      const int from = __ffs(rest) - 1;
-      const uint32_t taken = __shfl_sync(0xffffffffu, own_taken, from);
-      const uint32_t first = __shfl_sync(0xffffffffu, own_at, from);
-      if ((taken >> lane & 1) == 0) continue;
-      const int position = slice.begin + 32 * (group + warp + kSelectWarps * from) + lane;
-      positions[first + __popc(taken & ((1u << lane) - 1))] = position;
-      if (args.kv) fetch_row(args, memory.table[position / kBlockTokens - slice.begin / kBlockTokens], position);
+    for (uint32_t rest = bits.above | bits.equal; rest != 0; rest &= rest - 1) {
+      const bool shares = (bits.equal & rest & -rest) != 0;
+      write(at + __ffs(rest) - 1, shares, own_before);
+      own_before += shares ? 1u << 16 : 1u;
     }
   }
 }

@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
   wait_for_kernels_before();
   const int64_t set = static_cast<int64_t>(run_row) * args.units + unit;
   const float* const pooled = args.pooled + set * args.score_stride;
-  const float* const ranking = args.scope == Scope::Head ? args.scores + set * args.score_stride : pooled;
+  const float* const ranking = args.units == args.heads ? args.scores + set * args.score_stride : pooled;
   if (policy.wanted > 0) mark_highest(ranking, policy, args.histogram + set * kBins, shared, bitmap);
   __syncthreads();
   int32_t* const positions =
