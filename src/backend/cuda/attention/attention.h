@@ -37,8 +37,8 @@ struct AttendParams {
 /// has room for the scores of, are cut, and each part launches as many.
 class DecodeAttention {
  public:
-  /// clusters: whether sets are selected by clusters of blocks where the device has them, and scored by sketches with as
-  /// much shared memory as devices with clusters have; the results are the same.
+  /// clusters: whether sets are selected by clusters of blocks where the device has them, and scored by sketches with
+  /// as much shared memory as devices with clusters have; the results are the same.
   explicit DecodeAttention(bool clusters = true);
   ~DecodeAttention();
   DecodeAttention(const DecodeAttention&) = delete;
