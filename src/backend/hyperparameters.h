@@ -1,6 +1,7 @@
 // The shape of a Llama-family model: everything a backend needs to know besides the weights.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -49,12 +50,19 @@ struct Hyperparameters {
   bool post_norms = false;  ///< what attention and MLP give is normed before it is added
   float embedding_scale = 1;
   // These are in the weights' own scales once they are read.
-  float attention_scale = 0;  ///< of scores; 0: 1 / sqrt(head_dim)
-  float residual_scale = 1;   ///< of what attention and MLP add
-  float logit_scale = 1;      ///< that logits are divided by
+  float attention_scale = 0;    ///< of scores; 0: 1 / sqrt(head_dim)
+  float residual_scale = 1;     ///< of what attention and MLP add
+  float logit_scale = 1;        ///< that logits are divided by
+  float temperature_scale = 0;  ///< of temperature(); 0: there is none
+  int temperature_length = 1;   ///< positions, >= 1
   Experts experts;
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
+  /// Factor on the queries of a position after their rotation (attention temperature: Llama 4, Ministral 3).
+  float temperature(int position) const {
+    const double lengths = 1.0 + position / temperature_length;  // NOLINT(bugprone-integer-division): whole ones
+    return static_cast<float>(1.0 + static_cast<double>(temperature_scale) * std::log(lengths));
+  }
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }

@@ -104,8 +104,13 @@ RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family,
          family.long_rope ? ", longrope or" : " or");
   }
   scaling.original_context = keys.size_or("rope.scaling.original_context_length", context);
-  // llama.cpp reads YaRN's other keys (yarn_beta_fast, yarn_ext_factor, ...) for other architectures only; for these it
-  // takes the paper's numbers whatever the file says, and so do we.
+  // As llama.cpp: of other families it takes the paper's numbers whatever the file says, and of these, too, those of
+  // yarn_ext_factor and yarn_attn_factor.
+  if (family.yarn_keys) {
+    scaling.beta_fast = keys.positive_or("rope.scaling.yarn_beta_fast", scaling.beta_fast);
+    scaling.beta_slow = keys.positive_or("rope.scaling.yarn_beta_slow", scaling.beta_slow);
+    scaling.log_multiplier = keys.number_or("rope.scaling.yarn_log_multiplier", 0);
+  }
   scaling.attention = keys.positive_or("rope.scaling.attn_factor", 1);
   return scaling;
 }
@@ -279,6 +284,10 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     // libllama goes by the context that it is asked for; weights are here once for all contexts, so by the longest.
     const bool longer = hp.context > scaling.original_context;
     divisors = read_divisors(file, longer ? "rope_factors_long.weight" : "rope_factors_short.weight", dims);
+  }
+  if (family->temperature) {
+    hp.temperature_scale = static_cast<float>(keys.number_or("attention.temperature_scale", 0));
+    hp.temperature_length = scaling.original_context;
   }
   const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
   hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);

@@ -79,7 +79,7 @@ int main(int argc, char** argv) try {
     mixture.expert_ffn = mixture.shared_ffn = 16;
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
-  for (const std::string architecture : {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite"}) {
+  for (const std::string architecture : {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
   return 0;

@@ -78,6 +78,15 @@ const Change kChanges[] = {
        file.erase(prefix + "attention.scale").set(prefix + "logit_scale", 3.5f);
      },
      &Family::scales},
+    {"other temperature",
+     [](GgufWriter& file, const std::string& prefix) {
+       file.set(prefix + "attention.temperature_scale", 1.5f);
+       file.set(prefix + "rope.scaling.original_context_length", 50u);
+     },
+     &Family::temperature},
+    {"no temperature",
+     [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "attention.temperature_scale"); },
+     &Family::temperature},
     {"axes of pictures",
      [](GgufWriter& file, const std::string& prefix) {
        file.set(prefix + "rope.dimension_sections", std::vector<uint32_t>{3, 3, 2, 0});
@@ -222,7 +231,7 @@ const OtherTensors kOtherTensors[] = {
        file.add("blk.1.ffn_down.scale", {-2.0f}, {1});
      },
      true,
-     {"llama", "qwen3"}},
+     {"llama", "qwen3", "mistral3"}},
     {"scales of experts",
      [](GgufWriter& file) {
        const auto count = static_cast<size_t>(file.tensor("blk.0.ffn_gate_exps.weight").sizes[2]);
@@ -234,7 +243,7 @@ const OtherTensors kOtherTensors[] = {
        }
      },
      true,
-     {"llama_experts", "qwen3moe_experts"}},
+     {"llama_experts", "qwen3moe_experts", "mistral3_experts"}},
     {"biases of q, k and v", add_biases, true, {}, true},
     {"fused q, k and v",
      [](GgufWriter& file) {
@@ -344,7 +353,7 @@ INSTANTIATE_TEST_SUITE_P(All, Architectures,
                          testing::Values(Kind{"llama"}, Kind{"qwen2"}, Kind{"qwen3"}, Kind{"llama", 4},
                                          Kind{"qwen2moe", 5}, Kind{"qwen3moe", 8}, Kind{"olmoe", 6}, Kind{"olmo2"},
                                          Kind{"smollm3", 0, 4}, Kind{"seed_oss"}, Kind{"phi3"}, Kind{"glm4"},
-                                         Kind{"granite"}, Kind{"granitemoe", 4}),
+                                         Kind{"granite"}, Kind{"granitemoe", 4}, Kind{"mistral3"}, Kind{"mistral3", 4}),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

@@ -21,6 +21,7 @@ struct Shape {
   bool pre_norms = true, post_norms = false, rotates = true;
   float embedding_scale = 1;
   bool mixed = false;  ///< v and up are of another type
+  float temperature_scale = 0;
 };
 
 constexpr auto kAdjacent = Rope::Pairing::Adjacent;
@@ -61,6 +62,13 @@ const Shape kUnrotated{.name = "unrotated",
                        .rotates = false,
                        .embedding_scale = 12};
 
+const Shape kHot = [] {
+  Shape shape = kLlama;
+  shape.name = "hot";
+  shape.temperature_scale = 0.7f;
+  return shape;
+}();
+
 const Shape kMixed = [] {
   Shape shape = kLlama;
   shape.name = "mixed";
@@ -89,6 +97,8 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
     hp_.rope.magnitude = shape().magnitude;
     hp_.embedding_scale = shape().embedding_scale;
     hp_.post_norms = shape().post_norms;
+    hp_.temperature_scale = shape().temperature_scale;
+    hp_.temperature_length = 60;  // within and between the chunks
     for (auto* norm : {&attn_norm_, &ffn_norm_}) *norm = random_vector(hp_.width, 1, 0.2f, random_);
     for (auto* norm : {&attn_post_norm_, &ffn_post_norm_}) {
       if (shape().post_norms) *norm = random_vector(hp_.width, 1, 0.2f, random_);
@@ -286,7 +296,10 @@ TEST_P(LayerParity, Qkv) {
     for (int i = 0; i < chunk.rows; ++i) {
       const std::vector<float> x = input(chunk.first_row + i, attn_norm_);
       const auto of_q = head_bounds(product(wq_, bq_, x), product_bounds(wq_, x, rounding), q_norm_);
-      q_bounds.insert(q_bounds.end(), of_q.begin(), of_q.end());
+      for (const double bound : of_q) {
+        q_bounds.push_back(bound * hp_.temperature(chunk.position + i) +
+                           0x1p-24 * std::abs(reference_q[q_bounds.size()]));
+      }
       const auto of_k = head_bounds(product(wk_, bk_, x), product_bounds(wk_, x, rounding), k_norm_);
       const auto of_v = product_bounds(wv_, x, other);
       const int position = chunk.position + i;
@@ -398,7 +411,7 @@ INSTANTIATE_TEST_SUITE_P(Mixed, LayerParity,
                          name_of);
 /// Without cuda: it does not run such models.
 INSTANTIATE_TEST_SUITE_P(OtherFamilies, LayerParity,
-                         testing::Combine(testing::Values("cpu"), testing::Values(kPostNorms, kUnrotated),
+                         testing::Combine(testing::Values("cpu"), testing::Values(kPostNorms, kUnrotated, kHot),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(

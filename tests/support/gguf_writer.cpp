@@ -245,6 +245,10 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
     writer.set(prefix + "embedding_scale", 12.0f).set(prefix + "residual_scale", 0.6f);
     writer.set(prefix + "attention.scale", 0.4f).set(prefix + "logit_scale", 3.0f);
   }
+  if (architecture == "mistral3") {
+    writer.set(prefix + "attention.temperature_scale", 0.1f);
+    writer.set(prefix + "rope.scaling.original_context_length", 16u);
+  }
   if (architecture == "qwen2moe" || (architecture == "granitemoe" && experts > 0)) {
     writer.set(prefix + "expert_shared_feed_forward_length", static_cast<uint32_t>(shape.shared_ffn));
   }

@@ -119,7 +119,8 @@ TEST(GgufModel, UnsupportedArchitecturesAreRefusedByName) {
   }
   EXPECT_EQ(
       family_names(),
-      "llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, olmo2, smollm3, seed_oss, phi3, glm4, granite or granitemoe");
+      "llama, mistral3, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, olmo2, smollm3, seed_oss, phi3, glm4, granite or "
+      "granitemoe");
   GgufWriter writer = small_model("llama");
   writer.set("general.architecture", 3u);
   EXPECT_EQ(refusal(writer), "test.gguf: key 'general.architecture' has type u32, expected a string");
@@ -284,6 +285,26 @@ TEST(GgufModel, NumbersThatAreNoNumbers) {
   writer.set("llama.rope.scaling.factor", 1e-44f);
   EXPECT_EQ(refusal(writer),
             "test.gguf: the rope base, scaling and factors give frequencies that are not finite numbers");
+}
+
+TEST(GgufModel, QueriesOfMinistralGrowWithTheirPosition) {
+  const Bytes bytes = small_model("mistral3").bytes();
+  const Hyperparameters hp = load_bytes(bytes, bytes.size()).hp;
+  EXPECT_EQ(hp.temperature_length, 16);
+  EXPECT_EQ(hp.temperature(0), 1.0f);
+  EXPECT_EQ(hp.temperature(15), 1.0f);
+  EXPECT_FLOAT_EQ(hp.temperature(16), 1 + 0.1f * std::log(2.0f));
+  EXPECT_FLOAT_EQ(hp.temperature(47), 1 + 0.1f * std::log(3.0f));
+  EXPECT_EQ(Hyperparameters().temperature(1 << 20), 1.0f);
+  GgufWriter writer = small_model("mistral3");
+  writer.set("mistral3.rope.scaling.original_context_length", 0u);
+  EXPECT_EQ(refusal(writer), "test.gguf: key 'mistral3.rope.scaling.original_context_length' is 0, expected 1 to 2^24");
+  writer = small_model("mistral3");
+  writer.set("mistral3.attention.temperature_scale", std::numeric_limits<float>::quiet_NaN());
+  EXPECT_EQ(refusal(writer), "test.gguf: key 'mistral3.attention.temperature_scale' is not a finite number");
+  writer = small_model("mistral3");
+  writer.set("mistral3.rope.scaling.yarn_beta_slow", -1.0f);
+  EXPECT_EQ(refusal(writer), "test.gguf: key 'mistral3.rope.scaling.yarn_beta_slow' is -1, expected a number above 0");
 }
 
 TEST(GgufModel, FactorsOfGraniteAreInTheWeights) {

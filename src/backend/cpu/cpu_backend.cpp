@@ -231,6 +231,7 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     finish(q.row(row), hp_.q_width(), layer.q_norm, angles);
     finish(k.row(row), kv_width, layer.k_norm, angles);
     const int position = chunk.position + i;
+    if (hp_.temperature_scale != 0) scale_by(hp_.temperature(position), hp_.q_width(), q.row(row));
     for (int h = 0; h < hp_.kv_heads; ++h) {
       const float* key = k.row(row) + h * dim;
       Bf16* to = kv.tile(chunk.blocks[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
