@@ -29,7 +29,7 @@ struct ScanScoresArgs {
   float* scores = nullptr;
   int64_t score_stride = 0;
   int splits = 0;
-  int shared_memory = 0;  ///< that a CTA may have, in bytes
+  int shared_memory = 0;                   ///< that a CTA may have, in bytes
   SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
 };
 void launch_scan_scores(const ScanScoresArgs& args, cudaStream_t stream);
