@@ -1,11 +1,11 @@
-"""A small llama (or phi3) model with random weights and no vocabulary, written by gguf-py."""
+"""A small llama (or phi3, mistral3) model with random weights and no vocabulary, written by gguf-py."""
 import gguf
 import numpy as np
 
 
 def write(path, alignment=None, split=0, extra=None, architecture="llama", original_context=None,
-          width=64, layers=2):
-    """`split`: most tensors of a part (0: one file); `extra`: tensors by name that are added."""
+          width=64, layers=2, keys=None):
+    """`split`: most tensors of a part (0: one file); `extra`: tensors by name that are added; `keys`: numbers by name."""
     ff, vocab = 2 * width, 32
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     if alignment:
@@ -17,6 +17,8 @@ def write(path, alignment=None, split=0, extra=None, architecture="llama", origi
         add(value)
     if original_context:
         writer.add_rope_scaling_orig_ctx_len(original_context)
+    for name, value in (keys or {}).items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(name, value)
     fused = architecture == "phi3"  # gate and up
     shapes = {"token_embd": (vocab, width), "output_norm": (width,), "output": (vocab, width)}
     for i in range(layers):
