@@ -33,7 +33,7 @@ if ((${#missing[@]})); then
     >/dev/null
 fi
 
-stamp=.deps/llama-cpp-python-$llama headers=.deps/llama-common-headers-$llama
+stamp=.deps/llama-cpp-python-$llama-without-amx headers=.deps/llama-common-headers-$llama
 if [[ ! -e $stamp || ! -e $headers ]]; then
   pip() { .deps/bin/pip --quiet --disable-pip-version-check "$@"; }
   if [[ ! -e $stamp ]]; then
@@ -48,7 +48,11 @@ if [[ ! -e $stamp || ! -e $headers ]]; then
   pip download --no-deps --no-binary llama-cpp-python --dest $source "llama-cpp-python==$llama"
   package=$(ls $source/*.tar.gz)
   if [[ ! -e $stamp ]]; then
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) pip install --no-deps "$package"
+    # Without AMX: GCC 12 (Debian 12) tells the processor of 8 bytes of the 64 that configure its tiles, so that a
+    # library built for a processor that has them ends in an illegal instruction at the first quantised weight.
+    no_amx=-U__AMX_INT8__
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=$no_amx -DCMAKE_CXX_FLAGS=$no_amx" \
+      CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) pip install --no-deps "$package"
     touch "$stamp"
   fi
   prefix=$(dirname .deps/lib/python3*/site-packages/include/llama.h)

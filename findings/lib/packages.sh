@@ -12,7 +12,8 @@ packages() {
   local venv=${FINDINGS_VENV:-$work/venv}
   [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
   python=$venv/bin/python
-  CMAKE_ARGS=-DLLAVA_BUILD=OFF CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$python" -m pip install --quiet --no-deps "$@"
+  # Without AMX: see tools/setup.sh.
+  CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$python" -m pip install --quiet --no-deps "$@"
 }
 
 # What gguf 0.19.0 and llama-cpp-python 0.3.36 import, pinned.
