@@ -29,7 +29,7 @@ struct Family {
   bool windows = false;               ///< keys may give one, in which libllama's attention stays
   bool scales = false;                ///< keys give factors on embedding, attention, residual and logits
   bool temperature = false;           ///< keys give one of attention (Hyperparameters::temperature())
-  bool yarn_keys = false;             ///< keys give all of YaRN's numbers; else libllama takes the paper's
+  bool yarn_keys = false;             ///< keys give YaRN's betas and log multiplier, else the paper's
   bool rotation_key = false;          ///< rope.scaling.finetuned says whether q and k are rotated at all
   bool rope_sections = false;         ///< rope.dimension_sections counts
   bool rope_factors = false;          ///< rope_freqs.weight counts, as in libllama in such files only

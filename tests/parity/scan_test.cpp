@@ -199,7 +199,30 @@ TEST_P(ScanParity, ValuesThatAreNoNumbers) {
   }
 }
 
-// Top-p counts the approximate mass: with more of it allowed, a set only grows.
+// Where the largest product of a query with a block's scales is 0 or next to it: weights are what the words of
+// backend/sketch.h say there, too, beside heads whose products are as usual.
+TEST_P(ScanParity, QueriesOfAllSizes) {
+  Inputs in(shape(), {129, 300, 700}, random_);
+  for (const Chunk& chunk : in.batch->chunks) {
+    for (int h = 0; h < in.hp.kv_heads; ++h) {
+      for (int p = 64; p < 128; ++p) std::copy_n(in.cache.row(chunk, h, 64), in.hp.head_dim, in.cache.row(chunk, h, p));
+    }
+    for (int h = 0; h < in.hp.heads; ++h) {
+      const float factor = h % 3 == 0 ? 0x1p-110f : h % 3 == 1 ? 1.0f : 0.0f;
+      float* const query = in.q.data() + (in.query(chunk, h) - in.q.data());
+      for (int d = 0; d < in.hp.head_dim; ++d) query[d] *= factor;
+    }
+  }
+  for (const Policy& policy : policies(bits())) {
+    if (policy.pooling == Pooling::Max) {
+      EXPECT_EQ(scan(backend(), in, policy).positions, scan("reference", in, policy).positions)
+          << "scope " << tidal::to_string(policy.scope) << ", budget " << policy.budget;
+    }
+  }
+}
+
+// Top-p counts the approximate mass: with more of it allowed, a set only grows. Where it ends is the reference's, but
+// for what is within the rounding of the mass.
 TEST_P(ScanParity, TopPShortens) {
   const Inputs in(shape(), {700}, random_);
   size_t before = 0;
@@ -208,10 +231,60 @@ TEST_P(ScanParity, TopPShortens) {
     policy.sketch_bits = bits();
     policy.top_p = top_p;
     const std::vector<int32_t> ours = set_of(scan(backend(), in, policy).positions, policy, 0);
+    const std::vector<int32_t> theirs = set_of(scan("reference", in, policy).positions, policy, 0);
+    if (ours != theirs) {
+      const Chunk& chunk = in.batch->chunks[0];
+      std::vector<reference::Scores> own;
+      for (int h = 0; h < in.hp.group(); ++h) own.push_back(in.scores(chunk, h, bits()));
+      const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
+      const std::vector<float> masses = reference::masses(own, scale);
+      double all = 0, held = 0;
+      for (const float mass : masses) all += mass;
+      for (const int32_t p : ours.size() < theirs.size() ? ours : theirs) held += masses[p];
+      EXPECT_TRUE(std::abs(held / all - top_p) < 0x1p-24 * (700 + 64) * 4 ||
+                  rounding_decides(own, scan_policy(policy, 700), scale, theirs))
+          << "top-p " << top_p << ": " << ours.size() << " positions, the reference has " << theirs.size();
+    }
     EXPECT_GE(ours.size(), std::max<size_t>(before, 700 % kBlockTokens + 4));
     before = ours.size();
   }
   EXPECT_EQ(before, 128u + 700 % kBlockTokens);
+}
+
+// So many KV heads that each warp of a device's scan has several blocks, more than it asks for at once.
+class LongScan : public ScanParity {};
+
+TEST_P(LongScan, SetsAreTheReferences) {
+  const Inputs in(shape(), {17001}, random_);
+  const Chunk& chunk = in.batch->chunks[0];
+  const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
+  for (const auto& [scope, pooling] :
+       {std::pair{Scope::Head, Pooling::Max}, {Scope::Kv, Pooling::Max}, {Scope::Kv, Pooling::Sum}}) {
+    Policy policy{scope, pooling, 256, 4, 64};
+    policy.sketch_bits = bits();
+    const Scanned ours = scan(backend(), in, policy), theirs = scan("reference", in, policy);
+    ASSERT_EQ(ours.sketches, theirs.sketches);
+    const int units = scope_units(scope, in.hp.heads, in.hp.kv_heads), heads = in.hp.heads / units;
+    int undecided = 0;
+    for (int unit = 0; unit < units; ++unit) {
+      const std::vector<int32_t> a = set_of(ours.positions, policy, unit), b = set_of(theirs.positions, policy, unit);
+      if (a != b && pooling == Pooling::Sum && heads > 1) {
+        std::vector<reference::Scores> own;
+        for (int h = 0; h < heads; ++h) own.push_back(in.scores(chunk, unit * heads + h, bits()));
+        ++undecided;
+        EXPECT_TRUE(rounding_decides(own, scan_policy(policy, chunk.context()), scale, b)) << "unit " << unit;
+        continue;
+      }
+      EXPECT_EQ(a, b) << "unit " << unit << ", scope " << tidal::to_string(scope);
+    }
+    EXPECT_LE(10 * undecided, units) << "too many sets hang on rounding for this to be a test";
+  }
+}
+
+std::string name_of(const testing::TestParamInfo<Parameters>& info) {
+  const Shape& shape = std::get<1>(info.param);
+  return std::get<0>(info.param) + "_group" + std::to_string(shape.group) + "_dim" + std::to_string(shape.head_dim) +
+         "_bits" + std::to_string(std::get<2>(info.param));
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ScanParity,
@@ -220,11 +293,15 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ScanParity,
                                                           Shape{7, 2, 64}, Shape{4, 1, 128}, Shape{20, 1, 96},
                                                           Shape{2, 1, 256}),
                                           testing::Values(1, 2, 4)),
-                         [](const auto& info) {
-                           const Shape& shape = std::get<1>(info.param);
-                           return std::get<0>(info.param) + "_group" + std::to_string(shape.group) + "_dim" +
-                                  std::to_string(shape.head_dim) + "_bits" + std::to_string(std::get<2>(info.param));
-                         });
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Shapes, LongScan,
+                         testing::Combine(testing::ValuesIn(kBackends),
+                                          testing::Values(Shape{1, 32, 64}, Shape{2, 32, 64}), testing::Values(2)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(OtherWidths, LongScan,
+                         testing::Combine(testing::ValuesIn(kBackends), testing::Values(Shape{1, 32, 48}),
+                                          testing::Values(1, 4)),
+                         name_of);
 
 }  // namespace
 }  // namespace tidal::parity

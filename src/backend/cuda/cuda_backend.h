@@ -13,7 +13,8 @@ bool has_device();
 struct Options {
   bool graphs = true;     ///< passes of decode rows alone are run as CUDA graphs
   bool quantised = true;  ///< weights stay quantised where they can; else all matrices become bf16
-  bool clusters = true;   ///< positions are selected by clusters of blocks where the device has them
+  bool clusters = true;   ///< positions are selected by clusters of blocks where the device has them, and scored with
+                          ///< the shared memory of devices that do
 };
 /// Throws Error when there is no device that it can use.
 std::unique_ptr<Backend> make_backend(const Options& options = {});

@@ -16,7 +16,6 @@ namespace {
 constexpr int kWave = 64;                          // most rows of a launch
 constexpr size_t kScoreBytes = size_t{256} << 20;  // for the scores of a launch, at most, but for one row's
 constexpr int kScanCtas = 2;                       // of scan_scores.cu on a multiprocessor
-constexpr int kOlderMemory = 99 * 1024;  // shared memory of a CTA that devices without clusters have, the least
 
 void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
   switch (head_dim) {
@@ -48,6 +47,7 @@ struct Sizes {
         single(hp.heads, hp.kv_heads, 1),
         clusters(hp.heads, context),
         in_clusters(may_cluster && clusters.blocks(1, 1) > 0),
+        shared_memory(may_cluster ? shared_memory_limit() : std::min(shared_memory_limit(), kLeastSharedMemory)),
         // At least two, so that 128 positions are cut the same way whoever reads them.
         dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
         single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
@@ -78,7 +78,8 @@ struct Sizes {
   int max_context, heads, kv_heads, head_dim;
   HeadTiles dense, single;
   SelectClusters clusters;
-  bool in_clusters;  // sets are selected
+  bool in_clusters;   // sets are selected
+  int shared_memory;  // of a CTA that scores by sketches
   int dense_splits, single_splits, scan_splits;
   int max_rows;
   int wave, score_wave = 1;  // rows of a launch; of one with scores
@@ -169,7 +170,7 @@ struct DecodeAttention::Workspace {
             .scores = scores.as<float>(),
             .score_stride = sizes.score_stride,
             .splits = sizes.scan_splits,
-            .shared_memory = sizes.in_clusters ? shared_memory_limit() : std::min(shared_memory_limit(), kOlderMemory),
+            .shared_memory = sizes.shared_memory,
             .part_statistics = part_statistics.as<SoftmaxPart>()};
   }
 
@@ -180,7 +181,6 @@ struct DecodeAttention::Workspace {
             .run = rows,
             .heads = sizes.heads,
             .units = scope_units(params.scope, sizes.heads, sizes.kv_heads),
-            .scope = params.scope,
             .pooling = params.pooling,
             .scan = scan,
             .scale = scale(),

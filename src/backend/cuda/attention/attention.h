@@ -27,7 +27,7 @@ struct AttendParams {
   Rows out;                        ///< [rows of the batch, heads * head_dim]
   /// Says of the kernel before this one in the stream that it lets the next one start only after its own
   /// wait_for_previous(), and that it writes neither `selection` nor the keys and values of positions before the rows'
-  /// chunks. Then these are read while it still runs.
+  /// chunks, nor sketches of the blocks before theirs. Then these are read while it still runs.
   bool early = false;
 };
 

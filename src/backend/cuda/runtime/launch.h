@@ -14,6 +14,8 @@ namespace tidal::cuda {
 bool overlaps_launches();
 /// Shared memory that one block of the current device may ask for, in bytes.
 int shared_memory_limit();
+/// What every supported device has, compute capability 8.6 the least.
+inline constexpr int kLeastSharedMemory = 99 * 1024;
 
 enum class Start {
   Early,  ///< before the previous kernel has ended: the kernel must call wait_for_previous()

@@ -54,7 +54,8 @@ struct RunningSoftmax {
   }
 };
 
-/// The whole of `count` parts, in every lane of a warp; the same bits whoever asks.
+/// The whole of `count` parts, by a whole warp. What the first lane gets is the same bits whoever asks; the others' may
+/// differ in the last.
 __device__ inline SoftmaxPart whole_of(const SoftmaxPart* parts, int count, float scale) {
   if (count == 1) return *parts;
   constexpr int kAtOnce = 2;

@@ -1,8 +1,8 @@
 // Scores of one block by its sketch, by one warp, bit for bit those of sketch_scores() in backend/sketch.h.
 //
 // For each head of a tile the warp rounds q * scale to 8 bits, four channels a lane; the integer dot products are then
-// made by mma: 16 positions are its rows, heads its columns, all planes of the codes one sum. What does not depend on
-// the channel (the two quotients) is made for several heads at once, a lane each.
+// made by mma: 16 positions are its rows, heads its columns, a sum for every plane of the codes. What does not depend
+// on the channel (the two quotients) is made for several heads at once, a lane each.
 #pragma once
 
 #include "backend/cuda/runtime/device_functions.cuh"

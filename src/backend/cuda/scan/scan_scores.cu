@@ -8,8 +8,6 @@ namespace tidal::cuda {
 namespace {
 
 constexpr int kStaticBytes = sizeof(SoftmaxPart) * kScanWarps * kTileHeads;
-/// What every device has for a CTA, compute capability 8.6 the least.
-constexpr int kLeastScanMemory = 99 * 1024 - kStaticBytes;
 
 template <class V, bool kRing>
 __global__ void __launch_bounds__(kScanThreads, V::kChunks == 4 ? 1 : 2)
@@ -62,7 +60,7 @@ void launch_with(const ScanArguments& args, cudaStream_t stream) {
   constexpr const char* kWhat = "scores from sketches";
   constexpr int kBytes = sizeof(ScanShared<V, kRing>);
   const auto kernel = scan_scores_kernel<V, kRing>;
-  if (kBytes > 48 * 1024) {
+  if (kBytes + kStaticBytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), kWhat);
   }
   launch(kWhat, Start::Early, kernel, dim3(args.of.splits, args.of.tiles.tiles(), args.of.run), dim3(kScanThreads),
@@ -72,7 +70,7 @@ void launch_with(const ScanArguments& args, cudaStream_t stream) {
 template <class V>
 void launch_variant(const ScanArguments& args, cudaStream_t stream) {
   constexpr int kBytes = sizeof(ScanShared<V, true>);
-  if constexpr (kBytes > kLeastScanMemory) {
+  if constexpr (kBytes + kStaticBytes > kLeastSharedMemory) {
     if (args.of.shared_memory < kBytes + kStaticBytes) return launch_with<V, false>(args, stream);
   }
   launch_with<V, true>(args, stream);

@@ -14,14 +14,15 @@ inline constexpr int kScanThreads = 32 * kScanWarps;
 
 /// Sketches of a warp on their way to shared memory: some 8 KiB. Without a ring: one, which is not there at all.
 template <class V, bool kRing>
-constexpr int kStages = !kRing                       ? 1
-                        : V::kLayout.bytes() <= 3072 ? 3
-                                                     : 2;
+constexpr int stages() {
+  if (!kRing) return 1;
+  return V::kLayout.bytes() <= 3072 ? 3 : 2;
+}
 
 /// Shared memory of a CTA.
 template <class V, bool kRing>
 struct ScanShared {
-  alignas(16) char sketches[kScanWarps][kStages<V, kRing>][kRing ? V::kLayout.bytes() : 16];
+  alignas(16) char sketches[kScanWarps][stages<V, kRing>()][kRing ? V::kLayout.bytes() : 16];
   alignas(16) float q[V::kHeads * V::kQueryStride];
   ScanMemory<V> of_warps[kScanWarps];
 };
@@ -31,7 +32,7 @@ struct ScanShared {
 template <class V, bool kRing>
 class BlockRing {
  public:
-  /// table: of the sequence's blocks; slots: [kStages] sketches.
+  /// table: of the sequence's blocks; slots: [stages()] sketches.
   __device__ BlockRing(const ScanArguments& args, const int32_t* table, int kv_head, int first, int step, int end,
                        char* slots)
       : args_(args),
@@ -92,7 +93,7 @@ class BlockRing {
   }
 
  private:
-  static constexpr int kLength = kStages<V, kRing>, kBytes = V::kLayout.bytes();
+  static constexpr int kLength = stages<V, kRing>(), kBytes = V::kLayout.bytes();
 
   __device__ int32_t find(int block) const { return block < end_ ? table_[block] : 0; }
   __device__ void copy(int slot, int32_t id) const {

@@ -7,8 +7,7 @@
 
 namespace tidal::cuda {
 
-/// Grid (blocks of a cluster, sets, rows).
-/// A launch in clusters, early.
+/// A launch in clusters, early. Grid: (blocks of a cluster, sets, rows).
 struct ClusterLaunch {
   ClusterLaunch(int blocks, int sets, int rows, int threads, size_t bytes, cudaStream_t stream) {
     attributes[0].id = cudaLaunchAttributeClusterDimension;

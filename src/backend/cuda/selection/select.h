@@ -24,16 +24,17 @@ struct SelectArgs {
   int run = 0;
   int heads = 0;
   int units = 0;
-  Scope scope = {};
   Pooling pooling = {};
   bool scan = false;              ///< by scan_policy()
   float scale = 0;                ///< log2(e) / sqrt(head_dim)
   const float* scores = nullptr;  ///< [run, heads, score_stride]
   int64_t score_stride = 0;       ///< multiple of 4
   int max_context = 0;
-  const SoftmaxPart* statistics = nullptr;  ///< [run, heads, statistic_parts], where probabilities are needed
+  const SoftmaxPart* statistics = nullptr;  ///< [run, heads, statistic_parts]: maxima, and sums where
+                                            ///< probabilities are needed
   int statistic_parts = 1;                  ///< of a head's context
-  float* pooled = nullptr;  ///< [run, units, score_stride]; with Scope::Head the probabilities, where top-p wants them
+  float* pooled =
+      nullptr;  ///< [run, units, score_stride]; of sets of one head the probabilities, where top-p wants them
   uint32_t* histogram = nullptr;       ///< [run, units, kBins], zeros before and after
   unsigned long long* mass = nullptr;  ///< [run, units], of all positions in units of kMassUnit; zeros before and after
   int32_t* positions = nullptr;        ///< Selection
