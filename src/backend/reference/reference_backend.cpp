@@ -136,7 +136,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i, position = chunk.position + i;
       finish(q.row(row), hp_.q_width(), layer.q_norm, position);
-      for (int d = 0; d < q.width; ++d) q.row(row)[d] *= hp_.temperature(position);
+      const float temperature = hp_.temperature(position);
+      for (int d = 0; d < q.width; ++d) q.row(row)[d] *= temperature;
       finish(k->row(row), hp_.kv_width(), layer.k_norm, position);
       for (int h = 0; h < hp_.kv_heads; ++h) {
         Bf16* to = kv_row(chunk, kv, h, position);

@@ -249,8 +249,11 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
   for (int begin = 0; begin < params.rows; begin += wave) {
     const int first_row = params.first_row + begin, rows = std::min(wave, params.rows - begin);
     const bool scans = params.role == Role::Scan;
-    if (scans) launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
-    if (!scans) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    if (scans) {
+      launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
+    } else {
+      launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    }
     if (selects(params.role)) workspace.select(workspace.select_args(params, first_row, rows), stream);
     if (scans) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
   }

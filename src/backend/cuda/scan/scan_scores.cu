@@ -2,6 +2,8 @@
 //
 // Grid (splits, tiles of heads, rows). A warp takes a block at a time. What a softmax over the scores needs stays in
 // parts, one a split: the selection adds them up.
+#include <algorithm>
+
 #include "backend/cuda/scan/scan_warp.cuh"
 
 namespace tidal::cuda {
@@ -76,6 +78,18 @@ void launch_variant(const ScanArguments& args, cudaStream_t stream) {
   launch_with<V, true>(args, stream);
 }
 
+/// 2 bits, the default, and a usual size of heads: for few of them, too.
+template <int kDim>
+void launch_usual(const ScanArguments& args, cudaStream_t stream) {
+  switch (std::min(args.of.tiles.set, kTileHeads)) {
+    case 1: return launch_variant<ScanVariant<2, kDim, true, 1>>(args, stream);
+    case 2: return launch_variant<ScanVariant<2, kDim, true, 2>>(args, stream);
+    case 3:
+    case 4: return launch_variant<ScanVariant<2, kDim, true, 4>>(args, stream);
+    default: return launch_variant<ScanVariant<2, kDim, true, 8>>(args, stream);
+  }
+}
+
 template <int kBits>
 void launch_other(const ScanArguments& args, cudaStream_t stream) {
   if (args.of.head_dim > 128) return launch_variant<ScanVariant<kBits, 256, false, kTileHeads>>(args, stream);
@@ -85,11 +99,16 @@ void launch_other(const ScanArguments& args, cudaStream_t stream) {
 }  // namespace
 
 void launch_scan_scores(const ScanScoresArgs& of, cudaStream_t stream) {
-  const ScanArguments args = scan_arguments(of);
-  if (launch_usual_variant(of, [&](auto variant) { launch_variant<decltype(variant)>(args, stream); })) return;
+  const SketchLayout layout{of.head_dim, of.bits};
+  const ScanArguments args{of, layout.vectors(), layout.codes_offset(), layout.bytes()};
   if (of.bits == 1) return launch_other<1>(args, stream);
   if (of.bits == 4) return launch_other<4>(args, stream);
-  launch_other<2>(args, stream);
+  switch (of.head_dim) {
+    case 64: return launch_usual<64>(args, stream);
+    case 128: return launch_usual<128>(args, stream);
+    case 256: return launch_usual<256>(args, stream);
+    default: return launch_other<2>(args, stream);
+  }
 }
 
 }  // namespace tidal::cuda

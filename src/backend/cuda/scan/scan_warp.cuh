@@ -2,8 +2,6 @@
 // and keep what a softmax over the scores needs.
 #pragma once
 
-#include <type_traits>
-
 #include "backend/cuda/scan/running_softmax.cuh"
 #include "backend/cuda/scan/scan_block.cuh"
 
@@ -255,34 +253,6 @@ __device__ inline void score_blocks(const ScanArguments& args, BlockRing<V, kRin
     __syncwarp();
     keeper.add_block(score);
   });
-}
-
-/// Calls launch(variant) for the kernels of these sketches and heads, given as types. Usual: 2 bits, the default, and a
-/// usual size of heads.
-template <typename Launch>
-bool launch_usual_variant(const ScanScoresArgs& args, Launch&& launch) {
-  const auto by_heads = [&](auto dim) {
-    constexpr int kDim = decltype(dim)::value;
-    switch (args.tiles.set < kTileHeads ? args.tiles.set : kTileHeads) {
-      case 1: return launch(ScanVariant<2, kDim, true, 1>{});
-      case 2: return launch(ScanVariant<2, kDim, true, 2>{});
-      case 3:
-      case 4: return launch(ScanVariant<2, kDim, true, 4>{});
-      default: return launch(ScanVariant<2, kDim, true, 8>{});
-    }
-  };
-  if (args.bits != 2) return false;
-  switch (args.head_dim) {
-    case 64: return by_heads(std::integral_constant<int, 64>{}), true;
-    case 128: return by_heads(std::integral_constant<int, 128>{}), true;
-    case 256: return by_heads(std::integral_constant<int, 256>{}), true;
-    default: return false;
-  }
-}
-
-inline ScanArguments scan_arguments(const ScanScoresArgs& of) {
-  const SketchLayout layout{of.head_dim, of.bits};
-  return {of, layout.vectors(), layout.codes_offset(), layout.bytes()};
 }
 
 }  // namespace tidal::cuda

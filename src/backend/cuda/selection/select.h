@@ -33,9 +33,8 @@ struct SelectArgs {
   const SoftmaxPart* statistics = nullptr;  ///< [run, heads, statistic_parts]: maxima, and sums where
                                             ///< probabilities are needed
   int statistic_parts = 1;                  ///< of a head's context
-  float* pooled =
-      nullptr;  ///< [run, units, score_stride]; of sets of one head the probabilities, where top-p wants them
-  uint32_t* histogram = nullptr;       ///< [run, units, kBins], zeros before and after
+  float* pooled = nullptr;        ///< [run, units, score_stride]; of one head the probabilities, where top-p wants them
+  uint32_t* histogram = nullptr;  ///< [run, units, kBins], zeros before and after
   unsigned long long* mass = nullptr;  ///< [run, units], of all positions in units of kMassUnit; zeros before and after
   int32_t* positions = nullptr;        ///< Selection
   int32_t* counts = nullptr;

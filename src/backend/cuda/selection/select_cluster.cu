@@ -11,7 +11,6 @@
 #include <algorithm>
 
 #include "backend/cuda/runtime/device.h"
-#include "backend/cuda/selection/cluster_launch.h"
 #include "backend/cuda/selection/select_search.cuh"
 #include "backend/cuda/selection/select_write.cuh"
 
@@ -95,11 +94,33 @@ Kernel kernel_for(Ranking ranking) {
                                    : select_kernel<Ranking::Sum>;
 }
 
+/// A launch in clusters, early.
+struct ClusterLaunch {
+  ClusterLaunch(int blocks, int sets, int rows, size_t bytes, cudaStream_t stream) {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3(blocks, sets, rows);
+    config.blockDim = dim3(kSelectThreads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+  ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+};
+
 constexpr const char* kWhat = "selecting positions";
 
 Kernel prepared(Ranking ranking) {
   const Kernel kernel = kernel_for(ranking);
-  allow_clusters(kernel, kWhat);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()), kWhat);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
   return kernel;
 }
 
@@ -111,7 +132,12 @@ SelectClusters::SelectClusters(int heads, int max_context) : max_context_(max_co
     const Kernel kernel = prepared(ranking);
     for (int blocks = kLeastBlocks; blocks <= kMostBlocks; ++blocks) {
       const size_t bytes = select_shared_bytes(blocks, slice_length(max_context, blocks), heads);
-      const int clusters = active_clusters(kernel, blocks, kSelectThreads, bytes);
+      if (bytes > static_cast<size_t>(shared_memory_limit())) continue;
+      const ClusterLaunch launch(blocks, 1, 1, bytes, nullptr);
+      int clusters = 0;
+      // Not every device runs clusters of more than 8: an error is an answer.
+      if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
+      cudaGetLastError();
       active_[blocks] = ranking == Ranking::Raw ? clusters : std::min(active_[blocks], clusters);
     }
   }
@@ -136,8 +162,8 @@ int SelectClusters::blocks(int sets, int heads) const {
 
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream) {
   const int slice = slice_length(args.max_context, blocks);
-  const ClusterLaunch launch(blocks, args.units, args.run, kSelectThreads,
-                             select_shared_bytes(blocks, slice, args.heads / args.units), stream);
+  const ClusterLaunch launch(blocks, args.units, args.run, select_shared_bytes(blocks, slice, args.heads / args.units),
+                             stream);
   check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(args)), args, slice), kWhat);
 }
 
