@@ -43,7 +43,7 @@ std::vector<double> dot_rounding(ggml_type type, std::span<const float> x) {
 
 /// Multiplied as they are on the device, by rows of short chunks.
 bool stays_quantised(ggml_type type) {
-  return std::find(kQuantisedTypes.begin(), kQuantisedTypes.end(), type) != kQuantisedTypes.end();
+  return std::find(kKeptTypes.begin(), kKeptTypes.end(), type) != kKeptTypes.end();
 }
 
 }  // namespace

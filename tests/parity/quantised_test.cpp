@@ -81,7 +81,7 @@ TEST_P(QuantisedProduct, AnyRowsOfAnySize) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, QuantisedProduct,
-                         testing::Combine(testing::Values("cuda"), testing::ValuesIn(kQuantisedTypes)),
+                         testing::Combine(testing::Values("cuda"), testing::ValuesIn(kKeptTypes)),
                          [](const auto& info) { return std::string(ggml_type_name(std::get<1>(info.param))); });
 
 }  // namespace

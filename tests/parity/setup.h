@@ -21,9 +21,13 @@ inline const std::vector<std::string> kBackends = {"cpu", "cuda"};
 /// The same and the reference itself, for what must hold on any.
 inline const std::vector<std::string> kAllBackends = {"reference", "cpu", "cuda"};
 
-/// What the processor dequantises by code of its own, and what stays quantised on the device.
+/// What the processor dequantises by code of its own.
 inline const std::vector<ggml_type> kQuantisedTypes = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
                                                        GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K};
+/// What stays quantised on the device.
+inline const std::vector<ggml_type> kKeptTypes = {GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
+                                                  GGML_TYPE_Q8_0,   GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
+                                                  GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_MXFP4};
 
 /// Heads and sizes for the attention operations; the rest of the shape follows.
 Hyperparameters attention_shape(int group, int kv_heads, int head_dim);

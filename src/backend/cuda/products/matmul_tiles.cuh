@@ -93,10 +93,16 @@ struct Codes {
     }
   }
   /// Elements 0 to 3 of a run, or 4 to 7 (`second`), a byte each, from its highest bit on: 2^(8 - kBits) times the
-  /// code.
+  /// code, or its value in the table.
   __device__ uint32_t four(int run, int second) const {
     if constexpr (T::kBits == 8) {
       return word_of(codes[run / 2], run % 2 * 2 + second);
+    } else if constexpr (T::kLooksUp) {
+      // A selection reaches 8 bytes: both halves of the table by three bits of each nibble, then by the fourth.
+      const uint32_t nibbles = word_of(codes[0], run) >> 16 * second;
+      const uint32_t low = __byte_perm(T::Values::word(0), T::Values::word(1), nibbles & 0x7777);
+      const uint32_t high = __byte_perm(T::Values::word(2), T::Values::word(3), nibbles & 0x7777);
+      return __byte_perm(low, high, 0x3210 | (nibbles >> 1 & 0x4444));
     } else {
       const uint32_t word = word_of(codes[0], run);
       uint32_t bytes = (second ? word : word << 4) & 0xf0f0f0f0u;
@@ -121,9 +127,11 @@ struct ScalesOf {
     if constexpr (T::kScaleRow == 16) {
       const uint4 v = *reinterpret_cast<const uint4*>(from);
       inner[0] = v.x, inner[1] = v.y, inner[2] = v.z, inner[3] = v.w;
-    } else {
+    } else if constexpr (T::kScaleRow == 8) {
       const uint2 v = *reinterpret_cast<const uint2*>(from);
       inner[0] = v.x, inner[1] = v.y;
+    } else {
+      inner[0] = *reinterpret_cast<const uint32_t*>(from);
     }
     if constexpr (T::kNested) {
       const uint32_t both = *reinterpret_cast<const uint32_t*>(tile + T::kCodes + 8 * T::kScaleRow + g * 4);
@@ -142,6 +150,8 @@ struct ScalesOf {
     if constexpr (T::kScales == tiles::Scales::One) return half_of(inner[run / 2], run % 2);
     if constexpr (T::kScales == tiles::Scales::Minimum) return half_of(inner[run], 0);
     if constexpr (T::kScales == tiles::Scales::Nested) return byte<false>(2 * run);
+    if constexpr (T::kScales == tiles::Scales::Signed) return byte<true>(run);
+    if constexpr (T::kScales == tiles::Scales::Power) return half_power(inner[0] >> run * 8 & 255);
     return byte<true>(2 * run + half);
   }
   __device__ float minimum(int run) const {
@@ -297,7 +307,7 @@ struct TileUnits {
         }
       }
     }
-    constexpr float kShare = 1.0f / (1 << (8 - T::kBits));  // a byte is so much more than the code
+    constexpr float kShare = T::kLooksUp ? 1.0f : 1.0f / (1 << (8 - T::kBits));  // a byte is so much more than the code
     const auto whole = [&](float sum, float minimum, const ScalesOf<T>& scales) {
       sum = __fmul_rn(sum, kShare * scales.outer);
       return T::kMinimum ? __fmaf_rn(minimum, scales.outer_minimum, sum) : sum;

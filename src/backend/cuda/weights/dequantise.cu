@@ -44,6 +44,9 @@ Launch launch_of(ggml_type type) {
     case GGML_TYPE_Q5_0: return launch<Q5_0>;
     case GGML_TYPE_Q5_1: return launch<Q5_1>;
     case GGML_TYPE_Q8_0: return launch<Q8_0>;
+    case GGML_TYPE_IQ4_NL: return launch<IQ4_NL>;
+    case GGML_TYPE_IQ4_XS: return launch<IQ4_XS>;
+    case GGML_TYPE_MXFP4: return launch<MXFP4>;
     case GGML_TYPE_Q2_K: return launch<Q2_K>;
     case GGML_TYPE_Q3_K: return launch<Q3_K>;
     case GGML_TYPE_Q4_K: return launch<Q4_K>;

@@ -67,6 +67,55 @@ struct Q8_0 {
   }
 };
 
+/// What a nibble stands for in types that look their values up: bytes with a sign, of the first 8 nibbles and of the
+/// others, the first one lowest. Constants, so that kernels need no memory for them.
+template <uint64_t kLow, uint64_t kHigh>
+struct Table {
+  __host__ __device__ static constexpr int value(int nibble) {
+    return static_cast<int8_t>((nibble < 8 ? kLow : kHigh) >> nibble % 8 * 8 & 255);
+  }
+  /// Those of four nibbles.
+  __host__ __device__ static constexpr uint32_t word(int i) {
+    return static_cast<uint32_t>((i < 2 ? kLow : kHigh) >> i % 2 * 32);
+  }
+};
+/// Of IQ4_NL and IQ4_XS: -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113.
+using Iq4Table = Table<0xf6eaddcfbfad9881, 0x7159453526190d01>;
+/// Of MXFP4: twice the values of a float of 4 bits, 0, 1, 2, 3, 4, 6, 8, 12 and the same below zero.
+using Float4Table = Table<0x0c08060403020100, 0xf4f8fafcfdfeff00>;
+
+/// Scale, 16 bytes of nibbles as in the types above.
+struct IQ4_NL {
+  static constexpr int kBytes = 18, kElements = 32;
+  __host__ __device__ static int quant(const uint8_t* block, int i) { return block[2 + i % 16] >> i / 16 * 4 & 15; }
+  __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
+    const float scale = half_at(block);
+    for (int i = 0; i < 8; ++i) to[i] = scale * static_cast<float>(Iq4Table::value(quant(block, first + i)));
+  }
+};
+
+/// 2^(exponent - 128): half of what a scale of 8 exponent bits is, since the table's values are twice theirs.
+__host__ __device__ inline float half_power(int exponent) {
+  const uint32_t bits = exponent < 2 ? 0x00200000u << exponent : static_cast<uint32_t>(exponent - 1) << 23;
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+/// Exponent of the scale, 16 bytes of nibbles.
+struct MXFP4 {
+  static constexpr int kBytes = 17, kElements = 32;
+  __host__ __device__ static int quant(const uint8_t* block, int i) { return block[1 + i % 16] >> i / 16 * 4 & 15; }
+  __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
+    const float scale = half_power(block[0]);
+    for (int i = 0; i < 8; ++i) to[i] = scale * static_cast<float>(Float4Table::value(quant(block, first + i)));
+  }
+};
+
 // Blocks of 256. Two-bit parts of quants lie in two runs of 32 bytes: byte l of run h has those of the elements 128 h +
 // 32 j + l, j from the lowest bits on.
 
@@ -140,6 +189,24 @@ struct Q6_K {
   __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
     const float scale = half_at(block + 208) * static_cast<float>(static_cast<int8_t>(block[192 + first / 16]));
     for (int i = 0; i < 8; ++i) to[i] = scale * static_cast<float>(quant(block, first + i) - 32);
+  }
+};
+
+/// Scale, high bits of 6-bit scales of 32 elements (bits 2j and 2j + 1), low ones (nibbles), [128] nibbles, 16 bytes
+/// for 32 elements as in the types of 32.
+struct IQ4_XS {
+  static constexpr int kBytes = 136, kElements = 256;
+  __host__ __device__ static int quant(const uint8_t* block, int i) {
+    return block[8 + i / 32 * 16 + i % 16] >> i % 32 / 16 * 4 & 15;
+  }
+  /// Of the elements 32 j to 32 j + 31: -32 to 31.
+  __host__ __device__ static int scale(const uint8_t* block, int j) {
+    const int low = block[4 + j / 2] >> j % 2 * 4 & 15, high = (block[2] | block[3] << 8) >> 2 * j & 3;
+    return (low | high << 4) - 32;
+  }
+  __host__ __device__ static void eight(const uint8_t* block, int first, float* to) {
+    const float own = half_at(block) * static_cast<float>(scale(block, first / 32));
+    for (int i = 0; i < 8; ++i) to[i] = own * static_cast<float>(Iq4Table::value(quant(block, first + i)));
   }
 };
 

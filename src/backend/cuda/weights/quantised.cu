@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
     const int run = i / 8, byte = i % 4, second = i / 4 % 2;
-    codes[run] |= (code >> (T::kBits - 4)) << (8 * byte + 4 * second);
+    codes[run] |= (code >> (T::kBits - 4)) << T::nibble(i % 8);
     if constexpr (T::kBits == 5) low[0] |= (code & 1) << (8 * byte + 2 * run + second);
     if constexpr (T::kBits == 6) low[run / 2] |= (code & 3) << (8 * byte + 4 * (run % 2) + 2 * second);
   }

@@ -14,8 +14,7 @@ namespace tidal::cuda {
 
 inline constexpr int kTileRows = 8, kTileCols = 128;
 
-/// Whether matrices of this type stay what they are: ggml's quantisations of 4 to 8 bits but for those that look their
-/// values up in tables (IQ..., MXFP4).
+/// Whether matrices of this type stay what they are: ggml's quantisations of 4 to 8 bits, NVFP4 aside.
 bool stays_quantised(ggml_type type);
 /// The bytes of a tile of such a type.
 int tile_bytes(ggml_type type);
