@@ -47,6 +47,8 @@ class Backend {
   virtual Buffer allocate(size_t bytes, std::string_view what) = 0;
   /// Makes a weight in host memory usable by this backend; the host memory must outlive the backend's use of it.
   virtual Weight upload(const Weight& host) = 0;
+  /// The same of a matrix whose products decide something, a router's: where upload() would round it, float32.
+  virtual Weight upload_exact(const Weight& host) { return upload(host); }
   /// The type that upload() makes of a matrix of `type`.
   virtual ggml_type matrix_type(ggml_type type) const { return type; }
   /// The bytes that it takes for a matrix of `type`.

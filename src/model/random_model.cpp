@@ -15,14 +15,16 @@ struct Part {
   Weight* weight;
   int64_t rows, cols;
   float value = 0;
+  bool decides = false;  ///< a router's, in files float32
 
   bool vector() const { return rows == 1; }
+  bool floats() const { return vector() || decides; }
 };
 
 void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& hp) {
   const Experts& experts = hp.experts;
   const int64_t count = experts.count;
-  parts.insert(parts.end(), {{&layer.router, count, hp.width},
+  parts.insert(parts.end(), {{.weight = &layer.router, .rows = count, .cols = hp.width, .decides = true},
                              {&layer.expert_gate, count * experts.ffn, hp.width},
                              {&layer.expert_up, count * experts.ffn, hp.width},
                              {&layer.expert_down, count * hp.width, experts.ffn}});
@@ -73,17 +75,21 @@ std::vector<Part> parts_of(Model& model) {
 
 constexpr int64_t kRow = 1024, kRows = 1024;
 
+void add_noise(uint64_t seed, std::vector<float>& values) {
+  uint64_t state = seed * 2 + 1;
+  for (float& value : values) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    value += static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f * 0.05f;
+  }
+}
+
 /// A stretch of noise, quantised.
 std::vector<std::byte> noise_of(ggml_type type, uint64_t seed) {
   if (kRow % ggml_blck_size(type) != 0 || (type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float)) {
     fail("weight type: {} cannot be used for random weights", ggml_type_name(type));
   }
   std::vector<float> noise(kRow * kRows);
-  uint64_t state = seed * 2 + 1;
-  for (float& value : noise) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    value = static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f * 0.05f;
-  }
+  add_noise(seed, noise);
   std::vector<std::byte> quantised(ggml_row_size(type, kRow) * kRows);
   const std::vector<float> importance(kRow, 1.0f);  // some quantisations insist on one
   ggml_quantize_chunk(type, noise.data(), quantised.data(), 0, kRows, kRow, importance.data());
@@ -115,16 +121,20 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   const Weight pattern = backend.upload({type, kRows, kRow, noise.data()});
   const auto pattern_bytes = static_cast<size_t>(backend.matrix_bytes(type, kRows, kRow));
   const std::vector<Part> parts = parts_of(model);
-  const auto type_of = [&](const Part& part) { return part.vector() ? GGML_TYPE_F32 : type; };
+  const auto type_of = [&](const Part& part) { return part.floats() ? GGML_TYPE_F32 : type; };
+  const auto bytes_of = [&](const Part& part) {
+    if (part.floats()) return part.rows * static_cast<int64_t>(ggml_row_size(GGML_TYPE_F32, part.cols));
+    return backend.matrix_bytes(type, part.rows, part.cols);
+  };
   // One run of memory: matrices that lie one behind the other may be multiplied as one.
   constexpr int64_t kAlignment = 256;
   int64_t bytes = 0;
   for (const Part& part : parts) {
-    if (!part.vector() && part.cols % ggml_blck_size(type) != 0) {
+    if (!part.floats() && part.cols % ggml_blck_size(type) != 0) {
       fail("weight type: rows of {} elements cannot be {}, expected a multiple of {}", part.cols, ggml_type_name(type),
            ggml_blck_size(type));
     }
-    const int64_t size = kept_bytes(backend, type_of(part), part.rows, part.cols);
+    const int64_t size = bytes_of(part);
     bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
   }
   check_backend(backend, "random weights", bytes, hp, beside);
@@ -134,9 +144,10 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   auto* data = memory->as<std::byte>();
   for (const Part& part : parts) {
     const Weight weight{type_of(part), part.rows, part.cols, data};
-    const auto size = static_cast<size_t>(kept_bytes(backend, weight.type, weight.rows, weight.cols));
-    if (part.vector()) {
-      const std::vector<float> values(static_cast<size_t>(part.cols), part.value);
+    const auto size = static_cast<size_t>(bytes_of(part));
+    if (part.floats()) {
+      std::vector<float> values(static_cast<size_t>(part.rows * part.cols), part.value);
+      if (part.decides) add_noise(seed, values);
       backend.write(data, reinterpret_cast<const std::byte*>(values.data()), size);
     } else {
       fill(backend, pattern.data, pattern_bytes, data, size);

@@ -409,9 +409,8 @@ INSTANTIATE_TEST_SUITE_P(Mixed, LayerParity,
                          testing::Combine(testing::ValuesIn(kBackends), testing::Values(kMixed),
                                           testing::Values(GGML_TYPE_BF16, GGML_TYPE_Q4_K)),
                          name_of);
-/// Without cuda: it does not run such models.
 INSTANTIATE_TEST_SUITE_P(OtherFamilies, LayerParity,
-                         testing::Combine(testing::Values("cpu"), testing::Values(kPostNorms, kUnrotated, kHot),
+                         testing::Combine(testing::ValuesIn(kBackends), testing::Values(kPostNorms, kUnrotated, kHot),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(

@@ -4,6 +4,7 @@
 
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/attention/prefill_attention.h"
+#include "backend/cuda/experts/route.h"
 #include "backend/cuda/full_below.h"
 #include "backend/cuda/pass/graphs.h"
 #include "backend/cuda/pass/op_list.h"
@@ -27,7 +28,8 @@ constexpr int kPrefillRows = 2048;
 
 bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
   return a.width == b.width && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
-         a.ffn == b.ffn && a.vocab == b.vocab && a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies;
+         a.ffn == b.ffn && a.experts == b.experts && a.post_norms == b.post_norms && a.vocab == b.vocab &&
+         a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies;
 }
 
 /// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
@@ -60,16 +62,14 @@ class CudaBackend final : public Backend {
     return allocate_device(bytes, std::string(what).c_str());
   }
   Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
+  Weight upload_exact(const Weight& host) override { return weights_.upload_floats(host, stream_); }
   ggml_type matrix_type(ggml_type type) const override { return weights_.matrix_type(type); }
   int64_t matrix_bytes(ggml_type type, int64_t rows, int64_t cols) const override {
     return weights_.matrix_bytes(type, rows, cols);
   }
   std::string unsupported(const Hyperparameters& hp) const override {
-    if (hp.experts) return "mixtures of experts";
-    if (hp.post_norms) return "models that norm what attention and MLP give";
-    if (hp.temperature_scale != 0) return "models whose attention has a temperature";
-    if (hp.unrotated_every > 0) return "models with layers that do not rotate";
-    return hp.embedding_scale != 1 || hp.logit_scale != 1 ? "models that scale embeddings or logits" : "";
+    if (hp.experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
+    return "";
   }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
@@ -85,7 +85,7 @@ class CudaBackend final : public Backend {
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
-  void experts(const Layer&, Rows) override { fail("cuda backend: it does not run {}", unsupported(hp_)); }
+  void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
   void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
               std::span<LikelyToken> out) override;
@@ -107,8 +107,11 @@ class CudaBackend final : public Backend {
   void launch(const PrefillOp& op);
   void launch(const ProjectOp& op);
   void launch(const MlpOp& op);
+  void launch(const ExpertsOp& op);
   void launch(const LogitsOp& op);
 
+  /// Of an MLP, or of experts.
+  MlpParams mlp_params(int layer, float* x) const;
   PassRows pass_rows() const { return {list_.shape.rows, list_.shape.decode_rows, long_chunks_}; }
   void synchronise(const char* what) { check(cudaStreamSynchronize(stream_), what); }
 
@@ -260,6 +263,8 @@ void CudaBackend::project(const Layer& layer, Rows out, Rows x) {
 
 void CudaBackend::mlp(const Layer& layer, Rows x) { list_.ops.emplace_back(MlpOp{list_.add(layer), x.data}); }
 
+void CudaBackend::experts(const Layer& layer, Rows x) { list_.ops.emplace_back(ExpertsOp{list_.add(layer), x.data}); }
+
 template <typename Take>
 void CudaBackend::finish(const LogitsOp& op, const Batch& batch, Take&& take) {
   const int wanted = static_cast<int>(batch.logit_rows.size());
@@ -392,11 +397,15 @@ void CudaBackend::launch(const ProjectOp& op) {
   matrices_.project({.layer = &list_.layers[op.layer], .pass = pass_rows(), .out = op.out, .x = op.x}, stream_);
 }
 
-void CudaBackend::launch(const MlpOp& op) {
-  const Layer* const layer = &list_.layers[op.layer];
-  const bool last = layer == &list_.layers.back();
-  matrices_.mlp({.layer = layer, .pass = pass_rows(), .x = op.x, .next = last ? nullptr : layer + 1}, stream_);
+MlpParams CudaBackend::mlp_params(int layer, float* x) const {
+  const Layer* const own = &list_.layers[layer];
+  const bool last = own == &list_.layers.back();
+  return {.layer = own, .pass = pass_rows(), .x = x, .next = last ? nullptr : own + 1};
 }
+
+void CudaBackend::launch(const MlpOp& op) { matrices_.mlp(mlp_params(op.layer, op.x), stream_); }
+
+void CudaBackend::launch(const ExpertsOp& op) { matrices_.experts(mlp_params(op.layer, op.x), stream_); }
 
 void CudaBackend::launch(const LogitsOp& op) {
   matrices_.logits({.norm = op.norm,

@@ -77,6 +77,14 @@ struct MlpOp {
   bool operator==(const MlpOp&) const = default;
 };
 
+/// In place of MlpOp where the layer is a mixture of experts.
+struct ExpertsOp {
+  int layer = 0;
+  float* x = nullptr;
+
+  bool operator==(const ExpertsOp&) const = default;
+};
+
 /// The logits of a slice of the logit rows, or the best of them, and their way to the host.
 struct LogitsOp {
   Weight norm, output;
@@ -89,7 +97,7 @@ struct LogitsOp {
   bool operator==(const LogitsOp&) const = default;
 };
 
-using Op = std::variant<AnglesOp, EmbedOp, QkvOp, AttendOp, PrefillOp, ProjectOp, MlpOp, LogitsOp>;
+using Op = std::variant<AnglesOp, EmbedOp, QkvOp, AttendOp, PrefillOp, ProjectOp, MlpOp, ExpertsOp, LogitsOp>;
 
 /// The shape of a pass: what launches depend on beside the operations.
 struct PassShape {

@@ -128,16 +128,60 @@ __global__ void silu_kernel(const __grid_constant__ SiluParams p) {
   const Eight gate(__ldcg(reinterpret_cast<const uint4*>(p.gate) + from));
   const Eight up(__ldcg(reinterpret_cast<const uint4*>(p.up) + from));
   float hidden[8];
+  const float factor = p.factors ? __ldcg(p.factors + row) : 1.0f;
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
     const float g = gate.values[k] + (p.gate_bias ? __ldg(p.gate_bias + 8 * i + k) : 0.0f);
     const float u = up.values[k] + (p.up_bias ? __ldg(p.up_bias + 8 * i + k) : 0.0f);
-    hidden[k] = g / (1.0f + expf(-g)) * u;
+    hidden[k] = g / (1.0f + expf(-g)) * u * factor;
   }
   const uint2 low = round_four(hidden[0], hidden[1], hidden[2], hidden[3]);
   const uint2 high = round_four(hidden[4], hidden[5], hidden[6], hidden[7]);
   reinterpret_cast<uint4*>(p.hidden)[static_cast<int64_t>(row) * (p.ffn / 8) + i] =
       make_uint4(low.x, low.y, high.x, high.y);
+}
+
+__global__ void scale_kernel(float* values, int64_t count, float factor) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) values[i] *= factor;
+}
+
+__global__ void temperature_kernel(const __grid_constant__ TemperatureParams p) {
+  wait_for_previous();
+  let_next_start();  // only now: attention, which comes next, relies on it
+  const int row = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= p.width) return;
+  const double lengths = 1.0 + __ldg(p.positions + row) / p.length;  // whole ones
+  p.q[static_cast<int64_t>(row) * p.width + i] *= static_cast<float>(1.0 + static_cast<double>(p.scale) * log(lengths));
+}
+
+/// A block has a row.
+__global__ void __launch_bounds__(kRowThreads) add_normed_kernel(const __grid_constant__ AddNormedParams p) {
+  __shared__ float warps[kRowThreads / 32];
+  let_next_start();
+  wait_for_previous();
+  const auto* given = reinterpret_cast<const float4*>(p.given + static_cast<int64_t>(blockIdx.x) * p.width);
+  auto* x = reinterpret_cast<float4*>(p.x + static_cast<int64_t>(blockIdx.x) * p.width);
+  float squares = 0;
+  for (int i = threadIdx.x; i < p.width / 4; i += kRowThreads) {
+    const float4 v = __ldcg(given + i);
+    squares = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, squares))));
+  }
+  squares = tree_sum<1, 16>(squares);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = squares;
+  __syncthreads();
+  const float factor = norm_factor(warps, p.width, p.epsilon);
+  for (int i = threadIdx.x; i < p.width / 4; i += kRowThreads) {
+    const float4 v = __ldcg(given + i), w = __ldg(reinterpret_cast<const float4*>(p.norm) + i);
+    float4 sum = x[i];
+    sum.x += v.x * factor * w.x;
+    sum.y += v.y * factor * w.y;
+    sum.z += v.z * factor * w.z;
+    sum.w += v.w * factor * w.w;
+    x[i] = sum;
+  }
 }
 
 __global__ void add_bias_kernel(float* x, const float* bias, int width) {
@@ -172,7 +216,18 @@ __global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
     values[d] = value;
   }
   if (norm) {
-    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(dim) + p.epsilon);
+    int count = dim;
+    if (p.norms_rows) {  // every head for itself: the others' values are in the L2
+      count *= which == 0 ? p.heads : p.kv_heads;
+      const float* whole = from - head * dim;
+      squares = 0;
+      for (int d = lane; d < count; d += 32) {
+        const float value = __ldcg(whole + d) + (bias ? __ldg(bias + d) : 0.0f);
+        squares = fmaf(value, value, squares);
+      }
+      norm += head * dim;
+    }
+    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(count) + p.epsilon);
     for (int d = lane; d < dim; d += 32) values[d] = values[d] * factor * __ldg(norm + d);
   }
   __syncwarp();
@@ -234,6 +289,24 @@ void launch_add_bias(float* x, const float* bias, int rows, int width, cudaStrea
   if (rows == 0) return;
   launch("adding a bias", Start::Early, add_bias_kernel, dim3((width + 255) / 256, rows), dim3(256), 0, stream, x, bias,
          width);
+}
+
+void launch_scale(float* values, int64_t count, float factor, cudaStream_t stream) {
+  if (count == 0) return;
+  launch("scaling", Start::Early, scale_kernel, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0, stream,
+         values, count, factor);
+}
+
+void launch_temperature(const TemperatureParams& params, cudaStream_t stream) {
+  if (params.rows == 0) return;
+  launch("the temperature of attention", Start::Early, temperature_kernel,
+         dim3((params.width + 255) / 256, params.rows), dim3(256), 0, stream, params);
+}
+
+void launch_add_normed(const AddNormedParams& params, cudaStream_t stream) {
+  if (params.rows == 0) return;
+  launch("a norm behind a product", Start::Early, add_normed_kernel, dim3(params.rows), dim3(kRowThreads), 0, stream,
+         params);
 }
 
 void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream) {

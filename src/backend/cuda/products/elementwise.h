@@ -27,6 +27,27 @@ void launch_angles(const AnglesParams& params, cudaStream_t stream);
 void launch_embed(const __nv_bfloat16* embedding, const int32_t* tokens, int rows, int width, float* x,
                   cudaStream_t stream);
 
+/// values [count] *= factor.
+void launch_scale(float* values, int64_t count, float factor, cudaStream_t stream);
+
+/// q [rows, width] *= Hyperparameters::temperature() of each row's position.
+struct TemperatureParams {
+  const int32_t* positions = nullptr;  ///< [rows]
+  float scale = 0;
+  int length = 1, rows = 0, width = 0;
+  float* q = nullptr;
+};
+void launch_temperature(const TemperatureParams& params, cudaStream_t stream);
+
+/// x [rows, width] += the RMS norm of `given` [rows, width], with its weight; width a multiple of 8.
+struct AddNormedParams {
+  const float *given = nullptr, *norm = nullptr;
+  float epsilon = 0;
+  int rows = 0, width = 0;
+  float* x = nullptr;
+};
+void launch_add_normed(const AddNormedParams& params, cudaStream_t stream);
+
 /// Rows rounded to bf16 for a product.
 struct RoundParams {
   const float* x = nullptr;          ///< [.., cols], float32; cols a multiple of 8
@@ -41,10 +62,11 @@ struct RoundParams {
 };
 void launch_round(const RoundParams& params, cudaStream_t stream);
 
-/// hidden = silu(gate + bias) * (up + bias).
+/// hidden = silu(gate + bias) * (up + bias), times the row's factor where there are any.
 struct SiluParams {
   const __nv_bfloat16 *gate = nullptr, *up = nullptr;    ///< [rows, ffn], a row every `stride` elements
   const float *gate_bias = nullptr, *up_bias = nullptr;  ///< [ffn]; optional
+  const float* factors = nullptr;                        ///< [rows]; optional
   __nv_bfloat16* hidden = nullptr;                       ///< [rows, ffn]
   int rows = 0, ffn = 0, stride = 0;                     ///< multiples of 8 but `rows`
 };
@@ -58,7 +80,8 @@ struct RopeAppendParams {
   const float *q_raw = nullptr, *k_raw = nullptr, *v_raw = nullptr;  ///< rows of heads, a row every `.._stride` floats
   int q_stride = 0, kv_stride = 0;
   const float* bias[3] = {};                         ///< of q, k, v; optional
-  const float *q_norm = nullptr, *k_norm = nullptr;  ///< [head_dim]; optional
+  const float *q_norm = nullptr, *k_norm = nullptr;  ///< [head_dim], or of rows; optional
+  bool norms_rows = false;                           ///< all heads of a row as one: weights are as long
   float epsilon = 0;                                 ///< of the norms
   const float2* angles = nullptr;                    ///< [rows, dims / 2]
   const int32_t* slots = nullptr;                    ///< [rows]

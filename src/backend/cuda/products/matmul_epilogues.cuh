@@ -12,10 +12,17 @@ __device__ inline __nv_bfloat16 gated(float gate, float up) {
   return __float2bfloat16_rn(__fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up));
 }
 
+/// Of epilogues whose blocks all have the whole grid's part, and which know W before they start.
+template <class ParamsOf>
+struct WholeGrid {
+  using Params = ParamsOf;
+  static constexpr bool kWaits = false;
+  __device__ static const Params& here(const Params& p) { return p; }
+};
+
 /// Products that are stored or added, bias included. 16 threads have the rows of a tile for one token.
 template <int M>
-struct RowsEpilogue {
-  using Params = SkinnyRows;
+struct RowsEpilogue : WholeGrid<SkinnyRows> {
   static constexpr int kM = M, kItems = M;
   struct Operands {
     float bias, before, norm;  // before: y as it is
@@ -77,8 +84,7 @@ struct RowsEpilogue {
 };
 
 /// 8 rows of gate and the same 8 of up in one tile: half as many columns of tiles, so that they go evenly into blocks.
-struct GateUpEpilogue {
-  using Params = SkinnyGateUp;
+struct GateUpEpilogue : WholeGrid<SkinnyGateUp> {
   static constexpr int kM = 1, kItems = 1;
   struct Operands {
     float bias;
@@ -110,8 +116,7 @@ struct GateUpEpilogue {
 };
 
 /// Tiles of 16 rows of gate and of up, worked on together: x is read once for both.
-struct GateUpPairs {
-  using Params = SkinnyGateUp;
+struct GateUpPairs : WholeGrid<SkinnyGateUp> {
   static constexpr int kM = 2, kItems = 1;
   struct Operands {
     float gate, up;
@@ -142,8 +147,7 @@ struct GateUpPairs {
 
 /// q, k and v, those of them that are there: raw, or rotated and appended. With rotation the two elements that are
 /// rotated together lie in one tile, in lanes of one warp.
-struct QkvEpilogue {
-  using Params = SkinnyQkv;
+struct QkvEpilogue : WholeGrid<SkinnyQkv> {
   static constexpr int kM = 1, kItems = 1;
 
   __host__ __device__ static int tiles_of(const Params& p, int which) {

@@ -130,12 +130,14 @@ __device__ inline void load_x(const SkinnyInput& in, int rows, int cols, int uni
 /// Matrices W: kUnit (columns), kSlot (bytes that a warp has of a unit in the ring), kGroups (of 8 warps in a block),
 /// kShared (whether lanes read what others copied), kPacked (whether x is: packed_rows.cuh), kOne (whether it is one
 /// row), Aim (where 16 rows lie), and the functions of W and x.
-/// Epilogue E: Params, kM (tiles of 16 rows worked on together), row(params, tile, m, r) -> that row of W, kItems
+/// Epilogue E: Params, here(params) (those of this block's part of the grid), kWaits (whether rows of W are chosen by
+/// the kernel before), kM (tiles of 16 rows worked on together), row(params, tile, m, r) -> that row of W, kItems
 /// (results of a tile, in units of NT * 128), sum_of(item) -> its place among the sums, Operands load(params, tile,
 /// item) before the product and store(params, tile, item, sums, factors, operands) behind it.
 template <class W, class E, int NT, int D, bool kStream>
 __global__ void __launch_bounds__(W::kGroups* kRowThreads, NT == 1 && !kStream ? W::kBlocks : 1)
-    skinny_kernel(const __grid_constant__ typename E::Params p, int tiles, int units) {
+    skinny_kernel(const __grid_constant__ typename E::Params given, int tiles, int units) {
+  const auto& p = E::here(given);
   constexpr int M = E::kM;
   using L = Layout<W, M, NT, D, kStream>;
   constexpr int kUnit = W::kUnit;
@@ -170,7 +172,9 @@ __global__ void __launch_bounds__(W::kGroups* kRowThreads, NT == 1 && !kStream ?
   typename W::Aim aims[M];  // at the tile that is copied
   const auto aim = [&] {
 #pragma unroll
-    for (int m = 0; m < M; ++m) aims[m].at([&](int r) { return E::row(p, to_tile, m, r); }, cols, lane, warp);
+    for (int m = 0; m < M; ++m)
+      aims[m].at(
+          p, [&](int r) { return E::row(p, to_tile, m, r); }, lane, warp);
   };
   const auto copy_x = [&](int unit, int slot) {
     if constexpr (kStream) {
@@ -206,6 +210,7 @@ __global__ void __launch_bounds__(W::kGroups* kRowThreads, NT == 1 && !kStream ?
     each(body, std::integral_constant<int, i>{}...);
   };
 
+  if constexpr (E::kWaits) wait_for_previous();
   if (left > 0) aim();
   const int total = left;
   times(std::make_integer_sequence<int, D>{}, [&](auto s) {

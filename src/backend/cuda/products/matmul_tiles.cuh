@@ -169,12 +169,13 @@ __device__ inline void add_scaled(float4& sum, float low, float high, const int4
 }
 
 /// Matrices whose tiles are T's. A slot has those of rows g (the first) and g + 8, as they lie in memory. `kOne`: of x
-/// there is one row, which each block packs for itself.
-template <class T, bool kOneRow>
+/// there is one row, which each block packs for itself. kGroups: two have more warps to hide what a code's way to a
+/// product takes, and x once for both; one, where there are few tiles.
+template <class T, bool kOneRow, int kGroupsOf = 2>
 struct TileUnits {
   static constexpr int kUnit = kTileCols, kSlot = 2 * T::kBytes;
   static constexpr bool kShared = true, kPacked = true, kOne = kOneRow;
-  static constexpr int kGroups = 2;  // more warps to hide what a code's way to a product takes, and x once for all
+  static constexpr int kGroups = kGroupsOf;
   static constexpr int kBlocks = 1, kPackers = kGroups * kWarps - 1;  // warps that pack
 
   /// Bytes of a row of x: two rows are half a bank cycle apart.
@@ -186,9 +187,9 @@ struct TileUnits {
 
   struct Aim {
     const char *low, *high;  // the tiles of the rows that come next
-    template <class Row>
-    __device__ void at(Row&& row, int cols, int lane, int warp) {
-      const int64_t across = static_cast<int64_t>((cols + kUnit - 1) / kUnit) * T::kBytes;
+    template <class Params, class Row>
+    __device__ void at(const Params& p, Row&& row, int lane, int warp) {
+      const int64_t across = static_cast<int64_t>((p.cols + kUnit - 1) / kUnit) * T::kBytes;
       const RowOf first = row(0), second = row(8);
       const int64_t own = warp * T::kBytes + lane * 16;
       low = reinterpret_cast<const char*>(first.matrix) + first.row / kTileRows * across + own;
@@ -196,12 +197,13 @@ struct TileUnits {
     }
   };
 
-  __device__ static void copy(char* slot, Aim& aim, int, int, int lane) {
+  /// Two tiles from where a lane's part of them begins.
+  __device__ static void copy_tiles(char* slot, const char* low, const char* high, int lane) {
     char* to = slot + lane * 16;
 #pragma unroll
     for (int i = 0; i < T::kCodes; i += 512) {
-      copy_16(to + i, aim.low + i, true);
-      copy_16(to + T::kBytes + i, aim.high + i, true);
+      copy_16(to + i, low + i, true);
+      copy_16(to + T::kBytes + i, high + i, true);
     }
     // What is behind the codes of both, as one list.
 #pragma unroll
@@ -210,8 +212,11 @@ struct TileUnits {
       if (at >= 2 * T::kSide) break;
       const bool second = at >= T::kSide;
       const int from = T::kCodes + i - (second ? T::kSide : 0);
-      copy_16(to + from + (second ? T::kBytes : 0), (second ? aim.high : aim.low) + from, true);
+      copy_16(to + from + (second ? T::kBytes : 0), (second ? high : low) + from, true);
     }
+  }
+  __device__ static void copy(char* slot, Aim& aim, int, int, int lane) {
+    copy_tiles(slot, aim.low, aim.high, lane);
     aim.low += kWarps * T::kBytes;
     aim.high += kWarps * T::kBytes;
   }

@@ -20,9 +20,9 @@ struct Bf16Units {
 
   struct Aim {
     const __nv_bfloat16 *low, *high;  // rows g and g + 8
-    template <class Row>
-    __device__ void at(Row&& row, int cols, int lane, int) {
-      const int g = lane / 4;
+    template <class Params, class Row>
+    __device__ void at(const Params& p, Row&& row, int lane, int) {
+      const int g = lane / 4, cols = p.cols;
       const RowOf first = row(g), second = row(g + 8);
       low = reinterpret_cast<const __nv_bfloat16*>(first.matrix) + static_cast<int64_t>(first.row) * cols;
       high = reinterpret_cast<const __nv_bfloat16*>(second.matrix) + static_cast<int64_t>(second.row) * cols;

@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "backend/cuda/experts/chosen_products.h"
 #include "backend/cuda/products/matrices_state.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
@@ -15,8 +16,18 @@ namespace {
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
   int64_t frequencies, angles, slots, rounded, factors, normed, squares, raw, gate_up, hidden, products, panel, packed;
+  int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given;
 
-  Sizes(const Hyperparameters& hp, int64_t rows)
+  Sizes(const Hyperparameters& hp, int64_t rows) : Sizes(hp, rows, hp.experts ? hp.experts.shared_ffn : hp.ffn) {}
+  int64_t total() const {
+    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products +
+           panel + packed + router_logits + arrived + shared + kChoices * choice + kExpertLists * expert +
+           chosen_hidden + chosen_results + given;
+  }
+  static constexpr int kChoices = 5, kExpertLists = 2;  // lists of numbers, one a choice, and one an expert
+
+ private:
+  Sizes(const Hyperparameters& hp, int64_t rows, int64_t ffn)
       : frequencies(part(hp.rope.dims / 2 * sizeof(double))),
         angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
         slots(part(rows * sizeof(int32_t))),
@@ -25,18 +36,22 @@ struct Sizes {
         normed(part(rows * hp.width * 2)),
         squares(part(rows * ((hp.width + 15) / 16) * sizeof(float))),
         raw(part(rows * (hp.q_width() + 2 * hp.kv_width()) * sizeof(float))),
-        gate_up(part(rows * 2 * hp.ffn * 2)),
-        hidden(part(rows * hp.ffn * 2)),
+        gate_up(part(rows * 2 * ffn * 2)),
+        hidden(part(rows * ffn * 2)),
         products(LtMatmul::kWorkspace),
         panel(kPanel),
         packed(part(std::max(skinny_packed_bytes(static_cast<int>(rows), std::max(hp.width, hp.q_width())),
-                             skinny_packed_bytes(kQuantisedRows, hp.ffn)))) {}
-  int64_t total() const {
-    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products +
-           panel + packed;
+                             skinny_packed_bytes(kQuantisedRows, static_cast<int>(ffn))))),
+        router_logits(part(rows * (hp.experts.count + 1) * sizeof(float))),
+        arrived(part(rows * sizeof(uint32_t))),
+        shared(part(rows * sizeof(float))),
+        choice(part(rows * hp.experts.used * sizeof(int32_t))),
+        expert(part((hp.experts.count + 1) * sizeof(int32_t))),
+        chosen_hidden(part(rows * hp.experts.used * padded_ffn(hp.experts.ffn) * 2)),
+        chosen_results(part(rows * hp.experts.used * hp.width * sizeof(float))),
+        given(hp.post_norms ? part(rows * hp.width * sizeof(float)) : 0) {
+    if (!hp.experts) router_logits = arrived = shared = choice = expert = 0;
   }
-
- private:
   static int64_t part(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 };
 
@@ -75,6 +90,21 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.products, sizes.products);
   place(s.panel, sizes.panel);
   place(s.packed, sizes.packed);
+  place(s.router_logits, sizes.router_logits);
+  place(s.arrived, sizes.arrived);
+  place(s.choices.shared, sizes.shared);
+  place(s.choices.experts, sizes.choice);
+  place(s.choices.weights, sizes.choice);
+  place(s.groups.row, sizes.choice);
+  place(s.groups.weight, sizes.choice);
+  place(s.groups.place, sizes.choice);
+  place(s.groups.first, sizes.expert);
+  place(s.groups.tile, sizes.expert);
+  place(s.chosen_hidden, sizes.chosen_hidden);
+  place(s.chosen_results, sizes.chosen_results);
+  place(s.given, sizes.given);
+  // Where another model's numbers may have been.
+  check(cudaMemset(s.arrived, 0, static_cast<size_t>(sizes.arrived)), "activations of a pass");
   const std::vector<double>& frequencies = hp.rope.frequencies;
   check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
         "rotation frequencies");
@@ -96,12 +126,14 @@ void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
 
 void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
   state_->normed_x = {};
+  const float scale = state_->hp.embedding_scale;
   if (p.embedding.type != GGML_TYPE_BF16) {
     launch_dequantise_tokens({p.embedding.type, p.embedding.data, p.tables.tokens, p.rows, p.embedding.cols, p.x},
                              stream);
-    return;
+  } else {
+    launch_embed(bf16(p.embedding), p.tables.tokens, p.rows, static_cast<int>(p.embedding.cols), p.x, stream);
   }
-  launch_embed(bf16(p.embedding), p.tables.tokens, p.rows, static_cast<int>(p.embedding.cols), p.x, stream);
+  if (scale != 1) launch_scale(p.x, p.rows * p.embedding.cols, scale, stream);
 }
 
 RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int rows) const {
@@ -109,6 +141,7 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
   return {.bias = {floats(layer.bq), floats(layer.bk), floats(layer.bv)},
           .q_norm = floats(layer.q_norm),
           .k_norm = floats(layer.k_norm),
+          .norms_rows = layer.q_norm && layer.q_norm.cols > hp.head_dim,
           .epsilon = hp.rms_epsilon,
           .angles = angles + static_cast<int64_t>(first) * pairs(),
           .slots = slots + first,
@@ -118,8 +151,19 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .heads = hp.heads,
           .kv_heads = hp.kv_heads,
           .head_dim = hp.head_dim,
-          .dims = hp.rope.dims,
+          .dims = rotated_dims(layer),
           .halves = halves()};
+}
+
+void Matrices::State::warm(const QkvParams& p, int first, int rows, cudaStream_t stream) const {
+  if (hp.temperature_scale == 0) return;
+  launch_temperature({.positions = p.tables.positions + first,
+                      .scale = hp.temperature_scale,
+                      .length = hp.temperature_length,
+                      .rows = rows,
+                      .width = hp.q_width(),
+                      .q = p.q + static_cast<int64_t>(first) * hp.q_width()},
+                     stream);
 }
 
 void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
@@ -147,7 +191,7 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
                   .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
                   .kv_heads = hp.kv_heads,
                   .head_dim = hp.head_dim,
-                  .dims = hp.rope.dims,
+                  .dims = rotated_dims(layer),
                   .halves = halves()};
   launch_skinny_qkv(product, stream);
   if (inside) return;
@@ -163,6 +207,7 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
 void Matrices::qkv(const QkvParams& p, cudaStream_t stream) {
   if (p.pass.decode_rows > 0) state_->decode_qkv(p, stream);
   if (p.pass.rows > p.pass.decode_rows) state_->prefill_qkv(p, stream);
+  state_->warm(p, 0, p.pass.rows, stream);
 }
 
 void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
@@ -174,44 +219,46 @@ void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
     product.in = s.input(p.out, {}, nullptr, first, {&layer.wo}, stream);
     product.w = matrix(layer.wo);
     product.bias = floats(layer.bo);
-    product.y = p.x;
+    product.y = s.target(layer.attn_post_norm, p.x, 0);
     product.rows = first;
     product.cols = q_width;
     product.w_rows = width;
-    product.add = true;
-    product.next = s.norm_next(p.x, layer.ffn_norm, first);
+    product.add = !layer.attn_post_norm;
+    product.next = s.norm_next(p.x, product.add ? layer.ffn_norm : Weight{}, first);
     launch_skinny_rows(product, stream);
+    s.add_normed(layer.attn_post_norm, p.x, 0, first, stream);
   }
   if (p.pass.rows > first) s.prefill_project(p, stream);
 }
 
-void Matrices::State::decode_gate_up(const Layer& layer, const float* x, int rows, cudaStream_t stream) {
-  const SkinnyInput in = normed_input(x, layer.ffn_norm, rows, {&layer.gate, &layer.up}, stream);
-  if (layer.gate.type == layer.up.type) {
+void Matrices::State::decode_gate_up(const GateUpWeights& w, const float* x, int rows, cudaStream_t stream) {
+  const auto ffn = static_cast<int>(w.gate.rows);
+  const SkinnyInput in = normed_input(x, w.norm, rows, {&w.gate, &w.up}, stream);
+  if (w.gate.type == w.up.type) {
     SkinnyGateUp both;
     both.in = in;
-    both.gate = matrix(layer.gate);
-    both.up = matrix(layer.up);
-    both.gate_bias = floats(layer.b_gate);
-    both.up_bias = floats(layer.b_up);
+    both.gate = matrix(w.gate);
+    both.up = matrix(w.up);
+    both.gate_bias = floats(w.b_gate);
+    both.up_bias = floats(w.b_up);
     both.hidden = hidden;
     both.rows = rows;
     both.cols = hp.width;
-    both.ffn = hp.ffn;
+    both.ffn = ffn;
     launch_skinny_gate_up(both, stream);
     return;
   }
   SkinnyRows gate;
   gate.in = in;
-  gate.w = matrix(layer.gate);
-  gate.bias = floats(layer.b_gate);
+  gate.w = matrix(w.gate);
+  gate.bias = floats(w.b_gate);
   gate.y = reinterpret_cast<float*>(gate_up);  // [rows, ffn] of float32 take as much
   gate.rows = rows;
   gate.cols = hp.width;
-  gate.w_rows = hp.ffn;
+  gate.w_rows = ffn;
   SkinnyRows up = gate;
-  up.w = matrix(layer.up);
-  up.bias = floats(layer.b_up);
+  up.w = matrix(w.up);
+  up.bias = floats(w.b_up);
   up.hidden = hidden;
   launch_skinny_rows(gate, stream);
   launch_skinny_rows(up, stream);
@@ -222,19 +269,20 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int rows = p.pass.decode_rows;
   if (rows > 0) {
-    s.decode_gate_up(layer, p.x, rows, stream);
+    s.decode_gate_up({layer.ffn_norm, layer.gate, layer.up, layer.b_gate, layer.b_up}, p.x, rows, stream);
     SkinnyRows down;
     down.in.rounded = s.hidden;
     down.in.scratch = s.packed;
     down.w = matrix(layer.down);
     down.bias = floats(layer.b_down);
-    down.y = p.x;
+    down.y = s.target(layer.ffn_post_norm, p.x, 0);
     down.rows = rows;
     down.cols = s.hp.ffn;
     down.w_rows = s.hp.width;
-    down.add = true;
-    down.next = s.norm_next(p.x, p.next ? p.next->attn_norm : Weight{}, rows);
+    down.add = !layer.ffn_post_norm;
+    down.next = s.norm_next(p.x, p.next && down.add ? p.next->attn_norm : Weight{}, rows);
     launch_skinny_rows(down, stream);
+    s.add_normed(layer.ffn_post_norm, p.x, 0, rows, stream);
   }
   if (p.pass.rows > rows) s.prefill_mlp(p, stream);
 }
@@ -253,6 +301,7 @@ void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
     launch_skinny_rows(product, stream);
   }
   if (p.pass.rows > first) s.prefill_logits(p, stream);
+  if (p.output.scale != 1) launch_scale(p.logits, p.pass.rows * p.output.rows, p.output.scale, stream);
 }
 
 }  // namespace tidal::cuda

@@ -1,6 +1,7 @@
 // Everything of a layer that multiplies with weights: embedding, q/k/v with norm, rotation and append, output
-// projection, MLP, logits. Decode rows go through the skinny product (matmul_skinny.cu), the others through cuBLASLt,
-// chunk by chunk: it orders its sums by the number of rows, and what a chunk gets must not depend on its company.
+// projection, MLP or experts, logits. Decode rows go through the skinny product (matmul_skinny.cu), the others through
+// cuBLASLt, chunk by chunk: it orders its sums by the number of rows, and what a chunk gets must not depend on its
+// company.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -86,6 +87,7 @@ class Matrices {
   void qkv(const QkvParams& params, cudaStream_t stream);
   void project(const ProjectParams& params, cudaStream_t stream);
   void mlp(const MlpParams& params, cudaStream_t stream);
+  void experts(const MlpParams& params, cudaStream_t stream);
   void logits(const LogitsParams& params, cudaStream_t stream);
 
  private:

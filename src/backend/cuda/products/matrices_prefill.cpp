@@ -24,18 +24,22 @@ void make_panel(std::initializer_list<const Weight*> weights, int64_t first, int
     const int64_t begin = std::max<int64_t>(first, 0), rows = std::min(first + count, weight->rows) - begin;
     first -= weight->rows;
     if (rows <= 0) continue;
-    if (weight->type == GGML_TYPE_BF16) {
-      check(cudaMemcpyAsync(to, weight->row(begin), static_cast<size_t>(rows) * weight->row_bytes(),
-                            cudaMemcpyDeviceToDevice, stream),
-            "a panel of weights");
-    } else {
-      launch_dequantise_rows({weight->type, weight->data, begin, rows, weight->cols, to}, stream);
-    }
+    make_rows(*weight, begin, rows, to, stream);
     to += rows * weight->cols;
   }
 }
 
 }  // namespace
+
+void make_rows(const Weight& weight, int64_t first, int64_t count, Bf16* to, cudaStream_t stream) {
+  if (weight.type == GGML_TYPE_BF16) {
+    check(cudaMemcpyAsync(to, weight.row(first), static_cast<size_t>(count) * weight.row_bytes(),
+                          cudaMemcpyDeviceToDevice, stream),
+          "a panel of weights");
+  } else {
+    launch_dequantise_rows({weight.type, weight.data, first, count, weight.cols, to}, stream);
+  }
+}
 
 void Matrices::State::multiply_chunks(LtProduct product, PassRows pass, cudaStream_t stream) {
   for (const int rows : pass.long_chunks) {
@@ -101,33 +105,48 @@ void Matrices::State::prefill_project(const ProjectParams& p, cudaStream_t strea
   const Layer& layer = *p.layer;
   const int first = p.pass.decode_rows, width = hp.width, q_width = hp.q_width();
   const int rows = p.pass.rows - first;
-  float* x = p.x + static_cast<int64_t>(first) * width;
   const __nv_bfloat16* out =
       round_whole(p.out + static_cast<int64_t>(first) * q_width, {}, nullptr, p.pass, q_width, stream);
-  multiply({.x = out, .y = x, .cols = q_width, .stride = width, .add = true}, {&layer.wo}, p.pass, stream);
-  if (layer.bo) launch_add_bias(x, floats(layer.bo), rows, width, stream);
+  float* to = target(layer.attn_post_norm, p.x, first);
+  multiply({.x = out, .y = to, .cols = q_width, .stride = width, .add = !layer.attn_post_norm}, {&layer.wo}, p.pass,
+           stream);
+  if (layer.bo) launch_add_bias(to, floats(layer.bo), rows, width, stream);
+  add_normed(layer.attn_post_norm, p.x, first, rows, stream);
+}
+
+const __nv_bfloat16* Matrices::State::prefill_hidden(const Weight& gate, const Weight& up, const Weight& b_gate,
+                                                     const Weight& b_up, const float* factors,
+                                                     const __nv_bfloat16* normed, PassRows pass, cudaStream_t stream) {
+  const auto ffn = static_cast<int>(gate.rows);
+  const int first = pass.decode_rows;
+  __nv_bfloat16* both = gate_up + static_cast<int64_t>(first) * 2 * ffn;
+  __nv_bfloat16* silu = hidden + static_cast<int64_t>(first) * ffn;
+  multiply({.x = normed, .y = both, .cols = hp.width, .stride = 2 * ffn, .rounded = true}, {&gate, &up}, pass, stream);
+  launch_silu({.gate = both,
+               .up = both + ffn,
+               .gate_bias = floats(b_gate),
+               .up_bias = floats(b_up),
+               .factors = factors,
+               .hidden = silu,
+               .rows = pass.rows - first,
+               .ffn = ffn,
+               .stride = 2 * ffn},
+              stream);
+  return silu;
 }
 
 void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
-  const int first = p.pass.decode_rows, rows = p.pass.rows - first, ffn = hp.ffn;
+  const int first = p.pass.decode_rows, rows = p.pass.rows - first;
   float* x = p.x + static_cast<int64_t>(first) * hp.width;
   const __nv_bfloat16* normed = round_whole(x, layer.ffn_norm, nullptr, p.pass, hp.width, stream);
-  __nv_bfloat16* both = gate_up + static_cast<int64_t>(first) * 2 * ffn;
-  __nv_bfloat16* silu = hidden + static_cast<int64_t>(first) * ffn;
-  multiply({.x = normed, .y = both, .cols = hp.width, .stride = 2 * ffn, .rounded = true}, {&layer.gate, &layer.up},
-           p.pass, stream);
-  launch_silu({.gate = both,
-               .up = both + ffn,
-               .gate_bias = floats(layer.b_gate),
-               .up_bias = floats(layer.b_up),
-               .hidden = silu,
-               .rows = rows,
-               .ffn = ffn,
-               .stride = 2 * ffn},
-              stream);
-  multiply({.x = silu, .y = x, .cols = ffn, .stride = hp.width, .add = true}, {&layer.down}, p.pass, stream);
-  if (layer.b_down) launch_add_bias(x, floats(layer.b_down), rows, hp.width, stream);
+  const __nv_bfloat16* silu =
+      prefill_hidden(layer.gate, layer.up, layer.b_gate, layer.b_up, nullptr, normed, p.pass, stream);
+  float* to = target(layer.ffn_post_norm, p.x, first);
+  multiply({.x = silu, .y = to, .cols = hp.ffn, .stride = hp.width, .add = !layer.ffn_post_norm}, {&layer.down}, p.pass,
+           stream);
+  if (layer.b_down) launch_add_bias(to, floats(layer.b_down), rows, hp.width, stream);
+  add_normed(layer.ffn_post_norm, p.x, first, rows, stream);
 }
 
 void Matrices::State::prefill_logits(const LogitsParams& p, cudaStream_t stream) {

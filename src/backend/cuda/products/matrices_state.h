@@ -1,10 +1,12 @@
 // What the products of a pass share: the workspace, and the ways in. Decode rows are in matrices.cpp, the others in
-// matrices_prefill.cpp.
+// matrices_prefill.cpp, mixtures of experts in matrices_experts.cpp.
 #pragma once
 
 #include <algorithm>
 #include <initializer_list>
 
+#include "backend/cuda/experts/grouped_products.h"
+#include "backend/cuda/experts/route.h"
 #include "backend/cuda/products/elementwise.h"
 #include "backend/cuda/products/matmul_lt.h"
 #include "backend/cuda/products/matmul_skinny.h"
@@ -18,8 +20,16 @@ inline const __nv_bfloat16* bf16(const Weight& weight) { return reinterpret_cast
 inline SkinnyMatrix matrix(const Weight& weight) { return {weight.data, weight.type}; }
 inline const float* floats(const Weight& weight) { return reinterpret_cast<const float*>(weight.data); }
 
+/// Of an MLP, or of a shared expert.
+struct GateUpWeights {
+  const Weight &norm, &gate, &up, &b_gate, &b_up;
+};
+
 /// Bytes of bf16 that quantised matrices are dequantised to at once.
 inline constexpr int64_t kPanel = int64_t{64} << 20;
+
+/// Rows [first, first + count) of a matrix in bf16: [count, cols].
+void make_rows(const Weight& weight, int64_t first, int64_t count, Bf16* to, cudaStream_t stream);
 
 struct Matrices::State {
   Hyperparameters hp;
@@ -40,6 +50,15 @@ struct Matrices::State {
   std::byte* products = nullptr;     ///< cuBLASLt's own
   Bf16* panel = nullptr;             ///< kPanel bytes: rows of quantised matrices, dequantised for cuBLASLt
   std::byte* packed = nullptr;       ///< SkinnyInput::scratch
+  float* given = nullptr;            ///< [rows, width], what is to be normed before it is added; where models have that
+
+  // Of mixtures of experts; a choice is a row and one of its experts.
+  float* router_logits = nullptr;          ///< [rows, experts + 1]
+  uint32_t* arrived = nullptr;             ///< [rows]
+  Choices choices;                         ///< of all rows
+  ExpertGroups groups;                     ///< of the rows behind the decode rows
+  __nv_bfloat16* chosen_hidden = nullptr;  ///< [rows, used, padded_ffn(ffn)]
+  float* chosen_results = nullptr;         ///< [rows, used, width]
 
   /// What `normed` and `squares` hold: rows of x as the product before left them, with this norm.
   struct Normed {
@@ -56,6 +75,22 @@ struct Matrices::State {
     return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && hp.rope.dims % 16 == 0;
   }
 
+  /// Where the product of a row of x goes: to x, or, to be normed before it is added, elsewhere.
+  float* target(const Weight& post_norm, float* x, int first) const {
+    return (post_norm ? given : x) + static_cast<int64_t>(first) * hp.width;
+  }
+  /// Rows [first, first + rows) of x += the norms of what lies in `given`, if there is such a norm.
+  void add_normed(const Weight& post_norm, float* x, int first, int rows, cudaStream_t stream) {
+    if (!post_norm) return;
+    const int64_t at = static_cast<int64_t>(first) * hp.width;
+    launch_add_normed({.given = given + at,
+                       .norm = floats(post_norm),
+                       .epsilon = hp.rms_epsilon,
+                       .rows = rows,
+                       .width = hp.width,
+                       .x = x + at},
+                      stream);
+  }
   /// The input of skinny products with `weights` from float32 rows: as it is where these are few, rounded by a launch
   /// of its own otherwise, and packed if all take it so.
   SkinnyInput input(const float* x, const Weight& norm, const int32_t* row_ids, int rows,
@@ -132,13 +167,24 @@ struct Matrices::State {
   void multiply_chunks(LtProduct product, PassRows pass, cudaStream_t stream);
 
   void decode_qkv(const QkvParams& p, cudaStream_t stream);
-  void decode_gate_up(const Layer& layer, const float* x, int rows, cudaStream_t stream);
+  void decode_gate_up(const GateUpWeights& weights, const float* x, int rows, cudaStream_t stream);
   void prefill_qkv(const QkvParams& p, cudaStream_t stream);
   void prefill_project(const ProjectParams& p, cudaStream_t stream);
   void prefill_mlp(const MlpParams& p, cudaStream_t stream);
   void prefill_logits(const LogitsParams& p, cudaStream_t stream);
+  /// hidden of a dense MLP with these matrices, from the rows behind the decode rows, a factor a row if there are any.
+  const __nv_bfloat16* prefill_hidden(const Weight& gate, const Weight& up, const Weight& b_gate, const Weight& b_up,
+                                      const float* factors, const __nv_bfloat16* normed, PassRows pass,
+                                      cudaStream_t stream);
+  void route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream);
+  void decode_experts(const MlpParams& p, cudaStream_t stream);
+  void prefill_experts(const MlpParams& p, cudaStream_t stream);
+  void prefill_chosen(const Layer& layer, const __nv_bfloat16* normed, cudaStream_t stream);
   /// Rotation of raw products of the rows from `first` on.
   RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
+  int rotated_dims(const Layer& layer) const { return layer.rotates ? hp.rope.dims : 0; }
+  /// Queries of the rows from `first` on get their temperature, if the model has one.
+  void warm(const QkvParams& p, int first, int rows, cudaStream_t stream) const;
 };
 
 }  // namespace tidal::cuda

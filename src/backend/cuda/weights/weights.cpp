@@ -59,6 +59,20 @@ void convert(const Weight& weight, int64_t first, int64_t count, Bf16* to) {
   }
 }
 
+/// The same in float32.
+void convert(const Weight& weight, float* to) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < weight.rows; ++r) {
+    float* const values = to + r * weight.cols;
+    if (weight.type == GGML_TYPE_F32) {
+      std::memcpy(values, weight.row(r), weight.row_bytes());
+    } else {
+      ggml_get_type_traits(weight.type)->to_float(weight.row(r), values, weight.cols);
+    }
+    for (int64_t i = 0; i < weight.cols; ++i) values[i] *= weight.scale;
+  }
+}
+
 /// A way to the device: while one piece of weights is on it, the host makes the next for another way.
 struct Way {
   Stream stream = make_stream();
@@ -226,6 +240,19 @@ Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
   result.data = to;
   result.scale = 1;  // it is in the values
   return result;
+}
+
+Weight DeviceWeights::upload_floats(const Weight& host, cudaStream_t user) {
+  if (!host) return host;
+  if (host.cols % 8 != 0) fail("cuda backend: a matrix of {} columns, expected a multiple of 8", host.cols);
+  std::vector<float> values(static_cast<size_t>(host.rows * host.cols));
+  convert(host, values.data());
+  Weight floats{GGML_TYPE_F32, host.rows, host.cols, reinterpret_cast<const std::byte*>(values.data())};
+  std::byte* const to = state_->allocate(static_cast<int64_t>(floats.bytes()));
+  state_->send_as_it_is(floats, to);
+  state_->join(user);
+  floats.data = to;
+  return floats;
 }
 
 }  // namespace tidal::cuda

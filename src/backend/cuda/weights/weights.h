@@ -28,6 +28,8 @@ class DeviceWeights {
   /// free when it returns; the weight is there for all that `user` does from then on. Throws Error: out of memory, or
   /// columns that are no multiple of 8.
   Weight upload(const Weight& host, cudaStream_t user);
+  /// The same as float32, whatever it is.
+  Weight upload_floats(const Weight& host, cudaStream_t user);
 
  private:
   struct State;

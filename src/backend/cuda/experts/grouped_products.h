@@ -1,0 +1,59 @@
+// The products of many rows with the experts that each of them goes through: choices are grouped by expert, and a
+// launch multiplies what many experts have. A choice's results do not depend on what else there is.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "backend/cuda/experts/route.h"
+
+namespace tidal::cuda {
+
+/// Choices in groups of the same expert, device memory. `place` counts them in this order.
+struct ExpertGroups {
+  int32_t* first = nullptr;  ///< [experts + 1], places where groups begin
+  int32_t* tile = nullptr;   ///< [experts + 1], the same in tiles of kGroupTile places, each group's last one filled up
+  int32_t* row = nullptr;    ///< [choices], of x, by place
+  float* weight = nullptr;   ///< [choices], by place
+  int32_t* place = nullptr;  ///< [choices], by row and rank
+};
+inline constexpr int kGroupTile = 64;
+
+/// Groups the choices of `rows` rows.
+void launch_group(const Choices& choices, int rows, const Experts& experts, const ExpertGroups& groups,
+                  cudaStream_t stream);
+
+/// Experts [first, first + count) whose matrices, or the same rows of each, lie in a panel of bf16.
+struct ExpertPanel {
+  int first = 0, count = 0;
+  const __nv_bfloat16 *w = nullptr, *up = nullptr;  ///< [count, rows, cols]
+  int begin = 0, rows = 0;                          ///< which rows of each expert's matrix
+};
+
+/// hidden [choices, stride] = weight * silu(gate x) * (up x), by place; columns [begin, begin + rows).
+struct GroupedGateUp {
+  ExpertGroups groups;
+  ExpertPanel panel;                                                                 ///< gate in `w`
+  const float *gate_scales = nullptr, *up_scales = nullptr, *down_scales = nullptr;  ///< [experts]; optional
+  const __nv_bfloat16* x = nullptr;                                                  ///< [rows, cols], normed
+  __nv_bfloat16* hidden = nullptr;
+  int cols = 0, stride = 0;  ///< multiples of 8
+};
+/// results [choices, stride] = down hidden, by place; columns [begin, begin + rows).
+struct GroupedDown {
+  ExpertGroups groups;
+  ExpertPanel panel;
+  const __nv_bfloat16* hidden = nullptr;  ///< [choices, cols]
+  float* results = nullptr;
+  int cols = 0, stride = 0;  ///< cols a multiple of 8
+};
+void launch_grouped(const GroupedGateUp& params, cudaStream_t stream);
+void launch_grouped(const GroupedDown& params, cudaStream_t stream);
+
+/// x [rows, width] += the results of each row's choices, in the order of their ranks.
+void launch_combine(const float* results, const int32_t* place, int rows, int used, int width, float* x,
+                    cudaStream_t stream);
+
+}  // namespace tidal::cuda

@@ -1,0 +1,165 @@
+// Mixtures of experts: the router chooses for every row; the products of decode rows read what each row chose, those of
+// the others what many rows chose.
+#include <algorithm>
+
+#include "backend/cuda/experts/chosen_products.h"
+#include "backend/cuda/products/matrices_state.h"
+#include "backend/cuda/runtime/error.h"
+#include "backend/cuda/weights/quantised.h"
+
+namespace tidal::cuda {
+
+void Matrices::State::route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream) {
+  const Experts& experts = hp.experts;
+  if (layer.router.type != GGML_TYPE_F32 || (layer.shared_switch && layer.shared_switch.type != GGML_TYPE_F32)) {
+    fail_with("cuda backend: a router was not uploaded as float32");
+  }
+  const auto at = [&](int each) { return static_cast<int64_t>(first) * each; };
+  launch_route(
+      {.x = x + at(hp.width),
+       .norm = floats(layer.ffn_norm),
+       .epsilon = hp.rms_epsilon,
+       .router = floats(layer.router),
+       .shared_switch = floats(layer.shared_switch),
+       .rows = rows,
+       .width = hp.width,
+       .experts = experts,
+       .few = first == 0 && rows <= kSkinnyRows,
+       .logits = router_logits + at(experts.count + 1),
+       .arrived = arrived + first,
+       .choices = {choices.experts + at(experts.used), choices.weights + at(experts.used), choices.shared + first}},
+      stream);
+}
+
+void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
+  const Layer& layer = *p.layer;
+  const Experts& experts = hp.experts;
+  const int rows = p.pass.decode_rows;
+  route(layer, p.x, 0, rows, stream);
+  ChosenGateUp both;
+  if (normed_x == Normed{p.x, layer.ffn_norm.data, rows}) {
+    both.in.rounded = normed;
+    both.in.squares = squares;
+  } else {
+    both.in.x = p.x;
+    both.in.norm = floats(layer.ffn_norm);
+  }
+  both.in.epsilon = hp.rms_epsilon;
+  both.gate = matrix(layer.expert_gate);
+  both.up = matrix(layer.expert_up);
+  both.gate_scales = floats(layer.gate_scales);
+  both.up_scales = floats(layer.up_scales);
+  both.down_scales = floats(layer.down_scales);
+  both.choices = choices;
+  both.hidden = chosen_hidden;
+  both.rows = rows;
+  both.cols = hp.width;
+  both.ffn = experts.ffn;
+  both.used = experts.used;
+  launch_chosen(both, stream);
+  const Weight next = p.next ? p.next->attn_norm : Weight{};
+  if (layer.shared_down) {
+    decode_gate_up({layer.ffn_norm, layer.shared_gate, layer.shared_up, {}, {}}, p.x, rows, stream);
+    SkinnyRows down;
+    down.in.rounded = hidden;
+    down.in.factors = layer.shared_switch ? choices.shared : nullptr;
+    down.in.scratch = packed;
+    down.w = matrix(layer.shared_down);
+    down.y = p.x;
+    down.rows = rows;
+    down.cols = experts.shared_ffn;
+    down.w_rows = hp.width;
+    down.add = true;
+    launch_skinny_rows(down, stream);
+  }
+  ChosenDown down;
+  down.in.rounded = chosen_hidden;
+  down.w = matrix(layer.expert_down);
+  down.y = p.x;
+  down.rows = rows;
+  down.cols = experts.used * padded_ffn(experts.ffn);
+  down.w_rows = hp.width;
+  down.add = true;
+  down.next = norm_next(p.x, next, rows);
+  down.choices = choices;
+  down.ffn = experts.ffn;
+  down.used = experts.used;
+  launch_chosen(down, stream);
+}
+
+void Matrices::State::prefill_chosen(const Layer& layer, const __nv_bfloat16* normed, cudaStream_t stream) {
+  const Experts& experts = hp.experts;
+  /// Calls body(panel) for all experts' matrices [rows, cols] of one or two weights.
+  const auto for_panels = [&](const Weight& w, const Weight* up, int rows, int cols, auto&& body) {
+    if (w.type == GGML_TYPE_BF16 && (!up || up->type == GGML_TYPE_BF16)) {
+      return body(ExpertPanel{0, experts.count, bf16(w), up ? bf16(*up) : nullptr, 0, rows});
+    }
+    // As many whole experts as fit, or rows of one; 64 rows of gate and up make a tile.
+    const int64_t most = kPanel / 2 / cols / (up ? 2 : 1), part = std::max<int64_t>(64, most / 64 * 64);
+    const int together = static_cast<int>(std::clamp<int64_t>(most / rows, 1, experts.count));
+    const int64_t each = most >= rows ? rows : std::min<int64_t>(rows, part);
+    for (int first = 0; first < experts.count; first += together) {
+      const int count = std::min(together, experts.count - first);
+      for (int64_t begin = 0; begin < rows; begin += each) {
+        const int64_t own = std::min<int64_t>(each, rows - begin), all = count * own;
+        Bf16* to = panel;
+        for (const Weight* weight : {&w, up}) {
+          if (!weight) continue;
+          make_rows(*weight, static_cast<int64_t>(first) * rows + begin, all, to, stream);
+          to += all * cols;
+        }
+        const auto* from = reinterpret_cast<const __nv_bfloat16*>(panel);
+        body(ExpertPanel{first, count, from, up ? from + all * cols : nullptr, static_cast<int>(begin),
+                         static_cast<int>(own)});
+      }
+    }
+  };
+  for_panels(layer.expert_gate, &layer.expert_up, experts.ffn, hp.width, [&](const ExpertPanel& one) {
+    launch_grouped(GroupedGateUp{.groups = groups,
+                                 .panel = one,
+                                 .gate_scales = floats(layer.gate_scales),
+                                 .up_scales = floats(layer.up_scales),
+                                 .down_scales = floats(layer.down_scales),
+                                 .x = normed,
+                                 .hidden = chosen_hidden,
+                                 .cols = hp.width,
+                                 .stride = experts.ffn},
+                   stream);
+  });
+  for_panels(layer.expert_down, nullptr, hp.width, experts.ffn, [&](const ExpertPanel& one) {
+    launch_grouped(GroupedDown{.groups = groups,
+                               .panel = one,
+                               .hidden = chosen_hidden,
+                               .results = chosen_results,
+                               .cols = experts.ffn,
+                               .stride = hp.width},
+                   stream);
+  });
+}
+
+void Matrices::State::prefill_experts(const MlpParams& p, cudaStream_t stream) {
+  const Layer& layer = *p.layer;
+  const Experts& experts = hp.experts;
+  const int first = p.pass.decode_rows, rows = p.pass.rows - first;
+  float* x = p.x + static_cast<int64_t>(first) * hp.width;
+  route(layer, p.x, first, rows, stream);
+  const __nv_bfloat16* normed = round_whole(x, layer.ffn_norm, nullptr, p.pass, hp.width, stream);
+  const int64_t choice = static_cast<int64_t>(first) * experts.used;
+  launch_group({choices.experts + choice, choices.weights + choice}, rows, experts, groups, stream);
+  prefill_chosen(layer, normed, stream);
+  if (layer.shared_down) {
+    const float* factors = layer.shared_switch ? choices.shared + first : nullptr;
+    const __nv_bfloat16* shared =
+        prefill_hidden(layer.shared_gate, layer.shared_up, {}, {}, factors, normed, p.pass, stream);
+    multiply({.x = shared, .y = x, .cols = experts.shared_ffn, .stride = hp.width, .add = true}, {&layer.shared_down},
+             p.pass, stream);
+  }
+  launch_combine(chosen_results, groups.place, rows, experts.used, hp.width, x, stream);
+}
+
+void Matrices::experts(const MlpParams& p, cudaStream_t stream) {
+  if (p.pass.decode_rows > 0) state_->decode_experts(p, stream);
+  if (p.pass.rows > p.pass.decode_rows) state_->prefill_experts(p, stream);
+}
+
+}  // namespace tidal::cuda
