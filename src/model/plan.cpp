@@ -71,15 +71,6 @@ const MeasuredModel* measured(const Hyperparameters& hp) {
 
 constexpr int kFirstSelect = 2;  // of tidal plans
 
-/// A plan of the layers that read the whole context as one of all.
-Plan spread(Plan plan, const Hyperparameters& hp) {
-  std::vector<Role> roles(static_cast<size_t>(hp.layers), Role::Dense);
-  auto role = plan.roles.begin();
-  for (const int layer : hp.layers_that_read_all()) roles[static_cast<size_t>(layer)] = *role++;
-  plan.roles = std::move(roles);
-  return plan;
-}
-
 }  // namespace
 
 Plan Plan::full(int layers) {
@@ -120,7 +111,7 @@ Plan Plan::tidal(const Hyperparameters& hp, int reselect, const Policy& policy) 
     fail("reselect: layer {} is none of those that can be, expected one of {}", reselect,
          fmt::join(layers.begin() + kFirstSelect + 1, layers.end(), ", "));
   }
-  return spread(tidal(count, static_cast<int>(found - layers.begin()), policy), hp);
+  return tidal(count, static_cast<int>(found - layers.begin()), policy).among(hp);
 }
 
 Plan Plan::sketch(int layers, int dense, const Policy& policy) {
@@ -137,7 +128,15 @@ Plan Plan::sketch(int layers, int dense, const Policy& policy) {
 Plan Plan::sketch(const Hyperparameters& hp, int dense, const Policy& policy) {
   const auto count = static_cast<int>(hp.layers_that_read_all().size());
   if (count == 0) fail("plan: no layer reads the whole context, so there is none to scan");
-  return spread(sketch(count, dense, policy), hp);
+  return sketch(count, dense, policy).among(hp);
+}
+
+Plan Plan::among(const Hyperparameters& hp) const {
+  Plan plan = *this;
+  plan.roles.assign(static_cast<size_t>(hp.layers), Role::Dense);
+  auto role = roles.begin();
+  for (const int layer : hp.layers_that_read_all()) plan.roles[static_cast<size_t>(layer)] = *role++;
+  return plan;
 }
 
 bool Plan::has_sparse() const { return std::any_of(roles.begin(), roles.end(), reads_selected); }

@@ -32,6 +32,9 @@ struct Plan {
   /// The same of the layers that read the whole context.
   static Plan sketch(const Hyperparameters& hp, int dense, const Policy& policy);
 
+  /// This plan of the layers that read the whole context as one of all layers.
+  Plan among(const Hyperparameters& hp) const;
+
   /// Whether a layer reads only selected positions: one that is Sparse or Scan.
   bool has_sparse() const;
   /// Whether it may go on only with K/V that dense attention computed: full attention, and plans that correct.

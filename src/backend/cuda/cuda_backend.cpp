@@ -67,7 +67,8 @@ class CudaBackend final : public Backend {
   std::string unsupported(const Hyperparameters& hp) const override {
     if (hp.experts) return "mixtures of experts";
     if (hp.post_norms) return "models that norm what attention and MLP give";
-    if (hp.temperature_scale != 0) return "models whose attention has a temperature";
+    if (hp.scales_queries()) return "models whose attention has a temperature";
+    if (hp.activation != Activation::Silu) return "models whose MLP has another activation than SiLU";
     if (!hp.windows.empty()) return "models with layers that see a window of the context only";
     if (hp.unrotated_every > 0) return "models with layers that do not rotate";
     return hp.embedding_scale != 1 || hp.logit_scale != 1 ? "models that scale embeddings or logits" : "";

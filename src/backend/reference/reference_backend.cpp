@@ -130,7 +130,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       reference::rms_norm(row + i, norm, static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
     }
-    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, hp_.rope);
+    const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
+    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, rope);
   };
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
@@ -254,13 +255,13 @@ Matrix ReferenceBackend::normalise(Rows x, const Weight& norm) const {
 void ReferenceBackend::mlp(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
   add_product(layer.down, layer.b_down, layer.ffn_post_norm,
-              reference::swiglu(layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
+              reference::hidden_layer(hp_.activation, layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
 }
 
 void ReferenceBackend::experts(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
   if (layer.shared_down) {
-    const Matrix hidden = reference::swiglu(layer.shared_gate, {}, layer.shared_up, {}, normed);
+    const Matrix hidden = reference::hidden_layer(hp_.activation, layer.shared_gate, {}, layer.shared_up, {}, normed);
     const Matrix shared(x.rows, x.width), logits(x.rows, 1);
     reference::multiply(layer.shared_down, {}, hidden, shared);
     if (layer.shared_switch) reference::multiply(layer.shared_switch, {}, normed, logits);
@@ -277,7 +278,7 @@ void ReferenceBackend::experts(const Layer& layer, Rows x) {
       const Weight gate = expert_matrix(layer.expert_gate, layer.gate_scales, expert, hp_.experts.ffn);
       const Weight up = expert_matrix(layer.expert_up, layer.up_scales, expert, hp_.experts.ffn);
       const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
-      reference::multiply(down, {}, reference::swiglu(gate, {}, up, {}, own), output);
+      reference::multiply(down, {}, reference::hidden_layer(hp_.activation, gate, {}, up, {}, own), output);
       for (int i = 0; i < x.width; ++i) x.row(r)[i] += weight * output->row(0)[i];
     }
   }
