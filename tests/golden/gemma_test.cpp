@@ -30,10 +30,7 @@ class Gemma : public testing::Test {
     if (!std::filesystem::exists(path_)) GTEST_SKIP() << path_ << " is missing; run tools/get_model.sh gemma3-270m";
     const std::string text = kjv_text();
     if (text.empty()) GTEST_SKIP() << "the KJV is missing; run tools/kjv.sh";
-    exact_path_ = testing::TempDir() + "tidal_float_copy_gemma.gguf";
-    write_float_copy(path_, exact_path_);
     llama_.emplace(path_, kPrefix + kTokens + kGreedy, kThreads);
-    exact_.emplace(exact_path_, kPrefix + kTokens + kGreedy, kThreads);
     // The middle of the text: its beginning is known by heart.
     tokens_ = llama_->tokens(text.substr(text.size() / 2, 8 * (kPrefix + kTokens)));
     ASSERT_GE(tokens_.size(), kPrefix + kTokens);
@@ -47,8 +44,15 @@ class Gemma : public testing::Test {
     if (!exact_path_.empty()) std::filesystem::remove(exact_path_);
   }
 
+  /// Logits of a float16 copy of the file from token kPrefix on.
+  std::vector<float> exact(std::span<const Token> tokens) {
+    exact_path_ = testing::TempDir() + "tidal_float_copy_gemma.gguf";
+    write_float_copy(path_, exact_path_);
+    return LlamaReference(exact_path_, kPrefix + kTokens + kGreedy, kThreads).logits(tokens, kPrefix);
+  }
+
   std::string path_, exact_path_;
-  std::optional<LlamaReference> llama_, exact_;
+  std::optional<LlamaReference> llama_;
   std::vector<Token> tokens_;
   std::unique_ptr<Backend> backend_;
   Model model_;
@@ -59,7 +63,7 @@ TEST_F(Gemma, IsLlamas) {
   ASSERT_EQ(model_.hp.layers_that_read_all(), (std::vector<int>{5, 11, 17}));
   ASSERT_EQ(model_.hp.window(0), 512);
   const std::span<const Token> tokens(tokens_), judged = tokens.subspan(kPrefix);
-  const std::vector<float> theirs = llama_->logits(tokens, kPrefix), exact = exact_->logits(tokens, kPrefix);
+  const std::vector<float> theirs = llama_->logits(tokens, kPrefix), exact = this->exact(tokens);
   Sequence sequence = engine_->create();
   engine_->prefill(sequence, tokens.first(kPrefix));
   Sequence steps = sequence.fork();
@@ -101,7 +105,7 @@ TEST_F(Gemma, GreedyTextPartsOnlyWhereRoundingDecides) {
   if (ours == text.end()) return;
   const auto at = static_cast<size_t>(ours - text.begin());
   const std::span<const Token> common = std::span(text).first(at);
-  const std::vector<float> all = exact_->logits(common, kPrefix);
+  const std::vector<float> all = exact(common);
   const double rounding = deviation(llama_->logits(common, kPrefix), all);
   const auto last = std::span(all).last(static_cast<size_t>(model_.hp.vocab));
   const double margin = std::abs(last[static_cast<size_t>(*ours)] - last[static_cast<size_t>(*theirs)]);

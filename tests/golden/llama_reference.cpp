@@ -69,11 +69,13 @@ std::vector<Token> LlamaReference::greedy(std::span<const Token> prompt, int cou
   std::vector<Token> result;
   size_t done = 0;
   while (static_cast<int>(result.size()) < count) {
-    if (llama_decode(context_.get(), llama_batch_get_one(all.data() + done, static_cast<int>(all.size() - done))) !=
-        0) {
-      throw std::runtime_error("llama_decode failed");
+    while (done < all.size()) {
+      const size_t count = std::min<size_t>(all.size() - done, llama_n_batch(context_.get()));
+      if (llama_decode(context_.get(), llama_batch_get_one(all.data() + done, static_cast<int>(count))) != 0) {
+        throw std::runtime_error("llama_decode failed");
+      }
+      done += count;
     }
-    done = all.size();
     const float* logits = llama_get_logits_ith(context_.get(), -1);
     result.push_back(static_cast<Token>(std::max_element(logits, logits + vocab()) - logits));
     all.push_back(result.back());
