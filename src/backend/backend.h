@@ -86,7 +86,7 @@ class Backend {
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width]: causal attention of every chunk by its role in `layer` (TidalDecode, section 3). Scores are
   /// q.k / sqrt(head_dim).
-  ///   Dense: all positions.
+  ///   Dense: all positions that the layer sees (Hyperparameters::window()); other roles are for layers that see all.
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.
   ///   Sparse: the selected positions only.
@@ -95,9 +95,9 @@ class Backend {
   virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
   /// x += out * Wo (+ bias), after its own norm where the layer has one.
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;
-  /// x += down(silu(gate(norm x)) * up(norm x)), likewise.
+  /// x += down(hidden(gate(norm x), up(norm x))), likewise; hidden() as Activation says, silu(gate) * up for most.
   virtual void mlp(const Layer& layer, Rows x) = 0;
-  /// x += the sum over the chosen experts e of weight[e] * down_e(silu(gate_e(norm x)) * up_e(norm x)), as Experts
+  /// x += the sum over the chosen experts e of weight[e] * down_e(hidden(gate_e(norm x), up_e(norm x))), as Experts
   /// says; probabilities are softmax(router(norm x)). And, where there is one, + the shared expert, times
   /// sigmoid(switch . norm x) where that has a switch.
   virtual void experts(const Layer& layer, Rows x) = 0;

@@ -1,6 +1,7 @@
 // The shape of a Llama-family model: everything a backend needs to know besides the weights.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -33,6 +34,12 @@ struct Experts {
   bool operator==(const Experts&) const = default;
 };
 
+/// What an MLP's hidden layer makes of a row's gate and up.
+enum class Activation {
+  Silu,  ///< gate / (1 + exp(-gate)) * up
+  Gelu,  ///< gate / (1 + exp(-2 z)) * up with z = sqrt(2 / pi) (gate + 0.044715 gate^3): GELU's form with tanh
+};
+
 struct Hyperparameters {
   std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
   std::string name;          ///< general.name, may be empty
@@ -55,19 +62,52 @@ struct Hyperparameters {
   float logit_scale = 1;        ///< that logits are divided by
   float temperature_scale = 0;  ///< of temperature(); 0: there is none
   int temperature_length = 1;   ///< positions, >= 1
+  float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
+  Activation activation = Activation::Silu;
   Experts experts;
+  std::vector<int> windows;  ///< [layers] of window(); empty: no layer has one
+
+  Rope window_rope;  ///< of layers with a window; no `dims`: `rope`, as all others
+
+  /// A layer's attention at a position p sees the last so many positions, p - window + 1 to p; 0: the whole context.
+  int window(int layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }
+  /// The first position that a layer sees from `position`.
+  int first_seen(int layer, int position) const {
+    return window(layer) > 0 ? std::max(0, position - window(layer) + 1) : 0;
+  }
+  /// Whether a layer reads the whole context, so that a plan has something to decide about it.
+  bool reads_all(int layer) const { return window(layer) == 0; }
+  /// The layers that do, ascending.
+  std::vector<int> layers_that_read_all() const {
+    std::vector<int> all;
+    for (int l = 0; l < layers; ++l) {
+      if (reads_all(l)) all.push_back(l);
+    }
+    return all;
+  }
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
+  bool rotates_by_window_rope(int layer) const { return window(layer) > 0 && window_rope.dims > 0; }
+  /// Whether temperature() is anything but 1.
+  bool scales_queries() const { return temperature_scale != 0 || query_scale != 1; }
   /// Factor on the queries of a position after their rotation (attention temperature: Llama 4, Ministral 3).
   float temperature(int position) const {
+    if (temperature_scale == 0) return query_scale;
     const double lengths = 1.0 + position / temperature_length;  // NOLINT(bugprone-integer-division): whole ones
-    return static_cast<float>(1.0 + static_cast<double>(temperature_scale) * std::log(lengths));
+    return static_cast<float>(query_scale * (1.0 + static_cast<double>(temperature_scale) * std::log(lengths)));
   }
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
   /// Bytes of K and V that one token adds to the cache, all layers, bf16.
-  int64_t kv_bytes_per_token() const { return int64_t{2} * 2 * kv_width() * layers; }
+  int64_t kv_bytes_per_token() const { return kv_row_bytes() * layers; }
+  /// Bytes of K and V that full attention reads of a context, all layers.
+  int64_t kv_bytes_read(int context) const {
+    int64_t positions = 0;
+    for (int l = 0; l < layers; ++l) positions += context - first_seen(l, context - 1);
+    return kv_row_bytes() * positions;
+  }
+  int64_t kv_row_bytes() const { return int64_t{2} * 2 * kv_width(); }  ///< of one position in one layer
 };
 
 }  // namespace tidal

@@ -46,7 +46,8 @@ struct Layer {
   Weight shared_gate, shared_up, shared_down;  // [shared ffn, width] twice, [width, shared ffn]; optional
   Weight shared_switch;  // [1, width]: the shared expert counts as sigmoid of this product; optional: whole
 
-  bool rotates = true;  // q and k
+  bool rotates = true;       // q and k
+  bool window_rope = false;  // they rotate by Hyperparameters::window_rope
 
   bool operator==(const Layer&) const = default;
 };

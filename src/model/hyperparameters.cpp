@@ -146,6 +146,53 @@ std::span<const float> read_divisors(const GgufFile& file, const std::string& na
   return divisors;
 }
 
+/// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number
+/// that of so many layers the last has none (0: all have it).
+std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& family, int layers) {
+  const int window = keys.nonzero_or("attention.sliding_window", 0);
+  if (window == 0) return {};
+  const std::string key = std::string(family.architecture) + ".attention.sliding_window_pattern";
+  const auto values = file.integers(key);
+  const bool list = values && file.is_array(key);
+  if (list && static_cast<int64_t>(values->size()) != layers) {
+    fail("{}: key '{}' has {} values, expected one for each of {} layers", file.path(), key, values->size(), layers);
+  }
+  const int64_t pattern = values && !list ? values->front() : family.window_pattern;
+  std::vector<int> windows;
+  for (int l = 0; l < layers; ++l) {
+    const bool has = list ? (*values)[static_cast<size_t>(l)] != 0 : pattern == 0 || l % pattern < pattern - 1;
+    windows.push_back(has ? window : 0);
+  }
+  if (std::all_of(windows.begin(), windows.end(), [](int own) { return own == 0; })) return {};
+  return windows;
+}
+
+double read_base(const GgufFile& file, Keys& keys, const char* key, double otherwise) {
+  const double base = keys.number_or(key, otherwise);
+  if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
+  return base;
+}
+
+Rope read_window_rope(const GgufFile& file, Keys& keys, const Family& family, int dims, double base,
+                      const RopeScaling& scaling) {
+  switch (family.window_rope) {
+    case Family::WindowRope::Same: break;
+    case Family::WindowRope::Unscaled: return make_rope(family.pairing, dims, base, {}, {});
+    case Family::WindowRope::Own: {
+      // As libllama, which keeps the factor on the magnitude.
+      const RopeScaling own{.attention = scaling.attention};
+      return make_rope(family.pairing, dims, read_base(file, keys, "rope.freq_base_swa", 10000.0), {}, own);
+    }
+  }
+  return {};
+}
+
+bool is_finite(const Rope& rope) {
+  return std::isfinite(rope.magnitude) &&
+         std::all_of(rope.frequencies.begin(), rope.frequencies.end(),
+                     [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
+}
+
 Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int layers, int ffn) {
   constexpr int kMost = 1024;  // as in libllama
   const bool has = keys.integer_or("expert_count", 0) != 0;
@@ -203,6 +250,13 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   }
 }
 
+/// As libllama, which tells Gemma 3 27B by its depth: its scores go by a head of width / heads elements (in integers).
+float gemma3_query_scale(const Hyperparameters& hp) {
+  constexpr int kLayersOf27b = 62;
+  if (hp.layers != kLayersOf27b) return 1;
+  return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(hp.width / hp.heads));
+}
+
 void read_scales(Keys& keys, Hyperparameters& hp) {
   // As in libllama 0 stands for none.
   const auto factor = [&](const char* key, double none) {
@@ -238,10 +292,8 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
-  if (family->windows) {
-    const int64_t window = keys.integer_or("attention.sliding_window", 0);
-    if (window > 0) fail("{}: windows of {} positions are not supported", file.path(), window);
-  }
+  if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
+  hp.activation = family->activation;
   // libllama leaves out the last layers of a file that says so: they predict further tokens.
   if (keys.integer_or("nextn_predict_layers", 0) > 0) fail("{}: NextN layers are not supported", file.path());
   hp.post_norms = family->post_norms;
@@ -265,6 +317,11 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     fail("{}: keys and values of different head sizes are not supported", file.path());
   }
   check_heads(file, hp);
+  if (family->embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
+  if (family->architecture == "gemma3") {
+    hp.query_scale = gemma3_query_scale(hp);
+    if (keys.number_or("final_logit_softcapping", 0) != 0) fail("{}: capped logits are not supported", file.path());
+  }
   if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {
     fail("{}: the RMS epsilon is {}, expected a number above 0 and at most 1", file.path(), hp.rms_epsilon);
   }
@@ -274,8 +331,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     fail("{}: rope rotates {} elements, expected an even number up to the head size {}", file.path(), dims,
          hp.head_dim);
   }
-  const double base = keys.number_or("rope.freq_base", 10000.0);
-  if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
+  const double base = read_base(file, keys, "rope.freq_base", 10000.0);
   const RopeScaling scaling = read_scaling(file, keys, *family, hp.context);
   // Of other families load.cpp refuses them.
   std::span<const float> divisors;
@@ -289,11 +345,10 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     hp.temperature_scale = static_cast<float>(keys.number_or("attention.temperature_scale", 0));
     hp.temperature_length = scaling.original_context;
   }
+  if (!hp.windows.empty()) hp.window_rope = read_window_rope(file, keys, *family, dims, base, scaling);
   const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
   hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);
-  const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
-                                  [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
-  if (!finite || !std::isfinite(hp.rope.magnitude)) {
+  if (!is_finite(hp.rope) || !is_finite(hp.window_rope)) {
     fail("{}: the rope base, scaling and factors give frequencies that are not finite numbers", file.path());
   }
   return hp;

@@ -102,6 +102,7 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   const Family& family = family_of(hp);
   const auto norm = [&](const char* name) { return tensors.vector(prefix + name + ".weight", hp.width); };
   layer.rotates = hp.rotates(index);
+  layer.window_rope = hp.rotates_by_window_rope(index);
   if (family.pre_norms) {
     layer.attn_norm = norm("attn_norm");
     layer.ffn_norm = norm(family.ffn_norm);

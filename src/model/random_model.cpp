@@ -42,7 +42,8 @@ std::vector<Part> parts_of(Model& model) {
                              {&model.output, hp.vocab, hp.width},
                              {&model.output_norm, 1, hp.width, 1.0f}};
   for (int l = 0; Layer & layer : model.layers) {
-    layer.rotates = hp.rotates(l++);
+    layer.rotates = hp.rotates(l);
+    layer.window_rope = hp.rotates_by_window_rope(l++);
     parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
                                {&layer.wk, hp.kv_width(), hp.width},
                                {&layer.wv, hp.kv_width(), hp.width},

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <iterator>
 
 #include "core/error.h"
@@ -14,6 +15,7 @@ struct Shape {
   int layers, width, heads, kv_heads, head_dim, ffn, vocab, context;
   double rope_base;
   Experts experts = {};
+  int window = 0;
 };
 
 // From the models' config.json.
@@ -35,6 +37,11 @@ constexpr Shape kShapes[] = {
     {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768, 1000000, {8, 2, 14336}},
     {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 1024, 50304, 4096, 10000, {64, 8, 1024}},
     {"qwen1.5-moe-a2.7b", "qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, 8192, 1000000, {60, 4, 1408, 5632}},
+    {"gemma3-270m", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1000000, {}, 512},
+    {"gemma3-1b", "gemma3", 26, 1152, 4, 1, 256, 6912, 262144, 32768, 1000000, {}, 512},
+    {"gemma3-4b", "gemma3", 34, 2560, 8, 4, 256, 10240, 262208, 131072, 1000000, {}, 1024},
+    {"gemma3-12b", "gemma3", 48, 3840, 16, 8, 256, 15360, 262208, 131072, 1000000, {}, 1024},
+    {"gemma3-27b", "gemma3", 62, 5376, 32, 16, 128, 21504, 262208, 131072, 1000000, {}, 1024},
     {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, 40960, 1000000, {128, 8, 768}},
 };
 
@@ -60,6 +67,13 @@ Hyperparameters known_shape(const std::string& name) {
     hp.experts = shape.experts;
     hp.experts.weights_sum_to_one = family.weights_sum_to_one;
     hp.rope = make_rope(family.pairing, hp.head_dim, shape.rope_base, {}, {});
+    hp.post_norms = family.post_norms;
+    hp.activation = family.activation;
+    if (family.embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
+    for (int l = 0; shape.window > 0 && l < hp.layers; ++l) {
+      hp.windows.push_back(l % family.window_pattern < family.window_pattern - 1 ? shape.window : 0);
+    }
+    if (shape.window > 0) hp.window_rope = make_rope(family.pairing, hp.head_dim, 10000, {}, {});
     return hp;
   }
   fail("shape: '{}' is not known, expected one of {}", name, names);

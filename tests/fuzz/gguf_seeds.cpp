@@ -79,7 +79,8 @@ int main(int argc, char** argv) try {
     mixture.expert_ffn = mixture.shared_ffn = 16;
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
-  for (const std::string architecture : {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3"}) {
+  for (const std::string architecture :
+       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
   return 0;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 namespace tidal::parity {
 namespace {
@@ -126,19 +127,26 @@ std::vector<float> product(const HostWeight& weight, const HostWeight& bias, std
   return y;
 }
 
-Bounded swiglu(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
-               std::span<const float> x, Rounding rounding) {
+double activation_exponent(Activation activation, double gate) {
+  if (activation == Activation::Silu) return gate;
+  return 2 * std::sqrt(2 / std::numbers::pi) * (gate + 0.044715 * gate * gate * gate);
+}
+
+Bounded hidden_layer(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
+                     std::span<const float> x, Rounding rounding, Activation activation) {
   const std::vector<float> gates = product(gate, b_gate, x), ups = product(up, b_up, x);
   const std::vector<double> gate_bounds = product_bounds(gate, x, rounding);
   const std::vector<double> up_bounds = product_bounds(up, x, rounding);
   Bounded hidden;
   for (size_t i = 0; i < gates.size(); ++i) {
-    const double silu = gates[i] / (1 + std::exp(-static_cast<double>(gates[i])));
-    hidden.values.push_back(static_cast<float>(silu * ups[i]));
-    // silu's slope is below 1.1; exp's argument and result, the division and the product round.
-    const double floats = kFloat * (16 + std::abs(gates[i])) * std::abs(hidden.values.back());
-    hidden.bounds.push_back(1.1 * gate_bounds[i] * (std::abs(ups[i]) + up_bounds[i]) + std::abs(silu) * up_bounds[i] +
-                            floats);
+    const double exponent = activation_exponent(activation, gates[i]);
+    const double activated = gates[i] / (1 + std::exp(-exponent));
+    hidden.values.push_back(static_cast<float>(activated * ups[i]));
+    // The slope of silu and gelu is below 1.13; exp's argument (four operations at most) and result, the division and
+    // the product round.
+    const double floats = kFloat * (16 + 4 * std::abs(exponent)) * std::abs(hidden.values.back());
+    hidden.bounds.push_back(1.13 * gate_bounds[i] * (std::abs(ups[i]) + up_bounds[i]) +
+                            std::abs(activated) * up_bounds[i] + floats);
   }
   return hidden;
 }
@@ -199,8 +207,9 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i;
       for (int h = 0; h < hp.heads; ++h) {
-        std::vector<int32_t> positions(chunk.position + i + 1);
-        std::iota(positions.begin(), positions.end(), 0);
+        const int first = hp.first_seen(0, chunk.position + i);
+        std::vector<int32_t> positions(chunk.position + i + 1 - first);
+        std::iota(positions.begin(), positions.end(), first);
         if (batch.sparse(chunk) && !selected.empty()) {
           const size_t unit = static_cast<size_t>(row) * units + h * units / hp.heads;
           const auto begin = selected.begin() + static_cast<ptrdiff_t>(unit * policy.budget);

@@ -38,9 +38,11 @@ struct Bounded {
   std::vector<float> values;
   std::vector<double> bounds;
 };
-/// silu(gate x + bias) * (up x + bias) of one row: [gate.rows].
-Bounded swiglu(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
-               std::span<const float> x, Rounding rounding);
+/// z, where the hidden layer is gate / (1 + exp(-z)) * up.
+double activation_exponent(Activation activation, double gate);
+/// The hidden layer of gate x + bias and up x + bias of one row: [gate.rows].
+Bounded hidden_layer(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
+                     std::span<const float> x, Rounding rounding, Activation activation = Activation::Silu);
 
 /// The bounds of one query head's attention over some rows of the cache, when q and the softmax weights are rounded to
 /// bf16 (`bf16`) or everything is float32: [head_dim].

@@ -117,14 +117,14 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
       const double logit = product(switch_, {}, x)[0], share = 1 / (1 + std::exp(-logit));
       const double error = product_bounds(switch_, x, Rounding::None)[0] / 4 + 8 * 0x1p-24;  // the slope is 1/4 at most
       const auto rounding = rounding_of(backend(), chunk_rows, shared_gate_.view.type);
-      add(swiglu(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, share, error, chunk_rows);
+      add(hidden_layer(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, share, error, chunk_rows);
     }
     const Choices choices = choose(x);
     for (const auto& [expert, weight] : choices.experts) {
       // The device takes a chunk's rows one way, however many an expert has of them.
       const int rows = backend() == "cuda" ? chunk_rows : rows_of(expert);
-      const Bounded hidden = swiglu(part(gate_, expert, experts.ffn), {}, part(up_, expert, experts.ffn), {}, x,
-                                    rounding_of(backend(), rows, gate_.view.type));
+      const Bounded hidden = hidden_layer(part(gate_, expert, experts.ffn), {}, part(up_, expert, experts.ffn), {}, x,
+                                          rounding_of(backend(), rows, gate_.view.type));
       // Of a quotient of exponentials: each logit's error, and the roundings of as many terms.
       const double error = weight * (2 * choices.bound + (16 + experts.count) * 0x1p-23);
       add(hidden, part(down_, expert, hp_.width), weight, error, rows);

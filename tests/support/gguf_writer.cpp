@@ -234,6 +234,10 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       .set(prefix + "vocab_size", static_cast<uint32_t>(shape.vocab))
       .set("tokenizer.ggml.model", "none")
       .set("tokenizer.ggml.tokens", tokens);
+  if (shape.head_size > 0) {
+    const auto size = static_cast<uint32_t>(shape.head_size);
+    writer.set(prefix + "attention.key_length", size).set(prefix + "attention.value_length", size);
+  }
   if (experts > 0) {
     writer.set(prefix + "expert_count", static_cast<uint32_t>(experts))
         .set(prefix + "expert_used_count", static_cast<uint32_t>(shape.experts_used));
@@ -245,6 +249,10 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
     writer.set(prefix + "embedding_scale", 12.0f).set(prefix + "residual_scale", 0.6f);
     writer.set(prefix + "attention.scale", 0.4f).set(prefix + "logit_scale", 3.0f);
   }
+  if (architecture == "gemma3" || architecture == "olmo2") {
+    writer.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 2u);
+  }
+  if (architecture == "gemma3") writer.set(prefix + "rope.freq_base_swa", 500.0f);
   if (architecture == "mistral3") {
     writer.set(prefix + "attention.temperature_scale", 0.1f);
     writer.set(prefix + "rope.scaling.original_context_length", 16u);
@@ -267,7 +275,7 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       vector(block + "attn_k.bias", kv_width, 0.0f);
       vector(block + "attn_v.bias", kv_width, 0.0f);
     }
-    if (architecture.starts_with("qwen3")) {
+    if (architecture.starts_with("qwen3") || architecture == "gemma3") {
       vector(block + "attn_q_norm.weight", shape.head_dim(), 1.0f);
       vector(block + "attn_k_norm.weight", shape.head_dim(), 1.0f);
     }
@@ -276,7 +284,7 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       vector(block + "attn_k_norm.weight", kv_width, 1.0f);
     }
     matrix(block + "attn_output.weight", shape.width, q_width);
-    const bool post_norms = architecture == "olmo2" || architecture == "glm4";
+    const bool post_norms = architecture == "olmo2" || architecture == "glm4" || architecture == "gemma3";
     if (post_norms || architecture == "seed_oss") vector(block + "post_attention_norm.weight", shape.width, 1.0f);
     if (post_norms) vector(block + "post_ffw_norm.weight", shape.width, 1.0f);
     if (architecture != "olmo2" && architecture != "seed_oss") vector(block + "ffn_norm.weight", shape.width, 1.0f);

@@ -20,6 +20,7 @@ constexpr int kRowsStep = 8;
 
 void ExpertMlp::reserve(const Hyperparameters& hp, int max_rows) {
   experts_ = hp.experts;
+  activation_ = hp.activation;
   if (!experts_) return;
   const auto rows = static_cast<size_t>(max_rows), width = static_cast<size_t>(hp.width);
   const size_t choices = rows * experts_.used, ffn = static_cast<size_t>(experts_.ffn);
@@ -127,7 +128,7 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   });
   dot_matmul(jobs_, inputs_, threads_);
 #pragma omp parallel for schedule(static) num_threads(threads_) if (count > kShortChunk)
-  for (int i = 0; i < count; ++i) silu_multiply(gate.row(i), up.row(i), ffn, gate.row(i));
+  for (int i = 0; i < count; ++i) activate(activation_, gate.row(i), up.row(i), ffn, gate.row(i));
   hidden_rows_.assign(gate);
   clear();
   for_each_expert(by_dots_, [&](int first, Run run) {
@@ -186,7 +187,7 @@ void ExpertMlp::add_expert_by_products(const Layer& layer, Run run, Rows normed,
                  expert_matrix(layer.expert_up, layer.up_scales, expert, experts_.ffn), gathered_.as<std::byte>(),
                  groups_, [&](int first, int count, float* gate, float* up) {
                    for (int r = 0; r < rows; ++r, gate += count, up += count) {
-                     store_swiglu(elements, gate, up, count,
+                     store_hidden(activation_, elements, gate, up, count,
                                   hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
                    }
                  });

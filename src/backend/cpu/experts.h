@@ -44,6 +44,7 @@ class ExpertMlp {
   int threads_;
   Gemm& gemm_;
   Experts experts_;
+  Activation activation_ = Activation::Silu;
   QuantisedRows inputs_, hidden_rows_;
   Buffer logits_;                      // [rows, experts]
   Buffer hidden_;                      // dots: gate and up, [choices, ffn] each

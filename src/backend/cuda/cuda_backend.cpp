@@ -29,7 +29,8 @@ constexpr int kPrefillRows = 2048;
 bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
   return a.width == b.width && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
          a.ffn == b.ffn && a.experts == b.experts && a.post_norms == b.post_norms && a.vocab == b.vocab &&
-         a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies;
+         a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies && a.windows == b.windows &&
+         a.window_rope.frequencies == b.window_rope.frequencies;
 }
 
 /// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
@@ -234,6 +235,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
     op.first_row = chunk.first_row;
     op.rows = chunk.rows;
     op.role = chunk.role(layer);
+    op.window = hp_.window(layer);
     op.q = q;
     op.kv = kv;
     op.out = out;
@@ -253,7 +255,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
   end_run();
   for (int c = list_.shape.decode_chunks; c < list_.shape.chunks; ++c) {
     const Chunk& chunk = batch.chunks[c];
-    list_.ops.emplace_back(PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, q, kv, out});
+    list_.ops.emplace_back(PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, hp_.window(layer), q, kv, out});
   }
 }
 
@@ -367,6 +369,7 @@ void CudaBackend::launch(const AttendOp& op) {
                      .first_row = op.first_row,
                      .rows = op.rows,
                      .role = op.role,
+                     .window = op.window,
                      .scope = op.scope,
                      .pooling = op.pooling,
                      .sketch_bits = op.sketch_bits,
@@ -387,6 +390,7 @@ void CudaBackend::launch(const PrefillOp& op) {
                             .out = op.out.row(op.first_row),
                             .rows = op.rows,
                             .position = op.position,
+                            .window = op.window,
                             .heads = hp_.heads,
                             .kv_heads = hp_.kv_heads,
                             .head_dim = hp_.head_dim},

@@ -89,8 +89,8 @@ class ReferenceBackend final : public Backend {
   void add_product(const Weight& weight, const Weight& bias, const Weight& norm, Rows from, Rows x) const;
   /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
-  /// All heads of one row over the whole context; returns every head's scores.
-  std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
+  /// All heads of one row over the positions from `first` to its own; returns every head's scores.
+  std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
   void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
               const Selection& selection) const;
@@ -130,7 +130,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       reference::rms_norm(row + i, norm, static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
     }
-    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, hp_.rope);
+    const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
+    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, rope);
   };
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
@@ -151,10 +152,11 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
   }
 }
 
-std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const {
+std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv,
+                                                 Rows out) const {
   const int row = chunk.first_row + index;
-  std::vector<int32_t> positions(chunk.position + index + 1);
-  std::iota(positions.begin(), positions.end(), 0);
+  std::vector<int32_t> positions(chunk.position + index + 1 - first);
+  std::iota(positions.begin(), positions.end(), first);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * hp_.head_dim;
@@ -214,9 +216,11 @@ void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv,
   for (const Chunk& chunk : batch.chunks) {
     switch (chunk.role(layer)) {
       case Role::Dense:
-        for (int i = 0; i < chunk.rows; ++i) attend_row(chunk, i, q, kv, out);
+        for (int i = 0; i < chunk.rows; ++i) {
+          attend_row(chunk, i, hp_.first_seen(layer, chunk.position + i), q, kv, out);
+        }
         break;
-      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, q, kv, out), selection); break;
+      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, out), selection); break;
       case Role::Scan:
         select(chunk, scan_policy(chunk.policy, chunk.context()), scan(chunk, q, kv), selection);
         attend_selected(chunk, q, kv, selection, out);
@@ -251,13 +255,13 @@ Matrix ReferenceBackend::normalise(Rows x, const Weight& norm) const {
 void ReferenceBackend::mlp(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
   add_product(layer.down, layer.b_down, layer.ffn_post_norm,
-              reference::swiglu(layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
+              reference::hidden_layer(hp_.activation, layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
 }
 
 void ReferenceBackend::experts(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
   if (layer.shared_down) {
-    const Matrix hidden = reference::swiglu(layer.shared_gate, {}, layer.shared_up, {}, normed);
+    const Matrix hidden = reference::hidden_layer(hp_.activation, layer.shared_gate, {}, layer.shared_up, {}, normed);
     const Matrix shared(x.rows, x.width), logits(x.rows, 1);
     reference::multiply(layer.shared_down, {}, hidden, shared);
     if (layer.shared_switch) reference::multiply(layer.shared_switch, {}, normed, logits);
@@ -274,7 +278,7 @@ void ReferenceBackend::experts(const Layer& layer, Rows x) {
       const Weight gate = expert_matrix(layer.expert_gate, layer.gate_scales, expert, hp_.experts.ffn);
       const Weight up = expert_matrix(layer.expert_up, layer.up_scales, expert, hp_.experts.ffn);
       const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
-      reference::multiply(down, {}, reference::swiglu(gate, {}, up, {}, own), output);
+      reference::multiply(down, {}, reference::hidden_layer(hp_.activation, gate, {}, up, {}, own), output);
       for (int i = 0; i < x.width; ++i) x.row(r)[i] += weight * output->row(0)[i];
     }
   }

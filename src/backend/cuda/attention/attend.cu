@@ -125,6 +125,7 @@ struct DecodeAttention::Workspace {
                         .run = rows,
                         .tiles = alone ? sizes.single : sizes.dense,
                         .head_dim = sizes.head_dim,
+                        .window = params.window,
                         .scale = scale(),
                         .early = params.early && params.role != Role::Scan,
                         // Behind the selection, which has waited for the scores, which have waited for the queries.
@@ -137,6 +138,8 @@ struct DecodeAttention::Workspace {
                         .parts = parts.as<float>(),
                         .part_statistics = part_statistics.as<SoftmaxPart>(),
                         .done = done.as<uint32_t>()};
+    // CTAs that find nothing to do cost time, too.
+    if (params.window > 0) args.used_splits = std::min(args.splits, blocks_for(params.window + kBlockTokens));
     if (params.role == Role::Select) {
       args.scores = scores.as<float>();
       args.score_stride = sizes.score_stride;
@@ -148,7 +151,7 @@ struct DecodeAttention::Workspace {
       args.row_positions = params.selection.row_positions;
       args.row_units = params.selection.row_units;
       args.units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
-      // CTAs that find nothing to do cost time, too: no set has more positions than there is room for.
+      // No set has more positions than there is room for.
       args.used_splits = std::min(args.splits, blocks_for(args.row_positions / args.units));
     }
     return args;

@@ -39,6 +39,7 @@ struct AttendTask {
   int heads;  // <= kTileHeads
   int begin;  // position in the context or the selection
   int count;
+  int unseen = 0;  // of these, the first, which are before the window
 };
 
 /// Factor of a part in a merge: 2^((maximum - top) * scale). Nothing but -infinity: 0 beside others, else NaN, as the

@@ -59,8 +59,9 @@ struct RowFinder {
   }
 };
 
+/// Rows [first, valid) of a slice, zeros in place of the others.
 template <int kDim, bool kSelected, bool kOnce>
-__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int valid) {
+__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int first, int valid) {
   using Sizes = AttendSizes<kDim>;
   constexpr int kUnits = kDim / 4;  // of 16 bytes, in a row
   const int lane = threadIdx.x % 32;
@@ -69,7 +70,8 @@ __device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int 
   for (int i = 0; i < kSlice * kUnits / 32; ++i) {
     const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
     const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r;
-    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16, r < valid);
+    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16,
+                      r >= first && r < valid);
   }
 }
 
@@ -106,14 +108,14 @@ __device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask
   }
 }
 
-/// Adds a slice to the softmax and the output.
+/// Adds positions [first, valid) of a slice to the softmax and the output.
 template <int kDim>
-__device__ inline void add_slice(const char* shared, int valid, float (&score)[4], float scale,
+__device__ inline void add_slice(const char* shared, int first, int valid, float (&score)[4], float scale,
                                  WarpState<kDim>& state) {
   using Sizes = AttendSizes<kDim>;
   const int lane = threadIdx.x % 32, g = lane / 4;
-  if (g >= valid) score[0] = score[1] = negative_infinity();
-  if (g + 8 >= valid) score[2] = score[3] = negative_infinity();
+  if (g < first || g >= valid) score[0] = score[1] = negative_infinity();
+  if (g + 8 < first || g + 8 >= valid) score[2] = score[3] = negative_infinity();
   float highest[2];
   bool rises = false;
 #pragma unroll
@@ -150,9 +152,9 @@ __device__ inline void add_slice(const char* shared, int valid, float (&score)[4
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) state.sum[h] = __fadd_rn(state.sum[h], __fadd_rn(p[h], p[2 + h]));
-  const __nv_bfloat162 first = __floats2bfloat162_rn(p[0], p[1]), second = __floats2bfloat162_rn(p[2], p[3]);
-  const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&first));
-  const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&second));
+  const __nv_bfloat162 low = __floats2bfloat162_rn(p[0], p[1]), high = __floats2bfloat162_rn(p[2], p[3]);
+  const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&low));
+  const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&high));
   const uint32_t values =
       shared_address(shared) + (lane % 8 + lane / 16 * 8) * Sizes::kStride + 2 * kDim + lane / 8 % 2 * 16;
 #pragma unroll
@@ -193,15 +195,16 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
                                     args.tiles.kv_heads};
   const int slices = (task.count + kSlice - 1) / kSlice;
   const auto place = [&](int i) { return warp + i * kAttendWarps; };  // of this warp's i-th slice
+  const auto first_of = [&](int place) { return !kSelected && place == 0 ? task.unseen : 0; };
   const auto copy = [&](int i, int stage, int64_t row) {
     if (place(i) < slices) {
       const uint32_t to = shared_address(own + stage * Sizes::kSliceBytes);
-      const int valid = task.count - place(i) * kSlice;
+      const int valid = task.count - place(i) * kSlice, first = first_of(place(i));
       // The selection is to find the scores in the L2: what is read once must not push them out.
       if (!kSelected && args.scores) {
-        copy_slice<kDim, kSelected, true>(to, args.kv, row, valid);
+        copy_slice<kDim, kSelected, true>(to, args.kv, row, first, valid);
       } else {
-        copy_slice<kDim, kSelected, false>(to, args.kv, row, valid);
+        copy_slice<kDim, kSelected, false>(to, args.kv, row, first, valid);
       }
     }
     commit_copies();
@@ -249,7 +252,7 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
         if (g + j / 2 * 8 < valid && 2 * t + j % 2 < task.heads) to[j % 2 * args.score_stride + j / 2 * 8] = score[j];
       }
     }
-    add_slice<kDim>(slice, valid, score, args.scale, state);
+    add_slice<kDim>(slice, first_of(place(i)), valid, score, args.scale, state);
     __syncwarp();
     copy(i + kStages, stage, next_row);
     next_row = find(next_position);
@@ -290,10 +293,17 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
                static_cast<int64_t>(row.budget + kBlockTokens - 1) * unit;
     all = args.counts[args.row_units * task.row + unit];
   }
+  int first = 0;
+  if (!kSelected && args.window > 0 && all > args.window) {
+    // Slices begin at a multiple of their length, so that none straddles two blocks.
+    first = (all - args.window) / kSlice * kSlice;
+    if (blockIdx.x == 0) task.unseen = all - args.window - first;
+    all -= first;
+  }
   const int piece = ((all + args.splits - 1) / args.splits + kPieceStep - 1) / kPieceStep * kPieceStep;
   const int used = (all + piece - 1) / piece;
-  task.begin = blockIdx.x * piece;
-  task.count = min(piece, all - task.begin);
+  task.begin = first + blockIdx.x * piece;
+  task.count = min(piece, first + all - task.begin);
   if (task.count <= 0) {
     if (args.early) wait_for_kernels_before();
     return;

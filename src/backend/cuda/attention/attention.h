@@ -18,6 +18,7 @@ struct AttendParams {
   int first_row = 0;  ///< of the run, a row of the batch
   int rows = 0;       ///< of the run
   Role role = Role::Dense;
+  int window = 0;                  ///< of a Dense layer: rows see the last so many positions; 0: all
   Scope scope = Scope::Shared;     ///< of no account where Dense
   Pooling pooling = Pooling::Sum;  ///< Select and Scan
   int sketch_bits = 2;             ///< Scan

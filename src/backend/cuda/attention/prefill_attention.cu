@@ -102,9 +102,10 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
   }
 }
 
-/// Starts to load a block's rows [K | V]; zeros behind the first `valid` rows, where the pool may hold anything.
+/// Starts to load rows [unseen, valid) of a block, [K | V]; zeros in place of the others, where the pool may hold
+/// anything.
 template <int kDim>
-__device__ inline void load_block(const Bf16* from, int valid, uint32_t to) {
+__device__ inline void load_block(const Bf16* from, int unseen, int valid, uint32_t to) {
   using S = Sizes<kDim>;
   constexpr unsigned kPieces = 2 * kDim / kPiece;  // of a row
   constexpr unsigned kCopies = kKeys * kPieces / kThreads;
@@ -116,15 +117,15 @@ __device__ inline void load_block(const Bf16* from, int valid, uint32_t to) {
     from += threadIdx.x * kPiece;
 #pragma unroll
     for (unsigned i = 0; i < kCopies; ++i) {
-      copy_async(to + 2 * i * kStep * S::kStride, from + i * kThreads * kPiece,
-                 static_cast<int>(row + i * kStep) < valid);
+      const int at = static_cast<int>(row + i * kStep);
+      copy_async(to + 2 * i * kStep * S::kStride, from + i * kThreads * kPiece, at >= unseen && at < valid);
     }
   } else {
 #pragma unroll
     for (unsigned i = 0; i < kCopies; ++i) {
       const unsigned piece = i * kThreads + threadIdx.x, row = piece / kPieces;
       copy_async(to + 2 * (row * S::kStride + piece % kPieces * kPiece), from + piece * kPiece,
-                 static_cast<int>(row) < valid);
+                 static_cast<int>(row) >= unseen && static_cast<int>(row) < valid);
     }
   }
   commit_copies();
@@ -177,17 +178,18 @@ __device__ inline void add_values(const uint32_t (&p)[Sizes<kDim>::kRowTiles][kK
   }
 }
 
-/// The scores behind a row's own position become -infinity. `row`: position of the lane's first row, `key`: of its
-/// first column.
+/// The scores behind a row's own position, and `window` or more before it, become -infinity. `row`: position of the
+/// lane's first row, `key`: of its first column.
 template <int kRowTiles>
-__device__ inline void mask(int row, int key, float (&s)[kRowTiles][kKeys / 8][4]) {
+__device__ inline void mask(int row, int key, int window, float (&s)[kRowTiles][kKeys / 8][4]) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if (key + 8 * n + (e & 1) > row + 16 * m + 8 * (e >> 1)) s[m][n][e] = -INFINITY;
+        const int behind = key + 8 * n + (e & 1) - (row + 16 * m + 8 * (e >> 1));
+        if (behind > 0 || behind <= -window) s[m][n][e] = -INFINITY;
       }
     }
   }
@@ -210,12 +212,15 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
   const int last = min(first + S::kRows, p.rows) - 1;
   const int tiles = (p.position + last) / kKeys + 1;
   const int context = p.position + p.rows;
+  const int window = p.window > 0 ? p.window : context;  // all is seen
+  const int seen = max(0, p.position + first - window + 1), first_tile = seen / kKeys;
 
   const int64_t tile_elements = int64_t{2} * kKeys * kDim;
   const Bf16* const own = p.kv + kv_head * tile_elements;
   const int64_t block_elements = p.kv_heads * tile_elements;
-  load_block<kDim>(own + p.blocks[0] * block_elements, context, stages);
-  int next = tiles > 1 ? p.blocks[1] : 0;
+  load_block<kDim>(own + p.blocks[first_tile] * block_elements, seen - first_tile * kKeys, context - first_tile * kKeys,
+                   stages + first_tile % 2 * 2 * S::kStage);
+  int next = tiles > first_tile + 1 ? p.blocks[first_tile + 1] : 0;
   load_queries<kDim>(p, first, head, queries);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -234,20 +239,22 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
     sum[m][0] = sum[m][1] = 0.0f;
   }
 
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int tile = first_tile; tile < tiles; ++tile) {
     wait_copies();
     __syncthreads();  // the block is there for all, and all are done with the other stage
     const uint32_t stage = stages + tile % 2 * 2 * S::kStage;
     if (tile + 1 < tiles) {
-      load_block<kDim>(own + next * block_elements, context - (tile + 1) * kKeys,
+      load_block<kDim>(own + next * block_elements, 0, context - (tile + 1) * kKeys,
                        stages + (tile + 1) % 2 * 2 * S::kStage);
       next = tile + 2 < tiles ? p.blocks[tile + 2] : 0;
     }
-    if (tile * kKeys > warp_last) continue;
+    if (tile * kKeys > warp_last || tile * kKeys + kKeys - 1 <= warp_first - window) continue;
 
     float s[kRowTiles][kKeys / 8][4];
     scores<kDim>(my_queries, stage + my_keys, s);
-    if (tile * kKeys + kKeys - 1 > warp_first) mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, s);
+    if (tile * kKeys + kKeys - 1 > warp_first || tile * kKeys <= warp_last - window) {
+      mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, window, s);
+    }
 
     uint32_t weights[kRowTiles][kKeys / 16][4];
 #pragma unroll

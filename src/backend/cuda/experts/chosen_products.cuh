@@ -64,7 +64,7 @@ struct ChosenGateUpEpilogue {
     const float up = __shfl_xor_sync(0xffffffffu, value, 2);  // row + 8
     if (item.row >= 8 || item.token > 0) return;
     const int at = place.first + item.row;
-    const float result = value / (1.0f + expf(-value)) * up * operands.weight;
+    const float result = activated(p.activation, value, up) * operands.weight;
     p.hidden[place.choice * padded(p) + at] = __float2bfloat16_rn(at < p.ffn ? result : 0.0f);
   }
 };

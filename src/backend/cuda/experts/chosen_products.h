@@ -15,8 +15,9 @@ namespace tidal::cuda {
 /// Elements of an expert's hidden layer as they lie in memory: whole tiles of quantised matrices.
 inline int padded_ffn(int ffn) { return (ffn + 127) / 128 * 128; }
 
-/// hidden = weight * silu(gate_e x) * (up_e x) of each chosen expert e.
+/// hidden = weight * what `activation` says of gate_e x and up_e x, for each chosen expert e.
 struct ChosenGateUp {
+  Activation activation = Activation::Silu;
   SkinnyInput in;         ///< float32 rows with the norm, or what the product before left
   SkinnyMatrix gate, up;  ///< [count * ffn, cols], of one type; ffn a multiple of 8
   const float *gate_scales = nullptr, *up_scales = nullptr, *down_scales = nullptr;  ///< [count]; optional

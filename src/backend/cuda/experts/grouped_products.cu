@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/products/activation.cuh"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
@@ -113,7 +114,7 @@ __device__ void store(const GroupedGateUp& p, int expert, int first_place, int e
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const float gate = sums[m][n][2 * half + k] * gate_scale, up = sums[m][n + 2][2 * half + k] * up_scale;
-          result[k] = gate / (1.0f + expf(-gate)) * up * weight;
+          result[k] = activated(p.activation, gate, up) * weight;
         }
         *reinterpret_cast<__nv_bfloat162*>(p.hidden + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) =
             __floats2bfloat162_rn(result[0], result[1]);

@@ -32,8 +32,10 @@ struct ExpertPanel {
   int begin = 0, rows = 0;                          ///< which rows of each expert's matrix
 };
 
-/// hidden [choices, stride] = weight * silu(gate x) * (up x), by place; columns [begin, begin + rows).
+/// hidden [choices, stride] = weight * what `activation` says of gate x and up x, by place; columns [begin, begin +
+/// rows).
 struct GroupedGateUp {
+  Activation activation = Activation::Silu;
   ExpertGroups groups;
   ExpertPanel panel;                                                                 ///< gate in `w`
   const float *gate_scales = nullptr, *up_scales = nullptr, *down_scales = nullptr;  ///< [experts]; optional

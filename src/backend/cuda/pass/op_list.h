@@ -38,6 +38,7 @@ struct AttendOp {
   int first_row = 0;
   int rows = 0;
   Role role = Role::Dense;
+  int window = 0;
   Scope scope = Scope::Shared;
   Pooling pooling = Pooling::Sum;
   int sketch_bits = 0;
@@ -55,6 +56,7 @@ struct PrefillOp {
   int first_row = 0;
   int rows = 0;
   int position = 0;
+  int window = 0;
   Rows q;
   KvLayer kv;
   Rows out;

@@ -1,5 +1,6 @@
 #include "backend/cuda/products/elementwise.h"
 
+#include "backend/cuda/products/activation.cuh"
 #include "backend/cuda/products/packed_rows.cuh"
 #include "backend/cuda/products/row_norm.cuh"
 #include "backend/cuda/runtime/launch.h"
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constan
   }
 }
 
-__global__ void silu_kernel(const __grid_constant__ SiluParams p) {
+__global__ void hidden_kernel(const __grid_constant__ HiddenParams p) {
   let_next_start();
   wait_for_previous();
   const int row = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -133,7 +134,7 @@ __global__ void silu_kernel(const __grid_constant__ SiluParams p) {
   for (int k = 0; k < 8; ++k) {
     const float g = gate.values[k] + (p.gate_bias ? __ldg(p.gate_bias + 8 * i + k) : 0.0f);
     const float u = up.values[k] + (p.up_bias ? __ldg(p.up_bias + 8 * i + k) : 0.0f);
-    hidden[k] = g / (1.0f + expf(-g)) * u * factor;
+    hidden[k] = activated(p.activation, g, u) * factor;
   }
   const uint2 low = round_four(hidden[0], hidden[1], hidden[2], hidden[3]);
   const uint2 high = round_four(hidden[4], hidden[5], hidden[6], hidden[7]);
@@ -154,7 +155,8 @@ __global__ void temperature_kernel(const __grid_constant__ TemperatureParams p) 
   const int row = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.width) return;
   const double lengths = 1.0 + __ldg(p.positions + row) / p.length;  // whole ones
-  p.q[static_cast<int64_t>(row) * p.width + i] *= static_cast<float>(1.0 + static_cast<double>(p.scale) * log(lengths));
+  const double factor = p.query_scale * (1.0 + static_cast<double>(p.scale) * log(lengths));
+  p.q[static_cast<int64_t>(row) * p.width + i] *= static_cast<float>(factor);
 }
 
 /// A block has a row.
@@ -279,10 +281,10 @@ void launch_round(const RoundParams& params, cudaStream_t stream) {
   launch("rounding rows", Start::Early, round_kernel, dim3(params.rows), dim3(kRowThreads), 0, stream, params);
 }
 
-void launch_silu(const SiluParams& params, cudaStream_t stream) {
+void launch_hidden(const HiddenParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
   const dim3 grid((params.ffn / 8 + 255) / 256, params.rows);
-  launch("the MLP's gate", Start::Early, silu_kernel, grid, dim3(256), 0, stream, params);
+  launch("the MLP's gate", Start::Early, hidden_kernel, grid, dim3(256), 0, stream, params);
 }
 
 void launch_add_bias(float* x, const float* bias, int rows, int width, cudaStream_t stream) {

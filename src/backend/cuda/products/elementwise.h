@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "backend/cuda/runtime/step_tables.h"
+#include "backend/hyperparameters.h"
 
 namespace tidal::cuda {
 
@@ -33,7 +34,7 @@ void launch_scale(float* values, int64_t count, float factor, cudaStream_t strea
 /// q [rows, width] *= Hyperparameters::temperature() of each row's position.
 struct TemperatureParams {
   const int32_t* positions = nullptr;  ///< [rows]
-  float scale = 0;
+  float query_scale = 1, scale = 0;
   int length = 1, rows = 0, width = 0;
   float* q = nullptr;
 };
@@ -62,15 +63,16 @@ struct RoundParams {
 };
 void launch_round(const RoundParams& params, cudaStream_t stream);
 
-/// hidden = silu(gate + bias) * (up + bias), times the row's factor where there are any.
-struct SiluParams {
+/// hidden = what `activation` says of gate + bias and up + bias, times the row's factor where there are any.
+struct HiddenParams {
+  Activation activation = Activation::Silu;
   const __nv_bfloat16 *gate = nullptr, *up = nullptr;    ///< [rows, ffn], a row every `stride` elements
   const float *gate_bias = nullptr, *up_bias = nullptr;  ///< [ffn]; optional
   const float* factors = nullptr;                        ///< [rows]; optional
   __nv_bfloat16* hidden = nullptr;                       ///< [rows, ffn]
   int rows = 0, ffn = 0, stride = 0;                     ///< multiples of 8 but `rows`
 };
-void launch_silu(const SiluParams& params, cudaStream_t stream);
+void launch_hidden(const HiddenParams& params, cudaStream_t stream);
 
 /// x [rows, width] += bias [width].
 void launch_add_bias(float* x, const float* bias, int rows, int width, cudaStream_t stream);

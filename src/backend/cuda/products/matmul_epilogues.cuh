@@ -1,6 +1,7 @@
 // What is done with the sums of a skinny product: matmul_skinny.cuh says what an epilogue has.
 #pragma once
 
+#include "backend/cuda/products/activation.cuh"
 #include "backend/cuda/products/matmul_skinny.cuh"
 
 namespace tidal::cuda::skinny {
@@ -8,8 +9,8 @@ namespace tidal::cuda::skinny {
 // Epilogues say which sums are fused: left to itself the compiler chooses otherwise for one row than for 32, and a
 // row's bits would depend on its company.
 
-__device__ inline __nv_bfloat16 gated(float gate, float up) {
-  return __float2bfloat16_rn(__fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up));
+__device__ inline __nv_bfloat16 gated(Activation activation, float gate, float up) {
+  return __float2bfloat16_rn(activated(activation, gate, up));
 }
 
 /// Of epilogues whose blocks all have the whole grid's part, and which know W before they start.
@@ -68,7 +69,7 @@ struct RowsEpilogue : WholeGrid<SkinnyRows> {
     if (place.live) {
       const float product = __fmaf_rn(sums[0], factors[place.token], operands.bias);
       if (p.hidden) {
-        p.hidden[at] = gated(operands.before, product);
+        p.hidden[at] = gated(p.activation, operands.before, product);
         return;
       }
       result = p.add ? operands.before + product : product;
@@ -111,7 +112,7 @@ struct GateUpEpilogue : WholeGrid<SkinnyGateUp> {
     const float value = __fmaf_rn(sums[0], live ? factors[item.token] : 0.0f, operands.bias);
     const float up = __shfl_xor_sync(0xffffffffu, value, 2);  // row + 8
     if (item.row >= 8 || row >= p.ffn || !live) return;
-    p.hidden[static_cast<int64_t>(item.token) * p.ffn + row] = gated(value, up);
+    p.hidden[static_cast<int64_t>(item.token) * p.ffn + row] = gated(p.activation, value, up);
   }
 };
 
@@ -141,7 +142,7 @@ struct GateUpPairs : WholeGrid<SkinnyGateUp> {
     if (row >= p.ffn || item.token >= p.rows) return;
     const float factor = factors[item.token];
     const float gate = __fmaf_rn(sums[0], factor, operands.gate), up = __fmaf_rn(sums[1], factor, operands.up);
-    p.hidden[static_cast<int64_t>(item.token) * p.ffn + row] = gated(gate, up);
+    p.hidden[static_cast<int64_t>(item.token) * p.ffn + row] = gated(p.activation, gate, up);
   }
 };
 

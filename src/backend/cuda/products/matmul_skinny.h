@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/hyperparameters.h"
+
 namespace tidal::cuda {
 
 /// Up to this many rows of float32 input are normed and rounded inside the product itself. More would be read too often
@@ -70,12 +72,14 @@ struct SkinnyRows {
   int rows = 0, cols = 0, w_rows = 0;
   bool add = false;
   SkinnyNext next;
-  __nv_bfloat16* hidden = nullptr;  ///< [rows, w_rows], instead of y, which is read: silu(y) * (W x + bias)
+  __nv_bfloat16* hidden = nullptr;  ///< [rows, w_rows], instead of y, which is read: activated y and W x + bias
+  Activation activation = Activation::Silu;  ///< of `hidden`
 };
 
-/// hidden = silu(gate x) * (up x).
+/// hidden = what `activation` says of gate x and up x.
 struct SkinnyGateUp {
   SkinnyInput in;
+  Activation activation = Activation::Silu;
   SkinnyMatrix gate, up;                                 ///< [ffn, cols], of one type
   const float *gate_bias = nullptr, *up_bias = nullptr;  ///< [ffn]; optional
   __nv_bfloat16* hidden = nullptr;                       ///< [rows, ffn]

@@ -15,21 +15,24 @@ namespace {
 
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
-  int64_t frequencies, angles, slots, rounded, factors, normed, squares, raw, gate_up, hidden, products, panel, packed;
+  int64_t frequencies, window_frequencies, angles, window_angles, slots, rounded, factors, normed, squares, raw,
+      gate_up, hidden, products, panel, packed;
   int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given;
 
   Sizes(const Hyperparameters& hp, int64_t rows) : Sizes(hp, rows, hp.experts ? hp.experts.shared_ffn : hp.ffn) {}
   int64_t total() const {
-    return frequencies + angles + slots + rounded + factors + normed + squares + raw + gate_up + hidden + products +
-           panel + packed + router_logits + arrived + shared + kChoices * choice + kExpertLists * expert +
-           chosen_hidden + chosen_results + given;
+    return frequencies + window_frequencies + angles + window_angles + slots + rounded + factors + normed + squares +
+           raw + gate_up + hidden + products + panel + packed + router_logits + arrived + shared + kChoices * choice +
+           kExpertLists * expert + chosen_hidden + chosen_results + given;
   }
   static constexpr int kChoices = 5, kExpertLists = 2;  // lists of numbers, one a choice, and one an expert
 
  private:
   Sizes(const Hyperparameters& hp, int64_t rows, int64_t ffn)
       : frequencies(part(hp.rope.dims / 2 * sizeof(double))),
+        window_frequencies(part(hp.window_rope.dims / 2 * sizeof(double))),
         angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
+        window_angles(part(rows * (hp.window_rope.dims / 2) * sizeof(float2))),
         slots(part(rows * sizeof(int32_t))),
         rounded(part(rows * std::max(hp.width, hp.q_width()) * 2)),
         factors(part(rows * sizeof(float))),
@@ -78,7 +81,9 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
     at += bytes;
   };
   place(s.frequencies, sizes.frequencies);
+  place(s.window_frequencies, sizes.window_frequencies);
   place(s.angles, sizes.angles);
+  place(s.window_angles, sizes.window_angles);
   place(s.slots, sizes.slots);
   place(s.rounded, sizes.rounded);
   place(s.factors, sizes.factors);
@@ -105,23 +110,30 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.given, sizes.given);
   // Where another model's numbers may have been.
   check(cudaMemset(s.arrived, 0, static_cast<size_t>(sizes.arrived)), "activations of a pass");
-  const std::vector<double>& frequencies = hp.rope.frequencies;
-  check(cudaMemcpy(s.frequencies, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
-        "rotation frequencies");
+  const auto send = [](const std::vector<double>& frequencies, double* to) {
+    check(cudaMemcpy(to, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
+          "rotation frequencies");
+  };
+  send(hp.rope.frequencies, s.frequencies);
+  send(hp.window_rope.frequencies, s.window_frequencies);
   check(cudaDeviceSynchronize(), "rotation frequencies");  // streams of passes wait for nothing
 }
 
 void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
   State& s = *state_;
   s.normed_x = {};
-  launch_angles({.tables = tables,
-                 .frequencies = s.frequencies,
-                 .magnitude = s.hp.rope.magnitude,
-                 .rows = rows,
-                 .pairs = s.pairs(),
-                 .angles = s.angles,
-                 .slots = s.slots},
-                stream);
+  const auto find = [&](const Rope& rope, const double* frequencies, float2* angles) {
+    launch_angles({.tables = tables,
+                   .frequencies = frequencies,
+                   .magnitude = rope.magnitude,
+                   .rows = rows,
+                   .pairs = rope.dims / 2,
+                   .angles = angles,
+                   .slots = s.slots},
+                  stream);
+  };
+  find(s.hp.rope, s.frequencies, s.angles);
+  if (s.hp.window_rope.dims > 0) find(s.hp.window_rope, s.window_frequencies, s.window_angles);
 }
 
 void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
@@ -143,7 +155,7 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .k_norm = floats(layer.k_norm),
           .norms_rows = layer.q_norm && layer.q_norm.cols > hp.head_dim,
           .epsilon = hp.rms_epsilon,
-          .angles = angles + static_cast<int64_t>(first) * pairs(),
+          .angles = angles_of(layer) + static_cast<int64_t>(first) * (rope_of(layer).dims / 2),
           .slots = slots + first,
           .q = p.q + static_cast<int64_t>(first) * hp.q_width(),
           .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
@@ -156,8 +168,9 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
 }
 
 void Matrices::State::warm(const QkvParams& p, int first, int rows, cudaStream_t stream) const {
-  if (hp.temperature_scale == 0) return;
+  if (!hp.scales_queries()) return;
   launch_temperature({.positions = p.tables.positions + first,
+                      .query_scale = hp.query_scale,
                       .scale = hp.temperature_scale,
                       .length = hp.temperature_length,
                       .rows = rows,
@@ -186,7 +199,7 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   product.q_width = q_width;
   product.kv_width = kv_width;
   product.fused = inside;
-  product.rope = {.angles = angles,
+  product.rope = {.angles = angles_of(layer),
                   .slots = slots,
                   .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
                   .kv_heads = hp.kv_heads,
@@ -237,6 +250,7 @@ void Matrices::State::decode_gate_up(const GateUpWeights& w, const float* x, int
   if (w.gate.type == w.up.type) {
     SkinnyGateUp both;
     both.in = in;
+    both.activation = hp.activation;
     both.gate = matrix(w.gate);
     both.up = matrix(w.up);
     both.gate_bias = floats(w.b_gate);
@@ -260,6 +274,7 @@ void Matrices::State::decode_gate_up(const GateUpWeights& w, const float* x, int
   up.w = matrix(w.up);
   up.bias = floats(w.b_up);
   up.hidden = hidden;
+  up.activation = hp.activation;
   launch_skinny_rows(gate, stream);
   launch_skinny_rows(up, stream);
 }

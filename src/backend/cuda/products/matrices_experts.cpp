@@ -50,6 +50,7 @@ void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
   both.gate_scales = floats(layer.gate_scales);
   both.up_scales = floats(layer.up_scales);
   both.down_scales = floats(layer.down_scales);
+  both.activation = hp.activation;
   both.choices = choices;
   both.hidden = chosen_hidden;
   both.rows = rows;
@@ -115,7 +116,8 @@ void Matrices::State::prefill_chosen(const Layer& layer, const __nv_bfloat16* no
     }
   };
   for_panels(layer.expert_gate, &layer.expert_up, experts.ffn, hp.width, [&](const ExpertPanel& one) {
-    launch_grouped(GroupedGateUp{.groups = groups,
+    launch_grouped(GroupedGateUp{.activation = hp.activation,
+                                 .groups = groups,
                                  .panel = one,
                                  .gate_scales = floats(layer.gate_scales),
                                  .up_scales = floats(layer.up_scales),

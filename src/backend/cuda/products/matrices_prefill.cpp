@@ -120,19 +120,20 @@ const __nv_bfloat16* Matrices::State::prefill_hidden(const Weight& gate, const W
   const auto ffn = static_cast<int>(gate.rows);
   const int first = pass.decode_rows;
   __nv_bfloat16* both = gate_up + static_cast<int64_t>(first) * 2 * ffn;
-  __nv_bfloat16* silu = hidden + static_cast<int64_t>(first) * ffn;
+  __nv_bfloat16* to = hidden + static_cast<int64_t>(first) * ffn;
   multiply({.x = normed, .y = both, .cols = hp.width, .stride = 2 * ffn, .rounded = true}, {&gate, &up}, pass, stream);
-  launch_silu({.gate = both,
-               .up = both + ffn,
-               .gate_bias = floats(b_gate),
-               .up_bias = floats(b_up),
-               .factors = factors,
-               .hidden = silu,
-               .rows = pass.rows - first,
-               .ffn = ffn,
-               .stride = 2 * ffn},
-              stream);
-  return silu;
+  launch_hidden({.activation = hp.activation,
+                 .gate = both,
+                 .up = both + ffn,
+                 .gate_bias = floats(b_gate),
+                 .up_bias = floats(b_up),
+                 .factors = factors,
+                 .hidden = to,
+                 .rows = pass.rows - first,
+                 .ffn = ffn,
+                 .stride = 2 * ffn},
+                stream);
+  return to;
 }
 
 void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
@@ -140,11 +141,11 @@ void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
   const int first = p.pass.decode_rows, rows = p.pass.rows - first;
   float* x = p.x + static_cast<int64_t>(first) * hp.width;
   const __nv_bfloat16* normed = round_whole(x, layer.ffn_norm, nullptr, p.pass, hp.width, stream);
-  const __nv_bfloat16* silu =
+  const __nv_bfloat16* activated =
       prefill_hidden(layer.gate, layer.up, layer.b_gate, layer.b_up, nullptr, normed, p.pass, stream);
   float* to = target(layer.ffn_post_norm, p.x, first);
-  multiply({.x = silu, .y = to, .cols = hp.ffn, .stride = hp.width, .add = !layer.ffn_post_norm}, {&layer.down}, p.pass,
-           stream);
+  multiply({.x = activated, .y = to, .cols = hp.ffn, .stride = hp.width, .add = !layer.ffn_post_norm}, {&layer.down},
+           p.pass, stream);
   if (layer.b_down) launch_add_bias(to, floats(layer.b_down), rows, hp.width, stream);
   add_normed(layer.ffn_post_norm, p.x, first, rows, stream);
 }

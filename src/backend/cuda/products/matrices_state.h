@@ -37,13 +37,13 @@ struct Matrices::State {
   Buffer memory;
   LtMatmul lt;
 
-  double* frequencies = nullptr;     ///< [dims / 2]
-  float2* angles = nullptr;          ///< [rows, dims / 2]
-  int32_t* slots = nullptr;          ///< [rows]
-  __nv_bfloat16* rounded = nullptr;  ///< [rows, max(width, q_width)]
-  float* factors = nullptr;          ///< [rows]
-  __nv_bfloat16* normed = nullptr;   ///< [rows, width]
-  float* squares = nullptr;          ///< [rows, (width + 15) / 16]
+  double *frequencies = nullptr, *window_frequencies = nullptr;  ///< [dims / 2] of hp.rope, of hp.window_rope
+  float2 *angles = nullptr, *window_angles = nullptr;            ///< [rows, dims / 2]
+  int32_t* slots = nullptr;                                      ///< [rows]
+  __nv_bfloat16* rounded = nullptr;                              ///< [rows, max(width, q_width)]
+  float* factors = nullptr;                                      ///< [rows]
+  __nv_bfloat16* normed = nullptr;                               ///< [rows, width]
+  float* squares = nullptr;                                      ///< [rows, (width + 15) / 16]
   float* raw = nullptr;              ///< [rows, q_width + 2 kv_width], products before rotation
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
@@ -69,10 +69,11 @@ struct Matrices::State {
   } normed_x;
 
   bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
-  int pairs() const { return hp.rope.dims / 2; }
+  const Rope& rope_of(const Layer& layer) const { return layer.window_rope ? hp.window_rope : hp.rope; }
+  const float2* angles_of(const Layer& layer) const { return layer.window_rope ? window_angles : angles; }
   /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
   bool rotates_inside(const Layer& layer) const {
-    return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && hp.rope.dims % 16 == 0;
+    return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && rope_of(layer).dims % 16 == 0;
   }
 
   /// Where the product of a row of x goes: to x, or, to be normed before it is added, elsewhere.
@@ -182,7 +183,7 @@ struct Matrices::State {
   void prefill_chosen(const Layer& layer, const __nv_bfloat16* normed, cudaStream_t stream);
   /// Rotation of raw products of the rows from `first` on.
   RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
-  int rotated_dims(const Layer& layer) const { return layer.rotates ? hp.rope.dims : 0; }
+  int rotated_dims(const Layer& layer) const { return layer.rotates ? rope_of(layer).dims : 0; }
   /// Queries of the rows from `first` on get their temperature, if the model has one.
   void warm(const QkvParams& p, int first, int rows, cudaStream_t stream) const;
 };
