@@ -67,10 +67,9 @@ struct Hyperparameters {
   float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
   Activation activation = Activation::Silu;
   Experts experts;
-  std::vector<int> windows;  ///< [layers] of window(); empty: no layer has one
-
-  bool attention_sinks = false;  ///< layers have Layer::sinks
+  std::vector<int> windows;      ///< [layers] of window(); empty: no layer has one
   Rope window_rope;              ///< of layers with a window; no `dims`: `rope`, as all others
+  bool attention_sinks = false;  ///< layers have Layer::sinks
 
   /// A layer's attention at a position p sees the last so many positions, p - window + 1 to p; 0: the whole context.
   int window(int layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }
