@@ -47,7 +47,8 @@ class Backend {
   virtual Buffer allocate(size_t bytes, std::string_view what) = 0;
   /// Makes a weight in host memory usable by this backend; the host memory must outlive the backend's use of it.
   virtual Weight upload(const Weight& host) = 0;
-  /// The same of a matrix whose products decide something, a router's: where upload() would round it, float32.
+  /// The same of a matrix whose products decide something, a router's, and of vectors one behind the other: where
+  /// upload() would round them, float32.
   virtual Weight upload_exact(const Weight& host) { return upload(host); }
   /// The type that upload() makes of a matrix of `type`.
   virtual ggml_type matrix_type(ggml_type type) const { return type; }
@@ -92,7 +93,10 @@ class Backend {
   ///   Sparse: the selected positions only.
   ///   Scan: the scores of full blocks come from their sketches, those of the block still filling from its keys; from
   ///   them a selection by scan_policy(), and attention to the selected positions only.
-  virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
+  /// `sinks`, where a layer has them: each head's softmax has one more term exp(sinks[head]), whose value is zeros.
+  /// What is selected does not depend on it.
+  virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+                      const Weight& sinks = {}) = 0;
   /// x += out * Wo (+ bias), after its own norm where the layer has one.
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;
   /// x += down(hidden(gate(norm x), up(norm x))), likewise; hidden() as Activation says, silu(gate) * up for most.

@@ -36,9 +36,11 @@ struct Experts {
 
 /// What an MLP's hidden layer makes of a row's gate and up.
 enum class Activation {
-  Silu,  ///< gate / (1 + exp(-gate)) * up
-  Gelu,  ///< gate / (1 + exp(-2 z)) * up with z = sqrt(2 / pi) (gate + 0.044715 gate^3): GELU's form with tanh
+  Silu,           ///< gate / (1 + exp(-gate)) * up
+  Gelu,           ///< gate / (1 + exp(-2 z)) * up with z = sqrt(2 / pi) (gate + 0.044715 gate^3): GELU's form with tanh
+  ClampedSwiGlu,  ///< g / (1 + exp(-1.702 g)) * (u + 1) with g = min(gate, 7) and u = up from -7 to 7 (gpt-oss)
 };
+inline constexpr float kClampedSlope = 1.702f, kClampedLimit = 7.0f;
 
 struct Hyperparameters {
   std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
@@ -65,9 +67,9 @@ struct Hyperparameters {
   float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
   Activation activation = Activation::Silu;
   Experts experts;
-  std::vector<int> windows;  ///< [layers] of window(); empty: no layer has one
-
-  Rope window_rope;  ///< of layers with a window; no `dims`: `rope`, as all others
+  std::vector<int> windows;      ///< [layers] of window(); empty: no layer has one
+  Rope window_rope;              ///< of layers with a window; no `dims`: `rope`, as all others
+  bool attention_sinks = false;  ///< layers have Layer::sinks
 
   /// A layer's attention at a position p sees the last so many positions, p - window + 1 to p; 0: the whole context.
   int window(int layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }

@@ -49,7 +49,7 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
   for (int l = 0; l < hp.layers; ++l) {
     const Layer& layer = model_.layers[l];
     backend_.qkv(layer, batch, x, q, kv[l]);
-    backend_.attend(batch, l, q, kv[l], selection_, out);  // by chunk.roles[l]
+    backend_.attend(batch, l, q, kv[l], selection_, out, layer.sinks);  // by chunk.roles[l]
     if (observer) observer->attended(l, batch, q, kv[l], selection_);
     backend_.project(layer, out, x);
     layer.router ? backend_.experts(layer, x) : backend_.mlp(layer, x);

@@ -149,7 +149,9 @@ std::span<const float> read_divisors(const GgufFile& file, const std::string& na
 /// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number
 /// that of so many layers the last has none (0: all have it).
 std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& family, int layers) {
-  const int window = keys.nonzero_or("attention.sliding_window", 0);
+  // libllama refuses gpt-oss files without, and with 0 its layers see nothing.
+  const int window = family.architecture == "gpt-oss" ? keys.size("attention.sliding_window")
+                                                      : keys.nonzero_or("attention.sliding_window", 0);
   if (window == 0) return {};
   const std::string key = std::string(family.architecture) + ".attention.sliding_window_pattern";
   const auto values = file.integers(key);
@@ -176,9 +178,10 @@ double read_base(const GgufFile& file, Keys& keys, const char* key, double other
 Rope read_window_rope(const GgufFile& file, Keys& keys, const Family& family, int dims, double base,
                       const RopeScaling& scaling) {
   switch (family.window_rope) {
-    case Family::WindowRope::Same: break;
     case Family::WindowRope::Unscaled: return make_rope(family.pairing, dims, base, {}, {});
-    case Family::WindowRope::Own: {
+    case Family::WindowRope::OwnScaled:
+      return make_rope(family.pairing, dims, read_base(file, keys, "rope.freq_base_swa", base), {}, scaling);
+    case Family::WindowRope::OwnUnscaled: {
       // As libllama, which keeps the factor on the magnitude.
       const RopeScaling own{.attention = scaling.attention};
       return make_rope(family.pairing, dims, read_base(file, keys, "rope.freq_base_swa", 10000.0), {}, own);
@@ -211,9 +214,9 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   if (const int64_t groups = keys.integer_or("expert_group_count", 1); groups > 1) {
     fail("{}: experts in {} groups are not supported", file.path(), groups);
   }
-  // As libllama: only qwen files have a length of their own for experts, and those without share out the MLP's.
-  const bool own = family.architecture.starts_with("qwen");
-  const int share = own && experts.used > 0 ? ffn / experts.used : ffn;
+  // As libllama: qwen files have a length of their own for experts, or share out the MLP's; gpt-oss files have one.
+  const bool qwen = family.architecture.starts_with("qwen"), own = qwen || family.architecture == "gpt-oss";
+  const int share = qwen && experts.used > 0 ? ffn / experts.used : own ? 0 : ffn;
   experts.ffn = own ? keys.uniform("expert_feed_forward_length", share, layers) : share;
   if (experts.ffn == 0) keys.require(own ? "expert_feed_forward_length" : "feed_forward_length");
   if (family.shared == Family::Shared::AsKeysSay) {
@@ -294,6 +297,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
   hp.activation = family->activation;
+  hp.attention_sinks = family->attention_sinks;
   // libllama leaves out the last layers of a file that says so: they predict further tokens.
   if (keys.integer_or("nextn_predict_layers", 0) > 0) fail("{}: NextN layers are not supported", file.path());
   hp.post_norms = family->post_norms;

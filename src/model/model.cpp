@@ -7,21 +7,45 @@
 namespace tidal {
 namespace {
 
-/// function(weight, whether its products decide something).
+/// function(weight, whether it is one of Backend::upload_exact()).
 template <typename Layers, typename Function>
 void for_each_weight(Layers& layers, Function&& function) {
   for (auto& layer : layers) {
-    for (auto* weight : {&layer.attn_norm,    &layer.wq,          &layer.wk,          &layer.wv,
-                         &layer.bq,           &layer.bk,          &layer.bv,          &layer.q_norm,
-                         &layer.k_norm,       &layer.wo,          &layer.bo,          &layer.ffn_norm,
-                         &layer.gate,         &layer.up,          &layer.down,        &layer.b_gate,
-                         &layer.b_up,         &layer.b_down,      &layer.expert_gate, &layer.expert_up,
-                         &layer.expert_down,  &layer.shared_gate, &layer.shared_up,   &layer.shared_down,
-                         &layer.gate_scales,  &layer.up_scales,   &layer.down_scales, &layer.attn_post_norm,
-                         &layer.ffn_post_norm}) {
+    for (auto* weight : {&layer.attn_norm,
+                         &layer.wq,
+                         &layer.wk,
+                         &layer.wv,
+                         &layer.bq,
+                         &layer.bk,
+                         &layer.bv,
+                         &layer.q_norm,
+                         &layer.k_norm,
+                         &layer.wo,
+                         &layer.bo,
+                         &layer.ffn_norm,
+                         &layer.gate,
+                         &layer.up,
+                         &layer.down,
+                         &layer.b_gate,
+                         &layer.b_up,
+                         &layer.b_down,
+                         &layer.expert_gate,
+                         &layer.expert_up,
+                         &layer.expert_down,
+                         &layer.shared_gate,
+                         &layer.shared_up,
+                         &layer.shared_down,
+                         &layer.gate_scales,
+                         &layer.up_scales,
+                         &layer.down_scales,
+                         &layer.attn_post_norm,
+                         &layer.ffn_post_norm,
+                         &layer.sinks,
+                         &layer.router_bias}) {
       if (*weight) function(*weight, false);
     }
-    for (auto* weight : {&layer.router, &layer.shared_switch}) {
+    for (auto* weight :
+         {&layer.router, &layer.shared_switch, &layer.gate_biases, &layer.up_biases, &layer.down_biases}) {
       if (*weight) function(*weight, true);
     }
   }
@@ -34,8 +58,8 @@ void upload(Model& model, Backend& backend) {
   model.output = tied ? model.embedding : backend.upload(model.output);
   if (tied) model.output.scale = scale;
   model.output_norm = backend.upload(model.output_norm);
-  for_each_weight(model.layers, [&](Weight& weight, bool decides) {
-    weight = decides ? backend.upload_exact(weight) : backend.upload(weight);
+  for_each_weight(model.layers, [&](Weight& weight, bool exact) {
+    weight = exact ? backend.upload_exact(weight) : backend.upload(weight);
   });
 }
 
@@ -47,8 +71,8 @@ int64_t kept_bytes(const Backend& backend, const Model& model) {
   };
   int64_t sum = bytes(model.embedding) + bytes(model.output_norm);
   if (model.output.data != model.embedding.data) sum += bytes(model.output);
-  for_each_weight(model.layers, [&](const Weight& weight, bool decides) {
-    sum += decides ? weight.rows * static_cast<int64_t>(ggml_row_size(GGML_TYPE_F32, weight.cols)) : bytes(weight);
+  for_each_weight(model.layers, [&](const Weight& weight, bool exact) {
+    sum += exact ? weight.rows * static_cast<int64_t>(ggml_row_size(GGML_TYPE_F32, weight.cols)) : bytes(weight);
   });
   return sum;
 }

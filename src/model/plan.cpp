@@ -42,8 +42,9 @@ void check_policy(const Policy& policy) {
 struct MeasuredModel {
   const char* architecture;
   int layers, width, kv_heads;
-  int reselect;
+  int reselect;                 ///< 0: not measured
   std::vector<int> reuse = {};  ///< default_reuse()
+  int dense = 0;                ///< default_dense()
 };
 
 // Models are told apart by shape, since names in files differ. Sources: LLaMA-2-7B and Llama-3-8B from TidalDecode
@@ -55,6 +56,7 @@ const std::vector<MeasuredModel>& measured_models() {
       {"qwen2", 28, 1536, 2, 19},                               // Qwen2.5-1.5B
       {"qwen2", 24, 896, 2, 11, {1, 5, 6, 8, 14, 18, 19, 20}},  // Qwen2.5-0.5B
       {"llama", 30, 576, 3, 17},                                // SmolLM2-135M
+      {"gemma3", 18, 640, 1, 0, {}, 1},                         // Gemma 3 270M
   };
   return models;
 }
@@ -191,7 +193,7 @@ Policy paper_policy(int budget) {
 }
 
 int default_reselect(const Hyperparameters& hp) {
-  if (const MeasuredModel* entry = measured(hp)) return entry->reselect;
+  if (reselect_is_measured(hp)) return measured(hp)->reselect;
   // Between the paper's 0.4 of the depth and the 0.46 to 0.68 of the models measured here; docs/plans.md tells how to
   // find a model's own.
   const std::vector<int> layers = hp.layers_that_read_all();
@@ -206,6 +208,14 @@ std::vector<int> default_reuse(const Hyperparameters& hp) {
   return entry ? entry->reuse : std::vector<int>();
 }
 
-bool reselect_is_measured(const Hyperparameters& hp) { return measured(hp) != nullptr; }
+int default_dense(const Hyperparameters& hp) {
+  const MeasuredModel* entry = measured(hp);
+  return entry ? entry->dense : 0;
+}
+
+bool reselect_is_measured(const Hyperparameters& hp) {
+  const MeasuredModel* entry = measured(hp);
+  return entry && entry->reselect > 0;
+}
 
 }  // namespace tidal

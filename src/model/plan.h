@@ -69,6 +69,9 @@ int default_reselect(const Hyperparameters& hp);
 /// Layers that read the selection of the Scan layer before them at hardly any loss, measured for this very shape
 /// (docs/accuracy.md): where all others scan, these may be Sparse. Empty where it is not known.
 std::vector<int> default_reuse(const Hyperparameters& hp);
+/// How many of the layers that read the whole context, the first ones, had better stay Dense where all others scan,
+/// measured for this very shape. 0 where it is not known.
+int default_dense(const Hyperparameters& hp);
 /// True when default_reselect() comes from a measurement of this very shape.
 bool reselect_is_measured(const Hyperparameters& hp);
 

@@ -16,8 +16,9 @@ struct Part {
   int64_t rows, cols;
   float value = 0;
   bool decides = false;  ///< a router's, in files float32
+  bool vectors = false;  ///< each row is one
 
-  bool vector() const { return rows == 1; }
+  bool vector() const { return vectors || rows == 1; }
   bool floats() const { return vector() || decides; }
 };
 
@@ -28,6 +29,12 @@ void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& 
                              {&layer.expert_gate, count * experts.ffn, hp.width},
                              {&layer.expert_up, count * experts.ffn, hp.width},
                              {&layer.expert_down, count * hp.width, experts.ffn}});
+  if (family_of(hp).expert_biases) {
+    parts.insert(parts.end(), {{&layer.router_bias, 1, count},
+                               {.weight = &layer.gate_biases, .rows = count, .cols = experts.ffn, .vectors = true},
+                               {.weight = &layer.up_biases, .rows = count, .cols = experts.ffn, .vectors = true},
+                               {.weight = &layer.down_biases, .rows = count, .cols = hp.width, .vectors = true}});
+  }
   if (experts.shared_ffn == 0) return;
   parts.insert(parts.end(), {{&layer.shared_gate, experts.shared_ffn, hp.width},
                              {&layer.shared_up, experts.shared_ffn, hp.width},
@@ -65,6 +72,7 @@ std::vector<Part> parts_of(Model& model) {
       parts.insert(parts.end(),
                    {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
     }
+    if (family.attention_sinks) parts.push_back({&layer.sinks, 1, hp.heads});
     if (family.norms != Family::Norms::None) {
       const bool heads = family.norms == Family::Norms::Heads;
       parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},

@@ -42,6 +42,8 @@ constexpr Shape kShapes[] = {
     {"gemma3-4b", "gemma3", 34, 2560, 8, 4, 256, 10240, 262208, 131072, 1000000, {}, 1024},
     {"gemma3-12b", "gemma3", 48, 3840, 16, 8, 256, 15360, 262208, 131072, 1000000, {}, 1024},
     {"gemma3-27b", "gemma3", 62, 5376, 32, 16, 128, 21504, 262208, 131072, 1000000, {}, 1024},
+    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, 131072, 150000, {32, 4, 2880}, 128},
+    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 2880, 201088, 131072, 150000, {128, 4, 2880}, 128},
     {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, 40960, 1000000, {128, 8, 768}},
 };
 
@@ -69,11 +71,14 @@ Hyperparameters known_shape(const std::string& name) {
     hp.rope = make_rope(family.pairing, hp.head_dim, shape.rope_base, {}, {});
     hp.post_norms = family.post_norms;
     hp.activation = family.activation;
+    hp.attention_sinks = family.attention_sinks;
     if (family.embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
     for (int l = 0; shape.window > 0 && l < hp.layers; ++l) {
       hp.windows.push_back(l % family.window_pattern < family.window_pattern - 1 ? shape.window : 0);
     }
-    if (shape.window > 0) hp.window_rope = make_rope(family.pairing, hp.head_dim, 10000, {}, {});
+    if (family.window_rope == Family::WindowRope::OwnUnscaled) {
+      hp.window_rope = make_rope(family.pairing, hp.head_dim, 10000, {}, {});
+    }
     return hp;
   }
   fail("shape: '{}' is not known, expected one of {}", name, names);

@@ -31,6 +31,9 @@ class Tensors {
   Weight vector(const std::string& name, int64_t cols) { return find(name, 1, cols, true, true); }
   Weight optional_vector(const std::string& name, int64_t cols) { return find(name, 1, cols, false, true); }
 
+  /// Vectors of float32, by their whole name: [count, cols].
+  Weight vectors(const std::string& name, int64_t count, int64_t cols) { return find(name, count, cols, true, true); }
+
   /// Known to be of no account for what is computed.
   void leave_out(const std::string& name) { used_.insert(name); }
   /// Not supported after all.

@@ -72,7 +72,7 @@ int main(int argc, char** argv) try {
     writer.set("general.architecture", architecture.c_str()).set(prefix + "block_count", 1u);
     writer.save(folder / (architecture + "-keys.gguf"));
   }
-  for (const std::string architecture : {"llama", "qwen2moe", "qwen3moe", "olmoe"}) {
+  for (const std::string architecture : {"llama", "qwen2moe", "qwen3moe", "olmoe", "gpt-oss"}) {
     tidal::test::SmallShape mixture = shape;
     mixture.experts = 2;
     mixture.experts_used = 1;

@@ -50,6 +50,10 @@ struct Change {
 };
 
 bool has_windows(const Family& family) { return family.window_pattern > 0; }
+bool has_own_base(const Family& family) {
+  return has_windows(family) && family.window_rope != Family::WindowRope::Unscaled;
+}
+bool needs_no_window(const Family& family) { return has_windows(family) && family.architecture != "gpt-oss"; }
 
 /// The value of a key that is a list of booleans.
 test::Bytes list_of(const std::vector<bool>& values) {
@@ -106,7 +110,7 @@ const Change kChanges[] = {
      has_windows},
     {"no window",
      [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "attention.sliding_window", 0u); },
-     has_windows},
+     needs_no_window},
     {"window everywhere",
      [](GgufWriter& file, const std::string& prefix) {
        file.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 0u);
@@ -120,10 +124,9 @@ const Change kChanges[] = {
      has_windows},
     {"other base of windows",
      [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "rope.freq_base_swa", 2500.0f); },
-     [](const Family& family) { return family.window_rope == Family::WindowRope::Own; }},
+     has_own_base},
     {"usual base of windows",
-     [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "rope.freq_base_swa"); },
-     [](const Family& family) { return family.window_rope == Family::WindowRope::Own; }},
+     [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "rope.freq_base_swa"); }, has_own_base},
     {"window and yarn",
      [](GgufWriter& file, const std::string& prefix) {
        file.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 2u);
@@ -166,7 +169,11 @@ struct Kind {
     if (std::string(architecture) == "olmoe") shape.kv_heads = shape.heads;  // as libllama expects
     return test::small_model(architecture, shape);
   }
-  std::string name() const { return architecture + std::string(experts > 0 ? "_experts" : ""); }
+  std::string name() const {
+    std::string name = architecture + std::string(experts > 0 ? "_experts" : "");
+    std::replace(name.begin(), name.end(), '-', '_');  // as googletest asks
+    return name;
+  }
 };
 
 class Architectures : public testing::TestWithParam<Kind> {
@@ -327,8 +334,8 @@ TEST_P(Architectures, OtherTensorsAreReadAsLlamaDoes) {
   const test::TemporaryFolder folder;
   const std::vector<Token> tokens = some_tokens();
   GgufWriter usual = GetParam().model();
-  if (std::string(GetParam().architecture).starts_with("qwen2") ||
-      std::string(GetParam().architecture) == "seed_oss") {  // their files may be without biases, too
+  if (std::string(GetParam().architecture).starts_with("qwen2") || std::string(GetParam().architecture) == "seed_oss" ||
+      std::string(GetParam().architecture) == "gpt-oss") {  // their files may be without biases, too
     for (const std::string layer : {"blk.0.", "blk.1."}) {
       for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) usual.erase_tensor(layer + name);
     }
@@ -424,8 +431,8 @@ INSTANTIATE_TEST_SUITE_P(All, Architectures,
                          testing::Values(Kind{"llama"}, Kind{"qwen2"}, Kind{"qwen3"}, Kind{"llama", 4},
                                          Kind{"qwen2moe", 5}, Kind{"qwen3moe", 8}, Kind{"olmoe", 6}, Kind{"olmo2"},
                                          Kind{"smollm3", 0, 4}, Kind{"seed_oss"}, Kind{"phi3"}, Kind{"glm4"},
-                                         Kind{"granite"}, Kind{"gemma3"}, Kind{"granitemoe", 4}, Kind{"mistral3"},
-                                         Kind{"mistral3", 4}),
+                                         Kind{"granite"}, Kind{"gemma3"}, Kind{"gpt-oss", 5}, Kind{"granitemoe", 4},
+                                         Kind{"mistral3"}, Kind{"mistral3", 4}),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

@@ -107,5 +107,33 @@ TEST(GgufWindows, GemmaScalesEmbeddingsAndAtOneSizeQueries) {
   EXPECT_EQ(refusal(capped.set("gemma3.final_logit_softcapping", 0.0f)), "");
 }
 
+TEST(GgufWindows, GptOssHasAWindowASinkAHeadAndBiases) {
+  GgufWriter writer = small_model("gpt-oss", {.layers = 3});
+  const Bytes bytes = writer.bytes();
+  const Model model = load_bytes(bytes, bytes.size());
+  EXPECT_THAT(model.hp.windows, ElementsAre(32, 0, 32));
+  EXPECT_EQ(model.hp.activation, Activation::ClampedSwiGlu);
+  EXPECT_TRUE(model.hp.attention_sinks);
+  EXPECT_EQ(model.hp.experts.ffn, 32);
+  EXPECT_EQ(model.layers[2].sinks.cols, 4);
+  EXPECT_EQ(model.layers[2].gate_biases.rows, model.hp.experts.count);
+  EXPECT_NEAR(model.hp.window_rope.frequencies[1], std::pow(500.0, -2.0 / 16), 1e-9);
+  writer.erase("gpt-oss.rope.freq_base_swa").set("gpt-oss.rope.scaling.factor", 4.0f);
+  EXPECT_EQ(hyperparameters(writer).window_rope.frequencies, hyperparameters(writer).rope.frequencies);
+  for (const char* tensor : {"attn_sinks.weight", "ffn_gate_inp.bias", "ffn_gate_exps.bias", "ffn_down_exps.bias"}) {
+    GgufWriter without = writer;
+    without.erase_tensor("blk.1." + std::string(tensor));
+    EXPECT_EQ(refusal(without), "test.gguf: these tensors are missing: blk.1." + std::string(tensor));
+  }
+  GgufWriter other = writer;
+  other.add("blk.0.ffn_up_exps.bias", std::vector<float>(32 * 4), {32, 4});
+  EXPECT_EQ(refusal(other), "test.gguf: these tensors are wrong: blk.0.ffn_up_exps.bias is [4, 32], expected [5, 32]");
+  other = writer;
+  EXPECT_EQ(refusal(other.set("gpt-oss.attention.sliding_window", 0u)),
+            "test.gguf: key 'gpt-oss.attention.sliding_window' is 0, expected 1 to 2^24");
+  EXPECT_EQ(refusal(other.erase("gpt-oss.attention.sliding_window").erase("gpt-oss.expert_feed_forward_length")),
+            "test.gguf: these keys are missing: gpt-oss.expert_feed_forward_length, gpt-oss.attention.sliding_window");
+}
+
 }  // namespace
 }  // namespace tidal::test

@@ -52,8 +52,9 @@ class CpuBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override {
-    attention_.attend(batch, layer, hp_.window(layer), q, kv, selection, out);
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+              const Weight& sinks) override {
+    attention_.attend(batch, layer, {hp_.window(layer), sinks.floats()}, q, kv, selection, out);
   }
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;

@@ -91,15 +91,22 @@ template <Activation kActivation>
 TIDAL_TARGET void activate_as(const float* gate, const float* up, int count, Bf16* to) {
   for (int i = 0; i < count; i += 16) {
     const __mmask16 mask = mask_below(count, i);
-    const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
+    __m512 g = _mm512_maskz_loadu_ps(mask, gate + i), u = _mm512_maskz_loadu_ps(mask, up + i);
     const __m512 one = _mm512_set1_ps(1.0f);
     __m512 slope = _mm512_set1_ps(-kLog2e);
     if constexpr (kActivation == Activation::Gelu) {
       slope = _mm512_fmadd_ps(_mm512_mul_ps(g, g), _mm512_set1_ps(-kLog2e * kGeluCubic),
                               _mm512_set1_ps(-kLog2e * kGeluLinear));
     }
+    if constexpr (kActivation == Activation::ClampedSwiGlu) {
+      // min_ps and max_ps take their second operand where one is NaN.
+      const __m512 limit = _mm512_set1_ps(kClampedLimit);
+      g = _mm512_min_ps(limit, g);
+      u = _mm512_add_ps(_mm512_max_ps(_mm512_set1_ps(-kClampedLimit), _mm512_min_ps(limit, u)), one);
+      slope = _mm512_set1_ps(-kLog2e * kClampedSlope);
+    }
     const __m512 power = exp2_of(_mm512_mul_ps(g, slope));
-    const __m512 product = _mm512_mul_ps(g, _mm512_maskz_loadu_ps(mask, up + i));
+    const __m512 product = _mm512_mul_ps(g, u);
     // 1 / x by approximation, within 2^-14.
     const __m512 result = _mm512_mul_ps(product, _mm512_rcp14_ps(_mm512_add_ps(one, power)));
     _mm256_mask_storeu_epi16(to + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(result)));
@@ -123,6 +130,7 @@ void activate_to_bf16(Activation activation, const float* gate, const float* up,
   switch (activation) {
     case Activation::Silu: return activate_as<Activation::Silu>(gate, up, count, to);
     case Activation::Gelu: return activate_as<Activation::Gelu>(gate, up, count, to);
+    case Activation::ClampedSwiGlu: return activate_as<Activation::ClampedSwiGlu>(gate, up, count, to);
   }
 }
 

@@ -70,14 +70,23 @@ void FloatsToBf16(const float* from, int count, Bf16* to) {
 
 void Activate(Activation activation, const float* gate, const float* up, int count, float* out) {
   ForEach(count, [&](int at, auto tag) HWY_ATTR {
-    const auto g = hn::LoadU(tag, gate + at);
-    const auto one = hn::Set(tag, 1.0f);
+    const bool clamped = activation == Activation::ClampedSwiGlu;
+    const auto one = hn::Set(tag, 1.0f), limit = hn::Set(tag, kClampedLimit);
+    auto g = hn::LoadU(tag, gate + at), u = hn::LoadU(tag, up + at);
+    // Comparisons keep NaN.
+    if (clamped) {
+      g = hn::IfThenElse(hn::Gt(g, limit), limit, g);
+      u = hn::IfThenElse(hn::Gt(u, limit), limit, hn::IfThenElse(hn::Lt(u, hn::Neg(limit)), hn::Neg(limit), u));
+      u = hn::Add(u, one);
+    }
     const auto cubic = hn::MulAdd(hn::Mul(g, g), hn::Set(tag, kGeluCubic), hn::Set(tag, kGeluLinear));
-    const auto slope = activation == Activation::Gelu ? hn::Mul(g, cubic) : g;
+    const auto exponent = activation == Activation::Gelu ? hn::Mul(g, cubic)
+                          : clamped                      ? hn::Mul(g, hn::Set(tag, kClampedSlope))
+                                                         : g;
     // hn::Exp wraps around above 104; at 88 the sigmoid is as good as 0.
-    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Min(hn::Neg(slope), hn::Set(tag, 88.0f)))));
+    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Min(hn::Neg(exponent), hn::Set(tag, 88.0f)))));
     // hn::Exp maps NaN to 0; the product with g restores it.
-    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), hn::LoadU(tag, up + at)), tag, out + at);
+    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), u), tag, out + at);
   });
 }
 

@@ -83,7 +83,8 @@ class CudaBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+              const Weight& sinks) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
@@ -214,7 +215,8 @@ void CudaBackend::qkv(const Layer& layer, const Batch&, Rows x, Rows q, KvLayer 
   list_.ops.emplace_back(QkvOp{list_.add(layer), x.data, q.data, kv});
 }
 
-void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+                         const Weight& sinks) {
   if (!upload_.has_policies(batch)) {
     flush();
     upload_.set_policies(batch, stream_);
@@ -236,6 +238,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
     op.rows = chunk.rows;
     op.role = chunk.role(layer);
     op.window = hp_.window(layer);
+    op.sinks = sinks.floats();
     op.q = q;
     op.kv = kv;
     op.out = out;
@@ -255,7 +258,8 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
   end_run();
   for (int c = list_.shape.decode_chunks; c < list_.shape.chunks; ++c) {
     const Chunk& chunk = batch.chunks[c];
-    list_.ops.emplace_back(PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, hp_.window(layer), q, kv, out});
+    list_.ops.emplace_back(
+        PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, hp_.window(layer), sinks.floats(), q, kv, out});
   }
 }
 
@@ -370,6 +374,7 @@ void CudaBackend::launch(const AttendOp& op) {
                      .rows = op.rows,
                      .role = op.role,
                      .window = op.window,
+                     .sinks = op.sinks,
                      .scope = op.scope,
                      .pooling = op.pooling,
                      .sketch_bits = op.sketch_bits,
@@ -391,6 +396,7 @@ void CudaBackend::launch(const PrefillOp& op) {
                             .rows = op.rows,
                             .position = op.position,
                             .window = op.window,
+                            .sinks = op.sinks,
                             .heads = hp_.heads,
                             .kv_heads = hp_.kv_heads,
                             .head_dim = hp_.head_dim},

@@ -38,13 +38,17 @@ void rms_norm(const float* x, const Weight& weight, int count, float epsilon, fl
 namespace {
 
 float activate(Activation activation, float gate, float up) {
-  const auto swish = [&](float slope) { return gate / (1.0f + std::exp(-slope)) * up; };
+  const auto swish = [&](float exponent) { return gate / (1.0f + std::exp(-exponent)) * up; };
   switch (activation) {
     case Activation::Silu: return swish(gate);
     case Activation::Gelu: {
       const float root = std::sqrt(2 * std::numbers::inv_pi_v<float>);
       return swish(2 * root * (gate + 0.044715f * gate * gate * gate));
     }
+    case Activation::ClampedSwiGlu:
+      gate = std::min(gate, kClampedLimit);
+      up = std::clamp(up, -kClampedLimit, kClampedLimit) + 1;
+      return swish(kClampedSlope * gate);
   }
   return 0;
 }

@@ -48,6 +48,13 @@ __device__ inline float part_factor(float maximum, float top, float scale) {
   return power_of_two(__fmul_rn(__fsub_rn(maximum, top), scale));
 }
 
+/// The sum that a head's output is divided by: with the term of its sink, if it has one.
+__device__ inline float with_sink(const AttendRowsArgs& args, int head, float top, float sum) {
+  if (!args.sinks) return sum;
+  constexpr float kLog2e = 1.4426950408889634f;
+  return __fadd_rn(sum, power_of_two(__fmaf_rn(__ldg(args.sinks + head), kLog2e, -__fmul_rn(top, args.scale))));
+}
+
 /// Merges the splits of a tile of heads, in order, and writes the output.
 template <int kDim>
 __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask& task, int used, char* shared) {
@@ -94,7 +101,7 @@ __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask
 #pragma unroll
     for (int apart = 16; apart > 0; apart /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
     if (lane == 0) {
-      inverse[h] = __fdiv_rn(1.0f, sum);
+      inverse[h] = __fdiv_rn(1.0f, with_sink(args, task.first_head + h, top, sum));
       if (args.scores) args.statistics[first + h] = {top, sum};
     }
   }
@@ -158,7 +165,7 @@ __device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask&
     }
     if (used == 1) {
       args.out[(static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim + i] =
-          __fmul_rn(value, __fdiv_rn(1.0f, sum));
+          __fmul_rn(value, __fdiv_rn(1.0f, with_sink(args, task.first_head + h, top, sum)));
       if (args.scores && d == 0) args.statistics[first + h] = {top, sum};
     } else {
       args.parts[((first + h) * args.splits + blockIdx.x) * kDim + d] = value;

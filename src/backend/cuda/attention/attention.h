@@ -19,6 +19,7 @@ struct AttendParams {
   int rows = 0;       ///< of the run
   Role role = Role::Dense;
   int window = 0;                  ///< of a Dense layer: rows see the last so many positions; 0: all
+  const float* sinks = nullptr;    ///< [heads], of Backend::attend(); optional
   Scope scope = Scope::Shared;     ///< of no account where Dense
   Pooling pooling = Pooling::Sum;  ///< Select and Scan
   int sketch_bits = 2;             ///< Scan

@@ -16,7 +16,7 @@ struct ChosenGateUpEpilogue {
   static constexpr int kM = 1, kItems = 1;
   static constexpr bool kWaits = true;
   struct Operands {
-    float scale, weight;
+    float scale, bias, weight, down_scale;
   };
 
   __device__ static Params here(Params p) {
@@ -51,20 +51,23 @@ struct ChosenGateUpEpilogue {
   __device__ static Operands load(const Params& p, int tile, int index) {
     const Place place(p, tile);
     const int expert = __ldcg(p.choices.experts + place.choice);
-    const float* scales = Item<NT>(index).row < 8 ? p.gate_scales : p.up_scales;
-    const float weight = __ldcg(p.choices.weights + place.choice);
-    return {scales ? __ldg(scales + expert) : 1.0f, p.down_scales ? weight * __ldg(p.down_scales + expert) : weight};
+    const Item<NT> item(index);
+    const bool gate = item.row < 8;
+    const float *scales = gate ? p.gate_scales : p.up_scales, *biases = gate ? p.gate_biases : p.up_biases;
+    const int64_t row = static_cast<int64_t>(expert) * p.ffn + min(place.first + item.row % 8, p.ffn - 1);
+    return {scales ? __ldg(scales + expert) : 1.0f, biases ? __ldg(biases + row) : 0.0f,
+            __ldcg(p.choices.weights + place.choice), p.down_scales ? __ldg(p.down_scales + expert) : 1.0f};
   }
   template <int NT>
   __device__ static void store(const Params& p, int tile, int index, const float* sums, const float* factors,
                                const Operands& operands) {
     const Item<NT> item(index);
     const Place place(p, tile);
-    const float value = sums[0] * factors[0] * operands.scale;
+    const float value = __fadd_rn(__fmul_rn(__fmul_rn(sums[0], factors[0]), operands.scale), operands.bias);
     const float up = __shfl_xor_sync(0xffffffffu, value, 2);  // row + 8
     if (item.row >= 8 || item.token > 0) return;
     const int at = place.first + item.row;
-    const float result = activated(p.activation, value, up) * operands.weight;
+    const float result = activated(p.activation, value, up) * operands.weight * operands.down_scale;
     p.hidden[place.choice * padded(p) + at] = __float2bfloat16_rn(at < p.ffn ? result : 0.0f);
   }
 };
@@ -78,6 +81,7 @@ struct ChosenDownEpilogue : RowsEpilogue<1> {
     const int64_t row = blockIdx.y;
     p.in.rounded += row * p.cols;
     p.choices.experts += row * p.used;
+    p.choices.weights += row * p.used;
     p.y += row * p.w_rows;
     if (p.next.rounded) {
       p.next.rounded += row * p.w_rows;
@@ -85,6 +89,18 @@ struct ChosenDownEpilogue : RowsEpilogue<1> {
     }
     p.rows = 1;
     return p;
+  }
+  template <int NT>
+  __device__ static Operands load(const Params& p, int tile, int index) {
+    Operands result = RowsEpilogue<1>::load<NT>(p, tile, index);
+    const Place<NT> place(p, tile, index);
+    if (!p.biases || !place.live) return result;
+    for (int k = 0; k < p.used; ++k) {
+      const int64_t expert = __ldcg(p.choices.experts + k);
+      result.bias =
+          __fmaf_rn(__ldcg(p.choices.weights + k), __ldg(p.biases + expert * p.w_rows + place.row), result.bias);
+    }
+    return result;
   }
 };
 

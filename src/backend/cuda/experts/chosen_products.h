@@ -21,6 +21,7 @@ struct ChosenGateUp {
   SkinnyInput in;         ///< float32 rows with the norm, or what the product before left
   SkinnyMatrix gate, up;  ///< [count * ffn, cols], of one type; ffn a multiple of 8
   const float *gate_scales = nullptr, *up_scales = nullptr, *down_scales = nullptr;  ///< [count]; optional
+  const float *gate_biases = nullptr, *up_biases = nullptr;                          ///< [count, ffn]; optional
   Choices choices;
   __nv_bfloat16* hidden = nullptr;  ///< [rows, used, padded_ffn(ffn)], zeros behind an expert's end
   int rows = 0, cols = 0, ffn = 0, used = 0;
@@ -30,6 +31,7 @@ struct ChosenGateUp {
 /// w_rows, ffn], and `cols` used * padded_ffn(ffn).
 struct ChosenDown : SkinnyRows {
   Choices choices;
+  const float* biases = nullptr;  ///< [count, w_rows], added with the experts' weights; optional
   int ffn = 0, used = 0;
 };
 

@@ -99,6 +99,7 @@ __device__ void store(const GroupedGateUp& p, int expert, int first_place, int e
   const float gate_scale = p.gate_scales ? __ldg(p.gate_scales + global) : 1.0f;
   const float up_scale = p.up_scales ? __ldg(p.up_scales + global) : 1.0f;
   const float down_scale = p.down_scales ? __ldg(p.down_scales + global) : 1.0f;
+  const int64_t biases = static_cast<int64_t>(global) * p.stride + p.panel.begin;
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -113,7 +114,9 @@ __device__ void store(const GroupedGateUp& p, int expert, int first_place, int e
         float result[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-          const float gate = sums[m][n][2 * half + k] * gate_scale, up = sums[m][n + 2][2 * half + k] * up_scale;
+          float gate = sums[m][n][2 * half + k] * gate_scale, up = sums[m][n + 2][2 * half + k] * up_scale;
+          if (p.gate_biases) gate += __ldg(p.gate_biases + biases + row + k);
+          if (p.up_biases) up += __ldg(p.up_biases + biases + row + k);
           result[k] = activated(p.activation, gate, up) * weight;
         }
         *reinterpret_cast<__nv_bfloat162*>(p.hidden + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) =
@@ -123,7 +126,7 @@ __device__ void store(const GroupedGateUp& p, int expert, int first_place, int e
   }
 }
 
-__device__ void store(const GroupedDown& p, int, int first_place, int end, int first_row, const Sums& sums) {
+__device__ void store(const GroupedDown& p, int expert, int first_place, int end, int first_row, const Sums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
@@ -135,8 +138,14 @@ __device__ void store(const GroupedDown& p, int, int first_place, int end, int f
       for (int n = 0; n < 4; ++n) {
         const int row = first_row + warp % 4 * 32 + n * 8 + lane % 4 * 2;
         if (row >= p.panel.rows) continue;
-        *reinterpret_cast<float2*>(p.results + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) =
-            make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+        float2 result = make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+        if (p.biases) {
+          const float weight = __ldcg(p.groups.weight + place);
+          const float* bias = p.biases + static_cast<int64_t>(p.panel.first + expert) * p.stride + p.panel.begin + row;
+          result.x = __fmaf_rn(weight, __ldg(bias), result.x);
+          result.y = __fmaf_rn(weight, __ldg(bias + 1), result.y);
+        }
+        *reinterpret_cast<float2*>(p.results + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) = result;
       }
     }
   }

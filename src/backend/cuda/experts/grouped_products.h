@@ -39,14 +39,16 @@ struct GroupedGateUp {
   ExpertGroups groups;
   ExpertPanel panel;                                                                 ///< gate in `w`
   const float *gate_scales = nullptr, *up_scales = nullptr, *down_scales = nullptr;  ///< [experts]; optional
+  const float *gate_biases = nullptr, *up_biases = nullptr;                          ///< [experts, stride]; optional
   const __nv_bfloat16* x = nullptr;                                                  ///< [rows, cols], normed
   __nv_bfloat16* hidden = nullptr;
   int cols = 0, stride = 0;  ///< multiples of 8
 };
-/// results [choices, stride] = down hidden, by place; columns [begin, begin + rows).
+/// results [choices, stride] = down hidden + weight * bias, by place; columns [begin, begin + rows).
 struct GroupedDown {
   ExpertGroups groups;
   ExpertPanel panel;
+  const float* biases = nullptr;          ///< [experts, stride]; optional
   const __nv_bfloat16* hidden = nullptr;  ///< [choices, cols]
   float* results = nullptr;
   int cols = 0, stride = 0;  ///< cols a multiple of 8

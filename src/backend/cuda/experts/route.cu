@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kRowThreads) route_kernel(const __grid_constan
     for (; i < groups; i += 32) add(i, __ldg(w + i));
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const float sum = tree_sum<1, 16>(sums[r]) * factors[r];
+      float sum = __fmul_rn(tree_sum<1, 16>(sums[r]), factors[r]);
+      if (p.bias && e < count) sum = __fadd_rn(sum, __ldg(p.bias + e));
       if (lane == 0 && r < rows) p.logits[static_cast<int64_t>(first + r) * (count + 1) + e] = sum;
     }
   }

@@ -21,6 +21,7 @@ struct RouteParams {
   const float* norm = nullptr;           ///< [width], weight of an RMS norm; null: none
   float epsilon = 0;                     ///< of the norm
   const float* router = nullptr;         ///< [experts.count, width]
+  const float* bias = nullptr;           ///< [experts.count], of logits; optional
   const float* shared_switch = nullptr;  ///< [width]; optional
   int rows = 0, width = 0;
   Experts experts;

@@ -20,6 +20,7 @@ void Matrices::State::route(const Layer& layer, const float* x, int first, int r
        .norm = floats(layer.ffn_norm),
        .epsilon = hp.rms_epsilon,
        .router = floats(layer.router),
+       .bias = floats(layer.router_bias),
        .shared_switch = floats(layer.shared_switch),
        .rows = rows,
        .width = hp.width,
@@ -50,6 +51,8 @@ void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
   both.gate_scales = floats(layer.gate_scales);
   both.up_scales = floats(layer.up_scales);
   both.down_scales = floats(layer.down_scales);
+  both.gate_biases = floats(layer.gate_biases);
+  both.up_biases = floats(layer.up_biases);
   both.activation = hp.activation;
   both.choices = choices;
   both.hidden = chosen_hidden;
@@ -83,6 +86,7 @@ void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
   down.add = true;
   down.next = norm_next(p.x, next, rows);
   down.choices = choices;
+  down.biases = floats(layer.down_biases);
   down.ffn = experts.ffn;
   down.used = experts.used;
   launch_chosen(down, stream);
@@ -122,6 +126,8 @@ void Matrices::State::prefill_chosen(const Layer& layer, const __nv_bfloat16* no
                                  .gate_scales = floats(layer.gate_scales),
                                  .up_scales = floats(layer.up_scales),
                                  .down_scales = floats(layer.down_scales),
+                                 .gate_biases = floats(layer.gate_biases),
+                                 .up_biases = floats(layer.up_biases),
                                  .x = normed,
                                  .hidden = chosen_hidden,
                                  .cols = hp.width,
@@ -131,6 +137,7 @@ void Matrices::State::prefill_chosen(const Layer& layer, const __nv_bfloat16* no
   for_panels(layer.expert_down, nullptr, hp.width, experts.ffn, [&](const ExpertPanel& one) {
     launch_grouped(GroupedDown{.groups = groups,
                                .panel = one,
+                               .biases = floats(layer.down_biases),
                                .hidden = chosen_hidden,
                                .results = chosen_results,
                                .cols = experts.ffn,
