@@ -28,6 +28,9 @@ void for_each_weight(Layers& layers, Function&& function) {
                          &layer.ffn_post_norm}) {
       if (*weight) function(*weight);
     }
+    for (auto* weight : {&layer.sinks, &layer.router_bias, &layer.gate_biases, &layer.up_biases, &layer.down_biases}) {
+      if (*weight) function(*weight);
+    }
   }
 }
 
