@@ -48,9 +48,6 @@ void for_each_weight(Layers& layers, Function&& function) {
          {&layer.router, &layer.shared_switch, &layer.gate_biases, &layer.up_biases, &layer.down_biases}) {
       if (*weight) function(*weight, true);
     }
-    for (auto* weight : {&layer.sinks, &layer.router_bias, &layer.gate_biases, &layer.up_biases, &layer.down_biases}) {
-      if (*weight) function(*weight);
-    }
   }
 }
 
