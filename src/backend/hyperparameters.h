@@ -1,6 +1,7 @@
 // The shape of a Llama-family model: everything a backend needs to know besides the weights.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -33,6 +34,28 @@ struct Experts {
   bool operator==(const Experts&) const = default;
 };
 
+/// Gated DeltaNet (arXiv 2412.06464): what a recurrent layer has in place of attention. Every value head keeps a matrix
+/// S [head_dim of its key, head_dim of its value] in float32, whatever the length of the context.
+struct DeltaNet {
+  int taps = 0;      ///< rows that the causal convolution looks at, the last one its own; >= 2
+  int head_dim = 0;  ///< elements of a query, key and value head; 0: the model has no recurrent layers
+  int key_heads = 0;
+  int value_heads = 0;      ///< a multiple of `key_heads`
+  bool neighbours = false;  ///< the value heads of one key head follow each other, else they are `key_heads` apart
+
+  explicit operator bool() const { return head_dim > 0; }
+  int key_head(int value_head) const {
+    return neighbours ? value_head / (value_heads / key_heads) : value_head % key_heads;
+  }
+  int key_width() const { return key_heads * head_dim; }
+  int value_width() const { return value_heads * head_dim; }
+  int mixed_width() const { return 2 * key_width() + value_width(); }  ///< queries, keys and values
+  /// Elements of a layer's state: what the convolution saw last [taps - 1, mixed_width], then S of every value head.
+  int64_t tail_elements() const { return int64_t{taps - 1} * mixed_width(); }
+  int64_t state_elements() const { return tail_elements() + int64_t{value_width()} * head_dim; }
+  bool operator==(const DeltaNet&) const = default;
+};
+
 struct Hyperparameters {
   std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
   std::string name;          ///< general.name, may be empty
@@ -56,6 +79,14 @@ struct Hyperparameters {
   float temperature_scale = 0;  ///< of temperature(); 0: there is none
   int temperature_length = 1;   ///< positions, >= 1
   Experts experts;
+  DeltaNet delta;
+  std::vector<bool> recurrent;   ///< [layers] of recurs(); empty: no layer is
+  bool gated_attention = false;  ///< attention's output times the sigmoid of gates (Layer::attn_gate)
+
+  bool recurs(int layer) const { return !recurrent.empty() && recurrent[static_cast<size_t>(layer)]; }
+  int recurrent_layers() const { return static_cast<int>(std::count(recurrent.begin(), recurrent.end(), true)); }
+  /// Bytes of what a sequence keeps for its recurrent layers; 0 where the model has none.
+  int64_t state_bytes() const { return int64_t{4} * delta.state_elements() * recurrent_layers(); }
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
   /// Factor on the queries of a position after their rotation (attention temperature: Llama 4, Ministral 3).
@@ -66,8 +97,8 @@ struct Hyperparameters {
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
-  /// Bytes of K and V that one token adds to the cache, all layers, bf16.
-  int64_t kv_bytes_per_token() const { return int64_t{2} * 2 * kv_width() * layers; }
+  /// Bytes of K and V that one token adds to the cache, all layers but recurrent ones, bf16.
+  int64_t kv_bytes_per_token() const { return int64_t{2} * 2 * kv_width() * (layers - recurrent_layers()); }
 };
 
 }  // namespace tidal

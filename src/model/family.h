@@ -32,10 +32,13 @@ struct Family {
   bool yarn_keys = false;             ///< keys give YaRN's betas and log multiplier, else the paper's
   bool rotation_key = false;          ///< rope.scaling.finetuned says whether q and k are rotated at all
   bool rope_sections = false;         ///< rope.dimension_sections counts
+  bool mixed_sections = false;        ///< rope.dimension_sections must be there and takes turns pair by pair
   bool rope_factors = false;          ///< rope_freqs.weight counts, as in libllama in such files only
   bool long_rope = false;             ///< rope_factors_long and _short.weight count
   bool biases = false;                ///< of q, k and v, in the published models
   bool reranker = false;              ///< files may hold a reranker's head
+  bool hybrid = false;                ///< layers are recurrent but for every so-manieth, whose attention is gated
+  bool delta_neighbours = false;      ///< DeltaNet::neighbours; tensors then hold what belongs to a key head together
 };
 
 /// nullptr for an architecture that is not supported.

@@ -46,15 +46,21 @@ class Keys {
   std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
   /// The same where 0, as for libllama, stands for a key that is absent.
   int nonzero_or(const std::string& key, int otherwise) { return integer_or(key, 0) == 0 ? otherwise : size(key); }
-  /// A size that may be given per layer; all layers must agree.
-  int uniform(const std::string& key, int otherwise, int layers) {
-    const auto values = file_.integers(prefix_ + key);
-    if (!values) return otherwise;
-    const bool array = file_.is_array(prefix_ + key);
-    if (array && static_cast<int64_t>(values->size()) != layers) {
+  /// What may be given per layer, or once for all.
+  std::optional<std::vector<int64_t>> integers(const std::string& key, int layers) const {
+    auto values = file_.integers(prefix_ + key);
+    if (!values) return values;
+    if (!file_.is_array(prefix_ + key)) values->resize(static_cast<size_t>(std::max(layers, 1)), values->front());
+    if (static_cast<int64_t>(values->size()) != layers) {
       fail("{}: key '{}{}' has {} values, expected one for each of {} layers", file_.path(), prefix_, key,
            values->size(), layers);
     }
+    return values;
+  }
+  /// A size of that kind; all layers must agree.
+  int uniform(const std::string& key, int otherwise, int layers) {
+    const auto values = integers(key, layers);
+    if (!values) return otherwise;
     for (const int64_t value : *values) {
       if (value != values->front()) {
         fail("{}: key '{}{}' differs between layers, which is not supported", file_.path(), prefix_, key);
@@ -128,6 +134,25 @@ bool read_sections(const GgufFile& file, const std::string& architecture, int di
   return true;
 }
 
+/// The same where the axes take turns, pair by pair, as long as each has some left (interleaved M-RoPE).
+void check_mixed_sections(const GgufFile& file, const std::string& architecture, int dims) {
+  const std::string key = architecture + ".rope.dimension_sections";
+  const auto sections = file.integers(key);
+  if (!sections || sections->size() != 4) fail("{}: key '{}' is missing or not 4 numbers", file.path(), key);
+  int64_t all = 0;
+  for (const int64_t count : *sections) {
+    if (count < 0 || count > dims) fail("{}: key '{}' holds {}, expected 0 to {}", file.path(), key, count, dims);
+    all += count;
+  }
+  if (all == 0 || all > dims) {
+    fail("{}: key '{}' gives {} pairs to the axes, expected 1 to {}", file.path(), key, all, dims);
+  }
+  for (int64_t pair = 0; pair < std::min<int64_t>(all, dims / 2); ++pair) {
+    if (pair < 3 * (*sections)[static_cast<size_t>(pair % 3)]) continue;
+    fail("{}: key '{}' gives pair {} to the last axis, which is not supported", file.path(), key, pair);
+  }
+}
+
 /// Factors per pair, Llama 3's or LongRoPE's; empty when the file has none.
 std::span<const float> read_divisors(const GgufFile& file, const std::string& name, int dims) {
   const auto found = file.tensors().find(name);
@@ -179,6 +204,44 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   return experts;
 }
 
+/// Sizes of recurrent layers. `all`: layers of the file.
+void read_delta(const GgufFile& file, Keys& keys, const Family& family, int all, Hyperparameters& hp) {
+  if (!family.hybrid) return;
+  constexpr int kMostTaps = 64;  // published models have 4
+  hp.gated_attention = true;
+  hp.delta.taps = keys.size("ssm.conv_kernel");
+  hp.delta.head_dim = keys.size("ssm.state_size");
+  hp.delta.key_heads = keys.size("ssm.group_count");
+  hp.delta.value_heads = keys.size("ssm.time_step_rank");
+  hp.delta.neighbours = family.delta_neighbours;
+  const int inner = keys.size("ssm.inner_size");
+  keys.report_missing();
+  const DeltaNet& net = hp.delta;
+  if (net.taps < 2 || net.taps > kMostTaps) {
+    fail("{}: the convolution looks at {} rows, expected 2 to {}", file.path(), net.taps, kMostTaps);
+  }
+  constexpr int kMostHeads = 1 << 12, kMostDims = 1 << 10;
+  if (net.key_heads > kMostHeads || net.value_heads > kMostHeads || net.head_dim > kMostDims) {
+    fail("{}: {} key heads and {} value heads of {} elements are beyond any known model", file.path(), net.key_heads,
+         net.value_heads, net.head_dim);
+  }
+  if (net.value_heads % net.key_heads != 0) {
+    fail("{}: {} value heads cannot share {} key heads", file.path(), net.value_heads, net.key_heads);
+  }
+  if (inner != net.value_width()) {
+    fail("{}: key '{}.ssm.inner_size' is {}, expected {} for {} value heads of {} elements", file.path(),
+         hp.architecture, inner, net.value_width(), net.value_heads, net.head_dim);
+  }
+  // As libllama: the array, else all but every so-manieth.
+  const auto kinds = keys.integers("attention.recurrent_layers", all);
+  const int64_t interval = keys.integer_or("full_attention_interval", 4);
+  if (!kinds && interval < 1) fail("{}: every {}th layer attends, expected at least 1", file.path(), interval);
+  for (int l = 0; l < hp.layers; ++l) {
+    hp.recurrent.push_back(kinds ? (*kinds)[static_cast<size_t>(l)] != 0 : (l + 1) % interval != 0);
+  }
+  if (hp.recurrent_layers() == hp.layers) fail("{}: all layers are recurrent, expected one that attends", file.path());
+}
+
 /// libllama reads what belongs to each token without another look.
 void check_vocabulary(const GgufFile& file, int64_t tokens) {
   if (tokens < 1 || tokens > (1 << 24)) fail("{}: the vocabulary has {} tokens", file.path(), tokens);
@@ -228,22 +291,27 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   Hyperparameters hp;
   hp.architecture = *architecture;
   hp.name = file.text("general.name").value_or("");
-  hp.layers = keys.size("block_count");
+  // libllama leaves out the last layers of a file that says so: they predict further tokens.
+  const int all_layers = keys.size("block_count");
+  const int64_t further = keys.integer_or("nextn_predict_layers", 0);
+  if (further > 0 && !family->hybrid) fail("{}: NextN layers are not supported", file.path());
+  if (further > 0 && further >= all_layers) {
+    fail("{}: {} NextN layers of {}, expected fewer", file.path(), further, all_layers);
+  }
+  hp.layers = all_layers - static_cast<int>(further);
   hp.width = keys.size("embedding_length");
-  hp.ffn = keys.uniform("feed_forward_length", 0, hp.layers);
-  hp.experts = read_experts(file, keys, *family, hp.layers, hp.ffn);
+  hp.ffn = keys.uniform("feed_forward_length", 0, all_layers);
+  hp.experts = read_experts(file, keys, *family, all_layers, hp.ffn);
   if (hp.ffn == 0 && !hp.experts) keys.require("feed_forward_length");
-  hp.heads = keys.uniform("attention.head_count", 0, hp.layers);
+  hp.heads = keys.uniform("attention.head_count", 0, all_layers);
   if (hp.heads == 0) keys.require("attention.head_count");
-  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
+  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, all_layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   if (family->windows) {
     const int64_t window = keys.integer_or("attention.sliding_window", 0);
     if (window > 0) fail("{}: windows of {} positions are not supported", file.path(), window);
   }
-  // libllama leaves out the last layers of a file that says so: they predict further tokens.
-  if (keys.integer_or("nextn_predict_layers", 0) > 0) fail("{}: NextN layers are not supported", file.path());
   hp.post_norms = family->post_norms;
   hp.unrotated_every = family->unrotated_every;
   if (family->scales) read_scales(keys, hp);
@@ -265,6 +333,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     fail("{}: keys and values of different head sizes are not supported", file.path());
   }
   check_heads(file, hp);
+  read_delta(file, keys, *family, all_layers, hp);
   if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {
     fail("{}: the RMS epsilon is {}, expected a number above 0 and at most 1", file.path(), hp.rms_epsilon);
   }
@@ -289,6 +358,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     hp.temperature_scale = static_cast<float>(keys.number_or("attention.temperature_scale", 0));
     hp.temperature_length = scaling.original_context;
   }
+  if (family->mixed_sections) check_mixed_sections(file, *architecture, dims);
   const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
   hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);
   const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),

@@ -353,7 +353,8 @@ INSTANTIATE_TEST_SUITE_P(All, Architectures,
                          testing::Values(Kind{"llama"}, Kind{"qwen2"}, Kind{"qwen3"}, Kind{"llama", 4},
                                          Kind{"qwen2moe", 5}, Kind{"qwen3moe", 8}, Kind{"olmoe", 6}, Kind{"olmo2"},
                                          Kind{"smollm3", 0, 4}, Kind{"seed_oss"}, Kind{"phi3"}, Kind{"glm4"},
-                                         Kind{"granite"}, Kind{"granitemoe", 4}, Kind{"mistral3"}, Kind{"mistral3", 4}),
+                                         Kind{"granite"}, Kind{"granitemoe", 4}, Kind{"mistral3"}, Kind{"mistral3", 4},
+                                         Kind{"qwen35"}, Kind{"qwen35moe", 8}, Kind{"qwen3next", 8}),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

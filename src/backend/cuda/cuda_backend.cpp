@@ -65,6 +65,7 @@ class CudaBackend final : public Backend {
     return weights_.matrix_bytes(type, rows, cols);
   }
   std::string unsupported(const Hyperparameters& hp) const override {
+    if (hp.delta) return "models with recurrent layers";
     if (hp.experts) return "mixtures of experts";
     if (hp.post_norms) return "models that norm what attention and MLP give";
     if (hp.temperature_scale != 0) return "models whose attention has a temperature";
@@ -85,6 +86,10 @@ class CudaBackend final : public Backend {
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
+  void gate(const Layer&, Rows, Rows) override { fail("cuda backend: it does not run {}", unsupported(hp_)); }
+  void delta(const Layer&, const Batch&, int, Rows) override {
+    fail("cuda backend: it does not run {}", unsupported(hp_));
+  }
   void experts(const Layer&, Rows) override { fail("cuda backend: it does not run {}", unsupported(hp_)); }
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
   void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
