@@ -84,7 +84,7 @@ class Backend {
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width]: causal attention of every chunk by its role in `layer` (TidalDecode, section 3). Scores are
   /// q.k / sqrt(head_dim).
-  ///   Dense: all positions.
+  ///   Dense: all positions that the layer sees (Hyperparameters::window()); other roles are for layers that see all.
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.
   ///   Sparse: the selected positions only.

@@ -87,6 +87,24 @@ struct Hyperparameters {
   int recurrent_layers() const { return static_cast<int>(std::count(recurrent.begin(), recurrent.end(), true)); }
   /// Bytes of what a sequence keeps for its recurrent layers; 0 where the model has none.
   int64_t state_bytes() const { return int64_t{4} * delta.state_elements() * recurrent_layers(); }
+  std::vector<int> windows;  ///< [layers] of window(); empty: no layer has one
+
+  /// A layer's attention at a position p sees the last so many positions, p - window + 1 to p; 0: the whole context.
+  int window(int layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }
+  /// The first position that a layer sees from `position`.
+  int first_seen(int layer, int position) const {
+    return window(layer) > 0 ? std::max(0, position - window(layer) + 1) : 0;
+  }
+  /// Whether a layer reads the whole context, so that a plan has something to decide about it.
+  bool reads_all(int layer) const { return window(layer) == 0 && !recurs(layer); }
+  /// The layers that do, ascending.
+  std::vector<int> layers_that_read_all() const {
+    std::vector<int> all;
+    for (int l = 0; l < layers; ++l) {
+      if (reads_all(l)) all.push_back(l);
+    }
+    return all;
+  }
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
   /// Factor on the queries of a position after their rotation (attention temperature: Llama 4, Ministral 3).
@@ -98,7 +116,14 @@ struct Hyperparameters {
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
   /// Bytes of K and V that one token adds to the cache, all layers but recurrent ones, bf16.
-  int64_t kv_bytes_per_token() const { return int64_t{2} * 2 * kv_width() * (layers - recurrent_layers()); }
+  int64_t kv_bytes_per_token() const { return kv_row_bytes() * (layers - recurrent_layers()); }
+  /// Bytes of K and V that full attention reads of a context, all layers.
+  int64_t kv_bytes_read(int context) const {
+    int64_t positions = 0;
+    for (int l = 0; l < layers; ++l) positions += recurs(l) ? 0 : context - first_seen(l, context - 1);
+    return kv_row_bytes() * positions;
+  }
+  int64_t kv_row_bytes() const { return int64_t{2} * 2 * kv_width(); }  ///< of one position in one layer
 };
 
 }  // namespace tidal

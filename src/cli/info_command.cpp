@@ -1,4 +1,4 @@
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
@@ -30,14 +30,15 @@ struct InfoFlags {
 /// Bytes that one decode step reads at a depth.
 struct DepthBytes {
   int depth = 0;
-  int64_t full = 0, tidal = 0, sketch = 0;
+  int64_t full = 0;
+  std::optional<int64_t> tidal, sketch;
 };
 
 struct Info {
   std::string path;
   Model model;
   ChosenPlan plan;                    // what tidal run takes
-  Plan tidal, sketch;                 // of either kind of attention
+  std::optional<Plan> tidal, sketch;  // of either kind of attention; none where too few layers read the whole context
   std::optional<int> gpu_full_below;  // Plan::full_below of tidal run on a GPU; none in a build without CUDA
   int64_t sketch_bytes = 0;           // memory per token, where a plan scans
   std::string rope_scaling;           // "none" where the file does not say
@@ -55,14 +56,15 @@ void read_bytes(Info& info, Backend& backend) {
   const Engine engine(backend, info.model, Plan::full(hp.layers), {.context = 1});
   for (DepthBytes& read : info.reads) {
     read.full = engine.decode_bytes(read.depth);
-    read.tidal = engine.decode_bytes(read.depth, info.tidal);
-    read.sketch = engine.decode_bytes(read.depth, info.sketch);
+    if (info.tidal) read.tidal = engine.decode_bytes(read.depth, *info.tidal);
+    if (info.sketch) read.sketch = engine.decode_bytes(read.depth, *info.sketch);
   }
 }
 
 /// Memory of the sketches of all layers per position.
 int64_t sketch_bytes_per_token(const Hyperparameters& hp, int bits) {
-  return SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads * hp.layers / kBlockTokens;
+  return SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads *
+         static_cast<int64_t>(hp.layers_that_read_all().size()) / kBlockTokens;
 }
 
 std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparameters& hp) {
@@ -79,10 +81,13 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   check_budget(flags.plan, hp.context);
   info.plan = choose_plan(flags.plan, hp);
   info.gpu_full_below = gpu_full_below(flags.plan, hp);
-  const std::vector<ChosenPlan> kinds = choose_plans(flags.plan, {"tidal", "sketch"}, hp);
-  info.tidal = kinds[0].plan;
-  info.sketch = kinds[1].plan;
-  info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch.policy.sketch_bits);
+  std::vector<std::string> kinds;
+  if (!hp.layers_that_read_all().empty()) kinds.emplace_back("sketch");
+  if (default_reselect(hp) < hp.layers) kinds.emplace_back("tidal");
+  for (const ChosenPlan& chosen : choose_plans(flags.plan, kinds, hp)) {
+    (info.sketch ? info.tidal : info.sketch) = chosen.plan;
+  }
+  if (info.sketch) info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch->policy.sketch_bits);
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
   info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");
@@ -114,7 +119,9 @@ std::string as_json(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
   Json reads = Json::array();
   for (const DepthBytes& read : info.reads) {
-    reads.push_back({{"depth", read.depth}, {"full", read.full}, {"tidal", read.tidal}, {"sketch", read.sketch}});
+    const auto bytes = [](const std::optional<int64_t>& of_plan) { return of_plan ? Json(*of_plan) : Json(); };
+    reads.push_back(
+        {{"depth", read.depth}, {"full", read.full}, {"tidal", bytes(read.tidal)}, {"sketch", bytes(read.sketch)}});
   }
   Json plan = Json::parse(to_json(info.plan.plan, hp));
   plan["source"] = as_utf8(info.plan.source);
@@ -128,6 +135,7 @@ std::string as_json(const Info& info) {
       {"heads", hp.heads},
       {"kv_heads", hp.kv_heads},
       {"head_size", hp.head_dim},
+      {"windows", hp.windows.empty() ? Json() : Json(hp.windows)},
       {"ffn", hp.ffn},
       {"experts", experts_json(hp.experts)},
       {"vocab", hp.vocab},
@@ -143,7 +151,7 @@ std::string as_json(const Info& info) {
       {"weight_bytes_per_token", info.model.decode_weight_bytes()},
       {"kv_bytes_per_token", hp.kv_bytes_per_token()},
       {"kv_bytes_at_context", hp.kv_bytes_per_token() * hp.context},
-      {"sketch_bits", info.sketch.policy.sketch_bits},
+      {"sketch_bits", info.sketch ? Json(info.sketch->policy.sketch_bits) : Json()},
       {"sketch_bytes_per_token", info.sketch_bytes},
       {"sketch_bytes_at_context", info.sketch_bytes * hp.context},
       {"decode_bytes", reads},
@@ -166,6 +174,11 @@ std::string gpu_types_text(const std::map<std::string, std::string>& types) {
   return kept.empty() ? others : fmt::format("{}; {} as in the file", others, kept);
 }
 
+std::string whole_layers(const Hyperparameters& hp) {
+  const std::vector<int> layers = hp.layers_that_read_all();
+  return layers.empty() ? "none" : fmt::format("{}", fmt::join(layers, ", "));
+}
+
 std::string in_megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
 
 std::string as_text(const Info& info) {
@@ -181,7 +194,9 @@ std::string as_text(const Info& info) {
   line("name", hp.name.empty() ? "(none)" : hp.name);
   line("quantisation",
        fmt::format("{} (tensors: {})", info.model.quantisation.empty() ? "not named" : info.model.quantisation, types));
-  line("layers", std::to_string(hp.layers));
+  const std::string windows = windows_text(hp);
+  line("layers", windows.empty() ? std::to_string(hp.layers)
+                                 : fmt::format("{}, {} read the whole context", windows, whole_layers(hp)));
   line("width", std::to_string(hp.width));
   line("heads", fmt::format("{} of size {}, {} KV heads", hp.heads, hp.head_dim, hp.kv_heads));
   if (hp.experts) {
@@ -194,7 +209,7 @@ std::string as_text(const Info& info) {
   line("rope",
        fmt::format("{} elements of a head, paired {}, base {}, scaling {}", hp.rope.dims, pairing_name(hp.rope.pairing),
                    info.rope_base > 0 ? fmt::format("{:g}", info.rope_base) : "not given", info.rope_scaling));
-  line("plan", describe(info.plan.plan, info.plan.source));
+  line("plan", describe(info.plan.plan, info.plan.source, hp));
   // A plan file's own number stands in its description.
   if (const int number = info.gpu_full_below.value_or(0); number > 0 && info.plan.plan.full_below == 0) {
     line("on a GPU",
@@ -204,17 +219,22 @@ std::string as_text(const Info& info) {
   line("weights", fmt::format("{} read per decoded token", in_megabytes(info.model.decode_weight_bytes())));
   line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
                                in_megabytes(hp.kv_bytes_per_token() * hp.context)));
-  line("sketches", fmt::format("{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
-                               "where a plan scans",
-                               bits_text(info.sketch.policy), static_cast<double>(info.sketch_bytes) / 1e3,
-                               in_megabytes(info.sketch_bytes * hp.context)));
+  if (info.sketch) {
+    line("sketches", fmt::format("{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
+                                 "where a plan scans",
+                                 bits_text(info.sketch->policy), static_cast<double>(info.sketch_bytes) / 1e3,
+                                 in_megabytes(info.sketch_bytes * hp.context)));
+  }
   text += "\nread per decoded token: weights, K/V and sketches\n";
   text += fmt::format("{:>10}{:>14}{:>14}{:>9}{:>14}{:>9}\n", "context", "full", "tidal", "ratio", "sketch", "ratio");
   for (const DepthBytes& read : info.reads) {
-    const auto full = static_cast<double>(read.full);
-    text += fmt::format("{:>10}{:>14}{:>14}{:>8.2f}x{:>14}{:>8.2f}x\n", read.depth, in_megabytes(read.full),
-                        in_megabytes(read.tidal), full / static_cast<double>(read.tidal), in_megabytes(read.sketch),
-                        full / static_cast<double>(read.sketch));
+    const auto beside_full = [&](const std::optional<int64_t>& bytes) {
+      if (!bytes) return fmt::format("{:>14}{:>9}", "-", "-");
+      return fmt::format("{:>14}{:>8.2f}x", in_megabytes(*bytes),
+                         static_cast<double>(read.full) / static_cast<double>(*bytes));
+    };
+    text += fmt::format("{:>10}{:>14}{}{}\n", read.depth, in_megabytes(read.full), beside_full(read.tidal),
+                        beside_full(read.sketch));
   }
   return text;
 }

@@ -102,7 +102,7 @@ void run(const InspectCommand& options) {
   if (chat) warn_about_chat_template(tokenizer);
   const InspectPrompt prompt = inspect_prompt(tokenizer, document, options.question, chat);
   const int context = context_for(options, prompt, model.hp);
-  const std::string words = describe(plan, source);
+  const std::string words = describe(plan, source, model.hp);
   note(words);
 
   const Interrupt interrupt;

@@ -58,7 +58,8 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
   memory.states = hp.state_bytes() * pool_states(options);
   if (plan.scans()) {
-    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * hp.layers * blocks;
+    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
+                      static_cast<int64_t>(hp.layers_that_read_all().size()) * blocks;
   }
   const int64_t activations = static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width());
   memory.workspace = activations + backend.reserved_bytes(hp, static_cast<int>(rows), options.context);
@@ -325,7 +326,7 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     if (role == Role::Scan) selected = scan_policy(policy, context).budget;
     // With one set per query head, the heads of a group read their own rows.
     const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
-    rows += int64_t{sparse ? selected : context} * readers;
+    rows += int64_t{sparse ? selected : context - hp.first_seen(l, context - 1)} * readers;
     if (sparse && role == Role::Scan) sketches += sketch;
   }
   return model_.decode_weight_bytes() + rows * row + sketches + hp.state_bytes();

@@ -1,5 +1,7 @@
 #include "engine/kv_pool.h"
 
+#include <cstring>
+
 #include "core/error.h"
 
 namespace tidal {
@@ -14,6 +16,7 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
     layers_.push_back({.data = hp.recurs(l) ? nullptr : own, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim});
     if (!hp.recurs(l)) own += layer_elements;
   }
+  sketched_ = hp.layers_that_read_all();
   // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
   for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
 }
@@ -25,24 +28,27 @@ int64_t KvPool::sketch_bytes() const {
 }
 
 void KvPool::keep_sketches(int bits) {
-  if (layers_[0].keeps_sketch(bits)) return;
+  if (keeps_sketches(bits) || sketched_.empty()) return;
   const SketchLayout layout{layers_[0].head_dim, bits};
   const int64_t layer_bytes = layout.bytes() * layers_[0].kv_heads * blocks();
   Buffer& memory = sketches_[bits / 2];
-  memory = backend_.allocate(static_cast<size_t>(layer_bytes) * layers_.size(), "sketches of the KV cache");
+  memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
   for (BlockId block = 0; block < blocks(); ++block) {
     if (references_[block] > 0) used.push_back(block);
   }
-  for (size_t l = 0; l < layers_.size(); ++l) {
-    layers_[l].sketches[bits / 2] = memory.as<std::byte>() + static_cast<int64_t>(l) * layer_bytes;
-    if (!used.empty()) backend_.sketch(layers_[l], used);
+  std::byte* own = memory.as<std::byte>();
+  for (const int l : sketched_) {
+    KvLayer& layer = layers_[static_cast<size_t>(l)];
+    layer.sketches[bits / 2] = own;
+    own += layer_bytes;
+    if (!used.empty()) backend_.sketch(layer, used);
   }
 }
 
 int KvPool::sketch_widths() const {
   int widths = 0;
-  for (const int bits : kSketchBits) widths += layers_[0].keeps_sketch(bits) ? bits : 0;
+  for (const int bits : kSketchBits) widths += keeps_sketches(bits) ? bits : 0;
   return widths;
 }
 
@@ -75,7 +81,11 @@ void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* t
 void KvPool::read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
     each_sketch(layers_[layer], block, sketch_widths(), [&](const std::byte* data, size_t bytes) {
-      backend_.read(to, data, bytes);
+      if (data) {
+        backend_.read(to, data, bytes);
+      } else {
+        std::memset(to, 0, bytes);
+      }
       to += bytes;
     });
   }

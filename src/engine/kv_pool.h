@@ -23,8 +23,8 @@ class KvPool {
   int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }  ///< of K and V
   int64_t sketch_bytes() const;
 
-  /// Keeps sketches with so many bits (1, 2 or 4) of every full block from now on, those in use included. Throws Error
-  /// when the memory cannot be had.
+  /// Keeps sketches with so many bits (1, 2 or 4) of every full block from now on, those in use included, in the layers
+  /// that read the whole context. Throws Error when the memory cannot be had.
   void keep_sketches(int bits);
 
   /// A block with one reference. Throws Error when none is free.
@@ -46,7 +46,7 @@ class KvPool {
   /// Bytes of one block in one layer: K and V; sketches of these widths, the narrow ones first.
   size_t kv_bytes() const;
   size_t sketch_bytes(int widths) const;
-  /// To `to` [blocks, kv_bytes()], and [blocks, sketch_bytes(sketch_widths())].
+  /// To `to` [blocks, kv_bytes()], and [blocks, sketch_bytes(sketch_widths())]: zeros of a layer that keeps none.
   void read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
   void read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
   /// The way back. read_kv()'s bytes may also stand in a file, `descriptor`, at `offset`: then the backend may map them
@@ -65,10 +65,13 @@ class KvPool {
   template <typename Part>
   static void each_sketch(const KvLayer& layer, BlockId block, int widths, const Part& part);
 
+  bool keeps_sketches(int bits) const { return sketches_[bits / 2].bytes() > 0; }
+
   Backend& backend_;
   Buffer memory_;
-  std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all layers
+  std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
   std::vector<KvLayer> layers_;
+  std::vector<int> sketched_;  // layers that a plan may have scan
   std::vector<int32_t> references_;
   std::vector<BlockId> free_;
   StatePool states_;

@@ -86,8 +86,8 @@ void Watch::describe_plan(int context) {
   const Hyperparameters& hp = engine_.model().hp;
   Policy policy = engine_.plan().policy.at(context);
   if (engine_.plan().scans()) policy = scan_policy(policy, context);
-  for (const Role role : engine_.plan().roles) {
-    std::string name = to_string(role);
+  for (int l = 0; l < hp.layers; ++l) {
+    std::string name = hp.reads_all(l) ? to_string(engine_.plan().roles[static_cast<size_t>(l)]) : "window";
     name[0] -= 'a' - 'A';
     report.roles.push_back(std::move(name));
   }

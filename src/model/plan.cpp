@@ -1,5 +1,7 @@
 #include "model/plan.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -67,6 +69,17 @@ const MeasuredModel* measured(const Hyperparameters& hp) {
   return nullptr;
 }
 
+constexpr int kFirstSelect = 2;  // of tidal plans
+
+/// A plan of the layers that read the whole context as one of all.
+Plan spread(Plan plan, const Hyperparameters& hp) {
+  std::vector<Role> roles(static_cast<size_t>(hp.layers), Role::Dense);
+  auto role = plan.roles.begin();
+  for (const int layer : hp.layers_that_read_all()) roles[static_cast<size_t>(layer)] = *role++;
+  plan.roles = std::move(roles);
+  return plan;
+}
+
 }  // namespace
 
 Plan Plan::full(int layers) {
@@ -77,7 +90,6 @@ Plan Plan::full(int layers) {
 }
 
 Plan Plan::tidal(int layers, int reselect, const Policy& policy) {
-  constexpr int kFirstSelect = 2;
   if (layers < kFirstSelect + 2) {
     fail(
         "plan: a model of {} layers is too shallow for Dense 0 and 1, Select {} and a reselect layer, at least {} are "
@@ -96,6 +108,21 @@ Plan Plan::tidal(int layers, int reselect, const Policy& policy) {
   return plan;
 }
 
+Plan Plan::tidal(const Hyperparameters& hp, int reselect, const Policy& policy) {
+  const std::vector<int> layers = hp.layers_that_read_all();
+  const auto count = static_cast<int>(layers.size());
+  if (count == hp.layers) return tidal(hp.layers, reselect, policy);
+  if (count < kFirstSelect + 2) {
+    fail("plan: {} layers that read the whole context are too few for two Dense, a Select and a reselect layer", count);
+  }
+  const auto found = std::find(layers.begin() + kFirstSelect + 1, layers.end(), reselect);
+  if (found == layers.end()) {
+    fail("reselect: layer {} is none of those that can be, expected one of {}", reselect,
+         fmt::join(layers.begin() + kFirstSelect + 1, layers.end(), ", "));
+  }
+  return spread(tidal(count, static_cast<int>(found - layers.begin()), policy), hp);
+}
+
 Plan Plan::sketch(int layers, int dense, const Policy& policy) {
   if (dense < 0 || dense >= layers) {
     fail("plan: {} Dense layers of {}, expected 0 to {} so that one is left to scan", dense, layers, layers - 1);
@@ -105,6 +132,12 @@ Plan Plan::sketch(int layers, int dense, const Policy& policy) {
   std::fill_n(plan.roles.begin(), dense, Role::Dense);
   plan.policy = policy;
   return plan;
+}
+
+Plan Plan::sketch(const Hyperparameters& hp, int dense, const Policy& policy) {
+  const auto count = static_cast<int>(hp.layers_that_read_all().size());
+  if (count == 0) fail("plan: no layer reads the whole context, so there is none to scan");
+  return spread(sketch(count, dense, policy), hp);
 }
 
 bool Plan::has_sparse() const { return std::any_of(roles.begin(), roles.end(), reads_selected); }
@@ -122,6 +155,12 @@ std::vector<int> Plan::layers(Role role) const {
 void Plan::check(const Hyperparameters& hp) const {
   if (static_cast<int>(roles.size()) != hp.layers) {
     fail("plan: it has {} layers, but the model has {}", roles.size(), hp.layers);
+  }
+  for (int l = 0; l < hp.layers; ++l) {
+    if (!hp.reads_all(l) && roles[static_cast<size_t>(l)] != Role::Dense) {
+      fail("plan: layer {} does not read the whole context, so it can be nothing but Dense, not {}", l,
+           to_string(roles[static_cast<size_t>(l)]));
+    }
   }
   const auto first_select = std::find_if(roles.begin(), roles.end(), selects);
   const auto first_sparse = std::find(roles.begin(), roles.end(), Role::Sparse);
@@ -156,7 +195,11 @@ int default_reselect(const Hyperparameters& hp) {
   if (const MeasuredModel* entry = measured(hp)) return entry->reselect;
   // Between the paper's 0.4 of the depth and the 0.46 to 0.68 of the models measured here; docs/plans.md tells how to
   // find a model's own.
-  return std::max(3, static_cast<int>(std::lround(0.45 * hp.layers)));
+  const std::vector<int> layers = hp.layers_that_read_all();
+  const auto count = static_cast<int>(layers.size());
+  if (count <= kFirstSelect + 1) return hp.layers;  // there is none, which Plan::tidal() says
+  const int middle = std::max(kFirstSelect + 1, static_cast<int>(std::lround(0.45 * count)));
+  return layers[static_cast<size_t>(middle)];
 }
 
 std::vector<int> default_reuse(const Hyperparameters& hp) {

@@ -10,7 +10,8 @@
 namespace tidal {
 
 struct Plan {
-  std::vector<Role> roles;  ///< one per layer
+  /// One per layer. A layer that does not read the whole context is Dense, which there means: as it always reads.
+  std::vector<Role> roles;
   Policy policy;
   /// Cache correction (TidalDecode, section on KV cache correction): after this many sparsely decoded tokens their K/V
   /// are computed again by dense attention; 0: never.
@@ -23,9 +24,13 @@ struct Plan {
   static Plan full(int layers);
   /// The paper's: Dense 0 and 1, Select 2 and `reselect`, Sparse elsewhere. Throws Error unless 2 < reselect < layers.
   static Plan tidal(int layers, int reselect, const Policy& policy);
+  /// The same of the layers that read the whole context; `reselect` is such a one behind the third of them.
+  static Plan tidal(const Hyperparameters& hp, int reselect, const Policy& policy);
 
   /// The project's own: `dense` layers Dense, then Scan. Throws Error unless 0 <= dense < layers.
   static Plan sketch(int layers, int dense, const Policy& policy);
+  /// The same of the layers that read the whole context.
+  static Plan sketch(const Hyperparameters& hp, int dense, const Policy& policy);
 
   /// Whether a layer reads only selected positions: one that is Sparse or Scan.
   bool has_sparse() const;
@@ -40,8 +45,9 @@ struct Plan {
   }
   int count(Role role) const;
   std::vector<int> layers(Role role) const;
-  /// Throws Error when the plan cannot run on this model: wrong number of layers, Sparse before any Select or Scan, a
-  /// budget below 1, sinks and recent that do not fit in the budget, shares that are none.
+  /// Throws Error when the plan cannot run on this model: wrong number of layers, a role for a layer that does not read
+  /// the whole context, Sparse before any Select or Scan, a budget below 1, sinks and recent that do not fit in the
+  /// budget, shares that are none.
   void check(const Hyperparameters& hp) const;
 
   bool operator==(const Plan&) const = default;

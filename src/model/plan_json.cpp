@@ -100,13 +100,18 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
   const Object roles(top.at("roles"), name + ": roles", {"dense", "select", "scan"});
   Plan plan;
   plan.roles.assign(layers, Role::Sparse);
+  std::vector<bool> listed(static_cast<size_t>(layers), false);
   for (const Role role : {Role::Dense, Role::Select, Role::Scan}) {
     if (role == Role::Scan && !roles.has(to_string(role))) continue;  // absent where no layer scans
     for (const int layer : roles.integers(to_string(role))) {
       if (layer < 0 || layer >= layers) fail("{}: roles: layer {} is not one of {}", name, layer, layers);
-      if (plan.roles[layer] != Role::Sparse) fail("{}: roles: layer {} stands there twice", name, layer);
+      if (listed[static_cast<size_t>(layer)]) fail("{}: roles: layer {} stands there twice", name, layer);
+      listed[static_cast<size_t>(layer)] = true;
       plan.roles[layer] = role;
     }
+  }
+  for (int l = 0; l < layers; ++l) {
+    if (!listed[static_cast<size_t>(l)] && !hp.reads_all(l)) plan.roles[l] = Role::Dense;
   }
   const Object policy(
       top.at("policy"), name + ": policy",
@@ -130,6 +135,8 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
 }  // namespace
 
 std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::string& about) {
+  std::vector<int> dense = plan.layers(Role::Dense);
+  std::erase_if(dense, [&](int layer) { return !hp.reads_all(layer); });
   Json json = {{"tidal_plan", kFormat},
                {"model",
                 {{"architecture", hp.architecture},
@@ -137,7 +144,7 @@ std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::stri
                  {"width", hp.width},
                  {"heads", hp.heads},
                  {"kv_heads", hp.kv_heads}}},
-               {"roles", {{"dense", plan.layers(Role::Dense)}, {"select", plan.layers(Role::Select)}}},
+               {"roles", {{"dense", dense}, {"select", plan.layers(Role::Select)}}},
                {"policy",
                 {{"scope", to_string(plan.policy.scope)},
                  {"pooling", to_string(plan.policy.pooling)},

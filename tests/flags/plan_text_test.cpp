@@ -81,6 +81,14 @@ TEST(PlanName, NoTwoPlansShareOne) {
 TEST(Describe, SaysEveryRole) {
   const Policy policy = sketch_policy(64);
   EXPECT_EQ(describe(Plan::full(6), "given"), "full attention in all layers");
+  Hyperparameters windowed = six_layers();
+  windowed.windows = {512, 512, 0, 512, 512, 0};
+  EXPECT_EQ(describe(Plan::full(6), "given", windowed), "full attention, 4 of 6 layers with a window of 512");
+  EXPECT_EQ(describe(plan_of("DDCDDC", sketch_policy(64)), "default", windowed),
+            "sketch attention: Scan all 2 by 2 bits (default); 4 of 6 layers with a window of 512; budget 64 (0 "
+            "sinks, 1 recent), scope kv, pooling sum");
+  EXPECT_EQ(plan_name(plan_of("DDCDDC", sketch_policy(64)), windowed), "K=64, sketch 2 bits");
+  EXPECT_EQ(plan_name(plan_of("DDDDDC", sketch_policy(64)), windowed), "K=64, sketch 2 bits, dense 2");
   EXPECT_EQ(
       describe(plan_of("DDS.S.", default_policy(64)), "given"),
       "tidal attention: Dense 0, 1; Select 2, 4 (given); Sparse the other 2; budget 64 (4 sinks, 16 recent), scope "

@@ -199,8 +199,9 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i;
       for (int h = 0; h < hp.heads; ++h) {
-        std::vector<int32_t> positions(chunk.position + i + 1);
-        std::iota(positions.begin(), positions.end(), 0);
+        const int first = hp.first_seen(0, chunk.position + i);
+        std::vector<int32_t> positions(chunk.position + i + 1 - first);
+        std::iota(positions.begin(), positions.end(), first);
         if (batch.sparse(chunk) && !selected.empty()) {
           const size_t unit = static_cast<size_t>(row) * units + h * units / hp.heads;
           const auto begin = selected.begin() + static_cast<ptrdiff_t>(unit * policy.budget);

@@ -15,8 +15,8 @@ constexpr int kWave = 16;          // rows whose pieces are in flight together; 
 
 int pieces(int count, int piece) { return (count + piece - 1) / piece; }
 
-// Selected positions of one piece: enough pieces to share among threads, none too small to be worth it.
-int sparse_piece(int most) { return std::clamp((most / kSparsePieces + 63) / 64 * 64, 128, kDensePiece); }
+// Positions of one piece of a few: enough pieces to share among threads, none too small to be worth it.
+int piece_of(int most) { return std::clamp((most / kSparsePieces + 63) / 64 * 64, 128, kDensePiece); }
 
 }  // namespace
 
@@ -25,9 +25,9 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   group_ = hp.group();
   head_dim_ = hp.head_dim;
   scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
-  // Scope head is the most divided: every query head has pieces of its own.
+  // Scope head is the most divided: every query head has pieces of its own. Windows may begin inside of a piece.
   const size_t parts =
-      static_cast<size_t>(kWave) * hp.heads * std::max(kSparsePieces, pieces(max_context, kDensePiece));
+      static_cast<size_t>(kWave) * hp.heads * (std::max(kSparsePieces, pieces(max_context, kDensePiece)) + 1);
   items_.reserve(parts);
   task_ends_.reserve(parts);
   part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
@@ -50,27 +50,27 @@ AttentionPart Attention::part(int index) const {
   return {base, base + output, base + output + group_};
 }
 
-void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, const int32_t* selected, int count,
-                    int piece) {
+void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, const Reads& reads) {
   if (heads > kMaxAttendHeads) {
-    add(chunk, rows, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, selected, count, piece);
+    add(chunk, rows, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, reads);
     heads = kMaxAttendHeads;
   }
   // A task is one piece of the context for all rows: after the first row the piece is in the cache.
-  const int first_part = parts_, first_counter = counters_, most = pieces(count + rows - 1, piece);
-  for (int p = 0; p < most; ++p) {
+  const int first_part = parts_, first_counter = counters_, end_piece = reads.end_piece(rows - 1);
+  for (int p = reads.first_piece(0); p < end_piece; ++p) {
     for (int r = 0, row_part = first_part; r < rows; ++r) {
-      const int end = count + r, parts = pieces(end, piece);
-      if (p < parts) {
-        items_.push_back({&chunk, chunk.first_row + r, first_head, heads, selected, p * piece,
-                          std::min(end, (p + 1) * piece), parts, row_part, row_part + p, first_counter + r});
+      const int parts = reads.pieces(r), own = p - reads.first_piece(r);
+      if (own >= 0 && own < parts) {
+        items_.push_back({&chunk, chunk.first_row + r, first_head, heads, reads.selected,
+                          std::max(reads.begin(r), p * reads.piece), std::min(reads.end(r), (p + 1) * reads.piece),
+                          parts, row_part, row_part + own, first_counter + r});
       }
       row_part += parts;
     }
     task_ends_.push_back(static_cast<int>(items_.size()));
   }
   for (int r = 0; r < rows; ++r) {
-    parts_ += pieces(count + r, piece);
+    parts_ += reads.pieces(r);
     done_[counters_++].store(0, std::memory_order_relaxed);
   }
 }
@@ -130,22 +130,25 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   }
 }
 
-void Attention::add_dense(const Chunk& chunk) {
+void Attention::add_dense(const Chunk& chunk, int window) {
+  const int piece = window > 0 ? piece_of(window) : kDensePiece;
   for (int h = 0; h < heads_; h += group_) {
-    add(chunk, chunk.rows, h, group_, nullptr, chunk.position + 1, kDensePiece);
+    add(chunk, chunk.rows, h, group_, {.count = chunk.position + 1, .piece = piece, .window = window});
   }
 }
 
 void Attention::add_sparse(const Chunk& chunk, const Selection& selection) {
   const int set = heads_ / scope_units(chunk.policy.scope, heads_, heads_ / group_);  // query heads that share one set
   for (int h = 0; h < heads_; h += std::min(set, group_)) {
-    add(chunk, 1, h, std::min(set, group_), selection.unit(chunk, h / set), selection.count(chunk, h / set),
-        sparse_piece(chunk.most_selected()));
+    add(chunk, 1, h, std::min(set, group_),
+        {.selected = selection.unit(chunk, h / set),
+         .count = selection.count(chunk, h / set),
+         .piece = piece_of(chunk.most_selected())});
   }
 }
 
 void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  add_dense(chunk);
+  add_dense(chunk, 0);
   run_items(q, kv, out, scores_.as<float>());
   selector_.select(RowScores{scores_.as<float>(), score_stride_, maximum_.data(), sum_.data(), scale_}, chunk,
                    chunk.policy, selection);
@@ -157,7 +160,8 @@ void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& se
   run_items(q, kv, out, nullptr);
 }
 
-void Attention::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+void Attention::attend(const Batch& batch, int layer, int window, Rows q, KvLayer kv, const Selection& selection,
+                       Rows out) {
   int wave = 0;
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk || selects(chunk.role(layer))) continue;
@@ -168,13 +172,13 @@ void Attention::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const 
     if (chunk.role(layer) == Role::Sparse) {
       add_sparse(chunk, selection);
     } else {
-      add_dense(chunk);
+      add_dense(chunk, window);
     }
     wave += chunk.rows;
   }
   if (wave > 0) run_items(q, kv, out, nullptr);
   for (const Chunk& chunk : batch.chunks) {
-    if (chunk.rows > kShortChunk) prefill_attention(chunk, q, kv, group_, out, gemm_, threads_);
+    if (chunk.rows > kShortChunk) prefill_attention(chunk, window, q, kv, group_, out, gemm_, threads_);
     if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);
     if (chunk.role(layer) == Role::Scan) scan(chunk, q, kv, selection, out);
   }

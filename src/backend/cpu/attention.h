@@ -1,6 +1,7 @@
 // Attention of a batch: decoding by every role, and causal prefill.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <span>
@@ -23,8 +24,8 @@ class Attention {
 
   void reserve(const Hyperparameters& hp, int max_context);
 
-  /// Backend::attend().
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out);
+  /// Backend::attend() of a layer with this window, 0: none.
+  void attend(const Batch& batch, int layer, int window, Rows q, KvLayer kv, const Selection& selection, Rows out);
 
  private:
   /// One thread's piece of work: some heads of one row over some positions.
@@ -40,13 +41,26 @@ class Attention {
     int counter;     // index of their common counter
   };
 
-  void add_dense(const Chunk& chunk);
+  /// What the rows of a chunk read: row r the last positions before `count` + r, all of them or a window's.
+  struct Reads {
+    const int32_t* selected = nullptr;  // of these; or null: of the context
+    int count;
+    int piece;  // positions of one; pieces begin at multiples of it, so that a row's cut depends on the row alone
+    int window = 0;
+
+    int end(int row) const { return count + row; }
+    int begin(int row) const { return window > 0 ? std::max(0, end(row) - window) : 0; }
+    int first_piece(int row) const { return begin(row) / piece; }
+    int end_piece(int row) const { return (end(row) + piece - 1) / piece; }
+    int pieces(int row) const { return end_piece(row) - first_piece(row); }
+  };
+
+  void add_dense(const Chunk& chunk, int window);
   void add_sparse(const Chunk& chunk, const Selection& selection);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
   void scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
-  /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk: row r over `count` +
-  /// r positions.
-  void add(const Chunk& chunk, int rows, int first_head, int heads, const int32_t* selected, int count, int piece);
+  /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk.
+  void add(const Chunk& chunk, int rows, int first_head, int heads, const Reads& reads);
   /// rows[i]: K/V of the item's i-th position.
   void find_rows(const Item& item, KvLayer kv, const Bf16** rows) const;
   void run_items(Rows q, KvLayer kv, Rows out, float* scores);
@@ -70,7 +84,8 @@ class Attention {
   Scan scan_;
 };
 
-/// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context.
-void prefill_attention(const Chunk& chunk, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm, int threads);
+/// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context, or of the window.
+void prefill_attention(const Chunk& chunk, int window, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
+                       int threads);
 
 }  // namespace tidal

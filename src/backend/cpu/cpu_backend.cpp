@@ -61,7 +61,7 @@ class CpuBackend final : public Backend {
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override {
-    attention_.attend(batch, layer, q, kv, selection, out);
+    attention_.attend(batch, layer, hp_.window(layer), q, kv, selection, out);
   }
   void gate(const Layer& layer, Rows x, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;

@@ -44,6 +44,7 @@ class Tile {
 // What the tiles of one chunk have in common. Query rows are counted token by token, the heads of the group within.
 struct Task {
   const Chunk& chunk;
+  int window;  // 0: none
   Rows q;
   KvLayer kv;
   int group;
@@ -51,8 +52,9 @@ struct Task {
   const GemmElements& elements;
 
   int rows() const { return chunk.rows * group; }
-  // Positions that query row `row` attends to.
-  int context(int row) const { return chunk.position + row / group + 1; }
+  // Query row `row` attends to positions [first, end).
+  int end(int row) const { return chunk.position + row / group + 1; }
+  int first(int row) const { return window > 0 ? std::max(0, end(row) - window) : 0; }
   float* of(Rows all, int row, int kv_head) const {
     return all.row(chunk.first_row + row / group) + (kv_head * group + row % group) * int64_t{kv.head_dim};
   }
@@ -89,12 +91,14 @@ void pack_span(const Task& task, int kv_head, int begin, int count, int end, con
   }
 }
 
-// The scores [columns] of query row `index` of the tile become softmax weights; what it summed before shrinks.
-void weigh_row(const Task& task, const Tile& t, int index, int visible, int columns, float scale) {
+// The scores [columns] of query row `index` of the tile become softmax weights, 0 outside of [first, visible); what it
+// summed before shrinks.
+void weigh_row(const Task& task, const Tile& t, int index, int first, int visible, int columns, float scale) {
   const int dim = task.kv.head_dim;
   float* scores = t.s + index * kSpan;
   float shrink = 1;
-  if (visible == 0) {
+  std::fill_n(scores, first, -std::numeric_limits<float>::infinity());
+  if (visible <= first) {
     std::fill_n(scores, columns, 0.0f);
   } else if (task.elements.bf16()) {
     auto* weights = reinterpret_cast<Bf16*>(scores);
@@ -126,13 +130,14 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
   std::fill_n(t.maximum, count, -std::numeric_limits<float>::infinity());
   std::fill_n(t.sum, count, 0.0f);
 
-  const int end = task.context(first + count - 1);
-  for (int begin = 0; begin < end; begin += kSpan) {
+  const int end = task.end(first + count - 1);
+  for (int begin = task.first(first) / kBlockTokens * kBlockTokens; begin < end; begin += kSpan) {
     const int columns = std::min(kSpan, round_up(end - begin));
     pack_span(task, kv_head, begin, columns, end, t);
     kernel.rows_by_rows(rows, columns, dim, t.q, t.k, t.s, kSpan);
     for (int r = 0; r < count; ++r) {
-      weigh_row(task, t, r, std::clamp(task.context(first + r) - begin, 0, columns), columns, scale);
+      const auto in_span = [&](int position) { return std::clamp(position - begin, 0, columns); };
+      weigh_row(task, t, r, in_span(task.first(first + r)), in_span(task.end(first + r)), columns, scale);
     }
     const int stride = kSpan * static_cast<int>(sizeof(float) / element);
     kernel.accumulate(rows, dim, columns, reinterpret_cast<const std::byte*>(t.s), stride, t.v, t.o);
@@ -145,8 +150,9 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
 
 }  // namespace
 
-void prefill_attention(const Chunk& chunk, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm, int threads) {
-  const Task task{chunk, q, kv, group, out, gemm.elements()};
+void prefill_attention(const Chunk& chunk, int window, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
+                       int threads) {
+  const Task task{chunk, window, q, kv, group, out, gemm.elements()};
   const int tiles = (task.rows() + kTileRows - 1) / kTileRows;
   std::exception_ptr error;
   // The last tokens see the most context: start with them, so that no thread is left with a long tile at the end.

@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
     if (hp.experts) return "mixtures of experts";
     if (hp.post_norms) return "models that norm what attention and MLP give";
     if (hp.temperature_scale != 0) return "models whose attention has a temperature";
+    if (!hp.windows.empty()) return "models with layers that see a window of the context only";
     if (hp.unrotated_every > 0) return "models with layers that do not rotate";
     return hp.embedding_scale != 1 || hp.logit_scale != 1 ? "models that scale embeddings or logits" : "";
   }

@@ -92,8 +92,8 @@ class ReferenceBackend final : public Backend {
   void add_product(const Weight& weight, const Weight& bias, const Weight& norm, Rows from, Rows x) const;
   /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
-  /// All heads of one row over the whole context; returns every head's scores.
-  std::vector<Scores> attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const;
+  /// All heads of one row over the positions from `first` to its own; returns every head's scores.
+  std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
   void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
               const Selection& selection) const;
@@ -154,10 +154,11 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
   }
 }
 
-std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, Rows q, KvLayer kv, Rows out) const {
+std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv,
+                                                 Rows out) const {
   const int row = chunk.first_row + index;
-  std::vector<int32_t> positions(chunk.position + index + 1);
-  std::iota(positions.begin(), positions.end(), 0);
+  std::vector<int32_t> positions(chunk.position + index + 1 - first);
+  std::iota(positions.begin(), positions.end(), first);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * hp_.head_dim;
@@ -217,9 +218,11 @@ void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv,
   for (const Chunk& chunk : batch.chunks) {
     switch (chunk.role(layer)) {
       case Role::Dense:
-        for (int i = 0; i < chunk.rows; ++i) attend_row(chunk, i, q, kv, out);
+        for (int i = 0; i < chunk.rows; ++i) {
+          attend_row(chunk, i, hp_.first_seen(layer, chunk.position + i), q, kv, out);
+        }
         break;
-      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, q, kv, out), selection); break;
+      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, out), selection); break;
       case Role::Scan:
         select(chunk, scan_policy(chunk.policy, chunk.context()), scan(chunk, q, kv), selection);
         attend_selected(chunk, q, kv, selection, out);

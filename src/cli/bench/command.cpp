@@ -112,7 +112,7 @@ void run_bench(const BenchFlags& flags) {
   run.tokens = flags.text.empty() ? random_tokens(run.context(), model->hp.vocab)
                                   : text_tokens(flags.text, flags.model, run.context());
   run.weight_bytes = model->decode_weight_bytes();
-  run.kv_bytes_per_token = model->hp.kv_bytes_per_token();
+  run.hp = model->hp;
   const bool on_host = backend->device().empty();
   run.common.machine = on_host ? processor_name() : backend->device();
   run.common.model = flags.shape.empty() ? file_name(flags.model) : flags.shape + " " + model->quantisation;
@@ -141,7 +141,7 @@ void run_bench(const BenchFlags& flags) {
   try {
     const int64_t sketches = bench_tidal(run, *backend, *model, plans);
     const int64_t peak = peak_memory(), weights = model->file_bytes;
-    const int64_t cache = run.kv_bytes_per_token * run.context() * run.batches.back();
+    const int64_t cache = run.hp.kv_bytes_per_token() * run.context() * run.batches.back();
     if (peak > 0 && weights > 0) {
       notes.push_back(fmt::format("tidal's peak memory: {}; the model file has {}, the KV cache {}{}.", mebibytes(peak),
                                   mebibytes(weights), mebibytes(cache),

@@ -92,7 +92,7 @@ Comparison::Comparison(const CompareOptions& options)
   run_.prompt = length;
   run_.generate = options.steps;
   run_.weight_bytes = model_.decode_weight_bytes();
-  run_.kv_bytes_per_token = hp.kv_bytes_per_token();
+  run_.hp = hp;
   run_.common.threads = thread_count(options.threads);
 }
 
@@ -196,7 +196,7 @@ void Comparison::run() {
   note(fmt::format("{} tokens of {} and the question", tokens_.size(), options_.file));
   std::set<std::string> said;
   for (const BenchPlan& plan : plans_) {
-    const std::string words = describe(plan.plan, plan.source);
+    const std::string words = describe(plan.plan, plan.source, model_.hp);
     if (plan.plan.has_sparse() && said.insert(words).second) note(words);
   }
   {

@@ -215,8 +215,9 @@ std::optional<double> acceptance(const DraftCounts& drafts) {
 }
 
 double full_attention_bytes(const BenchRun& run, int depth) {
-  const double context = depth + (run.generate + 1) / 2.0;
-  return static_cast<double>(run.weight_bytes) + context * static_cast<double>(run.kv_bytes_per_token);
+  // The context grows by a position a step, and with it what is read, a window's end aside.
+  const int64_t first = run.hp.kv_bytes_read(depth + 1), last = run.hp.kv_bytes_read(depth + std::max(1, run.generate));
+  return static_cast<double>(run.weight_bytes) + static_cast<double>(first + last) / 2;
 }
 
 EngineOptions engine_options(const BenchRun& run) {

@@ -180,9 +180,9 @@ std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& 
   std::vector<EvalPlan> plans = {{"full", "full attention in all layers", Plan::full(hp.layers)}};
   for (const PlanOptions& option : options) {
     const auto [plan, source] = choose_plan(option, hp);
-    const std::string name = plan_name(plan);
+    const std::string name = plan_name(plan, hp);
     if (std::any_of(plans.begin(), plans.end(), [&](const EvalPlan& other) { return other.name == name; })) continue;
-    plans.push_back({name, describe(plan, source), plan});
+    plans.push_back({name, describe(plan, source, hp), plan});
   }
   return plans;
 }

@@ -24,12 +24,13 @@ Json layer_key(int64_t first, const EvalPlan& plan, int layer) {
   return key;
 }
 
-/// Plans whose layers do not all have a row at this place. Full attention reads everything and is left out.
+/// Plans whose layers do not all have a row at this place. Full attention reads everything and is left out, and so are
+/// layers that do not read the whole context.
 std::vector<const EvalPlan*> missing_plans(const EvalSession& session, int64_t first) {
   std::vector<const EvalPlan*> missing;
   for (const EvalPlan& plan : session.plans()) {
     bool complete = true;
-    for (int layer = 0; layer < session.model().hp.layers; ++layer) {
+    for (const int layer : session.model().hp.layers_that_read_all()) {
       complete = complete && session.find(layer_key(first, plan, layer));
     }
     if (plan.plan.has_sparse() && !complete) missing.push_back(&plan);
@@ -48,10 +49,10 @@ void measure_place(EvalSession& session, Engine& engine, std::span<const Token> 
   const auto recall =
       measure_recall(engine, sequence, tokens.subspan(prefix), plans, [&] { session.advance(kStepWork); });
   for (size_t p = 0; p < missing.size(); ++p) {
-    for (size_t l = 0; l < recall[p].size(); ++l) {
-      const Json key = layer_key(first, *missing[p], static_cast<int>(l));
+    for (const int l : session.model().hp.layers_that_read_all()) {
+      const Json key = layer_key(first, *missing[p], l);
       if (session.find(key)) continue;
-      const LayerRecall& layer = recall[p][l];
+      const LayerRecall& layer = recall[p][static_cast<size_t>(l)];
       Json values = {{"role", to_string(layer.role)}, {"mass", layer.mass.mean()}, {"mass_error", layer.mass.error()}};
       if (layer.role == Role::Scan) {
         // None where the context fits in the budget, so that the layer scanned nothing.
@@ -66,7 +67,7 @@ void measure_place(EvalSession& session, Engine& engine, std::span<const Token> 
 
 struct PlanRecall {
   const EvalPlan* plan = nullptr;
-  std::vector<MeanError> mass, agreement, excess;  // [layers]
+  std::vector<MeanError> mass, agreement, excess;  // [layers]; nothing of those that do not read the whole context
 };
 
 std::vector<PlanRecall> results(const EvalSession& session, const Places& places) {
@@ -78,9 +79,9 @@ std::vector<PlanRecall> results(const EvalSession& session, const Places& places
     result.mass.resize(session.model().hp.layers);
     result.agreement.resize(session.model().hp.layers);
     result.excess.resize(session.model().hp.layers);
-    for (size_t l = 0; l < result.mass.size(); ++l) {
+    for (const int l : session.model().hp.layers_that_read_all()) {
       for (const int64_t first : places.firsts()) {
-        const Json& row = *session.find(layer_key(first, plan, static_cast<int>(l)));
+        const Json& row = *session.find(layer_key(first, plan, l));
         result.mass[l].add(number(row["mass"]));
         const auto add = [&row](const char* name, MeanError& figure) {
           if (row.contains(name) && !row[name].is_null()) figure.add(number(row[name]));
@@ -103,6 +104,7 @@ std::string layer_table(const std::vector<const PlanRecall*>& results, std::vect
   for (const PlanRecall* result : results) lines[0].push_back(result->plan->name);
   std::vector<MeanError> means(results.size());
   for (size_t l = 0; l < (results[0]->*figures).size(); ++l) {
+    if (results[0]->mass[l].count() == 0) continue;
     std::vector<std::string>& line = lines.emplace_back();
     line.push_back(std::to_string(l));
     for (size_t p = 0; p < results.size(); ++p) {
@@ -150,7 +152,7 @@ LineChart chart(const std::vector<PlanRecall>& results, const PlaceFlags& flags,
     LineSeries& series = chart.series.emplace_back();
     series.name = result.plan->name;
     for (size_t l = 0; l < result.mass.size(); ++l) {
-      series.points.push_back({static_cast<double>(l), result.mass[l].mean()});
+      if (result.mass[l].count() > 0) series.points.push_back({static_cast<double>(l), result.mass[l].mean()});
     }
   }
   return chart;

@@ -168,18 +168,18 @@ ChosenPlan tidal_plan(const PlanOptions& options, const Budget& budget, const Hy
   const char* source = options.reselect           ? "given"
                        : reselect_is_measured(hp) ? "measured for this model"
                                                   : "by rule, not measured for this model; tidal calibrate measures it";
-  return {Plan::tidal(hp.layers, options.reselect.value_or(default_reselect(hp)),
+  return {Plan::tidal(hp, options.reselect.value_or(default_reselect(hp)),
                       policy_from(options.policy.value_or("default"), budget, default_policy)),
           source};
 }
 
 ChosenPlan sketch_plan(const PlanOptions& options, const Budget& budget, const Hyperparameters& hp) {
-  const int dense = options.dense_layers.value_or(0);
-  if (dense < 0 || dense >= hp.layers) {
-    fail("--dense-layers: {} given, expected 0 to {} so that one of {} layers is left to scan", dense, hp.layers - 1,
-         hp.layers);
+  const int dense = options.dense_layers.value_or(0), layers = static_cast<int>(hp.layers_that_read_all().size());
+  if (layers > 0 && (dense < 0 || dense >= layers)) {
+    fail("--dense-layers: {} given, expected 0 to {} so that one of {} layers is left to scan", dense, layers - 1,
+         layers);
   }
-  Plan plan = Plan::sketch(hp.layers, dense, policy_from(options.policy.value_or("default"), budget, sketch_policy));
+  Plan plan = Plan::sketch(hp, dense, policy_from(options.policy.value_or("default"), budget, sketch_policy));
   if (options.dense_layers) return {plan, "given"};
   const std::vector<int> reuse = default_reuse(hp);
   for (const int layer : reuse) plan.roles[layer] = Role::Sparse;
@@ -256,6 +256,8 @@ FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp) {
 ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp, const FullBelow& full_below) {
   const std::string kind = asked_kind(options);
   if (kind == "full") return {Plan::full(hp.layers), "given"};
+  // Nothing is left to choose where no layer reads the whole context.
+  if (kind.empty() && hp.layers_that_read_all().empty()) return {Plan::full(hp.layers), "default"};
   ChosenPlan chosen;
   const std::optional<Plan> plan = file_plan(options, kind, hp);
   if (plan) {

@@ -3,15 +3,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "cli/options/plan_options.h"
 
 namespace tidal {
 namespace {
 
+/// The layers of a role, of those that read the whole context.
+std::vector<int> layers_of(const Plan& plan, Role role, const Hyperparameters& hp) {
+  std::vector<int> layers = plan.layers(role);
+  std::erase_if(layers, [&](int layer) { return !hp.reads_all(layer); });
+  return layers;
+}
+
 // "2, 9": the layers of one role.
-std::string layers_with(const Plan& plan, Role role) {
-  const std::vector<int> layers = plan.layers(role);
+std::string layers_with(const Plan& plan, Role role, const Hyperparameters& hp) {
+  const std::vector<int> layers = layers_of(plan, role, hp);
   return layers.empty() ? "none" : fmt::format("{}", fmt::join(layers, ", "));
 }
 
@@ -34,19 +42,20 @@ std::string layer_text(const std::vector<int>& layers) {
 std::string joined(const std::vector<int>& layers) { return fmt::format("{}", fmt::join(layers, "+")); }
 
 /// The roles of a plan with a Select layer and no Scan layer.
-std::string select_text(const Plan& plan) {
+std::string select_text(const Plan& plan, const Hyperparameters& hp) {
   const std::vector<int> select = plan.layers(Role::Select);
   // Layers before the first Select can be nothing but Dense.
-  std::vector<int> dense = plan.layers(Role::Dense);
+  std::vector<int> dense = layers_of(plan, Role::Dense, hp);
   std::erase_if(dense, [&](int layer) { return layer < select.front(); });
   return "select " + joined(select) + (dense.empty() ? "" : ", dense " + joined(dense));
 }
 
 /// The roles of a plan with a Scan layer; what it does not name scans.
-std::string scan_text(const Plan& plan) {
+std::string scan_text(const Plan& plan, const Hyperparameters& hp) {
   std::string text = "sketch " + bits_text(plan.policy);
   for (const Role role : {Role::Dense, Role::Select, Role::Sparse}) {
-    if (plan.count(role) > 0) text += fmt::format(", {} {}", to_string(role), layer_text(plan.layers(role)));
+    const std::vector<int> layers = layers_of(plan, role, hp);
+    if (!layers.empty()) text += fmt::format(", {} {}", to_string(role), layer_text(layers));
   }
   return text;
 }
@@ -81,22 +90,26 @@ std::string policy_text(const Policy& policy, bool scans) {
 }
 
 /// "Dense 0, 1; Select 2, 9 (given); Sparse the other 20".
-std::string roles_text(const Plan& plan, const std::string& source) {
+std::string roles_text(const Plan& plan, const std::string& source, const Hyperparameters& hp) {
   const int scan = plan.count(Role::Scan), sparse = plan.count(Role::Sparse), select = plan.count(Role::Select);
   if (scan == 0) {
-    return fmt::format("Dense {}; Select {} ({}); Sparse the other {}", layers_with(plan, Role::Dense),
-                       layers_with(plan, Role::Select), source, sparse);
+    return fmt::format("Dense {}; Select {} ({}); Sparse the other {}", layers_with(plan, Role::Dense, hp),
+                       layers_with(plan, Role::Select, hp), source, sparse);
   }
   std::string text;
-  if (plan.count(Role::Dense) > 0) text += fmt::format("Dense {}; ", layers_with(plan, Role::Dense));
-  if (select > 0) text += fmt::format("Select {}; ", layers_with(plan, Role::Select));
-  const bool all = scan == static_cast<int>(plan.roles.size());
+  if (!layers_of(plan, Role::Dense, hp).empty()) {
+    text += fmt::format("Dense {}; ", layers_with(plan, Role::Dense, hp));
+  }
+  if (select > 0) text += fmt::format("Select {}; ", layers_with(plan, Role::Select, hp));
+  // Of those that can.
+  const bool all = scan == static_cast<int>(hp.layers > 0 ? hp.layers_that_read_all().size() : plan.roles.size());
   text += "Scan ";
   text += all          ? fmt::format("all {}", scan)
-          : sparse > 0 ? layers_with(plan, Role::Scan)
+          : sparse > 0 ? layers_with(plan, Role::Scan, hp)
                        : fmt::format("the other {}", scan);
   text += fmt::format(" by {} ({})", bits_text(plan.policy), source);
   if (sparse > 0) text += fmt::format("; Sparse the other {}", sparse);
+  if (const std::string windows = windows_text(hp); !windows.empty()) text += "; " + windows;
   return text;
 }
 
@@ -113,23 +126,38 @@ std::string budget_text(const Policy& policy) {
   return text;
 }
 
-std::string describe(const Plan& plan, const std::string& source) {
-  if (!plan.has_sparse()) return "full attention in all layers";
+std::string windows_text(const Hyperparameters& hp) {
+  std::set<int> windows;
+  int count = 0;
+  for (int l = 0; l < hp.layers; ++l) {
+    if (hp.window(l) == 0) continue;
+    windows.insert(hp.window(l));
+    ++count;
+  }
+  return count == 0 ? ""
+                    : fmt::format("{} of {} layers with a window of {}", count, hp.layers, fmt::join(windows, ", "));
+}
+
+std::string describe(const Plan& plan, const std::string& source, const Hyperparameters& hp) {
+  if (!plan.has_sparse()) {
+    const std::string windows = windows_text(hp);
+    return windows.empty() ? "full attention in all layers" : "full attention, " + windows;
+  }
   const Policy& policy = plan.policy;
   const std::string recent =
       policy.recent_share > 0 ? percent(policy.recent_share) : std::to_string(std::max(policy.recent, 1));
   return fmt::format("{} attention: {}; budget {} ({} sinks, {} recent), scope {}, pooling {}{}{}", kind_of(plan),
-                     roles_text(plan, source), budget_text(policy), policy.sinks, recent, to_string(policy.scope),
+                     roles_text(plan, source, hp), budget_text(policy), policy.sinks, recent, to_string(policy.scope),
                      to_string(policy.pooling),
                      plan.correct > 0 ? fmt::format("; corrected every {} tokens", plan.correct) : "",
                      plan.full_below > 0 ? fmt::format("; full attention below {} positions", plan.full_below) : "");
 }
 
-std::string plan_name(const Plan& plan) {
+std::string plan_name(const Plan& plan, const Hyperparameters& hp) {
   if (!plan.has_sparse()) return "full";
   const bool scans = plan.scans();
-  std::string text = fmt::format("K={}, {}{}", budget_text(plan.policy), scans ? scan_text(plan) : select_text(plan),
-                                 policy_text(plan.policy, scans));
+  std::string text = fmt::format("K={}, {}{}", budget_text(plan.policy),
+                                 scans ? scan_text(plan, hp) : select_text(plan, hp), policy_text(plan.policy, scans));
   if (plan.correct > 0) text += fmt::format(", correct {}", plan.correct);
   if (plan.full_below > 0) text += fmt::format(", full below {}", plan.full_below);
   return text;

@@ -8,7 +8,11 @@
 namespace tidal {
 
 /// The plan in one line: kind of attention, roles of the layers, where those come from (`source`), and the policy.
-std::string describe(const Plan& plan, const std::string& source);
+/// `hp`: of its model, whose layers that do not read the whole context stand in no list of layers; without it there are
+/// none.
+std::string describe(const Plan& plan, const std::string& source, const Hyperparameters& hp = {});
+/// "15 of 18 layers with a window of 512": the layers that do not read the whole context; "" where all do.
+std::string windows_text(const Hyperparameters& hp);
 /// The budget of a policy as the flag writes it: "256", "5%,128", with top-p "256 at top-p 0.95".
 std::string budget_text(const Policy& policy);
 /// The width of a policy's sketches: "1 bit", "2 bits".
@@ -18,6 +22,6 @@ std::string bits_text(const Policy& policy);
 /// bits" for the default policies, where all other layers are Dense before the first Select and else Sparse, or Scan;
 /// otherwise with further roles ("dense 0-1", "select 2", "sparse 3+5") and with "paper" or what differs from the
 /// default policy behind it.
-std::string plan_name(const Plan& plan);
+std::string plan_name(const Plan& plan, const Hyperparameters& hp = {});
 
 }  // namespace tidal

@@ -117,7 +117,7 @@ void Run::keep_session() {
   if (session_) session_->keep(generator_->sequence());
 }
 
-void Run::tell_plan() const { note(describe(plan_.plan, plan_.source)); }
+void Run::tell_plan() const { note(describe(plan_.plan, plan_.source, model_.hp)); }
 
 std::vector<Token> Run::prompt_tokens(const std::string& text) const {
   if (!chat_) return tokenizer_->encode(text, true, true);

@@ -111,7 +111,7 @@ Plan Loaded::plan_for(const std::string& attention, const std::string& budget) c
   return choose_plan(plan, model_.hp, full_below_of(*backend_, model_.hp)).plan;
 }
 
-std::string Loaded::about() const { return describe(plan_.plan, plan_.source); }
+std::string Loaded::about() const { return describe(plan_.plan, plan_.source, model_.hp); }
 
 /// A connection is a file to the system, and many systems begin with 1024 of them.
 void raise_file_limit() {
