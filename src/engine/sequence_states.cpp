@@ -45,14 +45,19 @@ int SequenceStates::nearest(int position) const {
   return nearest;
 }
 
+StateId SequenceStates::saved_at(int position) const {
+  const auto found =
+      std::find_if(saved_.begin(), saved_.end(), [&](const Saved& saved) { return saved.position == position; });
+  return found == saved_.end() ? -1 : found->state;
+}
+
 void SequenceStates::return_to(int position) {
   if (position == position_) return;
   drop_live();
-  const auto found =
-      std::find_if(saved_.begin(), saved_.end(), [&](const Saved& saved) { return saved.position == position; });
-  if (found == saved_.end()) return;  // the beginning
-  pool_->add_reference(found->state);
-  live_ = found->state;
+  const StateId state = saved_at(position);
+  if (state < 0) return;  // the beginning
+  pool_->add_reference(state);
+  live_ = state;
   position_ = position;
 }
 

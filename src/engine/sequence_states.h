@@ -32,6 +32,8 @@ class SequenceStates {
   /// Tokens that the live state has seen; -1 when there is none. The beginning of a text needs none.
   int position() const { return position_; }
   std::span<const Saved> saved() const { return saved_; }
+  /// The state saved at exactly this position; -1 where there is none.
+  StateId saved_at(int position) const;
   /// The last position up to `position` from which a pass can go on: the live or a saved state's, or 0.
   int nearest(int position) const;
   /// Goes back to one of these.

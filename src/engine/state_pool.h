@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -18,12 +19,16 @@ class StatePool {
  public:
   /// At most `states` of them, whose memory is had when they are first used. None for a model without recurrent layers.
   StatePool(Backend& backend, const Hyperparameters& hp, int states)
-      : backend_(backend), bytes_(static_cast<size_t>(hp.state_bytes())), most_(bytes_ > 0 ? states : 0) {}
+      : backend_(backend),
+        architecture_(hp.architecture),
+        bytes_(static_cast<size_t>(hp.state_bytes())),
+        most_(bytes_ > 0 ? states : 0) {}
   StatePool(const StatePool&) = delete;
   StatePool& operator=(const StatePool&) = delete;
 
   /// Whether the model has recurrent layers.
   explicit operator bool() const { return bytes_ > 0; }
+  const std::string& architecture() const { return architecture_; }
   int states() const { return most_; }
   int free_states() const { return most_ - static_cast<int>(memory_.size() - free_.size()); }
 
@@ -42,6 +47,7 @@ class StatePool {
 
  private:
   Backend& backend_;
+  std::string architecture_;
   size_t bytes_;
   int most_;
   std::vector<Buffer> memory_;

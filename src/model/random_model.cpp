@@ -10,13 +10,14 @@
 namespace tidal {
 namespace {
 
-/// A weight to be made: a matrix, or a vector of one value.
+/// A weight to be made: a matrix, or float32 of one value, as vectors always are.
 struct Part {
   Weight* weight;
   int64_t rows, cols;
   float value = 0;
+  bool table = false;
 
-  bool vector() const { return rows == 1; }
+  bool floats() const { return rows == 1 || table; }
 };
 
 void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& hp) {
@@ -33,6 +34,19 @@ void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& 
   if (family_of(hp).shared == Family::Shared::Switched) parts.push_back({&layer.shared_switch, 1, hp.width});
 }
 
+void add_delta(std::vector<Part>& parts, DeltaWeights& weights, const Hyperparameters& hp) {
+  const DeltaNet& net = hp.delta;
+  parts.insert(parts.end(), {{&weights.mixed, net.mixed_width(), hp.width},
+                             {&weights.gate, net.value_width(), hp.width},
+                             {&weights.beta, net.value_heads, hp.width},
+                             {&weights.alpha, net.value_heads, hp.width},
+                             {&weights.taps, net.mixed_width(), net.taps, 0.5f, true},
+                             {&weights.alpha_bias, 1, net.value_heads},
+                             {&weights.decay, 1, net.value_heads, -0.01f},
+                             {&weights.norm, 1, net.head_dim, 1.0f},
+                             {&weights.out, hp.width, net.value_width()}});
+}
+
 std::vector<Part> parts_of(Model& model) {
   const Hyperparameters& hp = model.hp;
   const Family& family = family_of(hp);
@@ -40,11 +54,17 @@ std::vector<Part> parts_of(Model& model) {
                              {&model.output, hp.vocab, hp.width},
                              {&model.output_norm, 1, hp.width, 1.0f}};
   for (int l = 0; Layer & layer : model.layers) {
-    layer.rotates = hp.rotates(l++);
-    parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
-                               {&layer.wk, hp.kv_width(), hp.width},
-                               {&layer.wv, hp.kv_width(), hp.width},
-                               {&layer.wo, hp.width, hp.q_width()}});
+    layer.rotates = hp.rotates(l);
+    const bool recurs = hp.recurs(l++);
+    if (recurs) {
+      add_delta(parts, layer.delta, hp);
+    } else {
+      parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
+                                 {&layer.wk, hp.kv_width(), hp.width},
+                                 {&layer.wv, hp.kv_width(), hp.width},
+                                 {&layer.wo, hp.width, hp.q_width()}});
+      if (hp.gated_attention) parts.push_back({&layer.attn_gate, hp.q_width(), hp.width});
+    }
     if (family.pre_norms) {
       parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f}, {&layer.ffn_norm, 1, hp.width, 1.0f}});
     }
@@ -62,7 +82,7 @@ std::vector<Part> parts_of(Model& model) {
       parts.insert(parts.end(),
                    {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
     }
-    if (family.norms != Family::Norms::None) {
+    if (family.norms != Family::Norms::None && !recurs) {
       const bool heads = family.norms == Family::Norms::Heads;
       parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},
                                  {&layer.k_norm, 1, heads ? hp.head_dim : hp.kv_width(), 1.0f}});
@@ -115,12 +135,12 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   const Weight pattern = backend.upload({type, kRows, kRow, noise.data()});
   const auto pattern_bytes = static_cast<size_t>(backend.matrix_bytes(type, kRows, kRow));
   const std::vector<Part> parts = parts_of(model);
-  const auto type_of = [&](const Part& part) { return part.vector() ? GGML_TYPE_F32 : type; };
+  const auto type_of = [&](const Part& part) { return part.floats() ? GGML_TYPE_F32 : type; };
   // One run of memory: matrices that lie one behind the other may be multiplied as one.
   constexpr int64_t kAlignment = 256;
   int64_t bytes = 0;
   for (const Part& part : parts) {
-    if (!part.vector() && part.cols % ggml_blck_size(type) != 0) {
+    if (!part.floats() && part.cols % ggml_blck_size(type) != 0) {
       fail("weight type: rows of {} elements cannot be {}, expected a multiple of {}", part.cols, ggml_type_name(type),
            ggml_blck_size(type));
     }
@@ -135,8 +155,8 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   for (const Part& part : parts) {
     const Weight weight{type_of(part), part.rows, part.cols, data};
     const auto size = static_cast<size_t>(kept_bytes(backend, weight.type, weight.rows, weight.cols));
-    if (part.vector()) {
-      const std::vector<float> values(static_cast<size_t>(part.cols), part.value);
+    if (part.floats()) {
+      const std::vector<float> values(static_cast<size_t>(part.rows * part.cols), part.value);
       backend.write(data, reinterpret_cast<const std::byte*>(values.data()), size);
     } else {
       fill(backend, pattern.data, pattern_bytes, data, size);

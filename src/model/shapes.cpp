@@ -14,6 +14,7 @@ struct Shape {
   int layers, width, heads, kv_heads, head_dim, ffn, vocab, context;
   double rope_base;
   Experts experts = {};
+  DeltaNet delta = {};  // of three layers in four
 };
 
 // From the models' config.json.
@@ -35,6 +36,21 @@ constexpr Shape kShapes[] = {
     {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768, 1000000, {8, 2, 14336}},
     {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 1024, 50304, 4096, 10000, {64, 8, 1024}},
     {"qwen1.5-moe-a2.7b", "qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, 8192, 1000000, {60, 4, 1408, 5632}},
+    // Heads and sizes of Qwen3.5 from its config.json, too; libllama knows the two by their 64 and 40 layers.
+    {"qwen3.5-27b", "qwen35", 64, 5120, 24, 4, 256, 17408, 248320, 262144, 10000000, {}, {4, 128, 16, 48}},
+    {"qwen3.5-35b-a3b",
+     "qwen35moe",
+     40,
+     2048,
+     16,
+     2,
+     256,
+     0,
+     248320,
+     262144,
+     10000000,
+     {256, 8, 512, 512},
+     {4, 128, 16, 32}},
     {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, 40960, 1000000, {128, 8, 768}},
 };
 
@@ -59,7 +75,13 @@ Hyperparameters known_shape(const std::string& name) {
     const Family& family = family_of(hp);
     hp.experts = shape.experts;
     hp.experts.weights_sum_to_one = family.weights_sum_to_one;
-    hp.rope = make_rope(family.pairing, hp.head_dim, shape.rope_base, {}, {});
+    if (family.hybrid) {
+      hp.delta = shape.delta;
+      hp.gated_attention = true;
+      for (int l = 0; l < hp.layers; ++l) hp.recurrent.push_back((l + 1) % 4 != 0);
+    }
+    const int rotated = family.hybrid ? hp.head_dim / 4 : hp.head_dim;
+    hp.rope = make_rope(family.pairing, rotated, shape.rope_base, {}, {});
     return hp;
   }
   fail("shape: '{}' is not known, expected one of {}", name, names);
