@@ -49,12 +49,12 @@ struct PrefixCache::Match {
 
 PrefixCache::PrefixCache(KvPool& pool, SessionStore* store)
     : pool_(pool), store_(store), root_(std::make_unique<Node>()) {
-  if (pool_.states()) pool_.states().on_shortage([this] { return give_state(); });
+  if (pool_.states()) pool_.states().on_shortage(this, [this] { return give_state(); });
 }
 
 PrefixCache::~PrefixCache() {
   clear();
-  if (pool_.states()) pool_.states().on_shortage({});
+  if (pool_.states()) pool_.states().on_shortage(this, {});
 }
 
 PrefixCache::Match PrefixCache::best_match(const Node& node, std::span<const Token> tokens, bool clean) {

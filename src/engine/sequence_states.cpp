@@ -10,7 +10,10 @@ SequenceStates::SequenceStates(SequenceStates&& other) noexcept
       live_(std::exchange(other.live_, -1)),
       position_(std::exchange(other.position_, -1)),
       saved_(std::exchange(other.saved_, {})),
-      stretches_(std::exchange(other.stretches_, {})) {}
+      stretches_(std::exchange(other.stretches_, {})) {
+  other.announce();
+  announce();
+}
 
 SequenceStates& SequenceStates::operator=(SequenceStates&& other) noexcept {
   if (this != &other) {
@@ -20,6 +23,8 @@ SequenceStates& SequenceStates::operator=(SequenceStates&& other) noexcept {
     position_ = std::exchange(other.position_, -1);
     saved_ = std::exchange(other.saved_, {});
     stretches_ = std::exchange(other.stretches_, {});
+    other.announce();
+    announce();
   }
   return *this;
 }
@@ -29,6 +34,7 @@ SequenceStates SequenceStates::fork() const {
   copy.stretches_ = stretches_;
   copy.saved_ = saved_;
   for (const Saved& saved : saved_) pool_->add_reference(saved.state);
+  copy.announce();
   if (position_ >= 0) {
     copy.live_ = live_;
     copy.position_ = position_;
@@ -67,12 +73,8 @@ void SequenceStates::reserve() {
     return;
   }
   if (pool_->references(live_) == 1) return;
-  // Where there are no more states, saved ones are worth less than that the sequence goes on.
-  while (pool_->free_states() == 0 && !saved_.empty()) {
-    pool_->release(saved_.front().state);
-    saved_.erase(saved_.begin());
-    if (pool_->references(live_) == 1) return;
-  }
+  pool_->make_room();
+  if (pool_->references(live_) == 1) return;  // a saved one was given up that it was shared with
   const StateId own = pool_->take();
   pool_->copy(own, live_);
   pool_->release(std::exchange(live_, own));
@@ -94,6 +96,17 @@ void SequenceStates::save(int position, StateId state) {
   saved_.insert(place, {position, state});
   pool_->add_reference(state);
   if (saved_.size() > kMostSaved) thin();
+  announce();
+}
+
+void SequenceStates::announce() {
+  if (saved_.empty()) return pool_->on_shortage(this, {});
+  pool_->on_shortage(this, [this] {
+    if (saved_.empty()) return false;
+    pool_->release(saved_.front().state);
+    saved_.erase(saved_.begin());
+    return true;
+  });
 }
 
 void SequenceStates::thin() {
@@ -135,6 +148,7 @@ int SequenceStates::rows_again(int position, int most, int decode_rows) const {
 }
 
 void SequenceStates::record(int position, int end, int decode_rows) {
+  if (!stretches_.empty() && end <= stretches_.back().end) return;
   const bool decoded = end - position <= decode_rows;
   while (!stretches_.empty() && stretches_.back().end > position) {
     const int before = stretches_.size() > 1 ? stretches_[stretches_.size() - 2].end : 0;
@@ -161,6 +175,7 @@ void SequenceStates::clear() {
   for (const Saved& saved : saved_) pool_->release(saved.state);
   saved_.clear();
   stretches_.clear();
+  announce();
 }
 
 }  // namespace tidal

@@ -46,8 +46,8 @@ class SequenceStates {
   float* begin();
   /// After the pass: it has seen so many tokens.
   void advance(int position) { position_ = position; }
-  /// Keeps the live state. Where there are too many the one goes whose neighbours are nearest, in relation to how far
-  /// back it is.
+  /// Keeps the live state, until the pool runs out of states. Where there are too many the one goes whose neighbours
+  /// are nearest, in relation to how far back it is.
   void save();
   /// The same for a state of somebody else, which it then shares.
   void save(int position, StateId state);
@@ -57,7 +57,7 @@ class SequenceStates {
   /// How many tokens from `position` on, at most `most`, a chunk has that computes them as they were computed: by the
   /// same chunk, or by one of up to `decode_rows` where they were decoded.
   int rows_again(int position, int most, int decode_rows) const;
-  /// Records that [position, end) have been computed by one dense chunk, and nothing behind.
+  /// Records that [position, end) have been computed by one dense chunk, unless it was by rows_again().
   void record(int position, int end, int decode_rows);
 
  private:
@@ -70,6 +70,8 @@ class SequenceStates {
   void clear();
   void drop_live();
   void thin();
+  /// Tells the pool whether there are saved states that it may ask for.
+  void announce();
 
   StatePool* pool_;
   StateId live_ = -1;

@@ -32,9 +32,11 @@ class StatePool {
   int states() const { return most_; }
   int free_states() const { return most_ - static_cast<int>(memory_.size() - free_.size()); }
 
-  /// A state with one reference that holds anything. Where none is free, asks whoever has called on_shortage(). Throws
-  /// Error when there is none after all, and when the memory cannot be had.
+  /// A state with one reference that holds anything, after make_room(). Throws Error when there is none after all, and
+  /// when the memory cannot be had.
   StateId take();
+  /// Where none is free, asks those who have called on_shortage(), the first one first.
+  void make_room();
   void add_reference(StateId state) { ++references_[static_cast<size_t>(state)]; }
   /// Gives a reference back; the state is free again when it was the last.
   void release(StateId state);
@@ -42,8 +44,9 @@ class StatePool {
   void copy(StateId to, StateId from);
   float* data(StateId state) const { return memory_[static_cast<size_t>(state)].as<float>(); }
 
-  /// `give()` is called when all states are in use: lets go of a reference, false when it has none. Empty: nobody.
-  void on_shortage(std::function<bool()> give) { give_ = std::move(give); }
+  /// `give()` is called when all states are in use: lets go of a reference, false when it has none to give. Empty:
+  /// `holder` is asked no more.
+  void on_shortage(const void* holder, std::function<bool()> give);
 
  private:
   Backend& backend_;
@@ -53,7 +56,7 @@ class StatePool {
   std::vector<Buffer> memory_;
   std::vector<int32_t> references_;
   std::vector<StateId> free_;
-  std::function<bool()> give_;
+  std::vector<std::pair<const void*, std::function<bool()>>> holders_;
 };
 
 }  // namespace tidal

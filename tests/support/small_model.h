@@ -27,13 +27,13 @@ inline Hyperparameters small_shape(int layers = 6) {
   return hp;
 }
 
-/// A hybrid whose layers 1, 3, 5 and 7 attend: as many as a plan needs.
+/// A hybrid whose layers 0 and 4 are recurrent; of the six others a plan may have two Sparse.
 inline Hyperparameters small_hybrid() {
   Hyperparameters hp = small_shape(8);
   hp.architecture = "qwen35";
   hp.delta = {.taps = 4, .head_dim = 16, .key_heads = 2, .value_heads = 4};
   hp.gated_attention = true;
-  for (int l = 0; l < hp.layers; ++l) hp.recurrent.push_back(l % 2 == 0);
+  for (int l = 0; l < hp.layers; ++l) hp.recurrent.push_back(l % 4 == 0);
   return hp;
 }
 

@@ -314,11 +314,13 @@ void CpuBackend::gate(const Layer& layer, Rows x, Rows out) {
 void CpuBackend::delta(const Layer& layer, const Batch& batch, int index, Rows x) {
   const DeltaWeights& weights = layer.delta;
   const DeltaRule::Inputs to = delta_.inputs(x.rows);
-  const Product products[] = {{&weights.mixed, nullptr, to.mixed},
-                              {&weights.gate, nullptr, to.gates},
-                              {&weights.beta, nullptr, to.beta},
-                              {&weights.alpha, nullptr, to.alpha}};
-  multiply(products, normalise(x, layer.attn_norm));
+  const Rows normed = normalise(x, layer.attn_norm);
+  const Product products[] = {{&weights.mixed, nullptr, to.mixed}, {&weights.gate, nullptr, to.gates}};
+  multiply(products, normed);
+  // Few columns: dequantising them for a product would take longer than the product.
+  quantised_.assign(normed);
+  const DotJob jobs[] = {{.weight = &weights.beta, .y = to.beta}, {.weight = &weights.alpha, .y = to.alpha}};
+  dot_matmul(jobs, quantised_, threads_);
   const Product product{&weights.out, nullptr, x, true};
   multiply({&product, 1}, delta_.run(hp_, weights, batch, index));
 }
