@@ -6,7 +6,7 @@
 set -o pipefail
 cd "$(dirname "$0")" || exit 1
 
-models=(smollm2-135m qwen2.5-coder-0.5b)
+models=(smollm2-135m qwen2.5-coder-0.5b gemma3-270m)
 fuzz_seconds=60
 export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 export UBSAN_OPTIONS=print_stacktrace=1

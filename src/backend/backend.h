@@ -90,7 +90,10 @@ class Backend {
   ///   Sparse: the selected positions only.
   ///   Scan: the scores of full blocks come from their sketches, those of the block still filling from its keys; from
   ///   them a selection by scan_policy(), and attention to the selected positions only.
-  virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) = 0;
+  /// `sinks`, where a layer has them: each head's softmax has one more term exp(sinks[head]), whose value is zeros.
+  /// What is selected does not depend on it.
+  virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+                      const Weight& sinks = {}) = 0;
   /// out *= sigmoid(Wg norm(x)), where attention is gated.
   virtual void gate(const Layer& layer, Rows x, Rows out) = 0;
   /// x += out * Wo (+ bias), after its own norm where the layer has one.
@@ -104,9 +107,9 @@ class Backend {
   ///   x        += Wo (norm(o) * silu(Wg n)), that norm head by head
   /// Rows of a chunk one after the other, each from the state that the last one has left.
   virtual void delta(const Layer& layer, const Batch& batch, int index, Rows x) = 0;
-  /// x += down(silu(gate(norm x)) * up(norm x)), likewise.
+  /// x += down(hidden(gate(norm x), up(norm x))), likewise; hidden() as Activation says, silu(gate) * up for most.
   virtual void mlp(const Layer& layer, Rows x) = 0;
-  /// x += the sum over the chosen experts e of weight[e] * down_e(silu(gate_e(norm x)) * up_e(norm x)), as Experts
+  /// x += the sum over the chosen experts e of weight[e] * down_e(hidden(gate_e(norm x), up_e(norm x))), as Experts
   /// says; probabilities are softmax(router(norm x)). And, where there is one, + the shared expert, times
   /// sigmoid(switch . norm x) where that has a switch.
   virtual void experts(const Layer& layer, Rows x) = 0;

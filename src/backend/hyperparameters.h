@@ -56,6 +56,14 @@ struct DeltaNet {
   bool operator==(const DeltaNet&) const = default;
 };
 
+/// What an MLP's hidden layer makes of a row's gate and up.
+enum class Activation {
+  Silu,           ///< gate / (1 + exp(-gate)) * up
+  Gelu,           ///< gate / (1 + exp(-2 z)) * up with z = sqrt(2 / pi) (gate + 0.044715 gate^3): GELU's form with tanh
+  ClampedSwiGlu,  ///< g / (1 + exp(-1.702 g)) * (u + 1) with g = min(gate, 7) and u = up from -7 to 7 (gpt-oss)
+};
+inline constexpr float kClampedSlope = 1.702f, kClampedLimit = 7.0f;
+
 struct Hyperparameters {
   std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
   std::string name;          ///< general.name, may be empty
@@ -78,6 +86,8 @@ struct Hyperparameters {
   float logit_scale = 1;        ///< that logits are divided by
   float temperature_scale = 0;  ///< of temperature(); 0: there is none
   int temperature_length = 1;   ///< positions, >= 1
+  float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
+  Activation activation = Activation::Silu;
   Experts experts;
   DeltaNet delta;
   std::vector<bool> recurrent;   ///< [layers] of recurs(); empty: no layer is
@@ -87,7 +97,9 @@ struct Hyperparameters {
   int recurrent_layers() const { return static_cast<int>(std::count(recurrent.begin(), recurrent.end(), true)); }
   /// Bytes of what a sequence keeps for its recurrent layers; 0 where the model has none.
   int64_t state_bytes() const { return int64_t{4} * delta.state_elements() * recurrent_layers(); }
-  std::vector<int> windows;  ///< [layers] of window(); empty: no layer has one
+  std::vector<int> windows;      ///< [layers] of window(); empty: no layer has one
+  Rope window_rope;              ///< of layers with a window; no `dims`: `rope`, as all others
+  bool attention_sinks = false;  ///< layers have Layer::sinks
 
   /// A layer's attention at a position p sees the last so many positions, p - window + 1 to p; 0: the whole context.
   int window(int layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }
@@ -107,10 +119,14 @@ struct Hyperparameters {
   }
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
+  bool rotates_by_window_rope(int layer) const { return window(layer) > 0 && window_rope.dims > 0; }
+  /// Whether temperature() is anything but 1.
+  bool scales_queries() const { return temperature_scale != 0 || query_scale != 1; }
   /// Factor on the queries of a position after their rotation (attention temperature: Llama 4, Ministral 3).
   float temperature(int position) const {
+    if (temperature_scale == 0) return query_scale;
     const double lengths = 1.0 + position / temperature_length;  // NOLINT(bugprone-integer-division): whole ones
-    return static_cast<float>(1.0 + static_cast<double>(temperature_scale) * std::log(lengths));
+    return static_cast<float>(query_scale * (1.0 + static_cast<double>(temperature_scale) * std::log(lengths)));
   }
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }

@@ -47,6 +47,7 @@ struct Layer {
   Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice
   Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
   Weight q_norm, k_norm;        // [head_dim] (qwen3), or [q_width] and [kv_width] (olmoe); optional
+  Weight sinks;                 // [heads]: a further score of each softmax, of no value; optional (gpt-oss)
   Weight attn_gate;             // [q_width, width], of what attention gives; optional
   Weight wo, bo;                // [width, q_width], [width] optional
   Weight attn_post_norm;        // [width], of what attention gives; optional
@@ -59,12 +60,15 @@ struct Layer {
   Weight router;                               // [experts, width]
   Weight expert_gate, expert_up, expert_down;  // [experts * expert ffn, width] twice, [experts * width, expert ffn]
   Weight gate_scales, up_scales, down_scales;  // [experts], of each one's products; optional (NVFP4)
+  Weight router_bias;                          // [experts]; optional, as those of the experts (gpt-oss)
+  Weight gate_biases, up_biases, down_biases;  // [experts, expert ffn] twice, [experts, width]
   Weight shared_gate, shared_up, shared_down;  // [shared ffn, width] twice, [width, shared ffn]; optional
   Weight shared_switch;  // [1, width]: the shared expert counts as sigmoid of this product; optional: whole
 
   DeltaWeights delta;  // in place of q, k, v and o where the layer is recurrent
 
-  bool rotates = true;  // q and k
+  bool rotates = true;       // q and k
+  bool window_rope = false;  // they rotate by Hyperparameters::window_rope
 
   bool operator==(const Layer&) const = default;
 };
@@ -75,6 +79,14 @@ inline Weight expert_matrix(const Weight& all, const Weight& scales, int expert,
   own.data = all.row(expert * rows);
   own.rows = rows;
   if (scales) own.scale *= scales.floats()[expert];
+  return own;
+}
+
+/// The bias of one expert among those of all, which may be absent.
+inline Weight expert_bias(const Weight& all, int expert) {
+  Weight own = all;
+  if (own) own.data = all.row(expert);
+  own.rows = 1;
   return own;
 }
 

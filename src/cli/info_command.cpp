@@ -209,7 +209,7 @@ std::string as_text(const Info& info) {
        fmt::format("{} (tensors: {})", info.model.quantisation.empty() ? "not named" : info.model.quantisation, types));
   const std::string others = other_layers_text(hp);
   line("layers", others.empty() ? std::to_string(hp.layers)
-                                : fmt::format("{}, {} read the whole context", others, whole_layers(hp)));
+                                : fmt::format("{}; {} read the whole context", others, whole_layers(hp)));
   line("width", std::to_string(hp.width));
   line("heads", fmt::format("{} of size {}, {} KV heads", hp.heads, hp.head_dim, hp.kv_heads));
   if (hp.recurrent_layers() > 0) {

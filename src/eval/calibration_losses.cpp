@@ -63,7 +63,7 @@ std::vector<TextLoss> CalibrationLosses::measure(std::span<const Candidate> plan
   for (size_t first = 0; first < plans.size(); first += most) {
     std::vector<Plan> batch;
     for (const Candidate& plan : plans.subspan(first, std::min(most, plans.size() - first))) {
-      batch.push_back(plan_with(plan, engine_.model().hp.layers, policies_));
+      batch.push_back(plan_with(plan, engine_.model().hp, policies_));
     }
     const bool whole = teacher_forced(engine_, prefix, tokens, batch, [&](const ForcedStep& step) {
       if (step.plan == 0) full.set(step.full);

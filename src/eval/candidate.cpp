@@ -67,6 +67,10 @@ Plan plan_with(const Candidate& candidate, int layers, const CandidatePolicies& 
                                            : sketch_plan(candidate, layers, policies.sketch);
 }
 
+Plan plan_with(const Candidate& candidate, const Hyperparameters& hp, const CandidatePolicies& policies) {
+  return plan_with(candidate, static_cast<int>(hp.layers_that_read_all().size()), policies).among(hp);
+}
+
 std::string format_candidate(const Candidate& candidate) {
   if (candidate.kind == PlanKind::Tidal) return "Select " + format_select(candidate.select);
   std::string text = fmt::format("{}-bit Scan", candidate.bits);

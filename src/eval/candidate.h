@@ -50,6 +50,8 @@ struct CandidatePolicies {
 /// Throws Error when the candidate's layers are not ascending inside a model of `layers`, or when nothing selects
 /// before a Sparse one.
 Plan plan_with(const Candidate& candidate, int layers, const CandidatePolicies& policies);
+/// The same of a model's layers that read the whole context: a candidate counts among those.
+Plan plan_with(const Candidate& candidate, const Hyperparameters& hp, const CandidatePolicies& policies);
 
 /// "Select 2 + 9, 17"; "2-bit Scan, Dense 0, 1, Sparse 5, 9".
 std::string format_candidate(const Candidate& candidate);

@@ -135,17 +135,18 @@ std::optional<std::vector<int64_t>> GgufFile::integers(std::string_view key) con
   const ScannedValue* value = find(key);
   if (!value) return std::nullopt;
   if (!value->array) return std::vector<int64_t>{*integer(key)};
-  const bool is_signed = value->type == GGUF_TYPE_INT32, is_flags = value->type == GGUF_TYPE_BOOL;
-  if (!is_signed && !is_flags && value->type != GGUF_TYPE_UINT32) {
-    fail("{}: key '{}' is an array of {}, expected one of u32, i32 or bool", path_, key, gguf_type_name(value->type));
+  const auto read = [&](auto element) {
+    std::vector<int64_t> values(value->count);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = element(i);
+    return values;
+  };
+  switch (value->type) {
+    case GGUF_TYPE_INT32: return read([&](size_t i) { return int64_t{value_at<int32_t>(value->data, i)}; });
+    case GGUF_TYPE_UINT32: return read([&](size_t i) { return int64_t{value_at<uint32_t>(value->data, i)}; });
+    case GGUF_TYPE_BOOL: return read([&](size_t i) { return int64_t{value_at<uint8_t>(value->data, i) != 0}; });
+    default:
+      fail("{}: key '{}' is an array of {}, expected one of u32, i32 or bool", path_, key, gguf_type_name(value->type));
   }
-  std::vector<int64_t> values(value->count);
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = is_flags    ? int64_t{value_at<uint8_t>(value->data, i) != 0}
-                : is_signed ? int64_t{value_at<int32_t>(value->data, i)}
-                            : int64_t{value_at<uint32_t>(value->data, i)};
-  }
-  return values;
 }
 
 }  // namespace tidal

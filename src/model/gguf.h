@@ -48,7 +48,8 @@ class GgufFile {
   bool is_array(std::string_view key) const;
   /// Elements of an array key; nullopt when it is absent.
   std::optional<int64_t> array_size(std::string_view key) const;
-  /// Integers of an array key (u32, i32 or bool), or of a single u32, as one element; nullopt when it is absent.
+  /// Integers of an array key (u32, i32, or bool as 0 and 1), or of a single u32, as one element; nullopt when it is
+  /// absent.
   std::optional<std::vector<int64_t>> integers(std::string_view key) const;
 
   /// Tensors by name. A 1-dimensional tensor is one row. `data` points into the mapped file.

@@ -4,96 +4,13 @@
 
 #include "core/error.h"
 #include "model/family.h"
+#include "model/hybrid.h"
+#include "model/keys.h"
 #include "model/load.h"
 #include "model/rope.h"
 
 namespace tidal {
 namespace {
-
-/// Reads the keys `architecture.*` and remembers which were missing.
-class Keys {
- public:
-  Keys(const GgufFile& file, std::string architecture) : file_(file), prefix_(std::move(architecture) + ".") {}
-
-  /// A required size; 0 when missing or, with an error, unless it is in [1, 2^24].
-  int size(const std::string& key) {
-    const auto value = file_.integer(prefix_ + key);
-    if (!value) {
-      missing_.push_back(prefix_ + key);
-      return 0;
-    }
-    return checked(key, *value);
-  }
-  int size_or(const std::string& key, int otherwise) {
-    const auto value = file_.integer(prefix_ + key);
-    return value ? checked(key, *value) : otherwise;
-  }
-  double number_or(const std::string& key, double otherwise) {
-    const double value = file_.number(prefix_ + key).value_or(otherwise);
-    if (!std::isfinite(value)) fail("{}: key '{}{}' is not a finite number", file_.path(), prefix_, key);
-    return value;
-  }
-  double number(const std::string& key) {
-    if (!file_.number(prefix_ + key)) missing_.push_back(prefix_ + key);
-    return number_or(key, 0);
-  }
-  /// A factor that divides or multiplies: above 0.
-  double positive_or(const std::string& key, double otherwise) {
-    const double value = number_or(key, otherwise);
-    if (value <= 0) fail("{}: key '{}{}' is {}, expected a number above 0", file_.path(), prefix_, key, value);
-    return value;
-  }
-  std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
-  /// The same where 0, as for libllama, stands for a key that is absent.
-  int nonzero_or(const std::string& key, int otherwise) { return integer_or(key, 0) == 0 ? otherwise : size(key); }
-  /// What may be given per layer, or once for all.
-  std::optional<std::vector<int64_t>> integers(const std::string& key, int layers) const {
-    auto values = file_.integers(prefix_ + key);
-    if (!values) return values;
-    if (!file_.is_array(prefix_ + key)) values->resize(static_cast<size_t>(std::max(layers, 1)), values->front());
-    if (static_cast<int64_t>(values->size()) != layers) {
-      fail("{}: key '{}{}' has {} values, expected one for each of {} layers", file_.path(), prefix_, key,
-           values->size(), layers);
-    }
-    return values;
-  }
-  /// A size of that kind; all layers must agree.
-  int uniform(const std::string& key, int otherwise, int layers) {
-    const auto values = integers(key, layers);
-    if (!values) return otherwise;
-    for (const int64_t value : *values) {
-      if (value != values->front()) {
-        fail("{}: key '{}{}' differs between layers, which is not supported", file_.path(), prefix_, key);
-      }
-    }
-    return checked(key, values->front());
-  }
-
-  int64_t integer_or(const std::string& key, int64_t otherwise) {
-    return file_.integer(prefix_ + key).value_or(otherwise);
-  }
-
-  void require(const std::string& key) { missing_.push_back(prefix_ + key); }
-  void require_whole(const std::string& key) { missing_.push_back(key); }
-  void report_missing() const {
-    if (missing_.empty()) return;
-    std::string list;
-    for (const std::string& key : missing_) list += (list.empty() ? "" : ", ") + key;
-    fail("{}: these keys are missing: {}", file_.path(), list);
-  }
-
- private:
-  int checked(const std::string& key, int64_t value) const {
-    if (value < 1 || value > (1 << 24)) {
-      fail("{}: key '{}{}' is {}, expected 1 to 2^24", file_.path(), prefix_, key, value);
-    }
-    return static_cast<int>(value);
-  }
-
-  const GgufFile& file_;
-  std::string prefix_;
-  std::vector<std::string> missing_;
-};
 
 RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family, int context) {
   RopeScaling scaling;
@@ -134,25 +51,6 @@ bool read_sections(const GgufFile& file, const std::string& architecture, int di
   return true;
 }
 
-/// The same where the axes take turns, pair by pair, as long as each has some left (interleaved M-RoPE).
-void check_mixed_sections(const GgufFile& file, const std::string& architecture, int dims) {
-  const std::string key = architecture + ".rope.dimension_sections";
-  const auto sections = file.integers(key);
-  if (!sections || sections->size() != 4) fail("{}: key '{}' is missing or not 4 numbers", file.path(), key);
-  int64_t all = 0;
-  for (const int64_t count : *sections) {
-    if (count < 0 || count > dims) fail("{}: key '{}' holds {}, expected 0 to {}", file.path(), key, count, dims);
-    all += count;
-  }
-  if (all == 0 || all > dims) {
-    fail("{}: key '{}' gives {} pairs to the axes, expected 1 to {}", file.path(), key, all, dims);
-  }
-  for (int64_t pair = 0; pair < std::min<int64_t>(all, dims / 2); ++pair) {
-    if (pair < 3 * (*sections)[static_cast<size_t>(pair % 3)]) continue;
-    fail("{}: key '{}' gives pair {} to the last axis, which is not supported", file.path(), key, pair);
-  }
-}
-
 /// Factors per pair, Llama 3's or LongRoPE's; empty when the file has none.
 std::span<const float> read_divisors(const GgufFile& file, const std::string& name, int dims) {
   const auto found = file.tensors().find(name);
@@ -169,6 +67,56 @@ std::span<const float> read_divisors(const GgufFile& file, const std::string& na
     }
   }
   return divisors;
+}
+
+/// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number
+/// that of so many layers the last has none (0: all have it).
+std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& family, int layers) {
+  // libllama refuses gpt-oss files without, and with 0 its layers see nothing.
+  const int window = family.architecture == "gpt-oss" ? keys.size("attention.sliding_window")
+                                                      : keys.nonzero_or("attention.sliding_window", 0);
+  if (window == 0) return {};
+  const std::string key = std::string(family.architecture) + ".attention.sliding_window_pattern";
+  const auto values = file.integers(key);
+  const bool list = values && file.is_array(key);
+  if (list && static_cast<int64_t>(values->size()) != layers) {
+    fail("{}: key '{}' has {} values, expected one for each of {} layers", file.path(), key, values->size(), layers);
+  }
+  const int64_t pattern = values && !list ? values->front() : family.window_pattern;
+  std::vector<int> windows;
+  for (int l = 0; l < layers; ++l) {
+    const bool has = list ? (*values)[static_cast<size_t>(l)] != 0 : pattern == 0 || l % pattern < pattern - 1;
+    windows.push_back(has ? window : 0);
+  }
+  if (std::all_of(windows.begin(), windows.end(), [](int own) { return own == 0; })) return {};
+  return windows;
+}
+
+double read_base(const GgufFile& file, Keys& keys, const char* key, double otherwise) {
+  const double base = keys.number_or(key, otherwise);
+  if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
+  return base;
+}
+
+Rope read_window_rope(const GgufFile& file, Keys& keys, const Family& family, int dims, double base,
+                      const RopeScaling& scaling) {
+  switch (family.window_rope) {
+    case Family::WindowRope::Unscaled: return make_rope(family.pairing, dims, base, {}, {});
+    case Family::WindowRope::OwnScaled:
+      return make_rope(family.pairing, dims, read_base(file, keys, "rope.freq_base_swa", base), {}, scaling);
+    case Family::WindowRope::OwnUnscaled: {
+      // As libllama, which keeps the factor on the magnitude.
+      const RopeScaling own{.attention = scaling.attention};
+      return make_rope(family.pairing, dims, read_base(file, keys, "rope.freq_base_swa", 10000.0), {}, own);
+    }
+  }
+  return {};
+}
+
+bool is_finite(const Rope& rope) {
+  return std::isfinite(rope.magnitude) &&
+         std::all_of(rope.frequencies.begin(), rope.frequencies.end(),
+                     [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
 }
 
 Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int layers, int ffn) {
@@ -189,9 +137,9 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   if (const int64_t groups = keys.integer_or("expert_group_count", 1); groups > 1) {
     fail("{}: experts in {} groups are not supported", file.path(), groups);
   }
-  // As libllama: only qwen files have a length of their own for experts, and those without share out the MLP's.
-  const bool own = family.architecture.starts_with("qwen");
-  const int share = own && experts.used > 0 ? ffn / experts.used : ffn;
+  // As libllama: qwen files have a length of their own for experts, or share out the MLP's; gpt-oss files have one.
+  const bool qwen = family.architecture.starts_with("qwen"), own = qwen || family.architecture == "gpt-oss";
+  const int share = qwen && experts.used > 0 ? ffn / experts.used : own ? 0 : ffn;
   experts.ffn = own ? keys.uniform("expert_feed_forward_length", share, layers) : share;
   if (experts.ffn == 0) keys.require(own ? "expert_feed_forward_length" : "feed_forward_length");
   if (family.shared == Family::Shared::AsKeysSay) {
@@ -202,44 +150,6 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   }
   experts.weights_sum_to_one = family.weights_sum_to_one;
   return experts;
-}
-
-/// Sizes of recurrent layers. `all`: layers of the file.
-void read_delta(const GgufFile& file, Keys& keys, const Family& family, int all, Hyperparameters& hp) {
-  if (!family.hybrid) return;
-  constexpr int kMostTaps = 64;  // published models have 4
-  hp.gated_attention = true;
-  hp.delta.taps = keys.size("ssm.conv_kernel");
-  hp.delta.head_dim = keys.size("ssm.state_size");
-  hp.delta.key_heads = keys.size("ssm.group_count");
-  hp.delta.value_heads = keys.size("ssm.time_step_rank");
-  hp.delta.neighbours = family.delta_neighbours;
-  const int inner = keys.size("ssm.inner_size");
-  keys.report_missing();
-  const DeltaNet& net = hp.delta;
-  if (net.taps < 2 || net.taps > kMostTaps) {
-    fail("{}: the convolution looks at {} rows, expected 2 to {}", file.path(), net.taps, kMostTaps);
-  }
-  constexpr int kMostHeads = 1 << 12, kMostDims = 1 << 10;
-  if (net.key_heads > kMostHeads || net.value_heads > kMostHeads || net.head_dim > kMostDims) {
-    fail("{}: {} key heads and {} value heads of {} elements are beyond any known model", file.path(), net.key_heads,
-         net.value_heads, net.head_dim);
-  }
-  if (net.value_heads % net.key_heads != 0) {
-    fail("{}: {} value heads cannot share {} key heads", file.path(), net.value_heads, net.key_heads);
-  }
-  if (inner != net.value_width()) {
-    fail("{}: key '{}.ssm.inner_size' is {}, expected {} for {} value heads of {} elements", file.path(),
-         hp.architecture, inner, net.value_width(), net.value_heads, net.head_dim);
-  }
-  // As libllama: the array, else all but every so-manieth.
-  const auto kinds = keys.integers("attention.recurrent_layers", all);
-  const int64_t interval = keys.integer_or("full_attention_interval", 4);
-  if (!kinds && interval < 1) fail("{}: every {}th layer attends, expected at least 1", file.path(), interval);
-  for (int l = 0; l < hp.layers; ++l) {
-    hp.recurrent.push_back(kinds ? (*kinds)[static_cast<size_t>(l)] != 0 : (l + 1) % interval != 0);
-  }
-  if (hp.recurrent_layers() == hp.layers) fail("{}: all layers are recurrent, expected one that attends", file.path());
 }
 
 /// libllama reads what belongs to each token without another look.
@@ -264,6 +174,13 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   if (hp.head_dim % 16 != 0 || hp.head_dim > 256) {
     fail("{}: the head size is {}, expected a multiple of 16 up to 256", file.path(), hp.head_dim);
   }
+}
+
+/// As libllama, which tells Gemma 3 27B by its depth: its scores go by a head of width / heads elements (in integers).
+float gemma3_query_scale(const Hyperparameters& hp) {
+  constexpr int kLayersOf27b = 62;
+  if (hp.layers != kLayersOf27b) return 1;
+  return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(hp.width / hp.heads));
 }
 
 void read_scales(Keys& keys, Hyperparameters& hp) {
@@ -308,10 +225,9 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, all_layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
-  if (family->windows) {
-    const int64_t window = keys.integer_or("attention.sliding_window", 0);
-    if (window > 0) fail("{}: windows of {} positions are not supported", file.path(), window);
-  }
+  if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
+  hp.activation = family->activation;
+  hp.attention_sinks = family->attention_sinks;
   hp.post_norms = family->post_norms;
   hp.unrotated_every = family->unrotated_every;
   if (family->scales) read_scales(keys, hp);
@@ -334,6 +250,11 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   check_heads(file, hp);
   read_delta(file, keys, *family, all_layers, hp);
+  if (family->embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
+  if (family->architecture == "gemma3") {
+    hp.query_scale = gemma3_query_scale(hp);
+    if (keys.number_or("final_logit_softcapping", 0) != 0) fail("{}: capped logits are not supported", file.path());
+  }
   if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {
     fail("{}: the RMS epsilon is {}, expected a number above 0 and at most 1", file.path(), hp.rms_epsilon);
   }
@@ -343,8 +264,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     fail("{}: rope rotates {} elements, expected an even number up to the head size {}", file.path(), dims,
          hp.head_dim);
   }
-  const double base = keys.number_or("rope.freq_base", 10000.0);
-  if (base <= 1) fail("{}: the rope base is {}, expected a number above 1", file.path(), base);
+  const double base = read_base(file, keys, "rope.freq_base", 10000.0);
   const RopeScaling scaling = read_scaling(file, keys, *family, hp.context);
   // Of other families load.cpp refuses them.
   std::span<const float> divisors;
@@ -358,12 +278,11 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     hp.temperature_scale = static_cast<float>(keys.number_or("attention.temperature_scale", 0));
     hp.temperature_length = scaling.original_context;
   }
+  if (!hp.windows.empty()) hp.window_rope = read_window_rope(file, keys, *family, dims, base, scaling);
   if (family->mixed_sections) check_mixed_sections(file, *architecture, dims);
   const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
   hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);
-  const bool finite = std::all_of(hp.rope.frequencies.begin(), hp.rope.frequencies.end(),
-                                  [](double frequency) { return std::isfinite(static_cast<float>(frequency)); });
-  if (!finite || !std::isfinite(hp.rope.magnitude)) {
+  if (!is_finite(hp.rope) || !is_finite(hp.window_rope)) {
     fail("{}: the rope base, scaling and factors give frequencies that are not finite numbers", file.path());
   }
   return hp;

@@ -69,7 +69,7 @@ void read_delta(Tensors& tensors, const Hyperparameters& hp, const std::string& 
     weights.beta = tensors.matrix(prefix + "ssm_beta", heads, hp.width);
     weights.alpha = tensors.matrix(prefix + "ssm_alpha", heads, hp.width);
   }
-  weights.taps = tensors.floats(prefix + "ssm_conv1d", net.mixed_width(), net.taps);
+  weights.taps = tensors.vectors(prefix + "ssm_conv1d.weight", net.mixed_width(), net.taps);
   weights.alpha_bias = tensors.vector(prefix + "ssm_dt.bias", heads);
   weights.decay = tensors.vector(prefix + "ssm_a", heads);
   weights.norm = tensors.vector(prefix + "ssm_norm.weight", net.head_dim);
@@ -145,6 +145,12 @@ void read_expert_weights(Tensors& tensors, const Hyperparameters& hp, const std:
   matrices("ffn_gate_exps", ffn, hp.width, layer.expert_gate, layer.gate_scales);
   matrices("ffn_up_exps", ffn, hp.width, layer.expert_up, layer.up_scales);
   matrices("ffn_down_exps", hp.width, ffn, layer.expert_down, layer.down_scales);
+  if (family_of(hp).expert_biases) {
+    layer.router_bias = tensors.vector(prefix + "ffn_gate_inp.bias", count);
+    layer.gate_biases = tensors.vectors(prefix + "ffn_gate_exps.bias", count, ffn);
+    layer.up_biases = tensors.vectors(prefix + "ffn_up_exps.bias", count, ffn);
+    layer.down_biases = tensors.vectors(prefix + "ffn_down_exps.bias", count, hp.width);
+  }
   if (experts.shared_ffn == 0) return;
   layer.shared_gate = tensors.matrix(prefix + "ffn_gate_shexp", experts.shared_ffn, hp.width);
   layer.shared_up = tensors.matrix(prefix + "ffn_up_shexp", experts.shared_ffn, hp.width);
@@ -168,6 +174,7 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   const Family& family = family_of(hp);
   const auto norm = [&](const char* name) { return tensors.vector(prefix + name + ".weight", hp.width); };
   layer.rotates = hp.rotates(index);
+  layer.window_rope = hp.rotates_by_window_rope(index);
   if (family.pre_norms) {
     layer.attn_norm = norm("attn_norm");
     layer.ffn_norm = norm(family.ffn_norm);
@@ -187,6 +194,7 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
     layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? hp.head_dim : hp.q_width());
     layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? hp.head_dim : hp.kv_width());
   }
+  if (family.attention_sinks) layer.sinks = tensors.vector(prefix + "attn_sinks.weight", hp.heads);
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
   fold_scales(hp, layer);

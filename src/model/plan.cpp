@@ -42,8 +42,9 @@ void check_policy(const Policy& policy) {
 struct MeasuredModel {
   const char* architecture;
   int layers, width, kv_heads;
-  int reselect;
+  int reselect;                 ///< 0: not measured
   std::vector<int> reuse = {};  ///< default_reuse()
+  int dense = 0;                ///< default_dense()
 };
 
 // Models are told apart by shape, since names in files differ. Sources: LLaMA-2-7B and Llama-3-8B from TidalDecode
@@ -55,6 +56,7 @@ const std::vector<MeasuredModel>& measured_models() {
       {"qwen2", 28, 1536, 2, 19},                               // Qwen2.5-1.5B
       {"qwen2", 24, 896, 2, 11, {1, 5, 6, 8, 14, 18, 19, 20}},  // Qwen2.5-0.5B
       {"llama", 30, 576, 3, 17},                                // SmolLM2-135M
+      {"gemma3", 18, 640, 1, 0, {}, 1},                         // Gemma 3 270M
   };
   return models;
 }
@@ -70,15 +72,6 @@ const MeasuredModel* measured(const Hyperparameters& hp) {
 }
 
 constexpr int kFirstSelect = 2;  // of tidal plans
-
-/// A plan of the layers that read the whole context as one of all.
-Plan spread(Plan plan, const Hyperparameters& hp) {
-  std::vector<Role> roles(static_cast<size_t>(hp.layers), Role::Dense);
-  auto role = plan.roles.begin();
-  for (const int layer : hp.layers_that_read_all()) roles[static_cast<size_t>(layer)] = *role++;
-  plan.roles = std::move(roles);
-  return plan;
-}
 
 }  // namespace
 
@@ -120,7 +113,7 @@ Plan Plan::tidal(const Hyperparameters& hp, int reselect, const Policy& policy) 
     fail("reselect: layer {} is none of those that can be, expected one of {}", reselect,
          fmt::join(layers.begin() + kFirstSelect + 1, layers.end(), ", "));
   }
-  return spread(tidal(count, static_cast<int>(found - layers.begin()), policy), hp);
+  return tidal(count, static_cast<int>(found - layers.begin()), policy).among(hp);
 }
 
 Plan Plan::sketch(int layers, int dense, const Policy& policy) {
@@ -137,7 +130,15 @@ Plan Plan::sketch(int layers, int dense, const Policy& policy) {
 Plan Plan::sketch(const Hyperparameters& hp, int dense, const Policy& policy) {
   const auto count = static_cast<int>(hp.layers_that_read_all().size());
   if (count == 0) fail("plan: no layer reads the whole context, so there is none to scan");
-  return spread(sketch(count, dense, policy), hp);
+  return sketch(count, dense, policy).among(hp);
+}
+
+Plan Plan::among(const Hyperparameters& hp) const {
+  Plan plan = *this;
+  plan.roles.assign(static_cast<size_t>(hp.layers), Role::Dense);
+  auto role = roles.begin();
+  for (const int layer : hp.layers_that_read_all()) plan.roles[static_cast<size_t>(layer)] = *role++;
+  return plan;
 }
 
 bool Plan::has_sparse() const { return std::any_of(roles.begin(), roles.end(), reads_selected); }
@@ -192,7 +193,7 @@ Policy paper_policy(int budget) {
 }
 
 int default_reselect(const Hyperparameters& hp) {
-  if (const MeasuredModel* entry = measured(hp)) return entry->reselect;
+  if (reselect_is_measured(hp)) return measured(hp)->reselect;
   // Between the paper's 0.4 of the depth and the 0.46 to 0.68 of the models measured here; docs/plans.md tells how to
   // find a model's own.
   const std::vector<int> layers = hp.layers_that_read_all();
@@ -207,6 +208,14 @@ std::vector<int> default_reuse(const Hyperparameters& hp) {
   return entry ? entry->reuse : std::vector<int>();
 }
 
-bool reselect_is_measured(const Hyperparameters& hp) { return measured(hp) != nullptr; }
+int default_dense(const Hyperparameters& hp) {
+  const MeasuredModel* entry = measured(hp);
+  return entry ? entry->dense : 0;
+}
+
+bool reselect_is_measured(const Hyperparameters& hp) {
+  const MeasuredModel* entry = measured(hp);
+  return entry && entry->reselect > 0;
+}
 
 }  // namespace tidal

@@ -32,6 +32,9 @@ struct Plan {
   /// The same of the layers that read the whole context.
   static Plan sketch(const Hyperparameters& hp, int dense, const Policy& policy);
 
+  /// This plan of the layers that read the whole context as one of all layers.
+  Plan among(const Hyperparameters& hp) const;
+
   /// Whether a layer reads only selected positions: one that is Sparse or Scan.
   bool has_sparse() const;
   /// Whether it may go on only with K/V that dense attention computed: full attention, and plans that correct.
@@ -66,6 +69,9 @@ int default_reselect(const Hyperparameters& hp);
 /// Layers that read the selection of the Scan layer before them at hardly any loss, measured for this very shape
 /// (docs/accuracy.md): where all others scan, these may be Sparse. Empty where it is not known.
 std::vector<int> default_reuse(const Hyperparameters& hp);
+/// How many of the layers that read the whole context, the first ones, had better stay Dense where all others scan,
+/// measured for this very shape. 0 where it is not known.
+int default_dense(const Hyperparameters& hp);
 /// True when default_reselect() comes from a measurement of this very shape.
 bool reselect_is_measured(const Hyperparameters& hp);
 

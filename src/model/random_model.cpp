@@ -15,9 +15,9 @@ struct Part {
   Weight* weight;
   int64_t rows, cols;
   float value = 0;
-  bool table = false;
+  bool vectors = false;  ///< each row is one
 
-  bool floats() const { return rows == 1 || table; }
+  bool vector() const { return vectors || rows == 1; }
 };
 
 void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& hp) {
@@ -27,6 +27,12 @@ void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& 
                              {&layer.expert_gate, count * experts.ffn, hp.width},
                              {&layer.expert_up, count * experts.ffn, hp.width},
                              {&layer.expert_down, count * hp.width, experts.ffn}});
+  if (family_of(hp).expert_biases) {
+    parts.insert(parts.end(), {{&layer.router_bias, 1, count},
+                               {.weight = &layer.gate_biases, .rows = count, .cols = experts.ffn, .vectors = true},
+                               {.weight = &layer.up_biases, .rows = count, .cols = experts.ffn, .vectors = true},
+                               {.weight = &layer.down_biases, .rows = count, .cols = hp.width, .vectors = true}});
+  }
   if (experts.shared_ffn == 0) return;
   parts.insert(parts.end(), {{&layer.shared_gate, experts.shared_ffn, hp.width},
                              {&layer.shared_up, experts.shared_ffn, hp.width},
@@ -55,6 +61,7 @@ std::vector<Part> parts_of(Model& model) {
                              {&model.output_norm, 1, hp.width, 1.0f}};
   for (int l = 0; Layer & layer : model.layers) {
     layer.rotates = hp.rotates(l);
+    layer.window_rope = hp.rotates_by_window_rope(l);
     const bool recurs = hp.recurs(l++);
     if (recurs) {
       add_delta(parts, layer.delta, hp);
@@ -82,6 +89,7 @@ std::vector<Part> parts_of(Model& model) {
       parts.insert(parts.end(),
                    {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
     }
+    if (family.attention_sinks) parts.push_back({&layer.sinks, 1, hp.heads});
     if (family.norms != Family::Norms::None && !recurs) {
       const bool heads = family.norms == Family::Norms::Heads;
       parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},
@@ -135,12 +143,12 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   const Weight pattern = backend.upload({type, kRows, kRow, noise.data()});
   const auto pattern_bytes = static_cast<size_t>(backend.matrix_bytes(type, kRows, kRow));
   const std::vector<Part> parts = parts_of(model);
-  const auto type_of = [&](const Part& part) { return part.floats() ? GGML_TYPE_F32 : type; };
+  const auto type_of = [&](const Part& part) { return part.vector() ? GGML_TYPE_F32 : type; };
   // One run of memory: matrices that lie one behind the other may be multiplied as one.
   constexpr int64_t kAlignment = 256;
   int64_t bytes = 0;
   for (const Part& part : parts) {
-    if (!part.floats() && part.cols % ggml_blck_size(type) != 0) {
+    if (!part.vector() && part.cols % ggml_blck_size(type) != 0) {
       fail("weight type: rows of {} elements cannot be {}, expected a multiple of {}", part.cols, ggml_type_name(type),
            ggml_blck_size(type));
     }
@@ -155,7 +163,7 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
   for (const Part& part : parts) {
     const Weight weight{type_of(part), part.rows, part.cols, data};
     const auto size = static_cast<size_t>(kept_bytes(backend, weight.type, weight.rows, weight.cols));
-    if (part.floats()) {
+    if (part.vector()) {
       const std::vector<float> values(static_cast<size_t>(part.rows * part.cols), part.value);
       backend.write(data, reinterpret_cast<const std::byte*>(values.data()), size);
     } else {

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <iterator>
 
 #include "core/error.h"
@@ -14,6 +15,7 @@ struct Shape {
   int layers, width, heads, kv_heads, head_dim, ffn, vocab, context;
   double rope_base;
   Experts experts = {};
+  int window = 0;
   DeltaNet delta = {};  // of three layers in four
 };
 
@@ -36,8 +38,15 @@ constexpr Shape kShapes[] = {
     {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768, 1000000, {8, 2, 14336}},
     {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 1024, 50304, 4096, 10000, {64, 8, 1024}},
     {"qwen1.5-moe-a2.7b", "qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, 8192, 1000000, {60, 4, 1408, 5632}},
+    {"gemma3-270m", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1000000, {}, 512},
+    {"gemma3-1b", "gemma3", 26, 1152, 4, 1, 256, 6912, 262144, 32768, 1000000, {}, 512},
+    {"gemma3-4b", "gemma3", 34, 2560, 8, 4, 256, 10240, 262208, 131072, 1000000, {}, 1024},
+    {"gemma3-12b", "gemma3", 48, 3840, 16, 8, 256, 15360, 262208, 131072, 1000000, {}, 1024},
+    {"gemma3-27b", "gemma3", 62, 5376, 32, 16, 128, 21504, 262208, 131072, 1000000, {}, 1024},
+    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, 131072, 150000, {32, 4, 2880}, 128},
+    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 2880, 201088, 131072, 150000, {128, 4, 2880}, 128},
     // Heads and sizes of Qwen3.5 from its config.json, too; libllama knows the two by their 64 and 40 layers.
-    {"qwen3.5-27b", "qwen35", 64, 5120, 24, 4, 256, 17408, 248320, 262144, 10000000, {}, {4, 128, 16, 48}},
+    {"qwen3.5-27b", "qwen35", 64, 5120, 24, 4, 256, 17408, 248320, 262144, 10000000, {}, 0, {4, 128, 16, 48}},
     {"qwen3.5-35b-a3b",
      "qwen35moe",
      40,
@@ -50,6 +59,7 @@ constexpr Shape kShapes[] = {
      262144,
      10000000,
      {256, 8, 512, 512},
+     0,
      {4, 128, 16, 32}},
     {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, 40960, 1000000, {128, 8, 768}},
 };
@@ -82,6 +92,16 @@ Hyperparameters known_shape(const std::string& name) {
     }
     const int rotated = family.hybrid ? hp.head_dim / 4 : hp.head_dim;
     hp.rope = make_rope(family.pairing, rotated, shape.rope_base, {}, {});
+    hp.post_norms = family.post_norms;
+    hp.activation = family.activation;
+    hp.attention_sinks = family.attention_sinks;
+    if (family.embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
+    for (int l = 0; shape.window > 0 && l < hp.layers; ++l) {
+      hp.windows.push_back(l % family.window_pattern < family.window_pattern - 1 ? shape.window : 0);
+    }
+    if (family.window_rope == Family::WindowRope::OwnUnscaled) {
+      hp.window_rope = make_rope(family.pairing, hp.head_dim, 10000, {}, {});
+    }
     return hp;
   }
   fail("shape: '{}' is not known, expected one of {}", name, names);

@@ -34,14 +34,6 @@ Weight Tensors::table(const std::string& name, int64_t rows, int64_t cols) {
   return find(name + ".weight", rows, cols, true, false);
 }
 
-Weight Tensors::floats(const std::string& name, int64_t rows, int64_t cols) {
-  const Weight weight = find(name + ".weight", rows, cols, true, false);
-  if (weight && weight.type != GGML_TYPE_F32) {
-    wrong_.push_back(fmt::format("{}.weight is {}, expected f32", name, ggml_type_name(weight.type)));
-  }
-  return weight;
-}
-
 Weight Tensors::gather(const Weight& matrix, int64_t rows, const std::vector<Stretch>& stretches) {
   if (!matrix || matrix.rows != rows) return {};
   Weight gathered = matrix;

@@ -29,12 +29,12 @@ class Tensors {
   }
   /// A matrix without a scale: rows of it are read, not multiplied.
   Weight table(const std::string& name, int64_t rows, int64_t cols);
-  /// The same in float32.
-  Weight floats(const std::string& name, int64_t rows, int64_t cols);
   /// A vector of float32, by its whole name.
   Weight vector(const std::string& name, int64_t cols) { return find(name, 1, cols, true, true); }
   Weight optional_vector(const std::string& name, int64_t cols) { return find(name, 1, cols, false, true); }
 
+  /// Vectors of float32, by their whole name: [count, cols].
+  Weight vectors(const std::string& name, int64_t count, int64_t cols) { return find(name, count, cols, true, true); }
   /// A matrix of these rows, one stretch behind the other: a copy. Absent where `matrix` is, or is not [rows, *].
   struct Stretch {
     int64_t first, count;

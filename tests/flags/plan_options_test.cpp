@@ -5,6 +5,7 @@
 
 #include "cli/options/plan_text.h"
 #include "model.h"
+#include "model/model.h"
 #include "support/error.h"
 
 namespace tidal {
@@ -25,6 +26,14 @@ TEST(ChoosePlan, WithoutFlagsSketch) {
   EXPECT_EQ(chosen.plan, Plan::sketch(6, 0, sketch_policy(256)));
   EXPECT_EQ(chosen.source, "default");
   EXPECT_EQ(kind_of(chosen.plan), "sketch");
+}
+
+TEST(ChoosePlan, LayersThatHadBetterStayDenseDoSo) {
+  const Hyperparameters gemma = known_shape("gemma3-270m");
+  EXPECT_EQ(plan_name(choose_plan({}, gemma).plan, gemma), "K=256, sketch 2 bits, dense 5");
+  EXPECT_EQ(plan_name(choose_plan({.dense_layers = 0}, gemma).plan, gemma), "K=256, sketch 2 bits");
+  EXPECT_EQ(choose_plan({}, gemma).source, "measured for this model");
+  EXPECT_FALSE(reselect_is_measured(gemma));
 }
 
 TEST(ChoosePlan, LayersThatMayReuseASelectionDoSo) {

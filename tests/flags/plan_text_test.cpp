@@ -81,7 +81,7 @@ TEST(PlanName, NoTwoPlansShareOne) {
 TEST(Describe, SaysEveryRole) {
   const Policy policy = sketch_policy(64);
   EXPECT_EQ(describe(Plan::full(6), "given"), "full attention in all layers");
-  Hyperparameters windowed = six_layers();
+  Hyperparameters windowed = test::six_layers();
   windowed.windows = {512, 512, 0, 512, 512, 0};
   EXPECT_EQ(describe(Plan::full(6), "given", windowed), "full attention, 4 of 6 layers with a window of 512");
   EXPECT_EQ(describe(plan_of("DDCDDC", sketch_policy(64)), "default", windowed),

@@ -72,14 +72,15 @@ int main(int argc, char** argv) try {
     writer.set("general.architecture", architecture.c_str()).set(prefix + "block_count", 1u);
     writer.save(folder / (architecture + "-keys.gguf"));
   }
-  for (const std::string architecture : {"llama", "qwen2moe", "qwen3moe", "olmoe"}) {
+  for (const std::string architecture : {"llama", "qwen2moe", "qwen3moe", "olmoe", "gpt-oss"}) {
     tidal::test::SmallShape mixture = shape;
     mixture.experts = 2;
     mixture.experts_used = 1;
     mixture.expert_ffn = mixture.shared_ffn = 16;
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
-  for (const std::string architecture : {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3"}) {
+  for (const std::string architecture :
+       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
   for (const std::string architecture : {"qwen35", "qwen35moe", "qwen3next"}) {

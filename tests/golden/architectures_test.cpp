@@ -24,11 +24,8 @@ std::vector<Token> some_tokens() {
 }
 
 /// `chunk`: tokens of a pass.
-std::vector<float> our_logits(const std::string& path, std::span<const Token> tokens, const char* name = "reference",
-                              size_t chunk = kTokens) {
-  const auto backend = make_backend(name, 2);
-  const Model model = load_model(path, *backend);
-  Engine engine(*backend, model, Plan::full(model.hp.layers), {.context = 128});
+std::vector<float> logits_of(const Model& model, Backend& backend, std::span<const Token> tokens, size_t chunk) {
+  Engine engine(backend, model, Plan::full(model.hp.layers), {.context = 128});
   Sequence sequence = engine.create();
   std::vector<float> all;
   for (size_t i = 0; i < tokens.size(); i += chunk) {
@@ -40,11 +37,32 @@ std::vector<float> our_logits(const std::string& path, std::span<const Token> to
   return all;
 }
 
+std::vector<float> our_logits(const std::string& path, std::span<const Token> tokens, const char* name = "reference",
+                              size_t chunk = kTokens) {
+  const auto backend = make_backend(name, 2);
+  return logits_of(load_model(path, *backend), *backend, tokens, chunk);
+}
+
 struct Change {
   const char* name;
   std::function<void(GgufWriter&, const std::string& prefix)> apply;
-  bool Family::*needs = nullptr;  ///< what a family must have for it
+  std::function<bool(const Family&)> needs = nullptr;  ///< what a family must have for it
 };
+
+bool has_windows(const Family& family) { return family.window_pattern > 0; }
+bool has_own_base(const Family& family) {
+  return has_windows(family) && family.window_rope != Family::WindowRope::Unscaled;
+}
+bool needs_no_window(const Family& family) { return has_windows(family) && family.architecture != "gpt-oss"; }
+
+/// The value of a key that is a list of booleans.
+test::Bytes list_of(const std::vector<bool>& values) {
+  test::Bytes bytes;
+  test::append(bytes, static_cast<uint32_t>(GGUF_TYPE_BOOL));
+  test::append(bytes, static_cast<uint64_t>(values.size()));
+  for (const bool value : values) test::append(bytes, static_cast<uint8_t>(value));
+  return bytes;
+}
 
 /// LongRoPE's two sets of factors, of which the context, 128 and 256 in libllama, and the original one choose.
 void add_long_rope(GgufWriter& file, const std::string& prefix, uint32_t original_context) {
@@ -87,6 +105,35 @@ const Change kChanges[] = {
     {"no temperature",
      [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "attention.temperature_scale"); },
      &Family::temperature},
+    {"other window",
+     [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "attention.sliding_window", 20u); },
+     has_windows},
+    {"no window",
+     [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "attention.sliding_window", 0u); },
+     needs_no_window},
+    {"window everywhere",
+     [](GgufWriter& file, const std::string& prefix) {
+       file.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 0u);
+     },
+     has_windows},
+    {"window in the last layer",
+     [](GgufWriter& file, const std::string& prefix) {
+       file.set(prefix + "attention.sliding_window", 32u);
+       file.set_raw(prefix + "attention.sliding_window_pattern", GGUF_TYPE_ARRAY, list_of({false, true}));
+     },
+     has_windows},
+    {"other base of windows",
+     [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "rope.freq_base_swa", 2500.0f); },
+     has_own_base},
+    {"usual base of windows",
+     [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "rope.freq_base_swa"); }, has_own_base},
+    {"window and yarn",
+     [](GgufWriter& file, const std::string& prefix) {
+       file.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 2u);
+       file.set(prefix + "rope.scaling.type", "yarn").set(prefix + "rope.scaling.factor", 4.0f);
+       file.set(prefix + "rope.scaling.original_context_length", 32u).set(prefix + "rope.scaling.attn_factor", 0.8f);
+     },
+     has_windows},
     {"axes of pictures",
      [](GgufWriter& file, const std::string& prefix) {
        file.set(prefix + "rope.dimension_sections", std::vector<uint32_t>{3, 3, 2, 0});
@@ -122,7 +169,11 @@ struct Kind {
     if (std::string(architecture) == "olmoe") shape.kv_heads = shape.heads;  // as libllama expects
     return test::small_model(architecture, shape);
   }
-  std::string name() const { return architecture + std::string(experts > 0 ? "_experts" : ""); }
+  std::string name() const {
+    std::string name = architecture + std::string(experts > 0 ? "_experts" : "");
+    std::replace(name.begin(), name.end(), '-', '_');  // as googletest asks
+    return name;
+  }
 };
 
 class Architectures : public testing::TestWithParam<Kind> {
@@ -166,7 +217,7 @@ TEST_P(Architectures, LogitsAreLlamas) {
 
   for (const Change& change : kChanges) {
     SCOPED_TRACE(change.name);
-    if (change.needs && !(find_family(GetParam().architecture)->*change.needs)) continue;
+    if (change.needs && !change.needs(*find_family(GetParam().architecture))) continue;
     GgufWriter file = GetParam().model();
     change.apply(file, prefix);
     const std::string path = save(file, change.name);
@@ -275,8 +326,8 @@ TEST_P(Architectures, OtherTensorsAreReadAsLlamaDoes) {
   const test::TemporaryFolder folder;
   const std::vector<Token> tokens = some_tokens();
   GgufWriter usual = GetParam().model();
-  if (std::string(GetParam().architecture).starts_with("qwen2") ||
-      std::string(GetParam().architecture) == "seed_oss") {  // their files may be without biases, too
+  if (std::string(GetParam().architecture).starts_with("qwen2") || std::string(GetParam().architecture) == "seed_oss" ||
+      std::string(GetParam().architecture) == "gpt-oss") {  // their files may be without biases, too
     for (const std::string layer : {"blk.0.", "blk.1."}) {
       for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) usual.erase_tensor(layer + name);
     }
@@ -350,12 +401,31 @@ TEST(Types, NewOnesGiveLlamasLogits) {
   }
 }
 
+// libllama tells the largest Gemma 3 by its depth.
+TEST(Gemma3, TheLargestScoresByWidthOverHeads) {
+  const test::TemporaryFolder folder;
+  const std::string path = folder.file("largest.gguf");
+  test::small_model("gemma3", {.layers = 62, .heads = 2, .kv_heads = 1, .ffn = 16, .head_size = 16}).save(path);
+  const std::vector<Token> tokens = some_tokens();
+  const std::vector<float> theirs = LlamaReference(path, 128, 1).logits(tokens);
+  const double size = deviation(theirs, std::vector<float>(theirs.size()));
+  const double apart = deviation(our_logits(path, tokens), theirs);
+  const auto backend = make_backend("reference", 1);
+  Model unscaled = load_model(path, *backend);
+  unscaled.hp.query_scale = 1;
+  const double effect = deviation(logits_of(unscaled, *backend, tokens, kTokens), theirs);
+  std::printf("    logits of size %.3f, apart by %.5f, without the scale by %.5f\n", size, apart, effect);
+  EXPECT_LT(apart, size / 128 * std::sqrt(62.0 / 2));
+  EXPECT_GT(effect, 4 * apart);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Architectures,
                          testing::Values(Kind{"llama"}, Kind{"qwen2"}, Kind{"qwen3"}, Kind{"llama", 4},
                                          Kind{"qwen2moe", 5}, Kind{"qwen3moe", 8}, Kind{"olmoe", 6}, Kind{"olmo2"},
                                          Kind{"smollm3", 0, 4}, Kind{"seed_oss"}, Kind{"phi3"}, Kind{"glm4"},
-                                         Kind{"granite"}, Kind{"granitemoe", 4}, Kind{"mistral3"}, Kind{"mistral3", 4},
-                                         Kind{"qwen35"}, Kind{"qwen35moe", 8}, Kind{"qwen3next", 8}),
+                                         Kind{"granite"}, Kind{"gemma3"}, Kind{"gpt-oss", 5}, Kind{"granitemoe", 4},
+                                         Kind{"mistral3"}, Kind{"mistral3", 4}, Kind{"qwen35"}, Kind{"qwen35moe", 8},
+                                         Kind{"qwen3next", 8}),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

@@ -38,10 +38,10 @@ std::vector<Token> LlamaReference::tokens(const std::string& text) const {
 
 int LlamaReference::vocab() const { return llama_vocab_n_tokens(llama_model_get_vocab(model_.get())); }
 
-std::vector<float> LlamaReference::logits(std::span<const Token> tokens) {
+std::vector<float> LlamaReference::logits(std::span<const Token> tokens, size_t from) {
   llama_memory_clear(llama_get_memory(context_.get()), true);
   const auto width = static_cast<size_t>(vocab());
-  std::vector<float> result(tokens.size() * width);
+  std::vector<float> result((tokens.size() - from) * width);
   constexpr size_t kBatch = 512;
   llama_batch batch = llama_batch_init(kBatch, 0, 1);
   for (size_t first = 0; first < tokens.size(); first += kBatch) {
@@ -51,11 +51,12 @@ std::vector<float> LlamaReference::logits(std::span<const Token> tokens) {
       batch.pos[i] = static_cast<int>(first) + i;
       batch.n_seq_id[i] = 1;
       batch.seq_id[i][0] = 0;
-      batch.logits[i] = 1;
+      batch.logits[i] = first + i >= from;
     }
     if (llama_decode(context_.get(), batch) != 0) throw std::runtime_error("llama_decode failed");
     for (int i = 0; i < batch.n_tokens; ++i) {
-      std::copy_n(llama_get_logits_ith(context_.get(), i), width, result.begin() + (first + i) * width);
+      if (!batch.logits[i]) continue;
+      std::copy_n(llama_get_logits_ith(context_.get(), i), width, result.begin() + (first + i - from) * width);
     }
   }
   llama_batch_free(batch);
@@ -68,11 +69,13 @@ std::vector<Token> LlamaReference::greedy(std::span<const Token> prompt, int cou
   std::vector<Token> result;
   size_t done = 0;
   while (static_cast<int>(result.size()) < count) {
-    if (llama_decode(context_.get(), llama_batch_get_one(all.data() + done, static_cast<int>(all.size() - done))) !=
-        0) {
-      throw std::runtime_error("llama_decode failed");
+    while (done < all.size()) {
+      const size_t count = std::min<size_t>(all.size() - done, llama_n_batch(context_.get()));
+      if (llama_decode(context_.get(), llama_batch_get_one(all.data() + done, static_cast<int>(count))) != 0) {
+        throw std::runtime_error("llama_decode failed");
+      }
+      done += count;
     }
-    done = all.size();
     const float* logits = llama_get_logits_ith(context_.get(), -1);
     result.push_back(static_cast<Token>(std::max_element(logits, logits + vocab()) - logits));
     all.push_back(result.back());

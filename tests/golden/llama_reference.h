@@ -22,8 +22,8 @@ class LlamaReference {
 
   std::vector<Token> tokens(const std::string& text) const;
   int vocab() const;
-  /// Logits [tokens, vocab], teacher-forced from an empty cache.
-  std::vector<float> logits(std::span<const Token> tokens);
+  /// Logits [tokens, vocab], teacher-forced from an empty cache; of the tokens from `from` on.
+  std::vector<float> logits(std::span<const Token> tokens, size_t from = 0);
   /// The tokens that follow greedily.
   std::vector<Token> greedy(std::span<const Token> prompt, int count);
 

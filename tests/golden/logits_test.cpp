@@ -12,6 +12,7 @@
 #include <filesystem>
 
 #include "engine/engine.h"
+#include "golden/agreement.h"
 #include "golden/float_copy.h"
 #include "golden/llama_reference.h"
 #include "golden/long_text.h"
@@ -23,41 +24,6 @@ namespace {
 
 constexpr int kThreads = 2;
 constexpr int kTokens = 512;
-
-/// -log p(token).
-double surprise(std::span<const float> logits, Token token) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - top);
-  return std::log(sum) + top - logits[token];
-}
-
-/// How alike two runs over the same tokens are.
-struct Agreement {
-  double argmax_share = 0;      ///< positions with the same most likely token
-  double perplexity_ratio = 0;  ///< ours over theirs
-  double deviation = 0;         ///< root mean square difference of the logits
-};
-
-Agreement compare(const char* what, std::span<const Token> tokens, std::span<const float> ours,
-                  std::span<const float> theirs) {
-  const size_t count = tokens.size() - 1, vocab = ours.size() / tokens.size();
-  double our_sum = 0, their_sum = 0, squares = 0;
-  size_t same = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const auto a = ours.subspan(i * vocab, vocab), b = theirs.subspan(i * vocab, vocab);
-    same += argmax(a) == argmax(b);
-    our_sum += surprise(a, tokens[i + 1]);
-    their_sum += surprise(b, tokens[i + 1]);
-    for (size_t j = 0; j < vocab; ++j) squares += (a[j] - b[j]) * (a[j] - b[j]);
-  }
-  const auto n = static_cast<double>(count);
-  const Agreement result{same / n, std::exp((our_sum - their_sum) / n), std::sqrt(squares / n / vocab)};
-  std::printf("  %-46s argmax equal %.2f %%, perplexity %.4f against %.4f (%+.3f %%), deviation %.3f\n", what,
-              100 * result.argmax_share, std::exp(our_sum / n), std::exp(their_sum / n),
-              100 * (result.perplexity_ratio - 1), result.deviation);
-  return result;
-}
 
 /// By backend and model.
 class Logits : public test::BackendTest<std::tuple<std::string, const char*>> {

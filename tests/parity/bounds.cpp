@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 namespace tidal::parity {
 namespace {
@@ -126,25 +127,39 @@ std::vector<float> product(const HostWeight& weight, const HostWeight& bias, std
   return y;
 }
 
-Bounded swiglu(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
-               std::span<const float> x, Rounding rounding) {
+std::pair<double, double> clamped(Activation activation, float gate, float up) {
+  if (activation != Activation::ClampedSwiGlu) return {gate, up};
+  return {std::min(gate, 7.0f), std::clamp(up, -7.0f, 7.0f) + 1.0};
+}
+
+double activation_exponent(Activation activation, double gate) {
+  if (activation == Activation::Silu) return gate;
+  if (activation == Activation::ClampedSwiGlu) return 1.702 * gate;
+  return 2 * std::sqrt(2 / std::numbers::pi) * (gate + 0.044715 * gate * gate * gate);
+}
+
+Bounded hidden_layer(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
+                     std::span<const float> x, Rounding rounding, Activation activation) {
   const std::vector<float> gates = product(gate, b_gate, x), ups = product(up, b_up, x);
   const std::vector<double> gate_bounds = product_bounds(gate, x, rounding);
   const std::vector<double> up_bounds = product_bounds(up, x, rounding);
   Bounded hidden;
   for (size_t i = 0; i < gates.size(); ++i) {
-    const double silu = gates[i] / (1 + std::exp(-static_cast<double>(gates[i])));
-    hidden.values.push_back(static_cast<float>(silu * ups[i]));
-    // silu's slope is below 1.1; exp's argument and result, the division and the product round.
-    const double floats = kFloat * (16 + std::abs(gates[i])) * std::abs(hidden.values.back());
-    hidden.bounds.push_back(1.1 * gate_bounds[i] * (std::abs(ups[i]) + up_bounds[i]) + std::abs(silu) * up_bounds[i] +
+    const auto [gate, up] = clamped(activation, gates[i], ups[i]);
+    const double exponent = activation_exponent(activation, gate);
+    const double activated = gate / (1 + std::exp(-exponent));
+    hidden.values.push_back(static_cast<float>(activated * up));
+    // The slope of all activations is below 1.13, that of a clamp 1 at most; exp's argument (four operations at most)
+    // and result, the division and the product round.
+    const double floats = kFloat * (16 + 4 * std::abs(exponent)) * std::abs(hidden.values.back());
+    hidden.bounds.push_back(1.13 * gate_bounds[i] * (std::abs(up) + up_bounds[i]) + std::abs(activated) * up_bounds[i] +
                             floats);
   }
   return hidden;
 }
 
 std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
-                                     std::span<const int32_t> positions, bool bf16) {
+                                     std::span<const int32_t> positions, bool bf16, const float* sink) {
   const int dim = cache.head_dim;
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   const size_t count = positions.size();
@@ -163,6 +178,7 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
   std::vector<double> weights(count);
   double total = 0;
   for (size_t i = 0; i < count; ++i) total += weights[i] = std::exp((scores[i] - top) * scale);
+  if (sink) total += std::exp(*sink - top * scale);
   std::vector<double> out(dim, 0.0);
   for (size_t i = 0; i < count; ++i) {
     weights[i] /= total;
@@ -192,7 +208,7 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
 
 std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
                                      const std::vector<float>& q, bool bf16, const Policy& policy,
-                                     const std::vector<int32_t>& selected) {
+                                     const std::vector<int32_t>& selected, const std::vector<float>& sinks) {
   std::vector<double> bounds;
   const int units = scope_units(policy.scope, hp.heads, hp.kv_heads);
   for (const Chunk& chunk : batch->chunks) {
@@ -208,7 +224,8 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
           positions.assign(begin, begin + policy.budget);
         }
         const float* head = q.data() + static_cast<size_t>(row) * hp.q_width() + h * hp.head_dim;
-        const auto own = attention_bounds(head, cache, chunk, h / hp.group(), positions, bf16);
+        const auto own = attention_bounds(head, cache, chunk, h / hp.group(), positions, bf16,
+                                          sinks.empty() ? nullptr : &sinks[static_cast<size_t>(h)]);
         bounds.insert(bounds.end(), own.begin(), own.end());
       }
     }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/reference/select.h"
@@ -38,20 +39,25 @@ struct Bounded {
   std::vector<float> values;
   std::vector<double> bounds;
 };
-/// silu(gate x + bias) * (up x + bias) of one row: [gate.rows].
-Bounded swiglu(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
-               std::span<const float> x, Rounding rounding);
+inline constexpr Activation kActivations[] = {Activation::Silu, Activation::Gelu, Activation::ClampedSwiGlu};
+/// Gate and up as the activation takes them.
+std::pair<double, double> clamped(Activation activation, float gate, float up);
+/// z, where the hidden layer is gate / (1 + exp(-z)) * up.
+double activation_exponent(Activation activation, double gate);
+/// The hidden layer of gate x + bias and up x + bias of one row: [gate.rows].
+Bounded hidden_layer(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
+                     std::span<const float> x, Rounding rounding, Activation activation = Activation::Silu);
 
-/// The bounds of one query head's attention over some rows of the cache, when q and the softmax weights are rounded to
-/// bf16 (`bf16`) or everything is float32: [head_dim].
+/// The bounds of one query head's attention over some rows of the cache (and its sink, or null), when q and the softmax
+/// weights are rounded to bf16 (`bf16`) or everything is float32: [head_dim].
 std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
-                                     std::span<const int32_t> positions, bool bf16);
+                                     std::span<const int32_t> positions, bool bf16, const float* sink = nullptr);
 
 /// The same for all rows and heads of a batch: [rows, q_width]. Sparse chunks read `selected` [rows, units, budget],
 /// unless it is empty.
 std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
                                      const std::vector<float>& q, bool bf16, const Policy& policy = {},
-                                     const std::vector<int32_t>& selected = {});
+                                     const std::vector<int32_t>& selected = {}, const std::vector<float>& sinks = {});
 
 /// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads.
 bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,

@@ -12,11 +12,13 @@ struct Mixture {
   const char* name;
   int width;
   Experts experts;
+  bool biased = false;  ///< the router and the experts, whose activation is gpt-oss'
 };
 
 const Mixture kChosen{"chosen", 256, {.count = 6, .used = 2, .ffn = 256, .weights_sum_to_one = true}};
 const Mixture kShared{"shared", 160, {.count = 5, .used = 3, .ffn = 96, .shared_ffn = 64}};
 const Mixture kAll{"all", 64, {.count = 3, .used = 3, .ffn = 32}};
+const Mixture kBiased{"biased", 96, {.count = 6, .used = 3, .ffn = 64, .weights_sum_to_one = true}, true};
 const Mixture kOne{"one", 64, {.count = 9, .used = 1, .ffn = 32, .weights_sum_to_one = true}};
 
 /// Chunks whose rows are few for any expert, few for some, many for all.
@@ -46,6 +48,19 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     gate_ = matrix(experts.count * experts.ffn, hp_.width);
     up_ = matrix(experts.count * experts.ffn, hp_.width);
     down_ = matrix(experts.count * hp_.width, experts.ffn);
+    if (mixture().biased) {
+      hp_.activation = Activation::ClampedSwiGlu;
+      const auto biases = [&](int count, int cols) {
+        HostWeight weight = random_vector(count * cols, 0, 2.0f, random_);
+        weight.view.rows = count;
+        weight.view.cols = cols;
+        return weight;
+      };
+      router_bias_ = biases(1, experts.count);
+      gate_biases_ = biases(experts.count, experts.ffn);
+      up_biases_ = biases(experts.count, experts.ffn);
+      down_biases_ = biases(experts.count, hp_.width);
+    }
     if (experts.shared_ffn > 0) {
       shared_gate_ = matrix(experts.shared_ffn, hp_.width);
       shared_up_ = matrix(experts.shared_ffn, hp_.width);
@@ -73,7 +88,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
   /// No experts where two that the choice is between are too near to each other.
   Choices choose(std::span<const float> x) const {
     const Experts& experts = hp_.experts;
-    const std::vector<float> logits = product(router_, {}, x);
+    const std::vector<float> logits = product(router_, router_bias_, x);
     Choices choices;
     for (const double bound : product_bounds(router_, x, Rounding::None))
       choices.bound = std::max(choices.bound, bound);
@@ -97,14 +112,24 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     return own;
   }
 
+  /// The bias of one expert among those of all, which may be none.
+  static HostWeight bias(const HostWeight& all, int expert) {
+    HostWeight own;
+    if (all.values.empty()) return own;
+    const auto begin = all.values.begin() + int64_t{expert} * all.view.cols;
+    own.values.assign(begin, begin + all.view.cols);
+    return own;
+  }
+
   /// What is added to one row. `rows_of(expert)`: how many rows of the chunk it has.
   template <typename RowsOf>
   Bounded added(std::span<const float> x, int chunk_rows, RowsOf&& rows_of) const {
     const Experts& experts = hp_.experts;
     std::vector<double> sum(x.size(), 0.0);
     Bounded result{{}, std::vector<double>(x.size(), 0.0)};
-    const auto add = [&](const Bounded& hidden, const HostWeight& down, double weight, double error, int rows) {
-      const std::vector<float> values = product(down, {}, hidden.values);
+    const auto add = [&](const Bounded& hidden, const HostWeight& down, const HostWeight& down_bias, double weight,
+                         double error, int rows) {
+      const std::vector<float> values = product(down, down_bias, hidden.values);
       const auto bounds =
           product_bounds(down, hidden.values, rounding_of(backend(), rows, down.view.type), hidden.bounds);
       for (size_t i = 0; i < x.size(); ++i) {
@@ -117,16 +142,17 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
       const double logit = product(switch_, {}, x)[0], share = 1 / (1 + std::exp(-logit));
       const double error = product_bounds(switch_, x, Rounding::None)[0] / 4 + 8 * 0x1p-24;  // the slope is 1/4 at most
       const auto rounding = rounding_of(backend(), chunk_rows, shared_gate_.view.type);
-      add(swiglu(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, share, error, chunk_rows);
+      add(hidden_layer(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, {}, share, error, chunk_rows);
     }
     const Choices choices = choose(x);
     for (const auto& [expert, weight] : choices.experts) {
       const int rows = rows_of(expert);
-      const Bounded hidden = swiglu(part(gate_, expert, experts.ffn), {}, part(up_, expert, experts.ffn), {}, x,
-                                    rounding_of(backend(), rows, gate_.view.type));
+      const Bounded hidden =
+          hidden_layer(part(gate_, expert, experts.ffn), bias(gate_biases_, expert), part(up_, expert, experts.ffn),
+                       bias(up_biases_, expert), x, rounding_of(backend(), rows, gate_.view.type), hp_.activation);
       // Of a quotient of exponentials: each logit's error, and the roundings of as many terms.
       const double error = weight * (2 * choices.bound + (16 + experts.count) * 0x1p-23);
-      add(hidden, part(down_, expert, hp_.width), weight, error, rows);
+      add(hidden, part(down_, expert, hp_.width), bias(down_biases_, expert), weight, error, rows);
     }
     for (const double value : sum) result.values.push_back(static_cast<float>(value));
     return result;
@@ -142,6 +168,10 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     layer.expert_gate = device.weight(gate_);
     layer.expert_up = device.weight(up_);
     layer.expert_down = device.weight(down_);
+    layer.router_bias = device.weight(router_bias_);
+    layer.gate_biases = device.weight(gate_biases_);
+    layer.up_biases = device.weight(up_biases_);
+    layer.down_biases = device.weight(down_biases_);
     layer.shared_gate = device.weight(shared_gate_);
     layer.shared_up = device.weight(shared_up_);
     layer.shared_down = device.weight(shared_down_);
@@ -154,6 +184,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
   Hyperparameters hp_;
   HostBatch batch_{ragged(), 333, random_};
   HostWeight norm_, router_, gate_, up_, down_, shared_gate_, shared_up_, shared_down_, switch_;
+  HostWeight router_bias_, gate_biases_, up_biases_, down_biases_;
   std::vector<float> x_;  // [rows, width]
 };
 
@@ -195,7 +226,8 @@ std::string name_of(const testing::TestParamInfo<ExpertsParity::ParamType>& info
 
 /// Without cuda: it runs no mixtures of experts.
 INSTANTIATE_TEST_SUITE_P(Shapes, ExpertsParity,
-                         testing::Combine(testing::Values("reference", "cpu"), testing::Values(kShared, kAll, kOne),
+                         testing::Combine(testing::Values("reference", "cpu"),
+                                          testing::Values(kShared, kAll, kBiased, kOne),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Types, ExpertsParity,

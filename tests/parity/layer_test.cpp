@@ -22,6 +22,7 @@ struct Shape {
   float embedding_scale = 1;
   bool mixed = false;  ///< v and up are of another type
   float temperature_scale = 0;
+  bool gemma = false;  ///< a rope of windows, GELU, a factor on queries
 };
 
 constexpr auto kAdjacent = Rope::Pairing::Adjacent;
@@ -69,6 +70,16 @@ const Shape kHot = [] {
   return shape;
 }();
 
+const Shape kGemma = [] {
+  Shape shape = kQwen3;
+  shape.name = "gemma";
+  shape.head_dim = 256;
+  shape.rope_dims = 256;
+  shape.embedding_scale = 16;
+  shape.post_norms = shape.gemma = true;
+  return shape;
+}();
+
 const Shape kMixed = [] {
   Shape shape = kLlama;
   shape.name = "mixed";
@@ -99,6 +110,12 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
     hp_.post_norms = shape().post_norms;
     hp_.temperature_scale = shape().temperature_scale;
     hp_.temperature_length = 60;  // within and between the chunks
+    if (shape().gemma) {
+      hp_.windows = {8};
+      hp_.window_rope = make_rope(shape().pairing, shape().rope_dims, 300, {}, {.attention = 0.9});
+      hp_.activation = Activation::Gelu;
+      hp_.query_scale = 0.8f;
+    }
     for (auto* norm : {&attn_norm_, &ffn_norm_}) *norm = random_vector(hp_.width, 1, 0.2f, random_);
     for (auto* norm : {&attn_post_norm_, &ffn_post_norm_}) {
       if (shape().post_norms) *norm = random_vector(hp_.width, 1, 0.2f, random_);
@@ -161,6 +178,7 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
     layer.attn_post_norm = device.weight(attn_post_norm_);
     layer.ffn_post_norm = device.weight(ffn_post_norm_);
     layer.rotates = shape().rotates;
+    layer.window_rope = shape().gemma;
     layer.wq = device.weight(wq_);
     layer.wk = device.weight(wk_);
     layer.wv = device.weight(wv_);
@@ -217,15 +235,16 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, Shape, ggml
         own = norm_bounds(head, own, norm.values);
         head = normed(head, norm);
       }
-      const int pairs = hp_.rope.dims / 2;
+      const Rope& rope = shape().gemma ? hp_.window_rope : hp_.rope;
+      const int pairs = rope.dims / 2;
       for (size_t i = 0; i < dim; ++i) {
         result[h + i] = own[i];
-        if (i >= static_cast<size_t>(hp_.rope.dims) || !shape().rotates) continue;
-        const bool halves = hp_.rope.pairing == kHalves;
-        const size_t mate = halves ? (i + pairs) % hp_.rope.dims : i ^ 1;
+        if (i >= static_cast<size_t>(rope.dims) || !shape().rotates) continue;
+        const bool halves = rope.pairing == kHalves;
+        const size_t mate = halves ? (i + pairs) % rope.dims : i ^ 1;
         // Cosine, sine, magnitude, products and sum: six roundings of each term at most.
         result[h + i] =
-            hp_.rope.magnitude * (own[i] + own[mate] + 6 * 0x1p-24 * (std::abs(head[i]) + std::abs(head[mate])));
+            rope.magnitude * (own[i] + own[mate] + 6 * 0x1p-24 * (std::abs(head[i]) + std::abs(head[mate])));
       }
     }
     return result;
@@ -347,7 +366,7 @@ TEST_P(LayerParity, Mlp) {
   for (const Chunk& chunk : batch_->chunks) {
     const Rounding rounding = rounding_of(backend(), chunk.rows, matrix_type());
     for (int r = chunk.first_row; r < chunk.first_row + chunk.rows; ++r) {
-      const Bounded hidden = swiglu(gate_, b_gate_, up_, b_up_, input(r, ffn_norm_), rounding);
+      const Bounded hidden = hidden_layer(gate_, b_gate_, up_, b_up_, input(r, ffn_norm_), rounding, hp_.activation);
       add_bounds(down_, b_down_, hidden.values, product_bounds(down_, hidden.values, rounding, hidden.bounds),
                  ffn_post_norm_, row(x_, r, hp_.width), bounds);
     }
@@ -411,7 +430,7 @@ INSTANTIATE_TEST_SUITE_P(Mixed, LayerParity,
                          name_of);
 /// Without cuda: it does not run such models.
 INSTANTIATE_TEST_SUITE_P(OtherFamilies, LayerParity,
-                         testing::Combine(testing::Values("cpu"), testing::Values(kPostNorms, kUnrotated, kHot),
+                         testing::Combine(testing::Values("cpu"), testing::Values(kPostNorms, kUnrotated, kHot, kGemma),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/cpu/rounded_rows.h"
+#include "parity/bounds.h"
 #include "support/random.h"
 
 namespace tidal::parity {
@@ -96,28 +97,37 @@ TEST_F(RoundedRows, SoftmaxOfWhatIsNotFinite) {
   }
 }
 
-TEST_F(RoundedRows, SiluMultiply) {
-  for (const int count : kCounts) {
-    const std::vector<float> gate = random_.uniform(count, 20.0f), up = random_.uniform(count, 2.0f);
-    std::vector<Bf16> got(count + 1, Bf16{77});
-    silu_multiply_to_bf16(gate.data(), up.data(), count, got.data());
-    for (int i = 0; i < count; ++i) {
-      const double expected = gate[i] / (1 + std::exp(-static_cast<double>(gate[i]))) * up[i];
-      EXPECT_NEAR(to_float(got[i]), expected, std::abs(expected) * (kBf16 + 2 * 0x1p-13));
+TEST_F(RoundedRows, Activate) {
+  for (const Activation activation : kActivations) {
+    for (const int count : kCounts) {
+      const std::vector<float> gate = random_.uniform(count, 20.0f), up = random_.uniform(count, 2.0f);
+      std::vector<Bf16> got(count + 1, Bf16{77});
+      activate_to_bf16(activation, gate.data(), up.data(), count, got.data());
+      for (int i = 0; i < count; ++i) {
+        const auto [g, u] = clamped(activation, gate[i], up[i]);
+        const double exponent = activation_exponent(activation, g);
+        const double expected = g / (1 + std::exp(-exponent)) * u;
+        // Four operations round the exponent; what is smaller than any float becomes 0.
+        const double relative = kBf16 + 2 * 0x1p-13 + 4 * 0x1p-24 * std::abs(exponent);
+        EXPECT_NEAR(to_float(got[i]), expected, std::abs(expected) * relative + 40 * 0x1p-126) << gate[i];
+      }
+      EXPECT_EQ(got[count].bits, 77) << "wrote beyond the end";
     }
-    EXPECT_EQ(got[count].bits, 77) << "wrote beyond the end";
   }
   const float gate[] = {kInfinity, -200.0f, 200.0f, std::nanf(""), 0.0f, -0.0f, 1.0f};
   const float up[] = {1, 1, 1, 1, 1, 1, std::nanf("")};
   Bf16 got[7];
-  silu_multiply_to_bf16(gate, up, 7, got);
-  EXPECT_EQ(to_float(got[0]), kInfinity);
-  EXPECT_EQ(to_float(got[1]), 0.0f);
-  EXPECT_EQ(to_float(got[2]), 200.0f);
-  EXPECT_TRUE(std::isnan(to_float(got[3])));
-  EXPECT_EQ(to_float(got[4]), 0.0f);
-  EXPECT_EQ(to_float(got[5]), 0.0f);
-  EXPECT_TRUE(std::isnan(to_float(got[6])));
+  for (const Activation activation : kActivations) {
+    activate_to_bf16(activation, gate, up, 7, got);
+    const bool bounded = activation == Activation::ClampedSwiGlu;
+    EXPECT_EQ(to_float(got[0]), bounded ? 14.0f : kInfinity);
+    EXPECT_EQ(to_float(got[1]), 0.0f);
+    EXPECT_EQ(to_float(got[2]), bounded ? 14.0f : 200.0f);
+    EXPECT_TRUE(std::isnan(to_float(got[3])));
+    EXPECT_EQ(to_float(got[4]), 0.0f);
+    EXPECT_EQ(to_float(got[5]), 0.0f);
+    EXPECT_TRUE(std::isnan(to_float(got[6])));
+  }
 }
 
 }  // namespace

@@ -147,6 +147,53 @@ TEST_P(WindowParity, IsAttentionOverTheLastPositions) {
   expect_close("the last positions", windowed, attend(backend(), last), bounds);
 }
 
+// A further score of each softmax, with a window and without, of every way that attention goes.
+TEST_P(WindowParity, SinksTakeTheirShare) {
+  for (const int window : {0, this->window()}) {
+    const Inputs in(3, 64, window, around(this->window()), random_);
+    // From none at all to most of the mass.
+    std::vector<float> sinks;
+    for (int h = 0; h < in.hp.heads; ++h) sinks.push_back(-8.0f + 3.0f * static_cast<float>(h));
+    const auto attend_with = [&](const std::string& name) {
+      Device device(name);
+      device.begin(in.hp, in.batch);
+      const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
+      const Rows own = device.rows(sinks, in.hp.heads);
+      const Weight weight{GGML_TYPE_F32, 1, in.hp.heads, reinterpret_cast<const std::byte*>(own.data)};
+      device->attend(*in.batch, 0, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), {}, out, weight);
+      return device.read(out);
+    };
+    const std::vector<float> reference = attend_with("reference");
+    expect_close("attend", attend_with(backend()), reference,
+                 attention_bounds(in.hp, in.batch, in.cache, in.q, true, {}, {}, sinks));
+    EXPECT_NE(reference, attend("reference", in));
+  }
+}
+
+TEST_P(WindowParity, SinksTakeTheirShareOfSelectedPositions) {
+  const int context = 400 + window();
+  Inputs in(3, 64, 0, {{context - 1, 1, true}}, random_);
+  const Policy policy{.scope = Scope::Kv, .budget = 96};
+  std::vector<int32_t> positions;
+  for (int h = 0; h < in.hp.kv_heads; ++h) {
+    std::vector<int32_t> all = random_.permutation(context);
+    std::sort(all.begin(), all.begin() + policy.budget);
+    positions.insert(positions.end(), all.begin(), all.begin() + policy.budget);
+  }
+  const std::vector<float> sinks(static_cast<size_t>(in.hp.heads), 2.0f);
+  const auto attend_with = [&](const std::string& name) {
+    Device device(name);
+    device.begin(in.hp, in.batch);
+    const Rows out = device.rows(1, in.hp.q_width()), own = device.rows(sinks, in.hp.heads);
+    const Weight weight{GGML_TYPE_F32, 1, in.hp.heads, reinterpret_cast<const std::byte*>(own.data)};
+    device->attend(*RoleBatch(in.batch, Role::Sparse, policy), 0, device.rows(in.q, in.hp.q_width()),
+                   device.cache(in.cache), device.selection(policy, in.hp, 1, positions), out, weight);
+    return device.read(out);
+  };
+  expect_close("attend", attend_with(backend()), attend_with("reference"),
+               attention_bounds(in.hp, in.batch, in.cache, in.q, true, policy, positions, sinks));
+}
+
 INSTANTIATE_TEST_SUITE_P(Windows, WindowParity,
                          testing::Combine(testing::Values("reference", "cpu"), testing::ValuesIn(kWindows)),
                          [](const auto& info) {

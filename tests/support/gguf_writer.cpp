@@ -235,9 +235,10 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
   const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t cols) {
     weights(name, {cols, rows}, 0.0f, 0.2f);
   };
+  const bool gpt_oss = architecture == "gpt-oss";
   const bool hybrid = architecture == "qwen35" || architecture == "qwen35moe" || architecture == "qwen3next";
   const bool switched = architecture == "qwen2moe" || architecture == "qwen35moe" || architecture == "qwen3next";
-  const bool always = switched || (architecture.ends_with("moe") && architecture != "granitemoe");
+  const bool always = switched || gpt_oss || (architecture.ends_with("moe") && architecture != "granitemoe");
   const uint64_t experts = shape.experts > 0 ? shape.experts : always ? 5 : 0;
   const auto stack = [&](const std::string& name, uint64_t rows, uint64_t cols) {
     weights(name, {cols, rows, experts}, 0.0f, 0.2f);
@@ -261,17 +262,25 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       .set(prefix + "vocab_size", static_cast<uint32_t>(shape.vocab))
       .set("tokenizer.ggml.model", "none")
       .set("tokenizer.ggml.tokens", tokens);
+  if (shape.head_size > 0) {
+    const auto size = static_cast<uint32_t>(shape.head_size);
+    writer.set(prefix + "attention.key_length", size).set(prefix + "attention.value_length", size);
+  }
   if (experts > 0) {
     writer.set(prefix + "expert_count", static_cast<uint32_t>(experts))
         .set(prefix + "expert_used_count", static_cast<uint32_t>(shape.experts_used));
   }
-  if (experts > 0 && architecture.starts_with("qwen")) {
+  if (experts > 0 && (architecture.starts_with("qwen") || gpt_oss)) {
     writer.set(prefix + "expert_feed_forward_length", static_cast<uint32_t>(shape.expert_ffn));
   }
   if (architecture.starts_with("granite")) {
     writer.set(prefix + "embedding_scale", 12.0f).set(prefix + "residual_scale", 0.6f);
     writer.set(prefix + "attention.scale", 0.4f).set(prefix + "logit_scale", 3.0f);
   }
+  if (architecture == "gemma3" || architecture == "olmo2" || gpt_oss) {
+    writer.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 2u);
+  }
+  if (architecture == "gemma3" || gpt_oss) writer.set(prefix + "rope.freq_base_swa", 500.0f);
   if (architecture == "mistral3") {
     writer.set(prefix + "attention.temperature_scale", 0.1f);
     writer.set(prefix + "rope.scaling.original_context_length", 16u);
@@ -292,7 +301,8 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
 
   matrix("token_embd.weight", shape.vocab, shape.width);
   vector("output_norm.weight", shape.width, 1.0f);
-  if (architecture == "qwen2moe" || architecture.starts_with("olmo")) matrix("output.weight", shape.vocab, shape.width);
+  if (architecture == "qwen2moe" || architecture.starts_with("olmo") || gpt_oss)
+    matrix("output.weight", shape.vocab, shape.width);
   for (uint64_t l = 0; l < shape.layers; ++l) {
     const std::string block = "blk." + std::to_string(l) + ".";
     if (architecture != "olmo2") vector(block + "attn_norm.weight", shape.width, 1.0f);
@@ -303,12 +313,12 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       matrix(block + "attn_k.weight", kv_width, shape.width);
       matrix(block + "attn_v.weight", kv_width, shape.width);
     }
-    if (architecture.starts_with("qwen2") || architecture == "seed_oss") {
+    if (architecture.starts_with("qwen2") || architecture == "seed_oss" || gpt_oss) {
       vector(block + "attn_q.bias", q_width, 0.0f);
       vector(block + "attn_k.bias", kv_width, 0.0f);
       vector(block + "attn_v.bias", kv_width, 0.0f);
     }
-    if (architecture.starts_with("qwen3") && !recurrent) {
+    if ((architecture.starts_with("qwen3") || architecture == "gemma3") && !recurrent) {
       vector(block + "attn_q_norm.weight", shape.head_dim(), 1.0f);
       vector(block + "attn_k_norm.weight", shape.head_dim(), 1.0f);
     }
@@ -317,17 +327,25 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       vector(block + "attn_k_norm.weight", kv_width, 1.0f);
     }
     if (!recurrent) matrix(block + "attn_output.weight", shape.width, q_width);
-    const bool post_norms = architecture == "olmo2" || architecture == "glm4";
-    const bool named_post = architecture == "seed_oss" || hybrid;  // the norm before the MLP
+    if (gpt_oss) vector(block + "attn_output.bias", shape.width, 0.0f);
+    if (gpt_oss) vector(block + "attn_sinks.weight", shape.heads, 1.0f);
+    const bool post_norms = architecture == "olmo2" || architecture == "glm4" || architecture == "gemma3";
+    const bool named_post = architecture == "seed_oss" || hybrid || gpt_oss;  // the norm before the MLP
     if (post_norms || named_post) vector(block + "post_attention_norm.weight", shape.width, 1.0f);
     if (post_norms) vector(block + "post_ffw_norm.weight", shape.width, 1.0f);
     if (architecture != "olmo2" && !named_post) vector(block + "ffn_norm.weight", shape.width, 1.0f);
     if (experts > 0) {
-      const uint64_t ffn = architecture.starts_with("qwen") ? shape.expert_ffn : shape.ffn;
+      const uint64_t ffn = architecture.starts_with("qwen") || gpt_oss ? shape.expert_ffn : shape.ffn;
       matrix(block + "ffn_gate_inp.weight", experts, shape.width);
       stack(block + "ffn_gate_exps.weight", ffn, shape.width);
       stack(block + "ffn_up_exps.weight", ffn, shape.width);
       stack(block + "ffn_down_exps.weight", shape.width, ffn);
+      if (gpt_oss) {
+        vector(block + "ffn_gate_inp.bias", experts, 0.0f);
+        weights(block + "ffn_gate_exps.bias", {ffn, experts}, 0.0f, 4.0f);  // so that clamps bite
+        weights(block + "ffn_up_exps.bias", {ffn, experts}, 0.0f, 4.0f);
+        weights(block + "ffn_down_exps.bias", {shape.width, experts}, 0.0f, 0.1f);
+      }
       if (!switched && architecture != "granitemoe") continue;
       if (switched) vector(block + "ffn_gate_inp_shexp.weight", shape.width, 0.0f);
       matrix(block + "ffn_gate_shexp.weight", shape.shared_ffn, shape.width);

@@ -98,7 +98,7 @@ TEST(GgufFormat, ValuesOfAnotherTypeAreRefused) {
   expect([&] { file.array_size("general.name"); }, "'general.name' has type str, expected an array");
   expect([&] { file.integers("a.i32"); }, "'a.i32' has type i32, expected u32");
   expect([&] { file.integers("tokenizer.ggml.tokens"); },
-         "'tokenizer.ggml.tokens' is an array of str, expected one of u32 or i32");
+         "'tokenizer.ggml.tokens' is an array of str, expected one of u32, i32 or bool");
 }
 
 TEST(GgufFormat, NotAGgufFile) {

@@ -297,8 +297,8 @@ void attend_rows(const AttendRowsArgs& args) {
   if (!attend_rows_bf16(args)) attend_rows_f32(args);
 }
 
-void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim, float* out,
-                 float* maximum, float* sum) {
+void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim,
+                 const float* sinks, float* out, float* maximum, float* sum) {
   const float lowest = -std::numeric_limits<float>::infinity();
   for (int h = 0; h < heads; ++h, out += head_dim) {
     float top = lowest;
@@ -312,7 +312,8 @@ void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, i
       const float* part = first.output + h * head_dim + p * stride;
       for (int i = 0; i < head_dim; ++i) out[i] += part[i] * factor;
     }
-    for (int i = 0; i < head_dim; ++i) out[i] /= total;
+    const float all = sinks ? total + std::exp(sinks[h] - top) : total;
+    for (int i = 0; i < head_dim; ++i) out[i] /= all;
     if (maximum) maximum[h] = top;
     if (sum) sum[h] = total;
   }

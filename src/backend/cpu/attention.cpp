@@ -125,12 +125,14 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   // Whoever finishes last merges; always in the order of the pieces, so the sum is the same every time.
   if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
     merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
+                options_.sinks ? options_.sinks + item.first_head : nullptr,
                 out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
                 scores ? maximum_.data() + item.first_head : nullptr, scores ? sum_.data() + item.first_head : nullptr);
   }
 }
 
-void Attention::add_dense(const Chunk& chunk, int window) {
+void Attention::add_dense(const Chunk& chunk) {
+  const int window = options_.window;
   const int piece = window > 0 ? piece_of(window) : kDensePiece;
   for (int h = 0; h < heads_; h += group_) {
     add(chunk, chunk.rows, h, group_, {.count = chunk.position + 1, .piece = piece, .window = window});
@@ -148,7 +150,7 @@ void Attention::add_sparse(const Chunk& chunk, const Selection& selection) {
 }
 
 void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  add_dense(chunk, 0);
+  add_dense(chunk);
   run_items(q, kv, out, scores_.as<float>());
   selector_.select(RowScores{scores_.as<float>(), score_stride_, maximum_.data(), sum_.data(), scale_}, chunk,
                    chunk.policy, selection);
@@ -160,8 +162,9 @@ void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& se
   run_items(q, kv, out, nullptr);
 }
 
-void Attention::attend(const Batch& batch, int layer, int window, Rows q, KvLayer kv, const Selection& selection,
-                       Rows out) {
+void Attention::attend(const Batch& batch, int layer, LayerOptions options, Rows q, KvLayer kv,
+                       const Selection& selection, Rows out) {
+  options_ = options;
   int wave = 0;
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk || selects(chunk.role(layer))) continue;
@@ -172,13 +175,13 @@ void Attention::attend(const Batch& batch, int layer, int window, Rows q, KvLaye
     if (chunk.role(layer) == Role::Sparse) {
       add_sparse(chunk, selection);
     } else {
-      add_dense(chunk, window);
+      add_dense(chunk);
     }
     wave += chunk.rows;
   }
   if (wave > 0) run_items(q, kv, out, nullptr);
   for (const Chunk& chunk : batch.chunks) {
-    if (chunk.rows > kShortChunk) prefill_attention(chunk, window, q, kv, group_, out, gemm_, threads_);
+    if (chunk.rows > kShortChunk) prefill_attention(chunk, options, q, kv, group_, out, gemm_, threads_);
     if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);
     if (chunk.role(layer) == Role::Scan) scan(chunk, q, kv, selection, out);
   }

@@ -15,6 +15,12 @@
 
 namespace tidal {
 
+/// What a layer's attention has of its own.
+struct LayerOptions {
+  int window = 0;                ///< Hyperparameters::window()
+  const float* sinks = nullptr;  ///< [heads], of Backend::attend(); null: none
+};
+
 /// Short chunks (up to kShortChunk rows) go row by row through attend_rows(), split over KV heads and ranges of the
 /// context; the split depends on the context alone, so results do not depend on threads or on the batch. Long chunks go
 /// through prefill_attention.
@@ -24,8 +30,9 @@ class Attention {
 
   void reserve(const Hyperparameters& hp, int max_context);
 
-  /// Backend::attend() of a layer with this window, 0: none.
-  void attend(const Batch& batch, int layer, int window, Rows q, KvLayer kv, const Selection& selection, Rows out);
+  /// Backend::attend().
+  void attend(const Batch& batch, int layer, LayerOptions options, Rows q, KvLayer kv, const Selection& selection,
+              Rows out);
 
  private:
   /// One thread's piece of work: some heads of one row over some positions.
@@ -55,7 +62,7 @@ class Attention {
     int pieces(int row) const { return end_piece(row) - first_piece(row); }
   };
 
-  void add_dense(const Chunk& chunk, int window);
+  void add_dense(const Chunk& chunk);
   void add_sparse(const Chunk& chunk, const Selection& selection);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
   void scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
@@ -72,6 +79,7 @@ class Attention {
   Gemm& gemm_;
   int heads_ = 0, group_ = 0, head_dim_ = 0;
   float scale_ = 1;
+  LayerOptions options_;  // of the layer in work
   std::vector<Item> items_;
   std::vector<int> task_ends_;  // behind the last item of every task: what one thread does in one go
   int parts_ = 0, counters_ = 0;
@@ -85,7 +93,7 @@ class Attention {
 };
 
 /// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context, or of the window.
-void prefill_attention(const Chunk& chunk, int window, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
+void prefill_attention(const Chunk& chunk, LayerOptions options, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
                        int threads);
 
 }  // namespace tidal

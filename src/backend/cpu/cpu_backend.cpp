@@ -60,8 +60,9 @@ class CpuBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override {
-    attention_.attend(batch, layer, hp_.window(layer), q, kv, selection, out);
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+              const Weight& sinks) override {
+    attention_.attend(batch, layer, {hp_.window(layer), sinks.floats()}, q, kv, selection, out);
   }
   void gate(const Layer& layer, Rows x, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;
@@ -89,7 +90,9 @@ class CpuBackend final : public Backend {
   };
   void multiply(std::span<const Product> products, Rows x);
   const std::byte* to_elements(Rows x);
-  void rotate(float* head, const float* angles) const;
+  void rotate(float* head, const Rope& rope, const float* angles) const;
+  /// Cosine and sine of every pair of every row: angles [rows, rope.dims].
+  void find_angles(const Rope& rope, const Batch& batch, float* angles) const;
 
   int threads_;
   Gemm gemm_;
@@ -108,7 +111,7 @@ class CpuBackend final : public Backend {
   Buffer kv_;              // [rows, 2 * kv_width]: K, then V
   Buffer elements_;        // [rows, widest] in the products' element type
   Buffer factors_;         // [rows], of a shared expert
-  Buffer angles_;          // [rows, rope.dims]: cosine and sine of every pair
+  Buffer angles_;          // [rows, rope.dims], of the rope and behind it of that of windows
   int max_rows_ = 0;
 };
 
@@ -122,7 +125,7 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
   if (hp.post_norms) given_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   if (hp.gated_attention) gates_ = allocate_memory(sizeof(float) * rows * hp.q_width(), "activations");
   factors_ = allocate_memory(sizeof(float) * rows, "activations");
-  angles_ = allocate_memory(sizeof(float) * rows * hp.rope.dims, "rotary angles");
+  angles_ = allocate_memory(sizeof(float) * rows * (hp.rope.dims + hp.window_rope.dims), "rotary angles");
   const int ffn = hp.experts ? hp.experts.shared_ffn : hp.ffn;
   quantised_.reserve(max_rows, widest);
   gemm_.reserve(max_rows, std::max(widest, ffn));
@@ -159,15 +162,20 @@ void CpuBackend::begin(const Hyperparameters& hp, const Batch& batch) {
       long_chunks_.push_back(chunk.rows);
     }
   }
-  // Angles in double: at position 100,000 a float would be off by a hundredth of a radian.
-  const int pairs = hp.rope.dims / 2;
+  find_angles(hp.rope, batch, angles_.as<float>());
+  find_angles(hp.window_rope, batch, angles_.as<float>() + int64_t{batch.rows()} * hp.rope.dims);
+}
+
+void CpuBackend::find_angles(const Rope& rope, const Batch& batch, float* angles) const {
+  // In double: at position 100,000 a float would be off by a hundredth of a radian.
+  const int pairs = rope.dims / 2;
 #pragma omp parallel for schedule(static) num_threads(threads_) if (batch.rows() > kShortChunk)
   for (int r = 0; r < batch.rows(); ++r) {
-    float* angles = angles_.as<float>() + static_cast<int64_t>(r) * hp.rope.dims;
+    float* own = angles + static_cast<int64_t>(r) * rope.dims;
     for (int i = 0; i < pairs; ++i) {
-      const double angle = batch.positions[r] * hp.rope.frequencies[i];
-      angles[2 * i] = static_cast<float>(std::cos(angle)) * hp.rope.magnitude;
-      angles[2 * i + 1] = static_cast<float>(std::sin(angle)) * hp.rope.magnitude;
+      const double angle = batch.positions[r] * rope.frequencies[i];
+      own[2 * i] = static_cast<float>(std::cos(angle)) * rope.magnitude;
+      own[2 * i + 1] = static_cast<float>(std::sin(angle)) * rope.magnitude;
     }
   }
 }
@@ -205,12 +213,13 @@ MlpInput CpuBackend::mlp_input(Rows normed) {
   return {.normed = normed,
           .short_rows = short_,
           .elements = longs ? to_elements(long_rows(normed)) : nullptr,
-          .long_chunks = long_chunks_};
+          .long_chunks = long_chunks_,
+          .activation = hp_.activation};
 }
 
-void CpuBackend::rotate(float* head, const float* angles) const {
-  const int pairs = hp_.rope.dims / 2;
-  const bool halves = hp_.rope.pairing == Rope::Pairing::Halves;
+void CpuBackend::rotate(float* head, const Rope& rope, const float* angles) const {
+  const int pairs = rope.dims / 2;
+  const bool halves = rope.pairing == Rope::Pairing::Halves;
   for (int i = 0; i < pairs; ++i) {
     float& a = head[halves ? i : 2 * i];
     float& b = head[halves ? i + pairs : 2 * i + 1];
@@ -229,19 +238,21 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   multiply(products, normed);
 
   const int dim = hp_.head_dim;
+  const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
+  const float* const all_angles = angles_.as<float>() + (layer.window_rope ? int64_t{x.rows} * hp_.rope.dims : 0);
   const auto finish = [&](float* row, int width, const Weight& norm, const float* angles) {
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       rms_norm(row + i, norm.floats(), static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
     }
-    for (int i = 0; layer.rotates && i < width; i += dim) rotate(row + i, angles);
+    for (int i = 0; layer.rotates && i < width; i += dim) rotate(row + i, rope, angles);
   };
   const auto finish_row = [&](const Chunk& chunk, int i) {
     const int row = chunk.first_row + i;
-    const float* angles = angles_.as<float>() + static_cast<int64_t>(row) * hp_.rope.dims;
+    const float* angles = all_angles + static_cast<int64_t>(row) * rope.dims;
     finish(q.row(row), hp_.q_width(), layer.q_norm, angles);
     finish(k.row(row), kv_width, layer.k_norm, angles);
     const int position = chunk.position + i;
-    if (hp_.temperature_scale != 0) scale_by(hp_.temperature(position), hp_.q_width(), q.row(row));
+    if (hp_.scales_queries()) scale_by(hp_.temperature(position), hp_.q_width(), q.row(row));
     for (int h = 0; h < hp_.kv_heads; ++h) {
       const float* key = k.row(row) + h * dim;
       Bf16* to = kv.tile(chunk.blocks[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;

@@ -124,7 +124,7 @@ Rows DeltaRule::run(const Hyperparameters& hp, const DeltaWeights& weights, cons
       float* read = read_.as<float>() + int64_t{r} * gates.width + first;
       float* gate = gates.row(r) + first;
       rms_norm(read, weights.norm.floats(), net_.head_dim, hp.rms_epsilon, read);
-      silu_multiply(gate, read, net_.head_dim, gate);
+      activate(Activation::Silu, gate, read, net_.head_dim, gate);
     }
   }
   return gates;

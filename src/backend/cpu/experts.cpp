@@ -20,6 +20,7 @@ constexpr int kRowsStep = 8;
 
 void ExpertMlp::reserve(const Hyperparameters& hp, int max_rows) {
   experts_ = hp.experts;
+  activation_ = hp.activation;
   if (!experts_) return;
   const auto rows = static_cast<size_t>(max_rows), width = static_cast<size_t>(hp.width);
   const size_t choices = rows * experts_.used, ffn = static_cast<size_t>(experts_.ffn);
@@ -42,14 +43,14 @@ void ExpertMlp::reserve(const Hyperparameters& hp, int max_rows) {
   order_.resize(experts_.count);
   counts_.resize(experts_.count + 1);
   groups_.reserve(rows);
-  weights_.reserve(2 * experts_.count);
+  weights_.reserve(4 * experts_.count);
   jobs_.reserve(2 * experts_.count);
 }
 
-void ExpertMlp::route(const Weight& router, std::span<const int> chunks, Rows normed) {
+void ExpertMlp::route(const Layer& layer, std::span<const int> chunks, Rows normed) {
   const int count = experts_.count, used = experts_.used;
   const Rows logits{logits_.as<float>(), normed.rows, count};
-  const DotJob job{.weight = &router, .y = logits};
+  const DotJob job{.weight = &layer.router, .bias = &layer.router_bias, .y = logits};
   dot_matmul({&job, 1}, inputs_, threads_);
   by_dots_.clear();
   by_products_.clear();
@@ -99,7 +100,7 @@ void ExpertMlp::for_each_expert(const std::vector<Choice>& choices, Body&& body)
 
 void ExpertMlp::add(const Layer& layer, std::span<const int> chunks, Rows normed, Rows x) {
   inputs_.assign(normed);
-  route(layer.router, chunks, normed);
+  route(layer, chunks, normed);
   add_by_dots(layer, x);
   add_by_products(layer, normed, x);
 }
@@ -110,9 +111,10 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   const Rows gate{hidden_.as<float>(), count, ffn}, up{gate.row(count), count, ffn};
   const Rows results{results_.as<float>(), count, width};
   for (int i = 0; i < count; ++i) rows_[i] = by_dots_[i].row;
-  const auto add_job = [&](const Weight& matrix, Rows y, std::span<const int32_t> from) {
+  const auto add_job = [&](const Weight& matrix, const Weight& bias, Rows y, std::span<const int32_t> from) {
     weights_.push_back(matrix);  // has room, so that pointers stay
-    jobs_.push_back({.weight = &weights_.back(), .y = y, .rows = from});
+    weights_.push_back(bias);
+    jobs_.push_back({.weight = &weights_.end()[-2], .bias = &weights_.back(), .y = y, .rows = from});
   };
   const auto clear = [&] {
     weights_.clear();
@@ -122,16 +124,19 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   for_each_expert(by_dots_, [&](int first, Run run) {
     const int expert = run.front().expert, rows = static_cast<int>(run.size());
     const std::span<const int32_t> from(rows_.data() + first, run.size());
-    add_job(expert_matrix(layer.expert_gate, layer.gate_scales, expert, ffn), {gate.row(first), rows, ffn}, from);
-    add_job(expert_matrix(layer.expert_up, layer.up_scales, expert, ffn), {up.row(first), rows, ffn}, from);
+    add_job(expert_matrix(layer.expert_gate, layer.gate_scales, expert, ffn), expert_bias(layer.gate_biases, expert),
+            {gate.row(first), rows, ffn}, from);
+    add_job(expert_matrix(layer.expert_up, layer.up_scales, expert, ffn), expert_bias(layer.up_biases, expert),
+            {up.row(first), rows, ffn}, from);
   });
   dot_matmul(jobs_, inputs_, threads_);
 #pragma omp parallel for schedule(static) num_threads(threads_) if (count > kShortChunk)
-  for (int i = 0; i < count; ++i) silu_multiply(gate.row(i), up.row(i), ffn, gate.row(i));
+  for (int i = 0; i < count; ++i) activate(activation_, gate.row(i), up.row(i), ffn, gate.row(i));
   hidden_rows_.assign(gate);
   clear();
   for_each_expert(by_dots_, [&](int first, Run run) {
-    add_job(expert_matrix(layer.expert_down, layer.down_scales, run.front().expert, width),
+    const int expert = run.front().expert;
+    add_job(expert_matrix(layer.expert_down, layer.down_scales, expert, width), expert_bias(layer.down_biases, expert),
             {results.row(first), static_cast<int>(run.size()), width}, {indices_.data() + first, run.size()});
   });
   dot_matmul(jobs_, hidden_rows_, threads_);
@@ -182,17 +187,21 @@ void ExpertMlp::add_expert_by_products(const Layer& layer, Run run, Rows normed,
   const int expert = run.front().expert, rows = gather(run, normed);
   const auto ffn = static_cast<size_t>(experts_.ffn);
   auto* const hidden = hidden_elements_.as<std::byte>();
+  const Weight gate_bias = expert_bias(layer.gate_biases, expert), up_bias = expert_bias(layer.up_biases, expert);
   gemm_.run_pair(expert_matrix(layer.expert_gate, layer.gate_scales, expert, experts_.ffn),
                  expert_matrix(layer.expert_up, layer.up_scales, expert, experts_.ffn), gathered_.as<std::byte>(),
                  groups_, [&](int first, int count, float* gate, float* up) {
                    for (int r = 0; r < rows; ++r, gate += count, up += count) {
-                     store_swiglu(elements, gate, up, count,
+                     if (gate_bias) add_to(gate_bias.floats() + first, count, gate);
+                     if (up_bias) add_to(up_bias.floats() + first, count, up);
+                     store_hidden(activation_, elements, gate, up, count,
                                   hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
                    }
                  });
   const Rows results{results_.as<float>(), rows, x.width};
   const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
-  const GemmJob job{&down, nullptr, results, false};
+  const Weight down_bias = expert_bias(layer.down_biases, expert);
+  const GemmJob job{&down, &down_bias, results, false};
   gemm_.run({&job, 1}, hidden, groups_);
 #pragma omp parallel for schedule(static) num_threads(threads_)
   for (size_t i = 0; i < run.size(); ++i) {

@@ -28,7 +28,7 @@ class ExpertMlp {
   };
   using Run = std::span<const Choice>;
 
-  void route(const Weight& router, std::span<const int> chunks, Rows normed);
+  void route(const Layer& layer, std::span<const int> chunks, Rows normed);
   /// Sorts choices by expert, those of one in the order that they had.
   void sort(std::vector<Choice>& choices);
   /// Calls body(first, run of choices) for each expert that has any.
@@ -44,6 +44,7 @@ class ExpertMlp {
   int threads_;
   Gemm& gemm_;
   Experts experts_;
+  Activation activation_ = Activation::Silu;
   QuantisedRows inputs_, hidden_rows_;
   Buffer logits_;                      // [rows, experts]
   Buffer hidden_;                      // dots: gate and up, [choices, ffn] each
@@ -54,7 +55,7 @@ class ExpertMlp {
   std::vector<int32_t> rows_, indices_;  // dots: the row of every choice; 0, 1, ...
   std::vector<int32_t> places_;          // products: where among the gathered rows a choice's is
   std::vector<int> groups_;              // products: gathered rows of each chunk
-  std::vector<Weight> weights_;
+  std::vector<Weight> weights_;          // matrices and biases of jobs
   std::vector<DotJob> jobs_;
 };
 

@@ -6,11 +6,12 @@
 
 namespace tidal {
 
-void store_swiglu(const GemmElements& elements, float* gate, const float* up, int count, std::byte* to) {
+void store_hidden(Activation activation, const GemmElements& elements, float* gate, const float* up, int count,
+                  std::byte* to) {
   if (elements.bf16() && has_rounded_rows()) {
-    silu_multiply_to_bf16(gate, up, count, reinterpret_cast<Bf16*>(to));
+    activate_to_bf16(activation, gate, up, count, reinterpret_cast<Bf16*>(to));
   } else {
-    silu_multiply(gate, up, count, gate);
+    activate(activation, gate, up, count, gate);
     elements.store(gate, count, to);
   }
 }
@@ -35,7 +36,7 @@ void Mlp::add_short(const MlpWeights& w, const MlpInput& input, Rows x) {
   const DotJob jobs[] = {{.weight = w.gate, .bias = w.b_gate, .y = gate}, {.weight = w.up, .bias = w.b_up, .y = up}};
   dot_matmul(jobs, quantised_, threads_);
   for (int r = 0; r < rows; ++r) {
-    silu_multiply(gate.row(r), up.row(r), ffn, gate.row(r));
+    activate(input.activation, gate.row(r), up.row(r), ffn, gate.row(r));
     if (input.factors) scale_by(input.factors[r], ffn, gate.row(r));
   }
   quantised_.assign(gate);
@@ -53,7 +54,8 @@ void Mlp::add_long(const MlpWeights& w, const MlpInput& input, Rows x) {
       if (w.b_gate && *w.b_gate) add_to(w.b_gate->floats() + first, count, gate);
       if (w.b_up && *w.b_up) add_to(w.b_up->floats() + first, count, up);
       if (input.factors) scale_by(input.factors[input.short_rows + r], count, up);
-      store_swiglu(elements, gate, up, count, hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first));
+      std::byte* const to = hidden + elements.bytes() * (static_cast<size_t>(r) * ffn + first);
+      store_hidden(input.activation, elements, gate, up, count, to);
     }
   });
   const GemmJob job{w.down, w.b_down, longs, true};

@@ -22,10 +22,12 @@ struct MlpInput {
   const std::byte* elements = nullptr;  ///< the others in the products' element type
   std::span<const int> long_chunks;     ///< how many of the others belong to each long chunk
   const float* factors = nullptr;       ///< [rows], of what is added; null: 1
+  Activation activation = Activation::Silu;
 };
 
-/// to [count] = silu(gate) * up in the products' element type; gate may be changed.
-void store_swiglu(const GemmElements& elements, float* gate, const float* up, int count, std::byte* to);
+/// to [count]: the hidden layer of gate and up in the products' element type; gate may be changed.
+void store_hidden(Activation activation, const GemmElements& elements, float* gate, const float* up, int count,
+                  std::byte* to);
 
 class Mlp {
  public:
@@ -33,7 +35,7 @@ class Mlp {
 
   /// Makes room for hidden layers of `ffn` elements.
   void reserve(int max_rows, int width, int ffn);
-  /// x += factor * (down(silu(gate n + bias) * (up n + bias)) + bias).
+  /// x += factor * (down(hidden(gate n + bias, up n + bias)) + bias).
   void add(const MlpWeights& weights, const MlpInput& input, Rows x);
 
  private:

@@ -44,7 +44,7 @@ class Tile {
 // What the tiles of one chunk have in common. Query rows are counted token by token, the heads of the group within.
 struct Task {
   const Chunk& chunk;
-  int window;  // 0: none
+  LayerOptions options;
   Rows q;
   KvLayer kv;
   int group;
@@ -54,7 +54,7 @@ struct Task {
   int rows() const { return chunk.rows * group; }
   // Query row `row` attends to positions [first, end).
   int end(int row) const { return chunk.position + row / group + 1; }
-  int first(int row) const { return window > 0 ? std::max(0, end(row) - window) : 0; }
+  int first(int row) const { return options.window > 0 ? std::max(0, end(row) - options.window) : 0; }
   float* of(Rows all, int row, int kv_head) const {
     return all.row(chunk.first_row + row / group) + (kv_head * group + row % group) * int64_t{kv.head_dim};
   }
@@ -127,8 +127,13 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
   }
   std::memset(t.q + element * dim * count, 0, element * dim * (rows - count));
   std::fill_n(t.o, static_cast<size_t>(rows) * dim, 0.0f);
-  std::fill_n(t.maximum, count, -std::numeric_limits<float>::infinity());
-  std::fill_n(t.sum, count, 0.0f);
+  for (int r = 0; r < count; ++r) {
+    // A sink is a score that was there before, of no value.
+    const float* const sinks = task.options.sinks;
+    t.maximum[r] =
+        sinks ? sinks[kv_head * task.group + (first + r) % task.group] : -std::numeric_limits<float>::infinity();
+    t.sum[r] = sinks ? 1.0f : 0.0f;
+  }
 
   const int end = task.end(first + count - 1);
   for (int begin = task.first(first) / kBlockTokens * kBlockTokens; begin < end; begin += kSpan) {
@@ -150,9 +155,9 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
 
 }  // namespace
 
-void prefill_attention(const Chunk& chunk, int window, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
+void prefill_attention(const Chunk& chunk, LayerOptions options, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
                        int threads) {
-  const Task task{chunk, window, q, kv, group, out, gemm.elements()};
+  const Task task{chunk, options, q, kv, group, out, gemm.elements()};
   const int tiles = (task.rows() + kTileRows - 1) / kTileRows;
   std::exception_ptr error;
   // The last tokens see the most context: start with them, so that no thread is left with a long tile at the end.

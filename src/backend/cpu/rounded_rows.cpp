@@ -13,6 +13,8 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/cpu/vector_ops.h"
+
 #define TIDAL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #define TIDAL_INLINE TIDAL_TARGET __attribute__((always_inline)) inline
 
@@ -85,13 +87,26 @@ TIDAL_TARGET float softmax_step(const float* scores, int count, int padded, floa
   return shrink;
 }
 
-TIDAL_TARGET void silu_multiply(const float* gate, const float* up, int count, Bf16* to) {
+template <Activation kActivation>
+TIDAL_TARGET void activate_as(const float* gate, const float* up, int count, Bf16* to) {
   for (int i = 0; i < count; i += 16) {
     const __mmask16 mask = mask_below(count, i);
-    const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
+    __m512 g = _mm512_maskz_loadu_ps(mask, gate + i), u = _mm512_maskz_loadu_ps(mask, up + i);
     const __m512 one = _mm512_set1_ps(1.0f);
-    const __m512 power = exp2_of(_mm512_mul_ps(g, _mm512_set1_ps(-kLog2e)));
-    const __m512 product = _mm512_mul_ps(g, _mm512_maskz_loadu_ps(mask, up + i));
+    __m512 slope = _mm512_set1_ps(-kLog2e);
+    if constexpr (kActivation == Activation::Gelu) {
+      slope = _mm512_fmadd_ps(_mm512_mul_ps(g, g), _mm512_set1_ps(-kLog2e * kGeluCubic),
+                              _mm512_set1_ps(-kLog2e * kGeluLinear));
+    }
+    if constexpr (kActivation == Activation::ClampedSwiGlu) {
+      // min_ps and max_ps take their second operand where one is NaN.
+      const __m512 limit = _mm512_set1_ps(kClampedLimit);
+      g = _mm512_min_ps(limit, g);
+      u = _mm512_add_ps(_mm512_max_ps(_mm512_set1_ps(-kClampedLimit), _mm512_min_ps(limit, u)), one);
+      slope = _mm512_set1_ps(-kLog2e * kClampedSlope);
+    }
+    const __m512 power = exp2_of(_mm512_mul_ps(g, slope));
+    const __m512 product = _mm512_mul_ps(g, u);
     // 1 / x by approximation, within 2^-14.
     const __m512 result = _mm512_mul_ps(product, _mm512_rcp14_ps(_mm512_add_ps(one, power)));
     _mm256_mask_storeu_epi16(to + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(result)));
@@ -111,8 +126,12 @@ float softmax_step_to_bf16(const float* scores, int count, int padded, float sca
   return softmax_step(scores, count, padded, scale, maximum, sum, to);
 }
 
-void silu_multiply_to_bf16(const float* gate, const float* up, int count, Bf16* to) {
-  silu_multiply(gate, up, count, to);
+void activate_to_bf16(Activation activation, const float* gate, const float* up, int count, Bf16* to) {
+  switch (activation) {
+    case Activation::Silu: return activate_as<Activation::Silu>(gate, up, count, to);
+    case Activation::Gelu: return activate_as<Activation::Gelu>(gate, up, count, to);
+    case Activation::ClampedSwiGlu: return activate_as<Activation::ClampedSwiGlu>(gate, up, count, to);
+  }
 }
 
 }  // namespace tidal
@@ -127,8 +146,8 @@ bool has_rounded_rows() { return false; }
 float softmax_step_to_bf16(const float*, int, int, float, float&, float&, Bf16*) {
   fail("rounded rows: this processor has no AVX512-BF16, which softmax needs");
 }
-void silu_multiply_to_bf16(const float*, const float*, int, Bf16*) {
-  fail("rounded rows: this processor has no AVX512-BF16, which silu needs");
+void activate_to_bf16(Activation, const float*, const float*, int, Bf16*) {
+  fail("rounded rows: this processor has no AVX512-BF16, which activations need");
 }
 
 }  // namespace tidal

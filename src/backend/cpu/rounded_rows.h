@@ -1,6 +1,7 @@
 // Rows that prefill rounds to bf16 for its next product, computed and rounded in one pass by AVX512-BF16.
 #pragma once
 
+#include "backend/hyperparameters.h"
 #include "core/bf16.h"
 
 namespace tidal {
@@ -15,7 +16,7 @@ bool has_rounded_rows();
 float softmax_step_to_bf16(const float* scores, int count, int padded, float scale, float& maximum, float& sum,
                            Bf16* to);
 
-/// to[i] = gate[i] / (1 + exp(-gate[i])) * up[i], with a relative error of 2^-13 before it is rounded. NaN stays NaN.
-void silu_multiply_to_bf16(const float* gate, const float* up, int count, Bf16* to);
+/// As activate(), with a relative error of 2^-13 before it is rounded. NaN stays NaN.
+void activate_to_bf16(Activation activation, const float* gate, const float* up, int count, Bf16* to);
 
 }  // namespace tidal

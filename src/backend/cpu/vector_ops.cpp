@@ -68,14 +68,25 @@ void FloatsToBf16(const float* from, int count, Bf16* to) {
   for (; i < count; ++i) to[i] = to_bf16(from[i]);
 }
 
-void SiluMultiply(const float* gate, const float* up, int count, float* out) {
+void Activate(Activation activation, const float* gate, const float* up, int count, float* out) {
   ForEach(count, [&](int at, auto tag) HWY_ATTR {
-    const auto g = hn::LoadU(tag, gate + at);
-    const auto one = hn::Set(tag, 1.0f);
+    const bool clamped = activation == Activation::ClampedSwiGlu;
+    const auto one = hn::Set(tag, 1.0f), limit = hn::Set(tag, kClampedLimit);
+    auto g = hn::LoadU(tag, gate + at), u = hn::LoadU(tag, up + at);
+    // Comparisons keep NaN.
+    if (clamped) {
+      g = hn::IfThenElse(hn::Gt(g, limit), limit, g);
+      u = hn::IfThenElse(hn::Gt(u, limit), limit, hn::IfThenElse(hn::Lt(u, hn::Neg(limit)), hn::Neg(limit), u));
+      u = hn::Add(u, one);
+    }
+    const auto cubic = hn::MulAdd(hn::Mul(g, g), hn::Set(tag, kGeluCubic), hn::Set(tag, kGeluLinear));
+    const auto exponent = activation == Activation::Gelu ? hn::Mul(g, cubic)
+                          : clamped                      ? hn::Mul(g, hn::Set(tag, kClampedSlope))
+                                                         : g;
     // hn::Exp wraps around above 104; at 88 the sigmoid is as good as 0.
-    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Min(hn::Neg(g), hn::Set(tag, 88.0f)))));
+    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Min(hn::Neg(exponent), hn::Set(tag, 88.0f)))));
     // hn::Exp maps NaN to 0; the product with g restores it.
-    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), hn::LoadU(tag, up + at)), tag, out + at);
+    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), u), tag, out + at);
   });
 }
 
@@ -244,7 +255,7 @@ namespace tidal {
 
 HWY_EXPORT(RmsNorm);
 HWY_EXPORT(FloatsToBf16);
-HWY_EXPORT(SiluMultiply);
+HWY_EXPORT(Activate);
 HWY_EXPORT(AddTo);
 HWY_EXPORT(ScaleBy);
 HWY_EXPORT(PoolMax);
@@ -259,8 +270,8 @@ void rms_norm(const float* x, const float* weight, int count, float epsilon, flo
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, count, epsilon, out);
 }
 void floats_to_bf16(const float* from, int count, Bf16* to) { HWY_DYNAMIC_DISPATCH(FloatsToBf16)(from, count, to); }
-void silu_multiply(const float* gate, const float* up, int count, float* out) {
-  HWY_DYNAMIC_DISPATCH(SiluMultiply)(gate, up, count, out);
+void activate(Activation activation, const float* gate, const float* up, int count, float* out) {
+  HWY_DYNAMIC_DISPATCH(Activate)(activation, gate, up, count, out);
 }
 void add_to(const float* from, int count, float* to) { HWY_DYNAMIC_DISPATCH(AddTo)(from, count, to); }
 void scale_by(float factor, int count, float* to) { HWY_DYNAMIC_DISPATCH(ScaleBy)(factor, count, to); }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "backend/hyperparameters.h"
 #include "core/bf16.h"
 
 namespace tidal {
@@ -11,8 +12,11 @@ namespace tidal {
 void rms_norm(const float* x, const float* weight, int count, float epsilon, float* out);
 /// Rounds to nearest even, exactly as to_bf16().
 void floats_to_bf16(const float* from, int count, Bf16* to);
-/// out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
-void silu_multiply(const float* gate, const float* up, int count, float* out);
+/// GELU's 2 sqrt(2 / pi) (x + 0.044715 x^3) is x (kGeluLinear + kGeluCubic x^2).
+inline constexpr float kGeluLinear = 1.59576912f, kGeluCubic = 0.0713548163f;
+
+/// out[i]: what the hidden layer makes of gate[i] and up[i]. `out` may be `gate`.
+void activate(Activation activation, const float* gate, const float* up, int count, float* out);
 /// to[i] += from[i].
 void add_to(const float* from, int count, float* to);
 /// pooled[i] = max(pooled[i], scores[i]); a NaN on one side loses.

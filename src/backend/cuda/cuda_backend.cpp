@@ -68,7 +68,9 @@ class CudaBackend final : public Backend {
     if (hp.delta) return "models with recurrent layers";
     if (hp.experts) return "mixtures of experts";
     if (hp.post_norms) return "models that norm what attention and MLP give";
-    if (hp.temperature_scale != 0) return "models whose attention has a temperature";
+    if (hp.scales_queries()) return "models whose attention has a temperature";
+    if (hp.attention_sinks) return "models with sinks in the softmax of attention";
+    if (hp.activation != Activation::Silu) return "models whose MLP has another activation than SiLU";
     if (!hp.windows.empty()) return "models with layers that see a window of the context only";
     if (hp.unrotated_every > 0) return "models with layers that do not rotate";
     return hp.embedding_scale != 1 || hp.logit_scale != 1 ? "models that scale embeddings or logits" : "";
@@ -84,7 +86,8 @@ class CudaBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+              const Weight& sinks) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void gate(const Layer&, Rows, Rows) override { fail("cuda backend: it does not run {}", unsupported(hp_)); }
@@ -216,7 +219,8 @@ void CudaBackend::qkv(const Layer& layer, const Batch&, Rows x, Rows q, KvLayer 
   list_.ops.emplace_back(QkvOp{list_.add(layer), x.data, q.data, kv});
 }
 
-void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+                         const Weight& /*sinks*/) {
   if (!upload_.has_policies(batch)) {
     flush();
     upload_.set_policies(batch, stream_);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <numeric>
 
 namespace tidal::reference {
@@ -34,7 +35,28 @@ void rms_norm(const float* x, const Weight& weight, int count, float epsilon, fl
   for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * weight.floats()[i]);
 }
 
-Matrix swiglu(const Weight& gate, const Weight& gate_bias, const Weight& up, const Weight& up_bias, Rows x) {
+namespace {
+
+float activate(Activation activation, float gate, float up) {
+  const auto swish = [&](float exponent) { return gate / (1.0f + std::exp(-exponent)) * up; };
+  switch (activation) {
+    case Activation::Silu: return swish(gate);
+    case Activation::Gelu: {
+      const float root = std::sqrt(2 * std::numbers::inv_pi_v<float>);
+      return swish(2 * root * (gate + 0.044715f * gate * gate * gate));
+    }
+    case Activation::ClampedSwiGlu:
+      gate = std::min(gate, kClampedLimit);
+      up = std::clamp(up, -kClampedLimit, kClampedLimit) + 1;
+      return swish(kClampedSlope * gate);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Matrix hidden_layer(Activation activation, const Weight& gate, const Weight& gate_bias, const Weight& up,
+                    const Weight& up_bias, Rows x) {
   const int width = static_cast<int>(gate.rows);
   Matrix hidden(x.rows, width);
   const Matrix factors(x.rows, width);
@@ -42,8 +64,8 @@ Matrix swiglu(const Weight& gate, const Weight& gate_bias, const Weight& up, con
   multiply(up, up_bias, x, factors);
   for (int r = 0; r < x.rows; ++r) {
     for (int i = 0; i < width; ++i) {
-      float& g = hidden->row(r)[i];
-      g = g / (1.0f + std::exp(-g)) * factors->row(r)[i];
+      float& value = hidden->row(r)[i];
+      value = activate(activation, value, factors->row(r)[i]);
     }
   }
   return hidden;

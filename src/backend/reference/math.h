@@ -31,8 +31,9 @@ void dequantise(const Weight& weight, int64_t row, float* to);
 void multiply(const Weight& weight, const Weight& bias, Rows x, Rows y);
 /// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]; `out` may be `x`.
 void rms_norm(const float* x, const Weight& weight, int count, float epsilon, float* out);
-/// silu(gate x + its bias) * (up x + its bias) for every row: [rows, gate.rows]; biases may be absent.
-Matrix swiglu(const Weight& gate, const Weight& gate_bias, const Weight& up, const Weight& up_bias, Rows x);
+/// The hidden layer of gate x + its bias and up x + its bias for every row: [rows, gate.rows]; biases may be absent.
+Matrix hidden_layer(Activation activation, const Weight& gate, const Weight& gate_bias, const Weight& up,
+                    const Weight& up_bias, Rows x);
 
 struct ChosenExpert {
   int expert;

@@ -29,9 +29,9 @@ Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
-/// One query head over `positions`: out [head_dim]. Returns the raw scores q.k.
+/// One query head over `positions`, and its sink, or null: out [head_dim]. Returns the raw scores q.k.
 Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
-                   float* out) {
+                   const float* sink, float* out) {
   const int dim = kv.head_dim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
   Scores scores(positions.size());
@@ -51,6 +51,7 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
     total += weight;
     for (int d = 0; d < dim; ++d) result[d] += weight * to_float(value[d]);
   }
+  if (sink) total += std::exp(*sink - top * scale);
   for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(result[d] / total);
   return scores;
 }
@@ -77,7 +78,8 @@ class ReferenceBackend final : public Backend {
   void begin(const Hyperparameters& hp, const Batch&) override { hp_ = hp; }
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) override;
+  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+              const Weight& sinks) override;
   void project(const Layer& layer, Rows out, Rows x) override {
     add_product(layer.wo, layer.bo, layer.attn_post_norm, out, x);
   }
@@ -93,14 +95,16 @@ class ReferenceBackend final : public Backend {
   /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
   /// All heads of one row over the positions from `first` to its own; returns every head's scores.
-  std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, Rows out) const;
+  std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, const float* sinks,
+                                 Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
   void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
               const Selection& selection) const;
   /// Every head's scores of a sparse chunk's row: full blocks by their sketches, the last one by its keys.
   std::vector<Scores> scan(const Chunk& chunk, Rows q, KvLayer kv) const;
   /// All heads of a sparse chunk's row over their selected positions.
-  void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) const;
+  void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, const float* sinks,
+                       Rows out) const;
 
   Hyperparameters hp_;
 };
@@ -133,7 +137,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       reference::rms_norm(row + i, norm, static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
     }
-    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, hp_.rope);
+    const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
+    for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, rope);
   };
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
@@ -155,14 +160,15 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
 }
 
 std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv,
-                                                 Rows out) const {
+                                                 const float* sinks, Rows out) const {
   const int row = chunk.first_row + index;
   std::vector<int32_t> positions(chunk.position + index + 1 - first);
   std::iota(positions.begin(), positions.end(), first);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * hp_.head_dim;
-    scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h / hp_.group(), positions, out.row(row) + offset));
+    scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h / hp_.group(), positions,
+                                 sinks ? sinks + h : nullptr, out.row(row) + offset));
   }
   return scores;
 }
@@ -182,7 +188,7 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
       sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
     }
     if (!filling.empty()) {
-      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, unused.data());
+      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, nullptr, unused.data());
       own.insert(own.end(), exact.begin(), exact.end());
     }
     scores.push_back(std::move(own));
@@ -204,30 +210,33 @@ void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, const st
 }
 
 void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection,
-                                       Rows out) const {
+                                       const float* sinks, Rows out) const {
   const int units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
   for (int h = 0; h < hp_.heads; ++h) {
     const int unit = h * units / hp_.heads;
     const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
     const int64_t offset = int64_t{h} * hp_.head_dim;
-    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen, out.row(chunk.first_row) + offset);
+    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen, sinks ? sinks + h : nullptr,
+                out.row(chunk.first_row) + offset);
   }
 }
 
-void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out) {
+void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+                              const Weight& sink_scores) {
+  const float* const sinks = sink_scores.floats();
   for (const Chunk& chunk : batch.chunks) {
     switch (chunk.role(layer)) {
       case Role::Dense:
         for (int i = 0; i < chunk.rows; ++i) {
-          attend_row(chunk, i, hp_.first_seen(layer, chunk.position + i), q, kv, out);
+          attend_row(chunk, i, hp_.first_seen(layer, chunk.position + i), q, kv, sinks, out);
         }
         break;
-      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, out), selection); break;
+      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, sinks, out), selection); break;
       case Role::Scan:
         select(chunk, scan_policy(chunk.policy, chunk.context()), scan(chunk, q, kv), selection);
-        attend_selected(chunk, q, kv, selection, out);
+        attend_selected(chunk, q, kv, selection, sinks, out);
         break;
-      case Role::Sparse: attend_selected(chunk, q, kv, selection, out); break;
+      case Role::Sparse: attend_selected(chunk, q, kv, selection, sinks, out); break;
     }
   }
 }
@@ -292,13 +301,13 @@ void ReferenceBackend::delta(const Layer& layer, const Batch& batch, int index, 
 void ReferenceBackend::mlp(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
   add_product(layer.down, layer.b_down, layer.ffn_post_norm,
-              reference::swiglu(layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
+              reference::hidden_layer(hp_.activation, layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
 }
 
 void ReferenceBackend::experts(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm);
   if (layer.shared_down) {
-    const Matrix hidden = reference::swiglu(layer.shared_gate, {}, layer.shared_up, {}, normed);
+    const Matrix hidden = reference::hidden_layer(hp_.activation, layer.shared_gate, {}, layer.shared_up, {}, normed);
     const Matrix shared(x.rows, x.width), logits(x.rows, 1);
     reference::multiply(layer.shared_down, {}, hidden, shared);
     if (layer.shared_switch) reference::multiply(layer.shared_switch, {}, normed, logits);
@@ -308,14 +317,16 @@ void ReferenceBackend::experts(const Layer& layer, Rows x) {
     }
   }
   const Matrix logits(x.rows, hp_.experts.count), output(1, x.width);
-  reference::multiply(layer.router, {}, normed, logits);
+  reference::multiply(layer.router, layer.router_bias, normed, logits);
   for (int r = 0; r < x.rows; ++r) {
     const Rows own{normed->row(r), 1, x.width};
     for (const auto& [expert, weight] : reference::choose_experts(logits->row(r), hp_.experts)) {
       const Weight gate = expert_matrix(layer.expert_gate, layer.gate_scales, expert, hp_.experts.ffn);
       const Weight up = expert_matrix(layer.expert_up, layer.up_scales, expert, hp_.experts.ffn);
       const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
-      reference::multiply(down, {}, reference::swiglu(gate, {}, up, {}, own), output);
+      const Matrix hidden = reference::hidden_layer(hp_.activation, gate, expert_bias(layer.gate_biases, expert), up,
+                                                    expert_bias(layer.up_biases, expert), own);
+      reference::multiply(down, expert_bias(layer.down_biases, expert), hidden, output);
       for (int i = 0; i < x.width; ++i) x.row(r)[i] += weight * output->row(0)[i];
     }
   }

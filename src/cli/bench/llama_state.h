@@ -9,19 +9,19 @@
 
 namespace tidal {
 
-/// The saved K and V rows of one sequence: for every layer first all rows of K, then all rows of V.
+/// The saved K and V rows of one sequence: for every layer first all rows of K, then all rows of V. Models with windows
+/// have two caches, the second one of the layers with a window, which holds the last positions only.
 class LlamaState {
  public:
   /// Saves sequence `seq` of a context that keeps V row by row (flash attention on). Throws Error when libllama writes
   /// anything else than this class knows.
   LlamaState(llama_context* context, llama_seq_id seq);
 
-  int cells() const { return cells_; }
   /// Converts the rows to another type of element (f16, bf16, f32).
   void convert(ggml_type type);
   /// Makes sequence `seq` hold positions [0, cells), the saved rows over and over: every position has cells of its own,
-  /// so that attention reads as much memory as after a real prefill. `streams`: sequences of `context` when they do not
-  /// share a cache, else 1. Throws Error when libllama refuses.
+  /// so that attention reads as much memory as after a real prefill; of a window's layers the positions that it needs.
+  /// `streams`: sequences of `context` when they do not share a cache, else 1. Throws Error when libllama refuses.
   void restore(llama_context* context, llama_seq_id seq, int cells, int streams) const;
 
  private:
@@ -31,12 +31,20 @@ class LlamaState {
     size_t offset = 0;  // of the first row in bytes_
   };
 
-  void write_cells(std::vector<std::byte>& out, int cells) const;
+  struct Cache {
+    uint32_t layers = 0;
+    std::vector<llama_pos> positions;  // of the saved cells
+    std::vector<Part> parts;           // K of every layer, then V of every layer
+  };
+  class Reader;
 
-  int cells_ = 0;
-  uint32_t layers_ = 0;
+  static Cache read_cache(Reader& in);
+  /// The saved rows over and over for these positions.
+  void write_cells(std::vector<std::byte>& out, const Cache& cache, const std::vector<llama_pos>& positions) const;
+
   uint32_t magic_ = 0;
-  std::vector<Part> parts_;  // K of every layer, then V of every layer
+  int window_ = 0;  // positions that layers with a window see; 0: there are none
+  std::vector<Cache> caches_;
   std::vector<std::byte> bytes_;
 };
 

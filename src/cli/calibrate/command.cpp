@@ -1,4 +1,4 @@
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -73,6 +73,7 @@ class Calibrate {
   Model model_;
   const std::string text_path_, plan_path_;
   const CandidatePolicies policies_;
+  const int layers_;  // that read the whole context: candidates count among these
   CalibrationTexts texts_;
   WholeFile plan_file_, frontier_file_, sweep_file_, reuse_file_;
   std::unique_ptr<CalibrationRows> rows_;
@@ -93,16 +94,17 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
       text_path_(flags.text.empty() ? default_text(flags.model) : flags.text),
       plan_path_(flags.output.empty() ? calibrated_plan_file(flags.model) : flags.output),
       policies_(candidate_policies(flags, model_.hp)),
+      layers_(static_cast<int>(model_.hp.layers_that_read_all().size())),
       plan_file_(plan_path_),
       frontier_file_(beside(plan_path_, ".frontier.svg")),
       sweep_file_(beside(plan_path_, ".sweep.svg")),
       reuse_file_(beside(plan_path_, ".reuse.svg")),
       table_([this](std::span<const Candidate> plans, int text) { return measure(plans, text); }) {
   const Hyperparameters& hp = model_.hp;
-  const int most = hp.layers - 2;
+  const int most = layers_ - 2;
   if (flags.wanted.selects && *flags.wanted.selects > most) {
-    fail("--selects: {} given, at most {} fit behind the first one in a model of {} layers", *flags.wanted.selects,
-         most, hp.layers);
+    fail("--selects: {} given, at most {} fit behind the first one in a model of {} layers{}", *flags.wanted.selects,
+         most, layers_, layers_ < hp.layers ? " that read the whole context" : "");
   }
   status_.show("reading the text");
   const std::string text = read_text_file(text_path_);
@@ -128,7 +130,7 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
 
 SearchOptions Calibrate::search_options() const {
   SearchOptions options;
-  options.layers = model_.hp.layers;
+  options.layers = layers_;
   std::erase_if(options.first_select, [&](int l) { return l > options.layers - 2; });
   options.selects = std::min(flags_.wanted.selects.value_or(options.selects), options.layers - 2);
   options.rungs = {texts_.choice};
@@ -143,8 +145,8 @@ SearchOptions Calibrate::search_options() const {
 
 SketchSearchOptions Calibrate::sketch_search_options() const {
   SketchSearchOptions options;
-  options.layers = model_.hp.layers;
-  std::erase_if(options.dense, [&](int dense) { return dense > options.layers - 2; });
+  options.layers = layers_;
+  std::erase_if(options.dense, [&](int dense) { return dense > std::max(0, options.layers - 2); });
   if (flags_.plan.dense_layers) options.dense = {*flags_.plan.dense_layers};
   if (flags_.plan.sketch) options.bits = {options.first_bits = *flags_.plan.sketch};
   options.texts = texts_.choice;
@@ -211,7 +213,7 @@ bool Calibrate::out_of_reach(const RankedPlan& best) const {
   // Three more Select layers brought the KL of the models measured (docs/accuracy.md) down to a third, none to this.
   constexpr double kShare = 0.25;
   const auto bytes = [&](const Candidate& plan) {
-    return losses_->engine().decode_bytes(texts_.prefix, plan_with(plan, model_.hp.layers, policies_));
+    return losses_->engine().decode_bytes(texts_.prefix, plan_with(plan, model_.hp, policies_));
   };
   return std::any_of(sketches_.plans.begin(), sketches_.plans.end(), [&](const RankedPlan& sketch) {
     return sketch.loss.mean() < kShare * best.loss.mean() && bytes(sketch.plan) <= bytes(best.plan);
@@ -230,7 +232,7 @@ void Calibrate::summarise() {
   all.insert(all.end(), sketches_.plans.begin(), sketches_.plans.end());
   for (const RankedPlan& ranked : all) {
     CalibratedPlan& entry = report_.plans.emplace_back();
-    entry.found = {ranked.plan, ranked.loss.mean(), bytes(plan_with(ranked.plan, hp.layers, policies_))};
+    entry.found = {ranked.plan, ranked.loss.mean(), bytes(plan_with(ranked.plan, hp, policies_))};
     entry.all = ranked.loss;
     entry.text = loss_of_kind(ranked.plan, false);
     entry.retrieval = loss_of_kind(ranked.plan, true);
@@ -248,8 +250,7 @@ void Calibrate::expect_seconds(PlanKind kind) {
   for (CalibratedPlan& plan : report_.plans) {
     if (plan.found.plan.kind != kind) continue;
     if (!time) {
-      const double seconds =
-          timed(format_candidate(plan.found.plan), plan_with(plan.found.plan, model_.hp.layers, policies_));
+      const double seconds = timed(format_candidate(plan.found.plan), plan_with(plan.found.plan, model_.hp, policies_));
       time.emplace(report_.full_bytes, report_.full_seconds, plan.found.bytes, seconds);
     }
     plan.seconds = time->seconds(plan.found.bytes);
@@ -260,7 +261,7 @@ void Calibrate::summarise_sweeps() {
   if (flags_.wants(PlanKind::Tidal)) {
     const int seen = search_options().rungs.front();
     for (const int first : search_options().first_select) {
-      for (int l = first + 1; l < model_.hp.layers; ++l) {
+      for (int l = first + 1; l < layers_; ++l) {
         const Candidate plan = Candidate::tidal({first, l});
         report_.sweep.push_back({plan, table_.over(plan, 0, seen)});
       }
@@ -307,7 +308,7 @@ void Calibrate::finish() {
   }
   if (none) throw Error(*none);
   const CalibratedPlan& chosen = report_.plans[report_.chosen];
-  plan_file_.write(to_json(plan_with(chosen.found.plan, model_.hp.layers, policies_), model_.hp, about(chosen)));
+  plan_file_.write(to_json(plan_with(chosen.found.plan, model_.hp, policies_), model_.hp, about(chosen)));
   note(fmt::format("{}: {}; {}", plan_path_, format_candidate(chosen.found.plan), about(chosen)));
 }
 
@@ -315,6 +316,10 @@ void Calibrate::run() {
   note(fmt::format("{}: {} places of {} x {} steps behind {} tokens, {} retrieval prompts, {} places held out",
                    text_path_, flags_.shape.places, flags_.shape.stretches, flags_.shape.steps, texts_.prefix,
                    flags_.shape.prompts, flags_.shape.held_out));
+  if (layers_ < model_.hp.layers) {
+    note(fmt::format("layers are counted among those that read the whole context: {}",
+                     fmt::join(model_.hp.layers_that_read_all(), ", ")));
+  }
   done_ = earlier_;
   total_ = expected_work();
   timer_.restart();

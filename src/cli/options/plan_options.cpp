@@ -174,7 +174,8 @@ ChosenPlan tidal_plan(const PlanOptions& options, const Budget& budget, const Hy
 }
 
 ChosenPlan sketch_plan(const PlanOptions& options, const Budget& budget, const Hyperparameters& hp) {
-  const int dense = options.dense_layers.value_or(0), layers = static_cast<int>(hp.layers_that_read_all().size());
+  const int dense = options.dense_layers.value_or(default_dense(hp)),
+            layers = static_cast<int>(hp.layers_that_read_all().size());
   if (layers > 0 && (dense < 0 || dense >= layers)) {
     fail("--dense-layers: {} given, expected 0 to {} so that one of {} layers is left to scan", dense, layers - 1,
          layers);
@@ -183,7 +184,7 @@ ChosenPlan sketch_plan(const PlanOptions& options, const Budget& budget, const H
   if (options.dense_layers) return {plan, "given"};
   const std::vector<int> reuse = default_reuse(hp);
   for (const int layer : reuse) plan.roles[layer] = Role::Sparse;
-  return {plan, reuse.empty() ? "default" : "measured for this model"};
+  return {plan, reuse.empty() && dense == 0 ? "default" : "measured for this model"};
 }
 
 }  // namespace
@@ -211,8 +212,8 @@ void add_plan_options(CLI::App& app, PlanOptions& options) {
       "TIDAL_RESELECT", "LAYER");
   add("--sketch", options.sketch, "Bits of a key's element in the sketch that sketch attention selects by (default: 2)",
       "TIDAL_SKETCH", "1|2|4");
-  add("--dense-layers", options.dense_layers, "First layers that sketch attention leaves Dense (default: 0)",
-      "TIDAL_DENSE_LAYERS", "N");
+  add("--dense-layers", options.dense_layers,
+      "First layers that sketch attention leaves Dense (default: measured, else 0)", "TIDAL_DENSE_LAYERS", "N");
   add("--correct", options.correct,
       "Compute the K/V of sparsely decoded tokens again, densely, after every T of them (default: never)",
       "TIDAL_CORRECT", "T");
