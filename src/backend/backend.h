@@ -97,8 +97,19 @@ class Backend {
   /// What is selected does not depend on it.
   virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
                       const Weight& sinks = {}) = 0;
+  /// out *= sigmoid(Wg norm(x)), where attention is gated.
+  virtual void gate(const Layer& layer, Rows x, Rows out) = 0;
   /// x += out * Wo (+ bias), after its own norm where the layer has one.
   virtual void project(const Layer& layer, Rows out, Rows x) = 0;
+  /// A recurrent layer (DeltaNet), all of it but the MLP; `index`: which one of Chunk::state. Of every row n = norm(x):
+  ///   [q, k, v] = silu(convolution of the last `taps` rows of Wm n), channel by channel
+  ///   q, k      = q, k / sqrt(|q|^2, |k|^2 + epsilon), head by head
+  ///   a, b      = exp(decay * softplus(Wa n + bias)), sigmoid(Wb n), a number a value head
+  ///   S         = a S + k (b (v - (a S)^T k))^T
+  ///   o         = S^T q / sqrt(head_dim)
+  ///   x        += Wo (norm(o) * silu(Wg n)), that norm head by head
+  /// Rows of a chunk one after the other, each from the state that the last one has left.
+  virtual void delta(const Layer& layer, const Batch& batch, int index, Rows x) = 0;
   /// x += down(hidden(gate(norm x), up(norm x))), likewise; hidden() as Activation says, silu(gate) * up for most.
   virtual void mlp(const Layer& layer, Rows x) = 0;
   /// x += the sum over the chosen experts e of weight[e] * down_e(hidden(gate_e(norm x), up_e(norm x))), as Experts

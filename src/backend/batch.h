@@ -35,6 +35,9 @@ struct Chunk {
   /// Positions of the sequence in the cache after the pass; more than context() when the chunk computes the K/V of
   /// earlier positions again.
   int cached = 0;
+  /// The sequence's state behind position - 1, and behind the chunk after the pass: of each recurrent layer, one behind
+  /// the other, DeltaNet::state_elements(). What it holds before position 0 is of no account: that counts as zeros.
+  float* state = nullptr;
 
   int context() const { return position + rows; }  ///< positions that its last row attends to
   bool sparse() const { return !roles.empty(); }

@@ -34,6 +34,28 @@ struct Experts {
   bool operator==(const Experts&) const = default;
 };
 
+/// Gated DeltaNet (arXiv 2412.06464): what a recurrent layer has in place of attention. Every value head keeps a matrix
+/// S [head_dim of its key, head_dim of its value] in float32, whatever the length of the context.
+struct DeltaNet {
+  int taps = 0;      ///< rows that the causal convolution looks at, the last one its own; >= 2
+  int head_dim = 0;  ///< elements of a query, key and value head; 0: the model has no recurrent layers
+  int key_heads = 0;
+  int value_heads = 0;      ///< a multiple of `key_heads`
+  bool neighbours = false;  ///< the value heads of one key head follow each other, else they are `key_heads` apart
+
+  explicit operator bool() const { return head_dim > 0; }
+  int key_head(int value_head) const {
+    return neighbours ? value_head / (value_heads / key_heads) : value_head % key_heads;
+  }
+  int key_width() const { return key_heads * head_dim; }
+  int value_width() const { return value_heads * head_dim; }
+  int mixed_width() const { return 2 * key_width() + value_width(); }  ///< queries, keys and values
+  /// Elements of a layer's state: what the convolution saw last [taps - 1, mixed_width], then S of every value head.
+  int64_t tail_elements() const { return int64_t{taps - 1} * mixed_width(); }
+  int64_t state_elements() const { return tail_elements() + int64_t{value_width()} * head_dim; }
+  bool operator==(const DeltaNet&) const = default;
+};
+
 /// What an MLP's hidden layer makes of a row's gate and up.
 enum class Activation {
   Silu,           ///< gate / (1 + exp(-gate)) * up
@@ -67,6 +89,14 @@ struct Hyperparameters {
   float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
   Activation activation = Activation::Silu;
   Experts experts;
+  DeltaNet delta;
+  std::vector<bool> recurrent;   ///< [layers] of recurs(); empty: no layer is
+  bool gated_attention = false;  ///< attention's output times the sigmoid of gates (Layer::attn_gate)
+
+  bool recurs(int layer) const { return !recurrent.empty() && recurrent[static_cast<size_t>(layer)]; }
+  int recurrent_layers() const { return static_cast<int>(std::count(recurrent.begin(), recurrent.end(), true)); }
+  /// Bytes of what a sequence keeps for its recurrent layers; 0 where the model has none.
+  int64_t state_bytes() const { return int64_t{4} * delta.state_elements() * recurrent_layers(); }
   std::vector<int> windows;      ///< [layers] of window(); empty: no layer has one
   Rope window_rope;              ///< of layers with a window; no `dims`: `rope`, as all others
   bool attention_sinks = false;  ///< layers have Layer::sinks
@@ -78,7 +108,7 @@ struct Hyperparameters {
     return window(layer) > 0 ? std::max(0, position - window(layer) + 1) : 0;
   }
   /// Whether a layer reads the whole context, so that a plan has something to decide about it.
-  bool reads_all(int layer) const { return window(layer) == 0; }
+  bool reads_all(int layer) const { return window(layer) == 0 && !recurs(layer); }
   /// The layers that do, ascending.
   std::vector<int> layers_that_read_all() const {
     std::vector<int> all;
@@ -101,12 +131,12 @@ struct Hyperparameters {
   int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
   int q_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
-  /// Bytes of K and V that one token adds to the cache, all layers, bf16.
-  int64_t kv_bytes_per_token() const { return kv_row_bytes() * layers; }
+  /// Bytes of K and V that one token adds to the cache, all layers but recurrent ones, bf16.
+  int64_t kv_bytes_per_token() const { return kv_row_bytes() * (layers - recurrent_layers()); }
   /// Bytes of K and V that full attention reads of a context, all layers.
   int64_t kv_bytes_read(int context) const {
     int64_t positions = 0;
-    for (int l = 0; l < layers; ++l) positions += context - first_seen(l, context - 1);
+    for (int l = 0; l < layers; ++l) positions += recurs(l) ? 0 : context - first_seen(l, context - 1);
     return kv_row_bytes() * positions;
   }
   int64_t kv_row_bytes() const { return int64_t{2} * 2 * kv_width(); }  ///< of one position in one layer

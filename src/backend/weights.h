@@ -26,6 +26,21 @@ struct Weight {
   bool operator==(const Weight&) const = default;
 };
 
+/// The weights of a recurrent layer (DeltaNet).
+struct DeltaWeights {
+  Weight mixed;        // [mixed_width, width]: queries, keys, values
+  Weight gate;         // [value_width, width], of the output
+  Weight beta, alpha;  // [value_heads, width] twice: how much is written, how much decays
+  Weight taps;         // [mixed_width, taps], float32: of the convolution, the last one of the row itself
+  Weight alpha_bias;   // [value_heads]
+  Weight decay;        // [value_heads]: that many times softplus(alpha) is the logarithm of what is kept, so below 0
+  Weight norm;         // [head_dim]
+  Weight out;          // [width, value_width]
+
+  explicit operator bool() const { return static_cast<bool>(out); }
+  bool operator==(const DeltaWeights&) const = default;
+};
+
 /// One transformer layer. Biases and the q/k norms are present in some families only.
 struct Layer {
   Weight attn_norm;             // [width]; optional (olmo2)
@@ -33,6 +48,7 @@ struct Layer {
   Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
   Weight q_norm, k_norm;        // [head_dim] (qwen3), or [q_width] and [kv_width] (olmoe); optional
   Weight sinks;                 // [heads]: a further score of each softmax, of no value; optional (gpt-oss)
+  Weight attn_gate;             // [q_width, width], of what attention gives; optional
   Weight wo, bo;                // [width, q_width], [width] optional
   Weight attn_post_norm;        // [width], of what attention gives; optional
   Weight ffn_norm;              // [width]; optional (olmo2)
@@ -48,6 +64,8 @@ struct Layer {
   Weight gate_biases, up_biases, down_biases;  // [experts, expert ffn] twice, [experts, width]
   Weight shared_gate, shared_up, shared_down;  // [shared ffn, width] twice, [width, shared ffn]; optional
   Weight shared_switch;  // [1, width]: the shared expert counts as sigmoid of this product; optional: whole
+
+  DeltaWeights delta;  // in place of q, k, v and o where the layer is recurrent
 
   bool rotates = true;       // q and k
   bool window_rope = false;  // they rotate by Hyperparameters::window_rope

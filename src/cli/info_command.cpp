@@ -115,6 +115,18 @@ std::string experts_text(const Experts& experts) {
   return text;
 }
 
+/// null without recurrent layers.
+Json recurrent_json(const Hyperparameters& hp) {
+  if (hp.recurrent_layers() == 0) return {};
+  std::vector<int> layers;
+  for (int l = 0; l < hp.layers; ++l) {
+    if (hp.recurs(l)) layers.push_back(l);
+  }
+  const DeltaNet& net = hp.delta;
+  return {{"layers", layers},          {"key_heads", net.key_heads}, {"value_heads", net.value_heads},
+          {"head_size", net.head_dim}, {"taps", net.taps},           {"state_bytes", hp.state_bytes()}};
+}
+
 std::string as_json(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
   Json reads = Json::array();
@@ -136,6 +148,7 @@ std::string as_json(const Info& info) {
       {"kv_heads", hp.kv_heads},
       {"head_size", hp.head_dim},
       {"windows", hp.windows.empty() ? Json() : Json(hp.windows)},
+      {"recurrent", recurrent_json(hp)},
       {"ffn", hp.ffn},
       {"experts", experts_json(hp.experts)},
       {"vocab", hp.vocab},
@@ -194,11 +207,17 @@ std::string as_text(const Info& info) {
   line("name", hp.name.empty() ? "(none)" : hp.name);
   line("quantisation",
        fmt::format("{} (tensors: {})", info.model.quantisation.empty() ? "not named" : info.model.quantisation, types));
-  const std::string windows = windows_text(hp);
-  line("layers", windows.empty() ? std::to_string(hp.layers)
-                                 : fmt::format("{}; {} read the whole context", windows, whole_layers(hp)));
+  const std::string others = other_layers_text(hp);
+  line("layers", others.empty() ? std::to_string(hp.layers)
+                                : fmt::format("{}; {} read the whole context", others, whole_layers(hp)));
   line("width", std::to_string(hp.width));
   line("heads", fmt::format("{} of size {}, {} KV heads", hp.heads, hp.head_dim, hp.kv_heads));
+  if (hp.recurrent_layers() > 0) {
+    line("recurrent layers",
+         fmt::format("{} key and {} value heads of size {}, convolution over {} rows; a state of {} a sequence",
+                     hp.delta.key_heads, hp.delta.value_heads, hp.delta.head_dim, hp.delta.taps,
+                     in_megabytes(hp.state_bytes())));
+  }
   if (hp.experts) {
     line("experts", experts_text(hp.experts));
   } else {

@@ -16,6 +16,8 @@ int pool_blocks(const EngineOptions& options) {
   return blocks_for(tokens) + options.sequences - 1;
 }
 
+int pool_states(const EngineOptions& options) { return options.sequences * (1 + options.states); }
+
 int chunk_of(const Backend& backend, const EngineOptions& options) {
   return std::min(options.chunk.value_or(backend.prefill_rows()), options.context);
 }
@@ -32,10 +34,10 @@ void check_memory(const Backend& backend, const EngineMemory& memory, const Engi
   const int64_t free = backend.free_bytes();
   if (memory.total() <= free) return;
   fail(
-      "out of memory: a context of {} needs {:.2f} GiB (KV cache {:.2f}, sketches {:.2f}, workspace {:.2f}), {:.2f} "
-      "GiB are free",
-      options.context, gibi(memory.total()), gibi(memory.cache), gibi(memory.sketches), gibi(memory.workspace),
-      gibi(free));
+      "out of memory: a context of {} needs {:.2f} GiB (KV cache {:.2f}, states {:.2f}, sketches {:.2f}, workspace "
+      "{:.2f}), {:.2f} GiB are free",
+      options.context, gibi(memory.total()), gibi(memory.cache), gibi(memory.states), gibi(memory.sketches),
+      gibi(memory.workspace), gibi(free));
 }
 
 /// Tokens of the request's chunk.
@@ -54,6 +56,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   const int64_t blocks = pool_blocks(options), rows = max_rows(backend, options);
   EngineMemory memory;
   memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
+  memory.states = hp.state_bytes() * pool_states(options);
   if (plan.scans()) {
     memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
                       static_cast<int64_t>(hp.layers_that_read_all().size()) * blocks;
@@ -79,7 +82,7 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   plan.check(model.hp);
   options_.chunk = chunk_of(backend, options);
   check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
-  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options));
+  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options), pool_states(options));
   const int rows = max_rows(backend, options_);
   forward_ = std::make_unique<Forward>(backend, model, rows, options.context);
   reserve_selection(plan);
@@ -180,6 +183,7 @@ void Engine::add_chunk(const Request& request) {
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
   chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
   chunk.cached = std::max(chunk.context(), sequence.length());
+  if (pool_->states()) chunk.state = request.sequence->states().begin();
   if (const Plan& plan = plan_of(request); request.decode && plan.sparse_at(chunk.context())) {
     chunk.policy = plan.policy.at(chunk.context());
     chunk.roles = plan.roles;
@@ -199,7 +203,9 @@ void Engine::run(std::span<const Request> requests, int count) {
     for (const Request& request : requests) {
       Sequence& sequence = *request.sequence;
       const int first = request.correct > 0 ? sequence.clean() : sequence.length();
+      restore(sequence, first);
       sequence.reserve(first, static_cast<int>(request.tokens.size()));
+      reserve_state(request);
     }
   } catch (...) {
     // What some sequences have reserved must not starve the others.
@@ -235,6 +241,7 @@ void Engine::run(std::span<const Request> requests, int count) {
     Sequence& sequence = *order_[c]->sequence;
     if (order_[c]->correct > 0) sequence.mark_clean(sequence.clean() + order_[c]->correct);
     sequence.append(order_[c]->tokens, !chunks_[c].sparse());
+    end_state(sequence, chunks_[c]);
   }
 }
 
@@ -312,7 +319,8 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   int64_t rows = 0, sketches = 0;
   int selected = 0;  // by the last layer that chose
   for (int l = 0; l < hp.layers; ++l) {
-    const Role role = plan.roles[l];
+    if (hp.recurs(l)) continue;
+    const Role role = plan.roles[static_cast<size_t>(l)];
     const bool sparse = sparse_step && reads_selected(role);
     if (role == Role::Select) selected = policy.budget;
     if (role == Role::Scan) selected = scan_policy(policy, context).budget;
@@ -321,7 +329,7 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     rows += int64_t{sparse ? selected : context - hp.first_seen(l, context - 1)} * readers;
     if (sparse && role == Role::Scan) sketches += sketch;
   }
-  return model_.decode_weight_bytes() + rows * row + sketches;
+  return model_.decode_weight_bytes() + rows * row + sketches + hp.state_bytes();
 }
 
 void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
@@ -336,7 +344,8 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
       sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
   // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
   // another place, which the backend's own memory does as fast as it copies.
-  const size_t wanted = block * blocks.size() * pool_->layers().size();
+  const auto cached = static_cast<size_t>(model_.hp.layers - model_.hp.recurrent_layers());
+  const size_t wanted = block * blocks.size() * cached;
   const size_t most = std::max(block, kNoise);
   std::vector<Bf16> noise(std::min(wanted, most));
   uint64_t state = seed * 2 + 1;
@@ -351,6 +360,7 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   backend_.write(memory.as<std::byte>(), reinterpret_cast<const std::byte*>(noise.data()), memory.bytes());
   size_t next = 0;
   for (const KvLayer& layer : pool_->layers()) {
+    if (!layer.data) continue;
     for (const BlockId to : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
       backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
@@ -361,6 +371,10 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   }
   const std::vector<Token> tokens(count, 0);
   sequence.append(tokens, true);
+  if (pool_->states()) {  // one of any content
+    sequence.states().reserve();
+    sequence.states().advance(sequence.length());
+  }
 }
 
 }  // namespace tidal

@@ -6,12 +6,15 @@
 
 namespace tidal {
 
-KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks) : backend_(backend), references_(blocks, 0) {
+KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states)
+    : backend_(backend), references_(blocks, 0), states_(backend, hp, states) {
   const int64_t layer_elements = int64_t{2} * kBlockTokens * hp.kv_width() * blocks;
-  memory_ = backend.allocate(sizeof(Bf16) * static_cast<size_t>(layer_elements) * hp.layers, "KV cache");
+  memory_ = backend.allocate(static_cast<size_t>(hp.kv_bytes_per_token()) * kBlockTokens * static_cast<size_t>(blocks),
+                             "KV cache");
+  auto* own = memory_.as<Bf16>();
   for (int l = 0; l < hp.layers; ++l) {
-    layers_.push_back(
-        {.data = memory_.as<Bf16>() + l * layer_elements, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim});
+    layers_.push_back({.data = hp.recurs(l) ? nullptr : own, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim});
+    if (!hp.recurs(l)) own += layer_elements;
   }
   sketched_ = hp.layers_that_read_all();
   // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
@@ -128,6 +131,7 @@ void KvPool::release(BlockId block) {
 
 void KvPool::copy(BlockId to, BlockId from) {
   for (const KvLayer& layer : layers_) {
+    if (!layer.data) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes());
     for (const int bits : kSketchBits) {

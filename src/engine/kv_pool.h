@@ -7,15 +7,16 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/state_pool.h"
 
 namespace tidal {
 
 /// Memory [layer][block][kv_head][64 tokens][K | V], bf16, and beside it sketches of the keys where a plan scans. One
-/// block id stands for the same 64 positions in every layer.
+/// block id stands for the same 64 positions in every layer. Recurrent layers have no part in it: they have states.
 class KvPool {
  public:
   /// Throws Error with the size asked for when the memory cannot be had.
-  KvPool(Backend& backend, const Hyperparameters& hp, int blocks);
+  KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0);
 
   int blocks() const { return static_cast<int>(references_.size()); }
   int free_blocks() const { return static_cast<int>(free_.size()); }
@@ -35,6 +36,9 @@ class KvPool {
   /// Copies the content of all layers.
   void copy(BlockId to, BlockId from);
 
+  StatePool& states() { return states_; }
+  const StatePool& states() const { return states_; }
+
   // Content of blocks, by layers, in host memory.
 
   /// The widths of the sketches that are kept: the sum of their bits.
@@ -52,6 +56,7 @@ class KvPool {
   /// From sketches of `widths`; those of the first `full` blocks that are kept and missing there are made.
   void write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths, size_t full);
 
+  /// Of all layers; without data those that are recurrent.
   std::span<const KvLayer> layers() const { return layers_; }
   Backend& backend() const { return backend_; }
 
@@ -69,6 +74,7 @@ class KvPool {
   std::vector<int> sketched_;  // layers that a plan may have scan
   std::vector<int32_t> references_;
   std::vector<BlockId> free_;
+  StatePool states_;
 };
 
 }  // namespace tidal

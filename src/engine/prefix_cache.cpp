@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <utility>
 #include <vector>
 
 namespace tidal {
@@ -22,6 +23,7 @@ struct PrefixCache::Node {
   int count = 0;       // tokens; only a leaf has fewer than kBlockTokens
   int clean = 0;       // leading positions of the block that are clean
   bool saved = false;  // or not worth it
+  StateId state = -1;  // behind the block
   std::array<Token, kBlockTokens> content = {};
   // By their own content: in this order the longest common prefixes are with the neighbours of a text.
   std::map<std::span<const Token>, std::unique_ptr<Node>, Lexicographic> children;
@@ -46,9 +48,14 @@ struct PrefixCache::Match {
 };
 
 PrefixCache::PrefixCache(KvPool& pool, SessionStore* store)
-    : pool_(pool), store_(store), root_(std::make_unique<Node>()) {}
+    : pool_(pool), store_(store), root_(std::make_unique<Node>()) {
+  if (pool_.states()) pool_.states().on_shortage(this, [this] { return give_state(); });
+}
 
-PrefixCache::~PrefixCache() { clear(); }
+PrefixCache::~PrefixCache() {
+  clear();
+  if (pool_.states()) pool_.states().on_shortage(this, {});
+}
 
 PrefixCache::Match PrefixCache::best_match(const Node& node, std::span<const Token> tokens, bool clean) {
   Match best;
@@ -93,6 +100,7 @@ void PrefixCache::restore(std::span<const Token> tokens, bool clean) {
 Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, int capacity) {
   std::vector<BlockId> blocks;
   Node* node = root_.get();
+  std::vector<SequenceStates::Saved> states;
   int length = 0, clean_length = 0;
   while (static_cast<size_t>(length) < tokens.size()) {
     const auto rest = tokens.subspan(length);
@@ -104,9 +112,18 @@ Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, 
     length += match.count;
     blocks.push_back(node->block);
     if (match.count < kBlockTokens) break;
+    if (node->state >= 0) states.push_back({length, node->state});
   }
   touch(node);
-  return {pool_, capacity, tokens.first(length), blocks, clean_length};
+  if (pool_.states()) {
+    length = states.empty() ? 0 : states.back().position;
+    blocks.resize(static_cast<size_t>(blocks_for(length)));
+    clean_length = std::min(clean_length, length);
+  }
+  Sequence found(pool_, capacity, tokens.first(length), blocks, clean_length);
+  for (const auto& [position, state] : states) found.states().save(position, state);
+  if (pool_.states() && length > 0) found.states().record(0, length, 0);
+  return found;
 }
 
 void PrefixCache::keep(const Sequence& sequence, int length) {
@@ -117,6 +134,10 @@ void PrefixCache::keep(const Sequence& sequence, int length) {
     insert(node, tokens, sequence.blocks()[first / kBlockTokens], std::clamp(sequence.clean() - first, 0, count));
     if (count < kBlockTokens) break;
     node = node->children.find(tokens)->second.get();
+    if (const StateId state = sequence.states().saved_at(first + count); state >= 0 && node->state < 0) {
+      pool_.states().add_reference(state);
+      node->state = state;
+    }
   }
   touch(node);
 }
@@ -170,6 +191,7 @@ void PrefixCache::touch(Node* node) {
 void PrefixCache::remove(Node* leaf) {
   leaf->leave_ring();
   pool_.release(leaf->block);
+  if (leaf->state >= 0) pool_.states().release(leaf->state);
   --blocks_;
   leaf->parent->children.erase(leaf->parent->children.find(leaf->tokens()));
 }
@@ -185,6 +207,15 @@ void PrefixCache::remove_below(Node* node) {
     remove(next);
     next = parent;
   }
+}
+
+bool PrefixCache::give_state() {
+  for (Node* node = root_->newer; node != root_.get(); node = node->newer) {
+    if (node->state < 0 || pool_.states().references(node->state) > 1) continue;
+    pool_.states().release(std::exchange(node->state, -1));
+    return true;
+  }
+  return false;
 }
 
 bool PrefixCache::make_room(int blocks) {

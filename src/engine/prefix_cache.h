@@ -11,7 +11,8 @@
 namespace tidal {
 
 /// A radix tree over blocks of tokens. It shares its blocks with the sequences that they came from; the least recently
-/// used leaves go first, to disk where there is a store. Not thread-safe.
+/// used leaves go first, to disk where there is a store. Of hybrid models it keeps the states that were saved at ends
+/// of blocks, too, and finds nothing but what ends at one of them. Not thread-safe.
 class PrefixCache {
  public:
   /// The pool must outlive it, and the store, which may be null.
@@ -51,6 +52,8 @@ class PrefixCache {
   void insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean);
   void remove(Node* leaf);
   void remove_below(Node* node);
+  /// Lets go of the state not used for longest of those that nobody else holds; false when there is none.
+  bool give_state();
   Sequence find_in_memory(std::span<const Token> tokens, bool clean, int capacity);
   void restore(std::span<const Token> tokens, bool clean);
   void save(Node* leaf);

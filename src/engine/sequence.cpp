@@ -13,7 +13,7 @@ int common_prefix(std::span<const Token> a, std::span<const Token> b) {
                           a.begin());
 }
 
-Sequence::Sequence(KvPool& pool, int capacity) : pool_(&pool) {
+Sequence::Sequence(KvPool& pool, int capacity) : pool_(&pool), states_(pool.states()) {
   tokens_.reserve(capacity);
   blocks_.reserve(blocks_for(capacity));
 }
@@ -31,7 +31,8 @@ Sequence::Sequence(Sequence&& other) noexcept
     : pool_(other.pool_),
       tokens_(std::exchange(other.tokens_, {})),
       blocks_(std::exchange(other.blocks_, {})),
-      clean_(std::exchange(other.clean_, 0)) {}
+      clean_(std::exchange(other.clean_, 0)),
+      states_(std::move(other.states_)) {}
 
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
   if (this != &other) {
@@ -40,6 +41,7 @@ Sequence& Sequence::operator=(Sequence&& other) noexcept {
     tokens_ = std::exchange(other.tokens_, {});
     blocks_ = std::exchange(other.blocks_, {});
     clean_ = std::exchange(other.clean_, 0);
+    states_ = std::move(other.states_);
   }
   return *this;
 }
@@ -52,6 +54,7 @@ Sequence Sequence::fork() const {
   copy.clean_ = clean_;
   copy.blocks_.assign(blocks_.begin(), blocks_.begin() + blocks_for(length()));
   for (const BlockId block : copy.blocks_) pool_->add_reference(block);
+  copy.states_ = states_.fork();
   return copy;
 }
 
@@ -62,10 +65,17 @@ void Sequence::truncate(int length) {
   tokens_.resize(length);
   clean_ = std::min(clean_, length);
   release_from(blocks_for(length));
+  states_.truncate(length);
+}
+
+int Sequence::begin_of_pass(int first) const {
+  if (!pool_->states() || states_.position() == first) return first;
+  return states_.nearest(std::min(first, clean_));
 }
 
 int Sequence::missing_blocks(int first, int more) const {
   const int needed = blocks_for(int64_t{length()} + more);
+  first = begin_of_pass(first);
   int missing = std::max(0, needed - static_cast<int>(blocks_.size()));
   const size_t end = std::min<size_t>(more > 0 || first < length() ? needed : 0, blocks_.size());
   for (size_t b = static_cast<size_t>(first / kBlockTokens); b < end; ++b) missing += shared(b);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/kv_pool.h"
+#include "engine/sequence_states.h"
 
 namespace tidal {
 
@@ -30,6 +31,12 @@ class Sequence {
   std::span<const BlockId> blocks() const { return blocks_; }
   /// Positions [0, clean()) hold what dense attention computes; later ones came from sparse attention (are polluted).
   int clean() const { return clean_; }
+
+  /// Of hybrid models.
+  SequenceStates& states() { return states_; }
+  const SequenceStates& states() const { return states_; }
+  /// Where a pass begins that writes from `first` on: there, or earlier, where its state has to be computed again.
+  int begin_of_pass(int first) const;
 
   /// A second sequence with the same content, sharing all blocks until either writes to one (copy on write).
   Sequence fork() const;
@@ -59,6 +66,7 @@ class Sequence {
   std::vector<Token> tokens_;
   std::vector<BlockId> blocks_;
   int clean_ = 0;
+  SequenceStates states_;
 };
 
 }  // namespace tidal

@@ -111,6 +111,10 @@ bool is_session(const std::string& path) {
 uint64_t SessionPart::id() const { return XXH3_64bits_withSeed(tokens.data(), sizeof(Token) * tokens.size(), parent); }
 
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
+  if (pool.states()) {
+    fail("sessions: files for architecture '{}' are not supported, its recurrent layers have states beside K and V",
+         pool.states().architecture());
+  }
   const KvLayer& layer = pool.layers()[0];
   const int64_t layout[] = {static_cast<int64_t>(pool.layers().size()), layer.kv_heads, layer.head_dim, kBlockTokens};
   return XXH3_64bits_withSeed(layout, sizeof layout, model);

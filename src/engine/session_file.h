@@ -20,7 +20,8 @@ struct SessionPart {
   uint64_t id() const;
 };
 
-/// Whose K/V a file holds: the model's fingerprint, and how a block of the pool is laid out.
+/// Whose K/V a file holds: the model's fingerprint, and how a block of the pool is laid out. Throws Error for models
+/// with recurrent layers, whose states files do not hold.
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool);
 
 /// Writes `part`, whose K/V are in `blocks` [blocks_for(tokens)], and the sketches that the pool keeps of them. The

@@ -26,6 +26,28 @@ constexpr Family granite_moe() {
   return family;
 }
 
+// Layers are Gated DeltaNets but for every fourth.
+constexpr Family kQwen35{.architecture = "qwen35",
+                         .norms = Family::Norms::Heads,
+                         .ffn_norm = "post_attention_norm",
+                         .mixed_sections = true,
+                         .hybrid = true};
+constexpr Family hybrid_experts(std::string_view architecture) {
+  Family family = kQwen35;
+  family.architecture = architecture;
+  family.mlp = Family::Mlp::Experts;
+  family.shared = Family::Shared::Switched;
+  family.weights_sum_to_one = true;
+  family.expert_scales = true;
+  return family;
+}
+constexpr Family qwen3_next() {
+  Family family = hybrid_experts("qwen3next");
+  family.mixed_sections = false;
+  family.delta_neighbours = true;
+  return family;
+}
+
 constexpr Family kFamilies[] = {
     {.architecture = "llama",
      .pairing = kAdjacent,
@@ -79,6 +101,9 @@ constexpr Family kFamilies[] = {
      .biases = true},
     kGranite,
     granite_moe(),
+    kQwen35,
+    hybrid_experts("qwen35moe"),
+    qwen3_next(),
 };
 
 }  // namespace

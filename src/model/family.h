@@ -33,18 +33,21 @@ struct Family {
   int window_pattern = 0;  ///< keys may give a window: of so many layers the last sees all, or as the keys say; 0: none
   WindowRope window_rope = WindowRope::Unscaled;
   Activation activation = Activation::Silu;
-  bool attention_sinks = false;  ///< a further score of each softmax
-  bool expert_biases = false;    ///< of the router and the experts
-  bool embedding_root = false;   ///< embeddings are multiplied by the root of the width
-  bool scales = false;           ///< keys give factors on embedding, attention, residual and logits
-  bool temperature = false;      ///< keys give one of attention (Hyperparameters::temperature())
-  bool yarn_keys = false;        ///< keys give YaRN's betas and log multiplier, else the paper's
-  bool rotation_key = false;     ///< rope.scaling.finetuned says whether q and k are rotated at all
-  bool rope_sections = false;    ///< rope.dimension_sections counts
-  bool rope_factors = false;     ///< rope_freqs.weight counts, as in libllama in such files only
-  bool long_rope = false;        ///< rope_factors_long and _short.weight count
-  bool biases = false;           ///< of q, k and v, in the published models
-  bool reranker = false;         ///< files may hold a reranker's head
+  bool attention_sinks = false;   ///< a further score of each softmax
+  bool expert_biases = false;     ///< of the router and the experts
+  bool embedding_root = false;    ///< embeddings are multiplied by the root of the width
+  bool scales = false;            ///< keys give factors on embedding, attention, residual and logits
+  bool temperature = false;       ///< keys give one of attention (Hyperparameters::temperature())
+  bool yarn_keys = false;         ///< keys give YaRN's betas and log multiplier, else the paper's
+  bool rotation_key = false;      ///< rope.scaling.finetuned says whether q and k are rotated at all
+  bool rope_sections = false;     ///< rope.dimension_sections counts
+  bool mixed_sections = false;    ///< rope.dimension_sections must be there and takes turns pair by pair
+  bool rope_factors = false;      ///< rope_freqs.weight counts, as in libllama in such files only
+  bool long_rope = false;         ///< rope_factors_long and _short.weight count
+  bool biases = false;            ///< of q, k and v, in the published models
+  bool reranker = false;          ///< files may hold a reranker's head
+  bool hybrid = false;            ///< layers are recurrent but for every so-manieth, whose attention is gated
+  bool delta_neighbours = false;  ///< DeltaNet::neighbours; tensors then hold what belongs to a key head together
 };
 
 /// nullptr for an architecture that is not supported.

@@ -46,12 +46,17 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
 
   backend_.begin(hp, batch);
   backend_.embed(model_.embedding, batch, x);
-  for (int l = 0; l < hp.layers; ++l) {
+  for (int l = 0, recurrent = 0; l < hp.layers; ++l) {
     const Layer& layer = model_.layers[l];
-    backend_.qkv(layer, batch, x, q, kv[l]);
-    backend_.attend(batch, l, q, kv[l], selection_, out, layer.sinks);  // by chunk.roles[l]
-    if (observer) observer->attended(l, batch, q, kv[l], selection_);
-    backend_.project(layer, out, x);
+    if (layer.delta) {
+      backend_.delta(layer, batch, recurrent++, x);
+    } else {
+      backend_.qkv(layer, batch, x, q, kv[l]);
+      backend_.attend(batch, l, q, kv[l], selection_, out, layer.sinks);  // by chunk.roles[l]
+      if (observer) observer->attended(l, batch, q, kv[l], selection_);
+      if (layer.attn_gate) backend_.gate(layer, x, out);
+      backend_.project(layer, out, x);
+    }
     layer.router ? backend_.experts(layer, x) : backend_.mlp(layer, x);
   }
   return x;

@@ -4,90 +4,13 @@
 
 #include "core/error.h"
 #include "model/family.h"
+#include "model/hybrid.h"
+#include "model/keys.h"
 #include "model/load.h"
 #include "model/rope.h"
 
 namespace tidal {
 namespace {
-
-/// Reads the keys `architecture.*` and remembers which were missing.
-class Keys {
- public:
-  Keys(const GgufFile& file, std::string architecture) : file_(file), prefix_(std::move(architecture) + ".") {}
-
-  /// A required size; 0 when missing or, with an error, unless it is in [1, 2^24].
-  int size(const std::string& key) {
-    const auto value = file_.integer(prefix_ + key);
-    if (!value) {
-      missing_.push_back(prefix_ + key);
-      return 0;
-    }
-    return checked(key, *value);
-  }
-  int size_or(const std::string& key, int otherwise) {
-    const auto value = file_.integer(prefix_ + key);
-    return value ? checked(key, *value) : otherwise;
-  }
-  double number_or(const std::string& key, double otherwise) {
-    const double value = file_.number(prefix_ + key).value_or(otherwise);
-    if (!std::isfinite(value)) fail("{}: key '{}{}' is not a finite number", file_.path(), prefix_, key);
-    return value;
-  }
-  double number(const std::string& key) {
-    if (!file_.number(prefix_ + key)) missing_.push_back(prefix_ + key);
-    return number_or(key, 0);
-  }
-  /// A factor that divides or multiplies: above 0.
-  double positive_or(const std::string& key, double otherwise) {
-    const double value = number_or(key, otherwise);
-    if (value <= 0) fail("{}: key '{}{}' is {}, expected a number above 0", file_.path(), prefix_, key, value);
-    return value;
-  }
-  std::optional<std::string> text(const std::string& key) { return file_.text(prefix_ + key); }
-  /// The same where 0, as for libllama, stands for a key that is absent.
-  int nonzero_or(const std::string& key, int otherwise) { return integer_or(key, 0) == 0 ? otherwise : size(key); }
-  /// A size that may be given per layer; all layers must agree.
-  int uniform(const std::string& key, int otherwise, int layers) {
-    const auto values = file_.integers(prefix_ + key);
-    if (!values) return otherwise;
-    const bool array = file_.is_array(prefix_ + key);
-    if (array && static_cast<int64_t>(values->size()) != layers) {
-      fail("{}: key '{}{}' has {} values, expected one for each of {} layers", file_.path(), prefix_, key,
-           values->size(), layers);
-    }
-    for (const int64_t value : *values) {
-      if (value != values->front()) {
-        fail("{}: key '{}{}' differs between layers, which is not supported", file_.path(), prefix_, key);
-      }
-    }
-    return checked(key, values->front());
-  }
-
-  int64_t integer_or(const std::string& key, int64_t otherwise) {
-    return file_.integer(prefix_ + key).value_or(otherwise);
-  }
-
-  void require(const std::string& key) { missing_.push_back(prefix_ + key); }
-  void require_whole(const std::string& key) { missing_.push_back(key); }
-  void report_missing() const {
-    if (missing_.empty()) return;
-    std::string list;
-    for (const std::string& key : missing_) list += (list.empty() ? "" : ", ") + key;
-    fail("{}: these keys are missing: {}", file_.path(), list);
-  }
-
- private:
-  int checked(const std::string& key, int64_t value) const {
-    if (value < 1 || value > (1 << 24)) {
-      fail("{}: key '{}{}' is {}, expected 1 to 2^24", file_.path(), prefix_, key, value);
-    }
-    return static_cast<int>(value);
-  }
-
-  const GgufFile& file_;
-  std::string prefix_;
-  std::vector<std::string> missing_;
-};
 
 RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family, int context) {
   RopeScaling scaling;
@@ -285,21 +208,26 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   Hyperparameters hp;
   hp.architecture = *architecture;
   hp.name = file.text("general.name").value_or("");
-  hp.layers = keys.size("block_count");
+  // libllama leaves out the last layers of a file that says so: they predict further tokens.
+  const int all_layers = keys.size("block_count");
+  const int64_t further = keys.integer_or("nextn_predict_layers", 0);
+  if (further > 0 && !family->hybrid) fail("{}: NextN layers are not supported", file.path());
+  if (further > 0 && further >= all_layers) {
+    fail("{}: {} NextN layers of {}, expected fewer", file.path(), further, all_layers);
+  }
+  hp.layers = all_layers - static_cast<int>(further);
   hp.width = keys.size("embedding_length");
-  hp.ffn = keys.uniform("feed_forward_length", 0, hp.layers);
-  hp.experts = read_experts(file, keys, *family, hp.layers, hp.ffn);
+  hp.ffn = keys.uniform("feed_forward_length", 0, all_layers);
+  hp.experts = read_experts(file, keys, *family, all_layers, hp.ffn);
   if (hp.ffn == 0 && !hp.experts) keys.require("feed_forward_length");
-  hp.heads = keys.uniform("attention.head_count", 0, hp.layers);
+  hp.heads = keys.uniform("attention.head_count", 0, all_layers);
   if (hp.heads == 0) keys.require("attention.head_count");
-  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, hp.layers);
+  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, all_layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
   hp.activation = family->activation;
   hp.attention_sinks = family->attention_sinks;
-  // libllama leaves out the last layers of a file that says so: they predict further tokens.
-  if (keys.integer_or("nextn_predict_layers", 0) > 0) fail("{}: NextN layers are not supported", file.path());
   hp.post_norms = family->post_norms;
   hp.unrotated_every = family->unrotated_every;
   if (family->scales) read_scales(keys, hp);
@@ -321,6 +249,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     fail("{}: keys and values of different head sizes are not supported", file.path());
   }
   check_heads(file, hp);
+  read_delta(file, keys, *family, all_layers, hp);
   if (family->embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
   if (family->architecture == "gemma3") {
     hp.query_scale = gemma3_query_scale(hp);
@@ -350,6 +279,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     hp.temperature_length = scaling.original_context;
   }
   if (!hp.windows.empty()) hp.window_rope = read_window_rope(file, keys, *family, dims, base, scaling);
+  if (family->mixed_sections) check_mixed_sections(file, *architecture, dims);
   const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
   hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);
   if (!is_finite(hp.rope) || !is_finite(hp.window_rope)) {

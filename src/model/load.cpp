@@ -3,12 +3,78 @@
 #include <fmt/core.h>
 
 #include <cmath>
+#include <memory>
+#include <utility>
 
 #include "model/family.h"
 #include "model/tensors.h"
 
 namespace tidal {
 namespace {
+
+/// The q of a layer whose attention is gated: of every head its query, then its gate.
+void read_gated_q(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  const int64_t dim = hp.head_dim;
+  const Weight both = tensors.matrix(prefix + "attn_q", 2 * hp.q_width(), hp.width);
+  std::vector<Tensors::Stretch> queries, gates;
+  for (int h = 0; h < hp.heads; ++h) {
+    queries.push_back({2 * dim * h, dim});
+    gates.push_back({2 * dim * h + dim, dim});
+  }
+  layer.wq = tensors.gather(both, 2 * hp.q_width(), queries);
+  layer.attn_gate = tensors.gather(both, 2 * hp.q_width(), gates);
+  layer.wk = tensors.matrix(prefix + "attn_k", hp.kv_width(), hp.width);
+  layer.wv = tensors.matrix(prefix + "attn_v", hp.kv_width(), hp.width);
+}
+
+/// Queries, keys, values and gates of the output, each by itself, or (older qwen3next files) one key head's behind the
+/// other's.
+void read_mixed(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, DeltaWeights& weights) {
+  const DeltaNet& net = hp.delta;
+  if (!net.neighbours || tensors.has(prefix + "attn_qkv.weight")) {
+    weights.mixed = tensors.matrix(prefix + "attn_qkv", net.mixed_width(), hp.width);
+    weights.gate = tensors.matrix(prefix + "attn_gate", net.value_width(), hp.width);
+    return;
+  }
+  const int64_t rows = net.mixed_width() + net.value_width(), dim = net.head_dim;
+  const int64_t values = dim * (net.value_heads / net.key_heads), step = 2 * (dim + values);
+  const Weight all = tensors.matrix(prefix + "ssm_in", rows, hp.width);
+  std::vector<Tensors::Stretch> mixed, gates;
+  const auto add = [&](std::vector<Tensors::Stretch>& to, int64_t first, int64_t count) {
+    for (int g = 0; g < net.key_heads; ++g) to.push_back({g * step + first, count});
+  };
+  add(mixed, 0, dim);
+  add(mixed, dim, dim);
+  add(mixed, 2 * dim, values);
+  add(gates, 2 * dim + values, values);
+  weights.mixed = tensors.gather(all, rows, mixed);
+  weights.gate = tensors.gather(all, rows, gates);
+}
+
+void read_delta(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, DeltaWeights& weights) {
+  const DeltaNet& net = hp.delta;
+  const int64_t heads = net.value_heads;
+  read_mixed(tensors, hp, prefix, weights);
+  if (net.neighbours) {
+    const int64_t own = heads / net.key_heads;  // value heads of a key head
+    const Weight both = tensors.matrix(prefix + "ssm_ba", 2 * heads, hp.width);
+    std::vector<Tensors::Stretch> beta, alpha;
+    for (int g = 0; g < net.key_heads; ++g) {
+      beta.push_back({2 * own * g, own});
+      alpha.push_back({2 * own * g + own, own});
+    }
+    weights.beta = tensors.gather(both, 2 * heads, beta);
+    weights.alpha = tensors.gather(both, 2 * heads, alpha);
+  } else {
+    weights.beta = tensors.matrix(prefix + "ssm_beta", heads, hp.width);
+    weights.alpha = tensors.matrix(prefix + "ssm_alpha", heads, hp.width);
+  }
+  weights.taps = tensors.vectors(prefix + "ssm_conv1d.weight", net.mixed_width(), net.taps);
+  weights.alpha_bias = tensors.vector(prefix + "ssm_dt.bias", heads);
+  weights.decay = tensors.vector(prefix + "ssm_a", heads);
+  weights.norm = tensors.vector(prefix + "ssm_norm.weight", net.head_dim);
+  weights.out = tensors.matrix(prefix + "ssm_out", hp.width, net.value_width());
+}
 
 /// q, k and v, each by itself or one behind the other in attn_qkv.
 void read_qkv(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
@@ -117,7 +183,12 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
     layer.attn_post_norm = norm("post_attention_norm");
     layer.ffn_post_norm = norm("post_ffw_norm");
   }
-  read_qkv(tensors, hp, prefix, layer);
+  (hp.experts ? read_expert_weights : read_mlp)(tensors, hp, prefix, layer);
+  if (hp.recurs(index)) {
+    read_delta(tensors, hp, prefix, layer.delta);
+    return layer;
+  }
+  (hp.gated_attention ? read_gated_q : read_qkv)(tensors, hp, prefix, layer);
   if (const auto norms = family.norms; norms != Family::Norms::None) {
     const bool heads = norms == Family::Norms::Heads;
     layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? hp.head_dim : hp.q_width());
@@ -126,7 +197,6 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   if (family.attention_sinks) layer.sinks = tensors.vector(prefix + "attn_sinks.weight", hp.heads);
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
-  (hp.experts ? read_expert_weights : read_mlp)(tensors, hp, prefix, layer);
   fold_scales(hp, layer);
   if (family.scales) {  // which a bias would need, too
     for (const char* name : {"attn_qkv.bias", "attn_q.bias", "attn_output.bias", "ffn_down.bias"}) {
@@ -184,11 +254,16 @@ Model read_weights(const GgufFile& file, const Hyperparameters& hp) {
     tensors.leave_out("rope_factors_long.weight");
     tensors.leave_out("rope_factors_short.weight");
   }
+  if (family_of(hp).hybrid) {  // what follows predicts further tokens
+    const int64_t all = file.integer(hp.architecture + ".block_count").value_or(hp.layers);
+    for (int64_t l = hp.layers; l < all; ++l) tensors.leave_out_all(fmt::format("blk.{}.", l));
+  }
   if (family_of(hp).reranker) tensors.leave_out("cls.output.weight");
   tensors.report();
   model.quantisation = quantisation_name(file.integer("general.file_type").value_or(-1));
   model.file_bytes = file.file_bytes();
-  model.storage = file.storage();
+  model.storage = std::make_shared<std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>>(
+      file.storage(), tensors.copies());
   return model;
 }
 

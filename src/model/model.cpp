@@ -41,11 +41,20 @@ void for_each_weight(Layers& layers, Function&& function) {
                          &layer.attn_post_norm,
                          &layer.ffn_post_norm,
                          &layer.sinks,
-                         &layer.router_bias}) {
+                         &layer.router_bias,
+                         &layer.attn_gate,
+                         &layer.delta.mixed,
+                         &layer.delta.gate,
+                         &layer.delta.beta,
+                         &layer.delta.alpha,
+                         &layer.delta.alpha_bias,
+                         &layer.delta.decay,
+                         &layer.delta.norm,
+                         &layer.delta.out}) {
       if (*weight) function(*weight, false);
     }
-    for (auto* weight :
-         {&layer.router, &layer.shared_switch, &layer.gate_biases, &layer.up_biases, &layer.down_biases}) {
+    for (auto* weight : {&layer.router, &layer.shared_switch, &layer.gate_biases, &layer.up_biases, &layer.down_biases,
+                         &layer.delta.taps}) {
       if (*weight) function(*weight, true);
     }
   }

@@ -10,7 +10,7 @@
 namespace tidal {
 namespace {
 
-/// A weight to be made: a matrix, or a vector of one value.
+/// A weight to be made: a matrix, or float32 of one value, as vectors always are.
 struct Part {
   Weight* weight;
   int64_t rows, cols;
@@ -42,6 +42,19 @@ void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& 
   if (family_of(hp).shared == Family::Shared::Switched) parts.push_back({&layer.shared_switch, 1, hp.width});
 }
 
+void add_delta(std::vector<Part>& parts, DeltaWeights& weights, const Hyperparameters& hp) {
+  const DeltaNet& net = hp.delta;
+  parts.insert(parts.end(), {{&weights.mixed, net.mixed_width(), hp.width},
+                             {&weights.gate, net.value_width(), hp.width},
+                             {&weights.beta, net.value_heads, hp.width},
+                             {&weights.alpha, net.value_heads, hp.width},
+                             {&weights.taps, net.mixed_width(), net.taps, 0.5f, true},
+                             {&weights.alpha_bias, 1, net.value_heads},
+                             {&weights.decay, 1, net.value_heads, -0.01f},
+                             {&weights.norm, 1, net.head_dim, 1.0f},
+                             {&weights.out, hp.width, net.value_width()}});
+}
+
 std::vector<Part> parts_of(Model& model) {
   const Hyperparameters& hp = model.hp;
   const Family& family = family_of(hp);
@@ -50,11 +63,17 @@ std::vector<Part> parts_of(Model& model) {
                              {&model.output_norm, 1, hp.width, 1.0f}};
   for (int l = 0; Layer & layer : model.layers) {
     layer.rotates = hp.rotates(l);
-    layer.window_rope = hp.rotates_by_window_rope(l++);
-    parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
-                               {&layer.wk, hp.kv_width(), hp.width},
-                               {&layer.wv, hp.kv_width(), hp.width},
-                               {&layer.wo, hp.width, hp.q_width()}});
+    layer.window_rope = hp.rotates_by_window_rope(l);
+    const bool recurs = hp.recurs(l++);
+    if (recurs) {
+      add_delta(parts, layer.delta, hp);
+    } else {
+      parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
+                                 {&layer.wk, hp.kv_width(), hp.width},
+                                 {&layer.wv, hp.kv_width(), hp.width},
+                                 {&layer.wo, hp.width, hp.q_width()}});
+      if (hp.gated_attention) parts.push_back({&layer.attn_gate, hp.q_width(), hp.width});
+    }
     if (family.pre_norms) {
       parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f}, {&layer.ffn_norm, 1, hp.width, 1.0f}});
     }
@@ -73,7 +92,7 @@ std::vector<Part> parts_of(Model& model) {
                    {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
     }
     if (family.attention_sinks) parts.push_back({&layer.sinks, 1, hp.heads});
-    if (family.norms != Family::Norms::None) {
+    if (family.norms != Family::Norms::None && !recurs) {
       const bool heads = family.norms == Family::Norms::Heads;
       parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},
                                  {&layer.k_norm, 1, heads ? hp.head_dim : hp.kv_width(), 1.0f}});

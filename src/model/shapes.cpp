@@ -16,6 +16,7 @@ struct Shape {
   double rope_base;
   Experts experts = {};
   int window = 0;
+  DeltaNet delta = {};  // of three layers in four
 };
 
 // From the models' config.json.
@@ -44,6 +45,22 @@ constexpr Shape kShapes[] = {
     {"gemma3-27b", "gemma3", 62, 5376, 32, 16, 128, 21504, 262208, 131072, 1000000, {}, 1024},
     {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, 131072, 150000, {32, 4, 2880}, 128},
     {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 2880, 201088, 131072, 150000, {128, 4, 2880}, 128},
+    // Heads and sizes of Qwen3.5 from its config.json, too; libllama knows the two by their 64 and 40 layers.
+    {"qwen3.5-27b", "qwen35", 64, 5120, 24, 4, 256, 17408, 248320, 262144, 10000000, {}, 0, {4, 128, 16, 48}},
+    {"qwen3.5-35b-a3b",
+     "qwen35moe",
+     40,
+     2048,
+     16,
+     2,
+     256,
+     0,
+     248320,
+     262144,
+     10000000,
+     {256, 8, 512, 512},
+     0,
+     {4, 128, 16, 32}},
     {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, 40960, 1000000, {128, 8, 768}},
 };
 
@@ -68,7 +85,13 @@ Hyperparameters known_shape(const std::string& name) {
     const Family& family = family_of(hp);
     hp.experts = shape.experts;
     hp.experts.weights_sum_to_one = family.weights_sum_to_one;
-    hp.rope = make_rope(family.pairing, hp.head_dim, shape.rope_base, {}, {});
+    if (family.hybrid) {
+      hp.delta = shape.delta;
+      hp.gated_attention = true;
+      for (int l = 0; l < hp.layers; ++l) hp.recurrent.push_back((l + 1) % 4 != 0);
+    }
+    const int rotated = family.hybrid ? hp.head_dim / 4 : hp.head_dim;
+    hp.rope = make_rope(family.pairing, rotated, shape.rope_base, {}, {});
     hp.post_norms = family.post_norms;
     hp.activation = family.activation;
     hp.attention_sinks = family.attention_sinks;

@@ -34,6 +34,26 @@ Weight Tensors::table(const std::string& name, int64_t rows, int64_t cols) {
   return find(name + ".weight", rows, cols, true, false);
 }
 
+Weight Tensors::gather(const Weight& matrix, int64_t rows, const std::vector<Stretch>& stretches) {
+  if (!matrix || matrix.rows != rows) return {};
+  Weight gathered = matrix;
+  gathered.rows = 0;
+  std::vector<std::byte>& copy = copies_->emplace_back();
+  for (const Stretch& stretch : stretches) {
+    copy.insert(copy.end(), matrix.row(stretch.first), matrix.row(stretch.first + stretch.count));
+    gathered.rows += stretch.count;
+  }
+  gathered.data = copy.data();
+  return gathered;
+}
+
+void Tensors::leave_out_all(const std::string& prefix) {
+  const auto& all = file_.tensors();
+  for (auto next = all.lower_bound(prefix); next != all.end() && next->first.starts_with(prefix); ++next) {
+    used_.insert(next->first);
+  }
+}
+
 Weight Tensors::scaled(const std::string& name, int64_t rows, int64_t cols, bool required) {
   Weight weight = find(name + ".weight", rows, cols, required, false);
   if (!weight) return weight;

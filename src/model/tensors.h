@@ -1,6 +1,8 @@
 // The tensors of a file as a model asks for them: what is missing, wrong or never asked for is told in one message.
 #pragma once
 
+#include <deque>
+#include <memory>
 #include <set>
 #include <string>
 #include <string_view>
@@ -33,9 +35,17 @@ class Tensors {
 
   /// Vectors of float32, by their whole name: [count, cols].
   Weight vectors(const std::string& name, int64_t count, int64_t cols) { return find(name, count, cols, true, true); }
+  /// A matrix of these rows, one stretch behind the other: a copy. Absent where `matrix` is, or is not [rows, *].
+  struct Stretch {
+    int64_t first, count;
+  };
+  Weight gather(const Weight& matrix, int64_t rows, const std::vector<Stretch>& stretches);
+  /// The memory of all copies.
+  std::shared_ptr<const void> copies() const { return copies_; }
 
   /// Known to be of no account for what is computed.
   void leave_out(const std::string& name) { used_.insert(name); }
+  void leave_out_all(const std::string& prefix);
   /// Not supported after all.
   void refuse(const std::string& name) { used_.erase(name); }
 
@@ -49,6 +59,7 @@ class Tensors {
   const GgufFile& file_;
   std::set<std::string, std::less<>> used_;
   std::vector<std::string> missing_, wrong_;
+  std::shared_ptr<std::deque<std::vector<std::byte>>> copies_ = std::make_shared<std::deque<std::vector<std::byte>>>();
 };
 
 /// Rows [first, first + count) of a matrix.

@@ -83,6 +83,19 @@ int main(int argc, char** argv) try {
        {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
+  for (const std::string architecture : {"qwen35", "qwen35moe", "qwen3next"}) {
+    tidal::test::SmallShape hybrid = shape;
+    hybrid.layers = 2;
+    hybrid.experts_used = 1;
+    hybrid.expert_ffn = hybrid.shared_ffn = 16;
+    hybrid.delta_dim = 4;
+    GgufWriter writer = tidal::test::small_model(architecture, hybrid);
+    writer.save(folder / (architecture + ".gguf"));
+    writer.set(architecture + ".block_count", 3u).set(architecture + ".nextn_predict_layers", 1u);
+    writer.set(architecture + ".attention.recurrent_layers", std::vector<uint32_t>{1, 0, 0});
+    writer.add("blk.2.nextn.enorm.weight", std::vector<float>(16, 1.0f), {16});
+    writer.save(folder / (architecture + "-more.gguf"));
+  }
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "gguf_seeds: %s\n", error.what());

@@ -195,6 +195,31 @@ void GgufWriter::save(const std::string& path) const {
   if (!file) throw std::runtime_error(path + ": cannot be written");
 }
 
+namespace {
+
+/// The tensors of a recurrent layer but for its norms before attention and MLP. Decays of a few rows, so that a test's
+/// context is longer than what the layer remembers.
+template <typename Matrix, typename Vector>
+void add_delta(const std::string& architecture, const std::string& block, const SmallShape& shape, const Matrix& matrix,
+               const Vector& vector) {
+  const uint64_t values = shape.value_heads * shape.delta_dim, mixed = 2 * shape.key_heads * shape.delta_dim + values;
+  matrix(block + "attn_qkv.weight", mixed, shape.width);
+  matrix(block + "attn_gate.weight", values, shape.width);
+  if (architecture == "qwen3next") {
+    matrix(block + "ssm_ba.weight", 2 * shape.value_heads, shape.width);
+  } else {
+    matrix(block + "ssm_beta.weight", shape.value_heads, shape.width);
+    matrix(block + "ssm_alpha.weight", shape.value_heads, shape.width);
+  }
+  matrix(block + "ssm_conv1d.weight", mixed, shape.taps);
+  vector(block + "ssm_dt.bias", shape.value_heads, 0.0f);
+  vector(block + "ssm_a", shape.value_heads, -0.5f);
+  vector(block + "ssm_norm.weight", shape.delta_dim, 1.0f);
+  matrix(block + "ssm_out.weight", shape.width, values);
+}
+
+}  // namespace
+
 GgufWriter small_model(const std::string& architecture, const SmallShape& shape) {
   const uint64_t q_width = shape.heads * shape.head_dim(), kv_width = shape.kv_heads * shape.head_dim();
   GgufWriter writer;
@@ -211,7 +236,9 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
     weights(name, {cols, rows}, 0.0f, 0.2f);
   };
   const bool gpt_oss = architecture == "gpt-oss";
-  const bool always = gpt_oss || (architecture.ends_with("moe") && architecture != "granitemoe");
+  const bool hybrid = architecture == "qwen35" || architecture == "qwen35moe" || architecture == "qwen3next";
+  const bool switched = architecture == "qwen2moe" || architecture == "qwen35moe" || architecture == "qwen3next";
+  const bool always = switched || gpt_oss || (architecture.ends_with("moe") && architecture != "granitemoe");
   const uint64_t experts = shape.experts > 0 ? shape.experts : always ? 5 : 0;
   const auto stack = [&](const std::string& name, uint64_t rows, uint64_t cols) {
     weights(name, {cols, rows, experts}, 0.0f, 0.2f);
@@ -258,7 +285,17 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
     writer.set(prefix + "attention.temperature_scale", 0.1f);
     writer.set(prefix + "rope.scaling.original_context_length", 16u);
   }
-  if (architecture == "qwen2moe" || (architecture == "granitemoe" && experts > 0)) {
+  if (hybrid) {
+    writer.set(prefix + "full_attention_interval", static_cast<uint32_t>(shape.interval))
+        .set(prefix + "ssm.conv_kernel", static_cast<uint32_t>(shape.taps))
+        .set(prefix + "ssm.state_size", static_cast<uint32_t>(shape.delta_dim))
+        .set(prefix + "ssm.group_count", static_cast<uint32_t>(shape.key_heads))
+        .set(prefix + "ssm.time_step_rank", static_cast<uint32_t>(shape.value_heads))
+        .set(prefix + "ssm.inner_size", static_cast<uint32_t>(shape.value_heads * shape.delta_dim))
+        .set(prefix + "rope.dimension_count", 8u);
+    if (architecture != "qwen3next") writer.set(prefix + "rope.dimension_sections", std::vector<uint32_t>{2, 1, 1, 0});
+  }
+  if (switched || (architecture == "granitemoe" && experts > 0)) {
     writer.set(prefix + "expert_shared_feed_forward_length", static_cast<uint32_t>(shape.shared_ffn));
   }
 
@@ -269,15 +306,19 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
   for (uint64_t l = 0; l < shape.layers; ++l) {
     const std::string block = "blk." + std::to_string(l) + ".";
     if (architecture != "olmo2") vector(block + "attn_norm.weight", shape.width, 1.0f);
-    matrix(block + "attn_q.weight", q_width, shape.width);
-    matrix(block + "attn_k.weight", kv_width, shape.width);
-    matrix(block + "attn_v.weight", kv_width, shape.width);
+    const bool recurrent = hybrid && (l + 1) % shape.interval != 0;
+    if (recurrent) add_delta(architecture, block, shape, matrix, vector);
+    if (!recurrent) {
+      matrix(block + "attn_q.weight", hybrid ? 2 * q_width : q_width, shape.width);
+      matrix(block + "attn_k.weight", kv_width, shape.width);
+      matrix(block + "attn_v.weight", kv_width, shape.width);
+    }
     if (architecture.starts_with("qwen2") || architecture == "seed_oss" || gpt_oss) {
       vector(block + "attn_q.bias", q_width, 0.0f);
       vector(block + "attn_k.bias", kv_width, 0.0f);
       vector(block + "attn_v.bias", kv_width, 0.0f);
     }
-    if (architecture.starts_with("qwen3") || architecture == "gemma3") {
+    if ((architecture.starts_with("qwen3") || architecture == "gemma3") && !recurrent) {
       vector(block + "attn_q_norm.weight", shape.head_dim(), 1.0f);
       vector(block + "attn_k_norm.weight", shape.head_dim(), 1.0f);
     }
@@ -285,15 +326,14 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
       vector(block + "attn_q_norm.weight", q_width, 1.0f);
       vector(block + "attn_k_norm.weight", kv_width, 1.0f);
     }
-    matrix(block + "attn_output.weight", shape.width, q_width);
+    if (!recurrent) matrix(block + "attn_output.weight", shape.width, q_width);
     if (gpt_oss) vector(block + "attn_output.bias", shape.width, 0.0f);
     if (gpt_oss) vector(block + "attn_sinks.weight", shape.heads, 1.0f);
     const bool post_norms = architecture == "olmo2" || architecture == "glm4" || architecture == "gemma3";
-    if (post_norms || architecture == "seed_oss" || gpt_oss)
-      vector(block + "post_attention_norm.weight", shape.width, 1.0f);
+    const bool named_post = architecture == "seed_oss" || hybrid || gpt_oss;  // the norm before the MLP
+    if (post_norms || named_post) vector(block + "post_attention_norm.weight", shape.width, 1.0f);
     if (post_norms) vector(block + "post_ffw_norm.weight", shape.width, 1.0f);
-    if (architecture != "olmo2" && architecture != "seed_oss" && !gpt_oss)
-      vector(block + "ffn_norm.weight", shape.width, 1.0f);
+    if (architecture != "olmo2" && !named_post) vector(block + "ffn_norm.weight", shape.width, 1.0f);
     if (experts > 0) {
       const uint64_t ffn = architecture.starts_with("qwen") || gpt_oss ? shape.expert_ffn : shape.ffn;
       matrix(block + "ffn_gate_inp.weight", experts, shape.width);
@@ -306,8 +346,8 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
         weights(block + "ffn_up_exps.bias", {ffn, experts}, 0.0f, 4.0f);
         weights(block + "ffn_down_exps.bias", {shape.width, experts}, 0.0f, 0.1f);
       }
-      if (architecture != "qwen2moe" && architecture != "granitemoe") continue;
-      if (architecture == "qwen2moe") vector(block + "ffn_gate_inp_shexp.weight", shape.width, 0.0f);
+      if (!switched && architecture != "granitemoe") continue;
+      if (switched) vector(block + "ffn_gate_inp_shexp.weight", shape.width, 0.0f);
       matrix(block + "ffn_gate_shexp.weight", shape.shared_ffn, shape.width);
       matrix(block + "ffn_up_shexp.weight", shape.shared_ffn, shape.width);
       matrix(block + "ffn_down_shexp.weight", shape.width, shape.shared_ffn);

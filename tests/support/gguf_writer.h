@@ -92,6 +92,9 @@ struct SmallShape {
   uint64_t experts = 0, experts_used = 2, expert_ffn = 32, shared_ffn = 64;
   uint64_t head_size = 0;  ///< 0: width / heads, which files need not say
 
+  /// Of recurrent layers, which all are but every `interval`-th, in families that have them.
+  uint64_t interval = 2, delta_dim = 16, key_heads = 2, value_heads = 4, taps = 4;
+
   uint64_t head_dim() const { return head_size > 0 ? head_size : width / heads; }
 };
 

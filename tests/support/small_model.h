@@ -27,6 +27,16 @@ inline Hyperparameters small_shape(int layers = 6) {
   return hp;
 }
 
+/// A hybrid whose layers 0 and 4 are recurrent; of the six others a plan may have two Sparse.
+inline Hyperparameters small_hybrid() {
+  Hyperparameters hp = small_shape(8);
+  hp.architecture = "qwen35";
+  hp.delta = {.taps = 4, .head_dim = 16, .key_heads = 2, .value_heads = 4};
+  hp.gated_attention = true;
+  for (int l = 0; l < hp.layers; ++l) hp.recurrent.push_back(l % 4 == 0);
+  return hp;
+}
+
 /// Every matrix in `type`, norms of 1.
 inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backend& backend, uint64_t stream = 77) {
   Random random(stream);
@@ -38,10 +48,25 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
     ggml_quantize_chunk(type, values.data(), bytes.data(), 0, rows, cols, nullptr);
     return backend.upload({type, rows, cols, bytes.data()});
   };
-  const auto ones = [&](int count) {
-    std::vector<std::byte>& bytes = memory->emplace_back(sizeof(float) * count);
-    std::fill_n(reinterpret_cast<float*>(bytes.data()), count, 1.0f);
-    return backend.upload({GGML_TYPE_F32, 1, count, bytes.data()});
+  const auto floats = [&](int rows, int cols, float centre, float deviation) {
+    std::vector<std::byte>& bytes = memory->emplace_back(sizeof(float) * static_cast<size_t>(rows) * cols);
+    auto* values = reinterpret_cast<float*>(bytes.data());
+    for (int i = 0; i < rows * cols; ++i) values[i] = centre + (deviation > 0 ? random.normal(deviation) : 0.0f);
+    return backend.upload({GGML_TYPE_F32, rows, cols, bytes.data()});
+  };
+  const auto ones = [&](int count) { return floats(1, count, 1, 0); };
+  const auto delta = [&](const DeltaNet& net) {
+    DeltaWeights weights;
+    weights.mixed = matrix(net.mixed_width(), hp.width);
+    weights.gate = matrix(net.value_width(), hp.width);
+    weights.beta = matrix(net.value_heads, hp.width);
+    weights.alpha = matrix(net.value_heads, hp.width);
+    weights.taps = floats(net.mixed_width(), net.taps, 0, 0.5f);
+    weights.alpha_bias = floats(1, net.value_heads, 0, 1);
+    weights.decay = floats(1, net.value_heads, -0.05f, 0.01f);  // so that some dozen rows are remembered
+    weights.norm = ones(net.head_dim);
+    weights.out = matrix(hp.width, net.value_width());
+    return weights;
   };
   Model model;
   model.hp = hp;
@@ -51,10 +76,15 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
   for (int l = 0; l < hp.layers; ++l) {
     Layer layer;
     layer.attn_norm = ones(hp.width);
-    layer.wq = matrix(hp.q_width(), hp.width);
-    layer.wk = matrix(hp.kv_width(), hp.width);
-    layer.wv = matrix(hp.kv_width(), hp.width);
-    layer.wo = matrix(hp.width, hp.q_width());
+    if (hp.recurs(l)) {
+      layer.delta = delta(hp.delta);
+    } else {
+      layer.wq = matrix(hp.q_width(), hp.width);
+      layer.wk = matrix(hp.kv_width(), hp.width);
+      layer.wv = matrix(hp.kv_width(), hp.width);
+      layer.wo = matrix(hp.width, hp.q_width());
+      if (hp.gated_attention) layer.attn_gate = matrix(hp.q_width(), hp.width);
+    }
     layer.ffn_norm = ones(hp.width);
     layer.gate = matrix(hp.ffn, hp.width);
     layer.up = matrix(hp.ffn, hp.width);

@@ -25,8 +25,12 @@ struct SmallEngine {
   explicit SmallEngine(const std::string& name, ggml_type type = GGML_TYPE_F32, const Plan& plan = small_plan(),
                        const EngineOptions& options = {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8},
                        int threads = 2)
+      : SmallEngine(name, small_shape(static_cast<int>(plan.roles.size())), type, plan, options, threads) {}
+  /// Of another shape.
+  SmallEngine(const std::string& name, const Hyperparameters& hp, ggml_type type, const Plan& plan,
+              const EngineOptions& options, int threads = 2)
       : backend(make_backend(name, threads)),
-        model(random_small_model(small_shape(static_cast<int>(plan.roles.size())), type, *backend)),
+        model(random_small_model(hp, type, *backend)),
         engine(*backend, model, plan, options) {}
 
   /// A sequence that holds `count` tokens of the stream.
@@ -40,6 +44,7 @@ struct SmallEngine {
   std::vector<Bf16> cache(const Sequence& sequence) {
     std::vector<Bf16> values;
     for (const KvLayer& layer : engine.pool().layers()) {
+      if (!layer.data) continue;
       const size_t row = size_t{2} * layer.head_dim;
       std::vector<Bf16> tile(static_cast<size_t>(layer.tile_elements()));
       std::vector<Bf16> own(static_cast<size_t>(sequence.length()) * layer.kv_heads * row);

@@ -2,12 +2,15 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/attention.h"
+#include "backend/cpu/delta.h"
+#include "backend/cpu/delta_ops.h"
 #include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/experts.h"
 #include "backend/cpu/gemm.h"
@@ -25,7 +28,12 @@ namespace {
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads)
-      : threads_(threads), gemm_(threads), attention_(threads, gemm_), mlp_(threads, gemm_), experts_(threads, gemm_) {
+      : threads_(threads),
+        gemm_(threads),
+        attention_(threads, gemm_),
+        delta_(threads),
+        mlp_(threads, gemm_),
+        experts_(threads, gemm_) {
     ggml_cpu_init();
     // oneDNN and any region without num_threads follow the same count.
     omp_set_num_threads(threads);
@@ -56,7 +64,9 @@ class CpuBackend final : public Backend {
               const Weight& sinks) override {
     attention_.attend(batch, layer, {hp_.window(layer), sinks.floats()}, q, kv, selection, out);
   }
+  void gate(const Layer& layer, Rows x, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;
+  void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
@@ -71,7 +81,14 @@ class CpuBackend final : public Backend {
   Rows before_norm(Rows x, const Weight& norm);
   /// x += norm of `given`; nothing without a norm.
   void add_normed(Rows given, const Weight& norm, Rows x);
-  void add_projected(const Layer& layer, Rows out, Rows x);
+  /// A product of the same rows with a weight: of all of them, long and short ones.
+  struct Product {
+    const Weight* weight;
+    const Weight* bias;
+    Rows y;
+    bool add = false;
+  };
+  void multiply(std::span<const Product> products, Rows x);
   const std::byte* to_elements(Rows x);
   void rotate(float* head, const Rope& rope, const float* angles) const;
   /// Cosine and sine of every pair of every row: angles [rows, rope.dims].
@@ -80,6 +97,7 @@ class CpuBackend final : public Backend {
   int threads_;
   Gemm gemm_;
   Attention attention_;
+  DeltaRule delta_;
   Mlp mlp_;
   ExpertMlp experts_;
   QuantisedRows quantised_;
@@ -89,6 +107,7 @@ class CpuBackend final : public Backend {
   std::vector<int> wanted_groups_;         // those that want logits, by chunk
 
   Buffer normed_, given_;  // [rows, width]; given_ only where norms follow
+  Buffer gates_;           // [rows, q_width], where attention is gated
   Buffer kv_;              // [rows, 2 * kv_width]: K, then V
   Buffer elements_;        // [rows, widest] in the products' element type
   Buffer factors_;         // [rows], of a shared expert
@@ -98,18 +117,20 @@ class CpuBackend final : public Backend {
 
 void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
   const size_t rows = static_cast<size_t>(max_rows);
-  const int widest = std::max(hp.width, hp.q_width());
+  const int widest = std::max({hp.width, hp.q_width(), hp.delta.value_width()});
   max_rows_ = max_rows;
   normed_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   kv_ = allocate_memory(sizeof(float) * rows * 2 * hp.kv_width(), "activations");
   elements_ = allocate_memory(gemm_.elements().bytes() * rows * widest, "activations");
   if (hp.post_norms) given_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
+  if (hp.gated_attention) gates_ = allocate_memory(sizeof(float) * rows * hp.q_width(), "activations");
   factors_ = allocate_memory(sizeof(float) * rows, "activations");
   angles_ = allocate_memory(sizeof(float) * rows * (hp.rope.dims + hp.window_rope.dims), "rotary angles");
   const int ffn = hp.experts ? hp.experts.shared_ffn : hp.ffn;
   quantised_.reserve(max_rows, widest);
   gemm_.reserve(max_rows, std::max(widest, ffn));
   mlp_.reserve(max_rows, hp.width, ffn);
+  delta_.reserve(hp, max_rows);
   experts_.reserve(hp, max_rows);
   attention_.reserve(hp, max_context);
 }
@@ -213,19 +234,8 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   const Rows normed = normalise(x, layer.attn_norm);
   const Rows k{kv_.as<float>(), x.rows, kv_width};
   const Rows v{kv_.as<float>() + static_cast<int64_t>(x.rows) * kv_width, x.rows, kv_width};
-  if (short_ > 0) {
-    quantised_.assign(short_rows(normed));
-    const DotJob jobs[] = {{&layer.wq, &layer.bq, short_rows(q), false},
-                           {&layer.wk, &layer.bk, short_rows(k), false},
-                           {&layer.wv, &layer.bv, short_rows(v), false}};
-    dot_matmul(jobs, quantised_, threads_);
-  }
-  if (short_ < x.rows) {
-    const GemmJob jobs[] = {{&layer.wq, &layer.bq, long_rows(q), false},
-                            {&layer.wk, &layer.bk, long_rows(k), false},
-                            {&layer.wv, &layer.bv, long_rows(v), false}};
-    gemm_.run(jobs, to_elements(long_rows(normed)), long_chunks_);
-  }
+  const Product products[] = {{&layer.wq, &layer.bq, q}, {&layer.wk, &layer.bk, k}, {&layer.wv, &layer.bv, v}};
+  multiply(products, normed);
 
   const int dim = hp_.head_dim;
   const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
@@ -277,20 +287,53 @@ void CpuBackend::add_normed(Rows given, const Weight& norm, Rows x) {
 
 void CpuBackend::project(const Layer& layer, Rows out, Rows x) {
   const Rows given = before_norm(x, layer.attn_post_norm);
-  add_projected(layer, out, given);
+  const Product product{&layer.wo, &layer.bo, given, true};
+  multiply({&product, 1}, out);
   add_normed(given, layer.attn_post_norm, x);
 }
 
-void CpuBackend::add_projected(const Layer& layer, Rows out, Rows x) {
+void CpuBackend::multiply(std::span<const Product> products, Rows x) {
+  constexpr size_t kMost = 4;
+  if (products.size() > kMost) fail("cpu backend: {} products at once, at most {}", products.size(), kMost);
   if (short_ > 0) {
-    quantised_.assign(short_rows(out));
-    const DotJob job{&layer.wo, &layer.bo, short_rows(x), true};
-    dot_matmul({&job, 1}, quantised_, threads_);
+    std::array<DotJob, kMost> jobs;
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Product& product = products[i];
+      jobs[i] = {product.weight, product.bias, short_rows(product.y), product.add};
+    }
+    quantised_.assign(short_rows(x));
+    dot_matmul(std::span(jobs).first(products.size()), quantised_, threads_);
   }
   if (short_ < x.rows) {
-    const GemmJob job{&layer.wo, &layer.bo, long_rows(x), true};
-    gemm_.run({&job, 1}, to_elements(long_rows(out)), long_chunks_);
+    std::array<GemmJob, kMost> jobs;
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Product& product = products[i];
+      jobs[i] = {product.weight, product.bias, long_rows(product.y), product.add};
+    }
+    gemm_.run(std::span(jobs).first(products.size()), to_elements(long_rows(x)), long_chunks_);
   }
+}
+
+void CpuBackend::gate(const Layer& layer, Rows x, Rows out) {
+  const Rows gates{gates_.as<float>(), out.rows, out.width};
+  const Product product{&layer.attn_gate, nullptr, gates};
+  multiply({&product, 1}, normalise(x, layer.attn_norm));
+#pragma omp parallel for schedule(static) num_threads(threads_) if (out.rows > kShortChunk)
+  for (int r = 0; r < out.rows; ++r) sigmoid_multiply(gates.row(r), out.width, out.row(r));
+}
+
+void CpuBackend::delta(const Layer& layer, const Batch& batch, int index, Rows x) {
+  const DeltaWeights& weights = layer.delta;
+  const DeltaRule::Inputs to = delta_.inputs(x.rows);
+  const Rows normed = normalise(x, layer.attn_norm);
+  const Product products[] = {{&weights.mixed, nullptr, to.mixed}, {&weights.gate, nullptr, to.gates}};
+  multiply(products, normed);
+  // Few columns: dequantising them for a product would take longer than the product.
+  quantised_.assign(normed);
+  const DotJob jobs[] = {{.weight = &weights.beta, .y = to.beta}, {.weight = &weights.alpha, .y = to.alpha}};
+  dot_matmul(jobs, quantised_, threads_);
+  const Product product{&weights.out, nullptr, x, true};
+  multiply({&product, 1}, delta_.run(hp_, weights, batch, index));
 }
 
 void CpuBackend::mlp(const Layer& layer, Rows x) {

@@ -78,7 +78,8 @@ class Gemm {
 
   /// Runs the jobs on the same rows x [rows, width] with all threads. `groups`: how many rows, one group behind the
   /// other, get what they get without the others. oneDNN's float32 products sum in an order that depends on how many
-  /// rows there are, so each group is one of its own there; its bf16 products do not.
+  /// rows there are, so each group is one of its own there; its bf16 products do not, unless their columns fill no
+  /// whole vectors: then they are made like that, too.
   void run(std::span<const GemmJob> jobs, const std::byte* x, std::span<const int> groups);
 
   /// Both products of x with two weights of one shape: for each panel of output columns [first, first + count) calls

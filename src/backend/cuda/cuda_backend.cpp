@@ -4,6 +4,7 @@
 
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/attention/prefill_attention.h"
+#include "backend/cuda/delta/delta.h"
 #include "backend/cuda/experts/route.h"
 #include "backend/cuda/full_below.h"
 #include "backend/cuda/pass/graphs.h"
@@ -28,9 +29,9 @@ constexpr int kPrefillRows = 2048;
 
 bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
   return a.width == b.width && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
-         a.ffn == b.ffn && a.experts == b.experts && a.post_norms == b.post_norms && a.vocab == b.vocab &&
-         a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies && a.windows == b.windows &&
-         a.window_rope.frequencies == b.window_rope.frequencies;
+         a.ffn == b.ffn && a.experts == b.experts && a.post_norms == b.post_norms && a.delta == b.delta &&
+         a.vocab == b.vocab && a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies &&
+         a.windows == b.windows && a.window_rope.frequencies == b.window_rope.frequencies;
 }
 
 /// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
@@ -70,6 +71,9 @@ class CudaBackend final : public Backend {
   }
   std::string unsupported(const Hyperparameters& hp) const override {
     if (hp.experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
+    if (hp.delta && (hp.delta.head_dim % 8 != 0 || hp.delta.head_dim > kMostDeltaDim)) {
+      return "recurrent layers with heads of other sizes than multiples of 8 up to 256";
+    }
     return "";
   }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
@@ -87,6 +91,8 @@ class CudaBackend final : public Backend {
               const Weight& sinks) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
+  void gate(const Layer& layer, Rows x, Rows out) override;
+  void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
   void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
@@ -107,6 +113,8 @@ class CudaBackend final : public Backend {
   void launch(const QkvOp& op);
   void launch(const AttendOp& op);
   void launch(const PrefillOp& op);
+  void launch(const GateOp& op);
+  void launch(const DeltaOp& op);
   void launch(const ProjectOp& op);
   void launch(const MlpOp& op);
   void launch(const ExpertsOp& op);
@@ -263,6 +271,14 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
   }
 }
 
+void CudaBackend::gate(const Layer& layer, Rows x, Rows out) {
+  list_.ops.emplace_back(GateOp{list_.add(layer), x.data, out.data});
+}
+
+void CudaBackend::delta(const Layer& layer, const Batch&, int index, Rows x) {
+  list_.ops.emplace_back(DeltaOp{list_.add(layer), index, x.data});
+}
+
 void CudaBackend::project(const Layer& layer, Rows out, Rows x) {
   list_.ops.emplace_back(ProjectOp{list_.add(layer), out.data, x.data});
 }
@@ -401,6 +417,20 @@ void CudaBackend::launch(const PrefillOp& op) {
                             .kv_heads = hp_.kv_heads,
                             .head_dim = hp_.head_dim},
                            stream_);
+}
+
+void CudaBackend::launch(const GateOp& op) {
+  matrices_.gate({.layer = &list_.layers[op.layer], .pass = pass_rows(), .x = op.x, .out = op.out}, stream_);
+}
+
+void CudaBackend::launch(const DeltaOp& op) {
+  matrices_.delta({.layer = &list_.layers[op.layer],
+                   .tables = list_.shape.tables,
+                   .pass = pass_rows(),
+                   .chunks = list_.shape.chunks,
+                   .index = op.index,
+                   .x = op.x},
+                  stream_);
 }
 
 void CudaBackend::launch(const ProjectOp& op) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/reference/delta.h"
 #include "backend/reference/math.h"
 #include "backend/reference/select.h"
 #include "core/error.h"
@@ -82,6 +83,8 @@ class ReferenceBackend final : public Backend {
   void project(const Layer& layer, Rows out, Rows x) override {
     add_product(layer.wo, layer.bo, layer.attn_post_norm, out, x);
   }
+  void gate(const Layer& layer, Rows x, Rows out) override;
+  void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
@@ -258,6 +261,41 @@ Matrix ReferenceBackend::normalise(Rows x, const Weight& norm) const {
     }
   }
   return normed;
+}
+
+void ReferenceBackend::gate(const Layer& layer, Rows x, Rows out) {
+  const Matrix gates(out.rows, out.width);
+  reference::multiply(layer.attn_gate, {}, normalise(x, layer.attn_norm), gates);
+  for (int r = 0; r < out.rows; ++r) {
+    for (int i = 0; i < out.width; ++i) out.row(r)[i] /= 1.0f + std::exp(-gates->row(r)[i]);
+  }
+}
+
+void ReferenceBackend::delta(const Layer& layer, const Batch& batch, int index, Rows x) {
+  const DeltaNet& net = hp_.delta;
+  const DeltaWeights& weights = layer.delta;
+  const Matrix normed = normalise(x, layer.attn_norm), mixed(x.rows, net.mixed_width());
+  const Matrix beta(x.rows, net.value_heads), alpha(x.rows, net.value_heads);
+  const Matrix gates(x.rows, net.value_width()), out(x.rows, net.value_width());
+  reference::multiply(weights.mixed, {}, normed, mixed);
+  reference::multiply(weights.beta, {}, normed, beta);
+  reference::multiply(weights.alpha, {}, normed, alpha);
+  reference::multiply(weights.gate, {}, normed, gates);
+  for (const Chunk& chunk : batch.chunks) {
+    float* state = chunk.state + index * net.state_elements();
+    if (chunk.position == 0) std::fill_n(state, net.state_elements(), 0.0f);
+    for (int r = chunk.first_row; r < chunk.first_row + chunk.rows; ++r) {
+      reference::delta_row(net, weights, {mixed->row(r), beta->row(r), alpha->row(r)}, hp_.rms_epsilon, state,
+                           out->row(r));
+      for (int i = 0; i < out->width; ++i) {
+        float* head = out->row(r) + i;
+        if (i % net.head_dim == 0) reference::rms_norm(head, weights.norm, net.head_dim, hp_.rms_epsilon, head);
+        const float gate = gates->row(r)[i];
+        *head *= gate / (1.0f + std::exp(-gate));
+      }
+    }
+  }
+  add_product(weights.out, {}, {}, out, x);
 }
 
 void ReferenceBackend::mlp(const Layer& layer, Rows x) {

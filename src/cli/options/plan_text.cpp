@@ -109,7 +109,7 @@ std::string roles_text(const Plan& plan, const std::string& source, const Hyperp
                        : fmt::format("the other {}", scan);
   text += fmt::format(" by {} ({})", bits_text(plan.policy), source);
   if (sparse > 0) text += fmt::format("; Sparse the other {}", sparse);
-  if (const std::string windows = windows_text(hp); !windows.empty()) text += "; " + windows;
+  if (const std::string others = other_layers_text(hp); !others.empty()) text += "; " + others;
   return text;
 }
 
@@ -126,7 +126,7 @@ std::string budget_text(const Policy& policy) {
   return text;
 }
 
-std::string windows_text(const Hyperparameters& hp) {
+std::string other_layers_text(const Hyperparameters& hp) {
   std::set<int> windows;
   int count = 0;
   for (int l = 0; l < hp.layers; ++l) {
@@ -134,14 +134,15 @@ std::string windows_text(const Hyperparameters& hp) {
     windows.insert(hp.window(l));
     ++count;
   }
+  if (hp.recurrent_layers() > 0) return fmt::format("{} of {} layers recurrent", hp.recurrent_layers(), hp.layers);
   return count == 0 ? ""
                     : fmt::format("{} of {} layers with a window of {}", count, hp.layers, fmt::join(windows, ", "));
 }
 
 std::string describe(const Plan& plan, const std::string& source, const Hyperparameters& hp) {
   if (!plan.has_sparse()) {
-    const std::string windows = windows_text(hp);
-    return windows.empty() ? "full attention in all layers" : "full attention, " + windows;
+    const std::string others = other_layers_text(hp);
+    return others.empty() ? "full attention in all layers" : "full attention, " + others;
   }
   const Policy& policy = plan.policy;
   const std::string recent =

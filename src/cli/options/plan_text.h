@@ -11,8 +11,9 @@ namespace tidal {
 /// `hp`: of its model, whose layers that do not read the whole context stand in no list of layers; without it there are
 /// none.
 std::string describe(const Plan& plan, const std::string& source, const Hyperparameters& hp = {});
-/// "15 of 18 layers with a window of 512": the layers that do not read the whole context; "" where all do.
-std::string windows_text(const Hyperparameters& hp);
+/// "15 of 18 layers with a window of 512", "30 of 40 layers recurrent": the layers that do not read the whole context;
+/// "" where all do.
+std::string other_layers_text(const Hyperparameters& hp);
 /// The budget of a policy as the flag writes it: "256", "5%,128", with top-p "256 at top-p 0.95".
 std::string budget_text(const Policy& policy);
 /// The width of a policy's sketches: "1 bit", "2 bits".

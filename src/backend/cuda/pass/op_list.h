@@ -66,6 +66,24 @@ struct PrefillOp {
   bool operator==(const PrefillOp&) const = default;
 };
 
+/// The gate of attention.
+struct GateOp {
+  int layer = 0;
+  const float* x = nullptr;
+  float* out = nullptr;
+
+  bool operator==(const GateOp&) const = default;
+};
+
+/// A recurrent layer.
+struct DeltaOp {
+  int layer = 0;
+  int index = 0;
+  float* x = nullptr;
+
+  bool operator==(const DeltaOp&) const = default;
+};
+
 struct ProjectOp {
   int layer = 0;
   const float* out = nullptr;
@@ -101,7 +119,8 @@ struct LogitsOp {
   bool operator==(const LogitsOp&) const = default;
 };
 
-using Op = std::variant<AnglesOp, EmbedOp, QkvOp, AttendOp, PrefillOp, ProjectOp, MlpOp, ExpertsOp, LogitsOp>;
+using Op =
+    std::variant<AnglesOp, EmbedOp, QkvOp, AttendOp, PrefillOp, GateOp, DeltaOp, ProjectOp, MlpOp, ExpertsOp, LogitsOp>;
 
 /// The shape of a pass: what launches depend on beside the operations.
 struct PassShape {

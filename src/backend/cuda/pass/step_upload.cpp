@@ -49,11 +49,11 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
   auto* next = pinned_.as<int32_t>();
   const auto take = [&](size_t words) { return std::exchange(next, next + words); };
   const auto on_device = [&](const int32_t* host) { return device_.as<int32_t>() + (host - pinned_.as<int32_t>()); };
+  int32_t* const chunks = take(sizeof(DeviceChunk) / sizeof(int32_t) * count);  // first: they hold addresses
   int32_t* const tokens = take(rows);
   int32_t* const positions = take(rows);
   int32_t* const row_chunk = take(rows);
   int32_t* const logit_rows = take(wanted);
-  int32_t* const chunks = take(sizeof(DeviceChunk) / sizeof(int32_t) * count);
   int32_t* const blocks = take(entries);
   std::copy(batch.tokens.begin(), batch.tokens.end(), tokens);
   std::copy(batch.positions.begin(), batch.positions.end(), positions);
@@ -64,6 +64,7 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
     const Chunk& chunk = batch.chunks[c];
     std::fill_n(row_chunk + chunk.first_row, chunk.rows, static_cast<int32_t>(c));
     DeviceChunk& to = chunks_[c];
+    to.state = chunk.state;
     to.first_row = chunk.first_row;
     to.rows = chunk.rows;
     to.position = chunk.position;

@@ -18,12 +18,14 @@ struct Sizes {
   int64_t frequencies, window_frequencies, angles, window_angles, slots, rounded, factors, normed, squares, raw,
       gate_up, hidden, products, panel, packed;
   int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given;
+  int64_t mixed, delta_values, delta_heads;
 
   Sizes(const Hyperparameters& hp, int64_t rows) : Sizes(hp, rows, hp.experts ? hp.experts.shared_ffn : hp.ffn) {}
   int64_t total() const {
     return frequencies + window_frequencies + angles + window_angles + slots + rounded + factors + normed + squares +
            raw + gate_up + hidden + products + panel + packed + router_logits + arrived + shared + kChoices * choice +
-           kExpertLists * expert + chosen_hidden + chosen_results + given;
+           kExpertLists * expert + chosen_hidden + chosen_results + given + 2 * (mixed + delta_values) +
+           4 * delta_heads;
   }
   static constexpr int kChoices = 5, kExpertLists = 2;  // lists of numbers, one a choice, and one an expert
 
@@ -34,7 +36,7 @@ struct Sizes {
         angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
         window_angles(part(rows * (hp.window_rope.dims / 2) * sizeof(float2))),
         slots(part(rows * sizeof(int32_t))),
-        rounded(part(rows * std::max(hp.width, hp.q_width()) * 2)),
+        rounded(part(rows * widest(hp) * 2)),
         factors(part(rows * sizeof(float))),
         normed(part(rows * hp.width * 2)),
         squares(part(rows * ((hp.width + 15) / 16) * sizeof(float))),
@@ -43,7 +45,7 @@ struct Sizes {
         hidden(part(rows * ffn * 2)),
         products(LtMatmul::kWorkspace),
         panel(kPanel),
-        packed(part(std::max(skinny_packed_bytes(static_cast<int>(rows), std::max(hp.width, hp.q_width())),
+        packed(part(std::max(skinny_packed_bytes(static_cast<int>(rows), widest(hp)),
                              skinny_packed_bytes(kQuantisedRows, static_cast<int>(ffn))))),
         router_logits(part(rows * (hp.experts.count + 1) * sizeof(float))),
         arrived(part(rows * sizeof(uint32_t))),
@@ -52,9 +54,13 @@ struct Sizes {
         expert(part((hp.experts.count + 1) * sizeof(int32_t))),
         chosen_hidden(part(rows * hp.experts.used * padded_ffn(hp.experts.ffn) * 2)),
         chosen_results(part(rows * hp.experts.used * hp.width * sizeof(float))),
-        given(hp.post_norms ? part(rows * hp.width * sizeof(float)) : 0) {
+        given(hp.post_norms ? part(rows * hp.width * sizeof(float)) : 0),
+        mixed(part(rows * hp.delta.mixed_width() * sizeof(float))),
+        delta_values(part(rows * hp.delta.value_width() * sizeof(float))),
+        delta_heads(part(rows * hp.delta.value_heads * sizeof(float))) {
     if (!hp.experts) router_logits = arrived = shared = choice = expert = 0;
   }
+  static int widest(const Hyperparameters& hp) { return std::max({hp.width, hp.q_width(), hp.delta.value_width()}); }
   static int64_t part(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 };
 
@@ -108,6 +114,9 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.chosen_hidden, sizes.chosen_hidden);
   place(s.chosen_results, sizes.chosen_results);
   place(s.given, sizes.given);
+  for (float** one : {&s.mixed, &s.convolved}) place(*one, sizes.mixed);
+  for (float** one : {&s.delta_gates, &s.delta_out}) place(*one, sizes.delta_values);
+  for (float** one : {&s.beta, &s.alpha, &s.kept, &s.written}) place(*one, sizes.delta_heads);
   // Where another model's numbers may have been.
   check(cudaMemset(s.arrived, 0, static_cast<size_t>(sizes.arrived)), "activations of a pass");
   const auto send = [](const std::vector<double>& frequencies, double* to) {

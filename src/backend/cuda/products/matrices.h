@@ -55,6 +55,22 @@ struct MlpParams {
   const Layer* next = nullptr;  ///< the layer that comes next, if any: its input is normed on the way
 };
 
+struct GateParams {
+  const Layer* layer = nullptr;
+  PassRows pass;
+  const float* x = nullptr;  ///< [rows, width]
+  float* out = nullptr;      ///< [rows, q_width], gated
+};
+
+struct DeltaLayerParams {
+  const Layer* layer = nullptr;
+  StepTables tables;
+  PassRows pass;
+  int chunks = 0;
+  int index = 0;       ///< which recurrent layer of DeviceChunk::state
+  float* x = nullptr;  ///< [rows, width], added to
+};
+
 struct LogitsParams {
   Weight norm;                          ///< [width], float32
   Weight output;                        ///< [vocab, width]
@@ -86,6 +102,8 @@ class Matrices {
   void embed(const EmbedParams& params, cudaStream_t stream);
   void qkv(const QkvParams& params, cudaStream_t stream);
   void project(const ProjectParams& params, cudaStream_t stream);
+  void gate(const GateParams& params, cudaStream_t stream);
+  void delta(const DeltaLayerParams& params, cudaStream_t stream);
   void mlp(const MlpParams& params, cudaStream_t stream);
   void experts(const MlpParams& params, cudaStream_t stream);
   void logits(const LogitsParams& params, cudaStream_t stream);

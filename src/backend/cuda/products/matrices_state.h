@@ -1,5 +1,6 @@
 // What the products of a pass share: the workspace, and the ways in. Decode rows are in matrices.cpp, the others in
-// matrices_prefill.cpp, mixtures of experts in matrices_experts.cpp.
+// matrices_prefill.cpp, mixtures of experts in
+// matrices_experts.cpp, recurrent layers in matrices_delta.cpp.
 #pragma once
 
 #include <algorithm>
@@ -51,6 +52,11 @@ struct Matrices::State {
   Bf16* panel = nullptr;             ///< kPanel bytes: rows of quantised matrices, dequantised for cuBLASLt
   std::byte* packed = nullptr;       ///< SkinnyInput::scratch
   float* given = nullptr;            ///< [rows, width], what is to be normed before it is added; where models have that
+
+  // Of recurrent layers, DeltaParams'.
+  float *mixed = nullptr, *convolved = nullptr;                                  ///< [rows, mixed_width]
+  float *delta_gates = nullptr, *delta_out = nullptr;                            ///< [rows, value_width]
+  float *beta = nullptr, *alpha = nullptr, *kept = nullptr, *written = nullptr;  ///< [rows, value_heads]
 
   // Of mixtures of experts; a choice is a row and one of its experts.
   float* router_logits = nullptr;          ///< [rows, experts + 1]
@@ -177,6 +183,10 @@ struct Matrices::State {
   const __nv_bfloat16* prefill_hidden(const Weight& gate, const Weight& up, const Weight& b_gate, const Weight& b_up,
                                       const float* factors, const __nv_bfloat16* normed, PassRows pass,
                                       cudaStream_t stream);
+  void decode_projections(const DeltaWeights& weights, const Weight& norm, const float* x, int rows,
+                          cudaStream_t stream);
+  void prefill_projections(const DeltaWeights& weights, const Weight& norm, const float* x, PassRows pass,
+                           cudaStream_t stream);
   void route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream);
   void decode_experts(const MlpParams& p, cudaStream_t stream);
   void prefill_experts(const MlpParams& p, cudaStream_t stream);

@@ -11,6 +11,7 @@ inline constexpr int kDecodeRows = 8;
 
 /// One chunk of the batch (backend/batch.h, Chunk).
 struct DeviceChunk {
+  float* state;       ///< Chunk::state
   int32_t first_row;  ///< its first row in the batch
   int32_t rows;       ///< >= 1
   int32_t position;   ///< of its first token; its last row attends to position + rows positions
@@ -21,6 +22,7 @@ struct DeviceChunk {
   int32_t sinks;
   int32_t recent;
   float top_p;
+  int32_t unused = 0;  ///< a whole number of 8 bytes
 
   bool operator==(const DeviceChunk&) const = default;
 };

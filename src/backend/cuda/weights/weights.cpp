@@ -244,7 +244,6 @@ Weight DeviceWeights::upload(const Weight& host, cudaStream_t user) {
 
 Weight DeviceWeights::upload_floats(const Weight& host, cudaStream_t user) {
   if (!host) return host;
-  if (host.cols % 8 != 0) fail("cuda backend: a matrix of {} columns, expected a multiple of 8", host.cols);
   std::vector<float> values(static_cast<size_t>(host.rows * host.cols));
   convert(host, values.data());
   Weight floats{GGML_TYPE_F32, host.rows, host.cols, reinterpret_cast<const std::byte*>(values.data())};

@@ -1,0 +1,83 @@
+// Where a sequence of a hybrid model can go on: what its recurrent layers hold, behind its last token and behind a few
+// earlier ones.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "engine/state_pool.h"
+
+namespace tidal {
+
+/// The live state goes on with every pass and cannot go back. So some are saved on the way, and what a sequence needs
+/// at an earlier position is computed again from the last saved one before that. Only states that dense attention
+/// computed are saved. Move-only; empty, and nothing to call, for models without recurrent layers.
+class SequenceStates {
+ public:
+  static constexpr int kMostSaved = 4;
+
+  struct Saved {
+    int position = 0;  ///< behind so many tokens
+    StateId state = 0;
+  };
+
+  explicit SequenceStates(StatePool& pool) : pool_(&pool) {}
+  SequenceStates(SequenceStates&& other) noexcept;
+  SequenceStates& operator=(SequenceStates&& other) noexcept;
+  ~SequenceStates() { clear(); }
+
+  /// A second one that shares all states.
+  SequenceStates fork() const;
+
+  /// Tokens that the live state has seen; -1 when there is none. The beginning of a text needs none.
+  int position() const { return position_; }
+  std::span<const Saved> saved() const { return saved_; }
+  /// The state saved at exactly this position; -1 where there is none.
+  StateId saved_at(int position) const;
+  /// The last position up to `position` from which a pass can go on: the live or a saved state's, or 0.
+  int nearest(int position) const;
+  /// Goes back to one of these.
+  void return_to(int position);
+
+  /// Makes sure that the live state is nobody else's, by a copy where it is shared; one is taken where there is none.
+  /// Throws Error when there is no memory for it; then nothing has changed.
+  void reserve();
+  /// The live state, for a pass that goes on with it. Until advance() it counts as lost.
+  float* begin();
+  /// After the pass: it has seen so many tokens.
+  void advance(int position) { position_ = position; }
+  /// Keeps the live state, until the pool runs out of states. Where there are too many the one goes whose neighbours
+  /// are nearest, in relation to how far back it is.
+  void save();
+  /// The same for a state of somebody else, which it then shares.
+  void save(int position, StateId state);
+  /// Forgets all states behind more than `length` tokens.
+  void truncate(int length);
+
+  /// How many tokens from `position` on, at most `most`, a chunk has that computes them as they were computed: by the
+  /// same chunk, or by one of up to `decode_rows` where they were decoded.
+  int rows_again(int position, int most, int decode_rows) const;
+  /// Records that [position, end) have been computed by one dense chunk, unless it was by rows_again().
+  void record(int position, int end, int decode_rows);
+
+ private:
+  /// Tokens up to `end` that one chunk has computed, or any number of short ones.
+  struct Stretch {
+    int end = 0;
+    bool decoded = false;
+  };
+
+  void clear();
+  void drop_live();
+  void thin();
+  /// Tells the pool whether there are saved states that it may ask for.
+  void announce();
+
+  StatePool* pool_;
+  StateId live_ = -1;
+  int position_ = -1;
+  std::vector<Saved> saved_;  // by position
+  std::vector<Stretch> stretches_;
+};
+
+}  // namespace tidal
