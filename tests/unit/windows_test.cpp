@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/session_file.h"
+#include "eval/candidate.h"
 #include "model/plan.h"
 #include "unit/engine_setup.h"
 
@@ -51,6 +52,12 @@ TEST(Windows, PlansSpeakOfTheOtherLayers) {
             "plan: 3 layers that read the whole context are too few for two Dense, a Select and a reselect layer");
   EXPECT_EQ(error_of([] { Plan::tidal(windowed(15), 9, default_policy(8)); }),
             "reselect: layer 9 is none of those that can be, expected one of 11, 14");
+}
+
+TEST(Windows, CalibrationCountsAmongTheOtherLayers) {
+  const CandidatePolicies policies = {default_policy(64), sketch_policy(48)};
+  EXPECT_EQ(letters(plan_with(Candidate::sketch(2, 1, {2}), windowed(9), policies)), "DDDDDCDD.");
+  EXPECT_EQ(letters(plan_with(Candidate::tidal({0, 2}), windowed(12), policies)), "DDSDD.DDSDD.");
 }
 
 TEST(Windows, TheRuleFindsALayerThatCanReselect) {
