@@ -93,10 +93,10 @@ class Backend {
   ///   Sparse: the selected positions only.
   ///   Scan: the scores of full blocks come from their sketches, those of the block still filling from its keys; from
   ///   them a selection by scan_policy(), and attention to the selected positions only.
-  /// `sinks`, where a layer has them: each head's softmax has one more term exp(sinks[head]), whose value is zeros.
-  /// What is selected does not depend on it.
+  /// `sink_logits`, where a layer has them: each head's softmax has one more term exp(sink_logits[head]), whose value
+  /// is zeros. What is selected does not depend on it.
   virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-                      const Weight& sinks = {}) = 0;
+                      const Weight& sink_logits = {}) = 0;
   /// out *= sigmoid(Wg norm(x)), where attention is gated.
   virtual void gate(const Layer& layer, Rows x, Rows out) = 0;
   /// x += out * Wo (+ bias), after its own norm where the layer has one.

@@ -97,9 +97,9 @@ struct Hyperparameters {
   int recurrent_layers() const { return static_cast<int>(std::count(recurrent.begin(), recurrent.end(), true)); }
   /// Bytes of what a sequence keeps for its recurrent layers; 0 where the model has none.
   int64_t state_bytes() const { return int64_t{4} * delta.state_elements() * recurrent_layers(); }
-  std::vector<int> windows;      ///< [layers] of window(); empty: no layer has one
-  Rope window_rope;              ///< of layers with a window; no `dims`: `rope`, as all others
-  bool attention_sinks = false;  ///< layers have Layer::sinks
+  std::vector<int> windows;  ///< [layers] of window(); empty: no layer has one
+  Rope window_rope;          ///< of layers with a window; no `dims`: `rope`, as all others
+  bool sink_logits = false;  ///< layers have Layer::sink_logits
 
   /// A layer's attention at a position p sees the last so many positions, p - window + 1 to p; 0: the whole context.
   int window(int layer) const { return windows.empty() ? 0 : windows[static_cast<size_t>(layer)]; }

@@ -47,7 +47,7 @@ struct Layer {
   Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice
   Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
   Weight q_norm, k_norm;        // [head_dim] (qwen3), or [q_width] and [kv_width] (olmoe); optional
-  Weight sinks;                 // [heads]: a further score of each softmax, of no value; optional (gpt-oss)
+  Weight sink_logits;           // [heads]: a further score of each softmax, of no value; optional (gpt-oss)
   Weight attn_gate;             // [q_width, width], of what attention gives; optional
   Weight wo, bo;                // [width, q_width], [width] optional
   Weight attn_post_norm;        // [width], of what attention gives; optional

@@ -290,7 +290,8 @@ std::span<const float> Engine::prefill(Sequence& sequence, std::span<const Token
   if (plan_.correct > 0) correct(sequence);
   std::span<const float> logits;
   for (size_t done = 0; done < tokens.size();) {
-    const size_t count = std::min<size_t>(chunk(), tokens.size() - done);
+    const size_t left = tokens.size() - done, most = std::min<size_t>(chunk(), left);
+    const auto count = static_cast<size_t>(prompt_rows(sequence.length(), static_cast<int>(most), most == left));
     const Request request{.sequence = &sequence, .tokens = tokens.subspan(done, count)};
     logits = step({&request, 1});
     done += count;

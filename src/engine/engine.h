@@ -88,6 +88,10 @@ class Engine {
   /// would not be what they are without the cache.
   int reusable(int count) const;
 
+  /// How many tokens the next chunk of a prompt has, at most `rows`, when that is from `position` on and `last` where
+  /// the prompt ends there. For hybrids a last chunk is cut at its last block: others may go on from a state there.
+  int prompt_rows(int position, int rows, bool last) const;
+
   /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. Where the plan corrects, polluted
   /// tokens are corrected first. `progress(done)` after every chunk; returning false stops early (the sequence then
   /// holds `done` tokens more).

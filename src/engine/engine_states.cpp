@@ -12,6 +12,12 @@ constexpr int kSaveEvery = 256;  // tokens; a state is as large as the K/V of so
 
 }  // namespace
 
+int Engine::prompt_rows(int position, int rows, bool last) const {
+  if (!pool_->states() || !last) return rows;
+  const int to_block = (position + rows) / kBlockTokens * kBlockTokens - position;
+  return to_block >= kBlockTokens ? to_block : rows;
+}
+
 void Engine::restore(Sequence& sequence, int position) {
   if (!pool_->states() || sequence.states().position() == position) return;
   int at = sequence.begin_of_pass(position);

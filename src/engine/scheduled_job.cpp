@@ -65,6 +65,7 @@ int ScheduledJob::chunk() const {
     end = std::min(start_, at + chunk);
   } else if (at < prompt_) {
     end = std::min(prompt_, start_ + ((at - start_) / chunk + 1) * chunk);
+    end = at + engine_.prompt_rows(at, end - at, end == prompt_);
   } else {
     // Text: by the arithmetic of the decode steps that computed it first.
     end = std::min(end, at + std::min(chunk, engine_.pool().backend().decode_rows()));

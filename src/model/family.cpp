@@ -96,7 +96,7 @@ constexpr Family kFamilies[] = {
      .window_pattern = 2,
      .window_rope = Family::WindowRope::OwnScaled,
      .activation = Activation::ClampedSwiGlu,
-     .attention_sinks = true,
+     .sink_logits = true,
      .expert_biases = true,
      .biases = true},
     kGranite,

@@ -33,7 +33,7 @@ struct Family {
   int window_pattern = 0;  ///< keys may give a window: of so many layers the last sees all, or as the keys say; 0: none
   WindowRope window_rope = WindowRope::Unscaled;
   Activation activation = Activation::Silu;
-  bool attention_sinks = false;   ///< a further score of each softmax
+  bool sink_logits = false;       ///< a further score of each softmax
   bool expert_biases = false;     ///< of the router and the experts
   bool embedding_root = false;    ///< embeddings are multiplied by the root of the width
   bool scales = false;            ///< keys give factors on embedding, attention, residual and logits

@@ -52,7 +52,7 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
       backend_.delta(layer, batch, recurrent++, x);
     } else {
       backend_.qkv(layer, batch, x, q, kv[l]);
-      backend_.attend(batch, l, q, kv[l], selection_, out, layer.sinks);  // by chunk.roles[l]
+      backend_.attend(batch, l, q, kv[l], selection_, out, layer.sink_logits);  // by chunk.roles[l]
       if (observer) observer->attended(l, batch, q, kv[l], selection_);
       if (layer.attn_gate) backend_.gate(layer, x, out);
       backend_.project(layer, out, x);

@@ -228,7 +228,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
   hp.activation = family->activation;
-  hp.attention_sinks = family->attention_sinks;
+  hp.sink_logits = family->sink_logits;
   hp.post_norms = family->post_norms;
   hp.unrotated_every = family->unrotated_every;
   if (family->scales) read_scales(keys, hp);

@@ -194,7 +194,7 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
     layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? hp.head_dim : hp.q_width());
     layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? hp.head_dim : hp.kv_width());
   }
-  if (family.attention_sinks) layer.sinks = tensors.vector(prefix + "attn_sinks.weight", hp.heads);
+  if (family.sink_logits) layer.sink_logits = tensors.vector(prefix + "attn_sinks.weight", hp.heads);
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
   fold_scales(hp, layer);

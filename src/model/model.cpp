@@ -11,50 +11,22 @@ namespace {
 template <typename Layers, typename Function>
 void for_each_weight(Layers& layers, Function&& function) {
   for (auto& layer : layers) {
-    for (auto* weight : {&layer.attn_norm,
-                         &layer.wq,
-                         &layer.wk,
-                         &layer.wv,
-                         &layer.bq,
-                         &layer.bk,
-                         &layer.bv,
-                         &layer.q_norm,
-                         &layer.k_norm,
-                         &layer.wo,
-                         &layer.bo,
-                         &layer.ffn_norm,
-                         &layer.gate,
-                         &layer.up,
-                         &layer.down,
-                         &layer.b_gate,
-                         &layer.b_up,
-                         &layer.b_down,
-                         &layer.expert_gate,
-                         &layer.expert_up,
-                         &layer.expert_down,
-                         &layer.shared_gate,
-                         &layer.shared_up,
-                         &layer.shared_down,
-                         &layer.gate_scales,
-                         &layer.up_scales,
-                         &layer.down_scales,
-                         &layer.attn_post_norm,
-                         &layer.ffn_post_norm,
-                         &layer.sinks,
-                         &layer.router_bias,
-                         &layer.attn_gate,
-                         &layer.delta.mixed,
-                         &layer.delta.gate,
-                         &layer.delta.beta,
-                         &layer.delta.alpha,
-                         &layer.delta.alpha_bias,
-                         &layer.delta.decay,
-                         &layer.delta.norm,
-                         &layer.delta.out}) {
+    auto& delta = layer.delta;
+    for (auto* weight :
+         {&layer.attn_norm, &layer.wq, &layer.wk, &layer.wv, &layer.bq, &layer.bk, &layer.bv, &layer.q_norm,
+          &layer.k_norm, &layer.sink_logits, &layer.attn_gate, &layer.wo, &layer.bo, &layer.attn_post_norm,
+          &layer.ffn_norm, &layer.gate, &layer.up, &layer.down, &layer.b_gate, &layer.b_up, &layer.b_down,
+          &layer.ffn_post_norm,
+          // of experts
+          &layer.router_bias, &layer.expert_gate, &layer.expert_up, &layer.expert_down, &layer.gate_scales,
+          &layer.up_scales, &layer.down_scales, &layer.shared_gate, &layer.shared_up, &layer.shared_down,
+          // of recurrent layers
+          &delta.mixed, &delta.gate, &delta.beta, &delta.alpha, &delta.alpha_bias, &delta.decay, &delta.norm,
+          &delta.out}) {
       if (*weight) function(*weight, false);
     }
-    for (auto* weight : {&layer.router, &layer.shared_switch, &layer.gate_biases, &layer.up_biases, &layer.down_biases,
-                         &layer.delta.taps}) {
+    for (auto* weight :
+         {&layer.router, &layer.shared_switch, &layer.gate_biases, &layer.up_biases, &layer.down_biases, &delta.taps}) {
       if (*weight) function(*weight, true);
     }
   }

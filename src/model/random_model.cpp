@@ -91,7 +91,7 @@ std::vector<Part> parts_of(Model& model) {
       parts.insert(parts.end(),
                    {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
     }
-    if (family.attention_sinks) parts.push_back({&layer.sinks, 1, hp.heads});
+    if (family.sink_logits) parts.push_back({&layer.sink_logits, 1, hp.heads});
     if (family.norms != Family::Norms::None && !recurs) {
       const bool heads = family.norms == Family::Norms::Heads;
       parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},

@@ -94,7 +94,7 @@ Hyperparameters known_shape(const std::string& name) {
     hp.rope = make_rope(family.pairing, rotated, shape.rope_base, {}, {});
     hp.post_norms = family.post_norms;
     hp.activation = family.activation;
-    hp.attention_sinks = family.attention_sinks;
+    hp.sink_logits = family.sink_logits;
     if (family.embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
     for (int l = 0; shape.window > 0 && l < hp.layers; ++l) {
       hp.windows.push_back(l % family.window_pattern < family.window_pattern - 1 ? shape.window : 0);

@@ -208,7 +208,7 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
 
 std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
                                      const std::vector<float>& q, bool bf16, const Policy& policy,
-                                     const std::vector<int32_t>& selected, const std::vector<float>& sinks) {
+                                     const std::vector<int32_t>& selected, const std::vector<float>& sink_logits) {
   std::vector<double> bounds;
   const int units = scope_units(policy.scope, hp.heads, hp.kv_heads);
   for (const Chunk& chunk : batch->chunks) {
@@ -225,7 +225,7 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
         }
         const float* head = q.data() + static_cast<size_t>(row) * hp.q_width() + h * hp.head_dim;
         const auto own = attention_bounds(head, cache, chunk, h / hp.group(), positions, bf16,
-                                          sinks.empty() ? nullptr : &sinks[static_cast<size_t>(h)]);
+                                          sink_logits.empty() ? nullptr : &sink_logits[static_cast<size_t>(h)]);
         bounds.insert(bounds.end(), own.begin(), own.end());
       }
     }
@@ -249,9 +249,9 @@ bool rounding_decides(std::span<const reference::Scores> own, const Policy& poli
     }
   }
   const double relative = 0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size()));
-  for (int a = reserved.sinks; a < last; ++a) {
+  for (int a = reserved.sink_logits; a < last; ++a) {
     if (!in[a]) continue;
-    for (int b = reserved.sinks; b < last; ++b) {
+    for (int b = reserved.sink_logits; b < last; ++b) {
       if (in[b] || pooled[a] - pooled[b] > relative * (pooled[a] + pooled[b])) continue;
       // Equal scores in every head are rounded alike: then the lower position wins on every backend.
       const bool same = std::all_of(own.begin(), own.end(), [&](const reference::Scores& head) {

@@ -57,7 +57,8 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
 /// unless it is empty.
 std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch& batch, const HostCache& cache,
                                      const std::vector<float>& q, bool bf16, const Policy& policy = {},
-                                     const std::vector<int32_t>& selected = {}, const std::vector<float>& sinks = {});
+                                     const std::vector<int32_t>& selected = {},
+                                     const std::vector<float>& sink_logits = {});
 
 /// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads.
 bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,

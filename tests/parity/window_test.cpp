@@ -152,20 +152,20 @@ TEST_P(WindowParity, SinksTakeTheirShare) {
   for (const int window : {0, this->window()}) {
     const Inputs in(3, 64, window, around(this->window()), random_);
     // From none at all to most of the mass.
-    std::vector<float> sinks;
-    for (int h = 0; h < in.hp.heads; ++h) sinks.push_back(-8.0f + 3.0f * static_cast<float>(h));
+    std::vector<float> sink_logits;
+    for (int h = 0; h < in.hp.heads; ++h) sink_logits.push_back(-8.0f + 3.0f * static_cast<float>(h));
     const auto attend_with = [&](const std::string& name) {
       Device device(name);
       device.begin(in.hp, in.batch);
       const Rows out = device.rows(in.batch->rows(), in.hp.q_width());
-      const Rows own = device.rows(sinks, in.hp.heads);
+      const Rows own = device.rows(sink_logits, in.hp.heads);
       const Weight weight{GGML_TYPE_F32, 1, in.hp.heads, reinterpret_cast<const std::byte*>(own.data)};
       device->attend(*in.batch, 0, device.rows(in.q, in.hp.q_width()), device.cache(in.cache), {}, out, weight);
       return device.read(out);
     };
     const std::vector<float> reference = attend_with("reference");
     expect_close("attend", attend_with(backend()), reference,
-                 attention_bounds(in.hp, in.batch, in.cache, in.q, true, {}, {}, sinks));
+                 attention_bounds(in.hp, in.batch, in.cache, in.q, true, {}, {}, sink_logits));
     EXPECT_NE(reference, attend("reference", in));
   }
 }
@@ -180,18 +180,18 @@ TEST_P(WindowParity, SinksTakeTheirShareOfSelectedPositions) {
     std::sort(all.begin(), all.begin() + policy.budget);
     positions.insert(positions.end(), all.begin(), all.begin() + policy.budget);
   }
-  const std::vector<float> sinks(static_cast<size_t>(in.hp.heads), 2.0f);
+  const std::vector<float> sink_logits(static_cast<size_t>(in.hp.heads), 2.0f);
   const auto attend_with = [&](const std::string& name) {
     Device device(name);
     device.begin(in.hp, in.batch);
-    const Rows out = device.rows(1, in.hp.q_width()), own = device.rows(sinks, in.hp.heads);
+    const Rows out = device.rows(1, in.hp.q_width()), own = device.rows(sink_logits, in.hp.heads);
     const Weight weight{GGML_TYPE_F32, 1, in.hp.heads, reinterpret_cast<const std::byte*>(own.data)};
     device->attend(*RoleBatch(in.batch, Role::Sparse, policy), 0, device.rows(in.q, in.hp.q_width()),
                    device.cache(in.cache), device.selection(policy, in.hp, 1, positions), out, weight);
     return device.read(out);
   };
   expect_close("attend", attend_with(backend()), attend_with("reference"),
-               attention_bounds(in.hp, in.batch, in.cache, in.q, true, policy, positions, sinks));
+               attention_bounds(in.hp, in.batch, in.cache, in.q, true, policy, positions, sink_logits));
 }
 
 INSTANTIATE_TEST_SUITE_P(Windows, WindowParity,

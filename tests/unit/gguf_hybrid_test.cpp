@@ -37,6 +37,19 @@ TEST(GgufHybrids, LayersAreRecurrentOrAttend) {
   }
 }
 
+TEST(GgufHybrids, AllWeightsOfAFileAreReadByAStep) {
+  for (const std::string architecture : kHybrids) {
+    SCOPED_TRACE(architecture);
+    GgufWriter writer = small_model(architecture, {.experts = architecture == "qwen35" ? 0u : 2u});
+    // Everything, and of the tied embedding a row more.
+    const Bytes bytes = writer.bytes();
+    const GgufFile file = GgufFile::parse(bytes.data(), bytes.size(), "test.gguf");
+    int64_t all = 64 * 4;
+    for (const auto& [name, weight] : file.tensors()) all += static_cast<int64_t>(weight.bytes());
+    EXPECT_EQ(load_bytes(bytes, bytes.size()).decode_weight_bytes(), all);
+  }
+}
+
 TEST(GgufHybrids, EveryFourthLayerAttendsUnlessTheFileSaysOtherwise) {
   GgufWriter writer = small_model("qwen35", {.layers = 4, .interval = 4});
   writer.erase("qwen35.full_attention_interval");

@@ -116,7 +116,7 @@ TEST(GgufWindows, GptOssHasAWindowASinkAHeadAndBiases) {
   const Model model = load_bytes(bytes, bytes.size());
   EXPECT_THAT(model.hp.windows, ElementsAre(32, 0, 32));
   EXPECT_EQ(model.hp.activation, Activation::ClampedSwiGlu);
-  EXPECT_TRUE(model.hp.attention_sinks);
+  EXPECT_TRUE(model.hp.sink_logits);
   EXPECT_EQ(model.hp.experts.ffn, 32);
   EXPECT_EQ(model.layers[2].sinks.cols, 4);
   EXPECT_EQ(model.layers[2].gate_biases.rows, model.hp.experts.count);

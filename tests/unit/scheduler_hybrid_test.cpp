@@ -84,6 +84,22 @@ TEST_P(HybridScheduler, CachedBeginningsEndAtASavedState) {
   EXPECT_EQ(outcomes[0].report.cached_tokens, 0);
 }
 
+TEST_P(HybridScheduler, PromptsShorterThanAChunkLeaveAStateAtTheirLastBlock) {
+  SmallEngine large(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 512, .tokens = 2048, .chunk = 512, .sequences = 2});
+  std::vector<Outcome> outcomes;
+  const JobSetup first{.prompt = prompt(200, 10, 2), .plan = Plan::full(8), .use_cache = true};
+  const JobSetup second{.prompt = prompt(200, 40, 3), .plan = Plan::full(8), .use_cache = true};
+  Scheduler scheduler(large.engine, {});
+  run(scheduler, {first}, outcomes);
+  EXPECT_EQ(outcomes[0].prefilled, (std::vector<int>{192, 210}));
+  EXPECT_EQ(outcomes[0].text, alone(large.engine, first).first);
+  run(scheduler, {second}, outcomes);
+  EXPECT_EQ(outcomes[0].report.cached_tokens, 192);
+  EXPECT_EQ(outcomes[0].prefilled, (std::vector<int>{240}));
+  EXPECT_EQ(outcomes[0].text, alone(large.engine, second).first);
+}
+
 TEST_P(HybridScheduler, TheCacheGivesUpStatesThatRunningJobsNeed) {
   SmallEngine few(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
                   {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 3, .states = 0});

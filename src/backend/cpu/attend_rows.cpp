@@ -298,7 +298,7 @@ void attend_rows(const AttendRowsArgs& args) {
 }
 
 void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim,
-                 const float* sinks, float* out, float* maximum, float* sum) {
+                 const float* sink_logits, float* out, float* maximum, float* sum) {
   const float lowest = -std::numeric_limits<float>::infinity();
   for (int h = 0; h < heads; ++h, out += head_dim) {
     float top = lowest;
@@ -312,7 +312,7 @@ void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, i
       const float* part = first.output + h * head_dim + p * stride;
       for (int i = 0; i < head_dim; ++i) out[i] += part[i] * factor;
     }
-    const float all = sinks ? total + std::exp(sinks[h] - top) : total;
+    const float all = sink_logits ? total + std::exp(sink_logits[h] - top) : total;
     for (int i = 0; i < head_dim; ++i) out[i] /= all;
     if (maximum) maximum[h] = top;
     if (sum) sum[h] = total;

@@ -125,7 +125,7 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   // Whoever finishes last merges; always in the order of the pieces, so the sum is the same every time.
   if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
     merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
-                options_.sinks ? options_.sinks + item.first_head : nullptr,
+                options_.sink_logits ? options_.sink_logits + item.first_head : nullptr,
                 out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
                 scores ? maximum_.data() + item.first_head : nullptr, scores ? sum_.data() + item.first_head : nullptr);
   }

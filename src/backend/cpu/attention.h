@@ -18,7 +18,7 @@ namespace tidal {
 /// What a layer's attention has of its own.
 struct LayerOptions {
   int window = 0;                ///< Hyperparameters::window()
-  const float* sinks = nullptr;  ///< [heads], of Backend::attend(); null: none
+  const float* sink_logits = nullptr;  ///< [heads], of Backend::attend(); null: none
 };
 
 /// Short chunks (up to kShortChunk rows) go row by row through attend_rows(), split over KV heads and ranges of the

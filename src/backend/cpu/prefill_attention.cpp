@@ -129,10 +129,10 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
   std::fill_n(t.o, static_cast<size_t>(rows) * dim, 0.0f);
   for (int r = 0; r < count; ++r) {
     // A sink is a score that was there before, of no value.
-    const float* const sinks = task.options.sinks;
-    t.maximum[r] =
-        sinks ? sinks[kv_head * task.group + (first + r) % task.group] : -std::numeric_limits<float>::infinity();
-    t.sum[r] = sinks ? 1.0f : 0.0f;
+    const float* const sink_logits = task.options.sink_logits;
+    t.maximum[r] = sink_logits ? sink_logits[kv_head * task.group + (first + r) % task.group]
+                               : -std::numeric_limits<float>::infinity();
+    t.sum[r] = sink_logits ? 1.0f : 0.0f;
   }
 
   const int end = task.end(first + count - 1);

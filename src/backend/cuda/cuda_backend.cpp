@@ -88,7 +88,7 @@ class CudaBackend final : public Backend {
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-              const Weight& sinks) override;
+              const Weight& sink_logits) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void gate(const Layer& layer, Rows x, Rows out) override;
@@ -224,7 +224,7 @@ void CudaBackend::qkv(const Layer& layer, const Batch&, Rows x, Rows q, KvLayer 
 }
 
 void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-                         const Weight& sinks) {
+                         const Weight& sink_logits) {
   if (!upload_.has_policies(batch)) {
     flush();
     upload_.set_policies(batch, stream_);
@@ -246,7 +246,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
     op.rows = chunk.rows;
     op.role = chunk.role(layer);
     op.window = hp_.window(layer);
-    op.sinks = sinks.floats();
+    op.sink_logits = sink_logits.floats();
     op.q = q;
     op.kv = kv;
     op.out = out;
@@ -267,7 +267,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
   for (int c = list_.shape.decode_chunks; c < list_.shape.chunks; ++c) {
     const Chunk& chunk = batch.chunks[c];
     list_.ops.emplace_back(
-        PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, hp_.window(layer), sinks.floats(), q, kv, out});
+        PrefillOp{c, chunk.first_row, chunk.rows, chunk.position, hp_.window(layer), sink_logits.floats(), q, kv, out});
   }
 }
 
@@ -390,7 +390,7 @@ void CudaBackend::launch(const AttendOp& op) {
                      .rows = op.rows,
                      .role = op.role,
                      .window = op.window,
-                     .sinks = op.sinks,
+                     .sink_logits = op.sink_logits,
                      .scope = op.scope,
                      .pooling = op.pooling,
                      .sketch_bits = op.sketch_bits,
@@ -412,7 +412,7 @@ void CudaBackend::launch(const PrefillOp& op) {
                             .rows = op.rows,
                             .position = op.position,
                             .window = op.window,
-                            .sinks = op.sinks,
+                            .sink_logits = op.sink_logits,
                             .heads = hp_.heads,
                             .kv_heads = hp_.kv_heads,
                             .head_dim = hp_.head_dim},

@@ -29,9 +29,9 @@ Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
-/// One query head over `positions`, and its sink, or null: out [head_dim]. Returns the raw scores q.k.
+/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
 Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
-                   const float* sink, float* out) {
+                   const float* sink_logit, float* out) {
   const int dim = kv.head_dim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
   Scores scores(positions.size());
@@ -51,7 +51,7 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
     total += weight;
     for (int d = 0; d < dim; ++d) result[d] += weight * to_float(value[d]);
   }
-  if (sink) total += std::exp(*sink - top * scale);
+  if (sink_logit) total += std::exp(*sink_logit - top * scale);
   for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(result[d] / total);
   return scores;
 }
@@ -79,7 +79,7 @@ class ReferenceBackend final : public Backend {
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-              const Weight& sinks) override;
+              const Weight& sink_logits) override;
   void project(const Layer& layer, Rows out, Rows x) override {
     add_product(layer.wo, layer.bo, layer.attn_post_norm, out, x);
   }
@@ -95,7 +95,7 @@ class ReferenceBackend final : public Backend {
   /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
   /// All heads of one row over the positions from `first` to its own; returns every head's scores.
-  std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, const float* sinks,
+  std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, const float* sink_logits,
                                  Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
   void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
@@ -103,7 +103,7 @@ class ReferenceBackend final : public Backend {
   /// Every head's scores of a sparse chunk's row: full blocks by their sketches, the last one by its keys.
   std::vector<Scores> scan(const Chunk& chunk, Rows q, KvLayer kv) const;
   /// All heads of a sparse chunk's row over their selected positions.
-  void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, const float* sinks,
+  void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, const float* sink_logits,
                        Rows out) const;
 
   Hyperparameters hp_;
@@ -160,7 +160,7 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
 }
 
 std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv,
-                                                 const float* sinks, Rows out) const {
+                                                 const float* sink_logits, Rows out) const {
   const int row = chunk.first_row + index;
   std::vector<int32_t> positions(chunk.position + index + 1 - first);
   std::iota(positions.begin(), positions.end(), first);
@@ -168,7 +168,7 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * hp_.head_dim;
     scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h / hp_.group(), positions,
-                                 sinks ? sinks + h : nullptr, out.row(row) + offset));
+                                 sink_logits ? sink_logits + h : nullptr, out.row(row) + offset));
   }
   return scores;
 }
@@ -210,33 +210,35 @@ void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, const st
 }
 
 void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection,
-                                       const float* sinks, Rows out) const {
+                                       const float* sink_logits, Rows out) const {
   const int units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
   for (int h = 0; h < hp_.heads; ++h) {
     const int unit = h * units / hp_.heads;
     const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
     const int64_t offset = int64_t{h} * hp_.head_dim;
-    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen, sinks ? sinks + h : nullptr,
-                out.row(chunk.first_row) + offset);
+    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen,
+                sink_logits ? sink_logits + h : nullptr, out.row(chunk.first_row) + offset);
   }
 }
 
 void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-                              const Weight& sink_scores) {
-  const float* const sinks = sink_scores.floats();
+                              const Weight& sink_weight) {
+  const float* const sink_logits = sink_weight.floats();
   for (const Chunk& chunk : batch.chunks) {
     switch (chunk.role(layer)) {
       case Role::Dense:
         for (int i = 0; i < chunk.rows; ++i) {
-          attend_row(chunk, i, hp_.first_seen(layer, chunk.position + i), q, kv, sinks, out);
+          attend_row(chunk, i, hp_.first_seen(layer, chunk.position + i), q, kv, sink_logits, out);
         }
         break;
-      case Role::Select: select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, sinks, out), selection); break;
+      case Role::Select:
+        select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, sink_logits, out), selection);
+        break;
       case Role::Scan:
         select(chunk, scan_policy(chunk.policy, chunk.context()), scan(chunk, q, kv), selection);
-        attend_selected(chunk, q, kv, selection, sinks, out);
+        attend_selected(chunk, q, kv, selection, sink_logits, out);
         break;
-      case Role::Sparse: attend_selected(chunk, q, kv, selection, sinks, out); break;
+      case Role::Sparse: attend_selected(chunk, q, kv, selection, sink_logits, out); break;
     }
   }
 }

@@ -126,7 +126,7 @@ struct DecodeAttention::Workspace {
                         .tiles = alone ? sizes.single : sizes.dense,
                         .head_dim = sizes.head_dim,
                         .window = params.window,
-                        .sinks = params.sinks,
+                        .sink_logits = params.sink_logits,
                         .scale = scale(),
                         .early = params.early && params.role != Role::Scan,
                         // Behind the selection, which has waited for the scores, which have waited for the queries.

@@ -22,7 +22,7 @@ struct AttendRowsArgs {
   HeadTiles tiles;
   int head_dim = 0;
   int window = 0;                      ///< of whole contexts: a row sees the last so many positions; 0: all
-  const float* sinks = nullptr;        ///< [heads], AttendParams
+  const float* sink_logits = nullptr;  ///< [heads], AttendParams
   float scale = 0;                     ///< log2(e) / sqrt(head_dim)
   bool early = false;                  ///< AttendParams
   bool early_query = false;            ///< of a selection: q may be read before the kernels before are through

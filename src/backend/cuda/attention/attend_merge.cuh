@@ -50,9 +50,9 @@ __device__ inline float part_factor(float maximum, float top, float scale) {
 
 /// The sum that a head's output is divided by: with the term of its sink, if it has one.
 __device__ inline float with_sink(const AttendRowsArgs& args, int head, float top, float sum) {
-  if (!args.sinks) return sum;
+  if (!args.sink_logits) return sum;
   constexpr float kLog2e = 1.4426950408889634f;
-  return __fadd_rn(sum, power_of_two(__fmaf_rn(__ldg(args.sinks + head), kLog2e, -__fmul_rn(top, args.scale))));
+  return __fadd_rn(sum, power_of_two(__fmaf_rn(__ldg(args.sink_logits + head), kLog2e, -__fmul_rn(top, args.scale))));
 }
 
 /// Merges the splits of a tile of heads, in order, and writes the output.

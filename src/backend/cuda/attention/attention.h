@@ -18,15 +18,15 @@ struct AttendParams {
   int first_row = 0;  ///< of the run, a row of the batch
   int rows = 0;       ///< of the run
   Role role = Role::Dense;
-  int window = 0;                  ///< of a Dense layer: rows see the last so many positions; 0: all
-  const float* sinks = nullptr;    ///< [heads], of Backend::attend(); optional
-  Scope scope = Scope::Shared;     ///< of no account where Dense
-  Pooling pooling = Pooling::Sum;  ///< Select and Scan
-  int sketch_bits = 2;             ///< Scan
-  Rows q;                          ///< [rows of the batch, heads * head_dim], after RoPE
-  KvLayer kv;                      ///< holds the rows' own keys and values, too
-  Selection selection;             ///< written by Select and Scan, read by Sparse
-  Rows out;                        ///< [rows of the batch, heads * head_dim]
+  int window = 0;                      ///< of a Dense layer: rows see the last so many positions; 0: all
+  const float* sink_logits = nullptr;  ///< [heads], of Backend::attend(); optional
+  Scope scope = Scope::Shared;         ///< of no account where Dense
+  Pooling pooling = Pooling::Sum;      ///< Select and Scan
+  int sketch_bits = 2;                 ///< Scan
+  Rows q;                              ///< [rows of the batch, heads * head_dim], after RoPE
+  KvLayer kv;                          ///< holds the rows' own keys and values, too
+  Selection selection;                 ///< written by Select and Scan, read by Sparse
+  Rows out;                            ///< [rows of the batch, heads * head_dim]
   /// Says of the kernel before this one in the stream that it lets the next one start only after its own
   /// wait_for_previous(), and that it writes neither `selection` nor the keys and values of positions before the rows'
   /// chunks, nor sketches of the blocks before theirs. Then these are read while it still runs.

@@ -301,7 +301,8 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
     for (int half = 0; half < 2; ++half) {
       const int row = first + warp_row + 16 * m + 8 * half + lane / 4;
       float total = row_sum(sum[m][half]);
-      if (p.sinks) total += exp2_fast(fmaf(__ldg(p.sinks + head), 1.4426950408889634f, -top[m][half] * scale));
+      if (p.sink_logits)
+        total += exp2_fast(fmaf(__ldg(p.sink_logits + head), 1.4426950408889634f, -top[m][half] * scale));
       if (row >= p.rows) continue;
       const float share = 1.0f / total;
       float* const to = p.out + (static_cast<int64_t>(row) * p.heads + head) * kDim + lane % 4 * 2;

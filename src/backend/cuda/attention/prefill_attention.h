@@ -15,9 +15,9 @@ struct PrefillAttentionParams {
   const int32_t* blocks = nullptr;  ///< [blocks of position + rows positions], device memory: the chunk's block table
   float* out = nullptr;             ///< [rows, heads * head_dim], written
   int rows = 0;
-  int position = 0;              ///< of the first row: row r attends to positions up to position + r
-  int window = 0;                ///< the last so many of them; 0: all
-  const float* sinks = nullptr;  ///< [heads], one more score of each softmax, of no value; optional
+  int position = 0;                    ///< of the first row: row r attends to positions up to position + r
+  int window = 0;                      ///< the last so many of them; 0: all
+  const float* sink_logits = nullptr;  ///< [heads], one more score of each softmax, of no value; optional
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;  ///< a multiple of 16 up to 256

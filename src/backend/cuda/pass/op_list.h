@@ -39,7 +39,7 @@ struct AttendOp {
   int rows = 0;
   Role role = Role::Dense;
   int window = 0;
-  const float* sinks = nullptr;
+  const float* sink_logits = nullptr;
   Scope scope = Scope::Shared;
   Pooling pooling = Pooling::Sum;
   int sketch_bits = 0;
@@ -58,7 +58,7 @@ struct PrefillOp {
   int rows = 0;
   int position = 0;
   int window = 0;
-  const float* sinks = nullptr;
+  const float* sink_logits = nullptr;
   Rows q;
   KvLayer kv;
   Rows out;
