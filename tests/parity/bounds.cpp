@@ -249,9 +249,9 @@ bool rounding_decides(std::span<const reference::Scores> own, const Policy& poli
     }
   }
   const double relative = 0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size()));
-  for (int a = reserved.sink_logits; a < last; ++a) {
+  for (int a = reserved.sinks; a < last; ++a) {
     if (!in[a]) continue;
-    for (int b = reserved.sink_logits; b < last; ++b) {
+    for (int b = reserved.sinks; b < last; ++b) {
       if (in[b] || pooled[a] - pooled[b] > relative * (pooled[a] + pooled[b])) continue;
       // Equal scores in every head are rounded alike: then the lower position wins on every backend.
       const bool same = std::all_of(own.begin(), own.end(), [&](const reference::Scores& head) {
