@@ -83,7 +83,7 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   info.gpu_full_below = gpu_full_below(flags.plan, hp);
   std::vector<std::string> kinds;
   if (!hp.layers_that_read_all().empty()) kinds.emplace_back("sketch");
-  if (default_reselect(hp) < hp.layers) kinds.emplace_back("tidal");
+  if (has_tidal_plans(hp)) kinds.emplace_back("tidal");
   for (const ChosenPlan& chosen : choose_plans(flags.plan, kinds, hp)) {
     (info.sketch ? info.tidal : info.sketch) = chosen.plan;
   }

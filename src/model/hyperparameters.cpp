@@ -177,9 +177,10 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
 }
 
 /// As libllama, which tells Gemma 3 27B by its depth: its scores go by a head of width / heads elements (in integers).
-float gemma3_query_scale(const Hyperparameters& hp) {
+float gemma3_query_scale(const GgufFile& file, const Hyperparameters& hp) {
   constexpr int kLayersOf27b = 62;
   if (hp.layers != kLayersOf27b) return 1;
+  if (hp.width < hp.heads) fail("{}: {} heads are more than the width {}", file.path(), hp.heads, hp.width);
   return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(hp.width / hp.heads));
 }
 
@@ -252,7 +253,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   read_delta(file, keys, *family, all_layers, hp);
   if (family->embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
   if (family->architecture == "gemma3") {
-    hp.query_scale = gemma3_query_scale(hp);
+    hp.query_scale = gemma3_query_scale(file, hp);
     if (keys.number_or("final_logit_softcapping", 0) != 0) fail("{}: capped logits are not supported", file.path());
   }
   if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {

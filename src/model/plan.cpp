@@ -192,13 +192,15 @@ Policy paper_policy(int budget) {
   return {.scope = Scope::Head, .pooling = Pooling::Max, .budget = budget, .sinks = 0, .recent = 0};
 }
 
+bool has_tidal_plans(const Hyperparameters& hp) { return hp.layers_that_read_all().size() > kFirstSelect + 1; }
+
 int default_reselect(const Hyperparameters& hp) {
   if (reselect_is_measured(hp)) return measured(hp)->reselect;
   // Between the paper's 0.4 of the depth and the 0.46 to 0.68 of the models measured here; docs/plans.md tells how to
   // find a model's own.
   const std::vector<int> layers = hp.layers_that_read_all();
   const auto count = static_cast<int>(layers.size());
-  if (count <= kFirstSelect + 1) return hp.layers;  // there is none, which Plan::tidal() says
+  if (!has_tidal_plans(hp)) return hp.layers;  // there is none, which Plan::tidal() says
   const int middle = std::max(kFirstSelect + 1, static_cast<int>(std::lround(0.45 * count)));
   return layers[static_cast<size_t>(middle)];
 }

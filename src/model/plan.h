@@ -64,6 +64,8 @@ Policy sketch_policy(int budget);
 /// The paper's policy: one set per query head by raw score, no sinks, no recent.
 Policy paper_policy(int budget);
 
+/// Whether enough layers read the whole context for Plan::tidal().
+bool has_tidal_plans(const Hyperparameters& hp);
 /// The middle Select layer: from the table of measured models, else by the rule in plan.cpp.
 int default_reselect(const Hyperparameters& hp);
 /// Layers that read the selection of the Scan layer before them at hardly any loss, measured for this very shape

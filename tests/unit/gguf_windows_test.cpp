@@ -100,6 +100,9 @@ TEST(GgufWindows, GemmaScalesEmbeddingsAndAtOneSizeQueries) {
   EXPECT_FALSE(hyperparameters(gemma()).scales_queries());
   SmallShape largest{.layers = 62, .width = 100, .heads = 3, .kv_heads = 1, .ffn = 16, .head_size = 16};
   EXPECT_FLOAT_EQ(hyperparameters(small_model("gemma3", largest)).query_scale, std::sqrt(16.0f / 33));
+  GgufWriter narrow = small_model("gemma3", largest);
+  narrow.set("gemma3.embedding_length", 2u);
+  EXPECT_EQ(refusal(narrow), "test.gguf: 3 heads are more than the width 2");
   largest.layers = 61;
   EXPECT_FALSE(hyperparameters(small_model("gemma3", largest)).scales_queries());
   GgufWriter capped = gemma();

@@ -57,6 +57,10 @@ class Calibrate {
   int64_t expected_work() const;
   void summarise();
   void summarise_sweeps();
+  /// Whether plans of this kind are looked for: where the flags say so and enough layers read the whole context.
+  bool wants(PlanKind kind) const {
+    return flags_.wants(kind) && (kind == PlanKind::Sketch || has_tidal_plans(model_.hp));
+  }
   /// Plans of this kind: a step's time from full attention's and that of its first plan.
   void expect_seconds(PlanKind kind);
   /// Whether a sketch plan is so much better than this tidal one that further Select layers cannot make up for it.
@@ -101,6 +105,9 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
       reuse_file_(beside(plan_path_, ".reuse.svg")),
       table_([this](std::span<const Candidate> plans, int text) { return measure(plans, text); }) {
   const Hyperparameters& hp = model_.hp;
+  if (!wants(PlanKind::Tidal) && !wants(PlanKind::Sketch)) {
+    fail("--kinds: of {} layers {} read the whole context, too few for tidal plans", hp.layers, layers_);
+  }
   const int most = layers_ - 2;
   if (flags.wanted.selects && *flags.wanted.selects > most) {
     fail("--selects: {} given, at most {} fit behind the first one in a model of {} layers{}", *flags.wanted.selects,
@@ -186,8 +193,8 @@ int64_t Calibrate::expected_work() const {
     steps += tokens * static_cast<int64_t>(plans.size());
     return losses;
   });
-  if (flags_.wants(PlanKind::Tidal)) search_plans(invented, search_options());
-  if (flags_.wants(PlanKind::Sketch)) search_sketch_plans(invented, sketch_search_options());
+  if (wants(PlanKind::Tidal)) search_plans(invented, search_options());
+  if (wants(PlanKind::Sketch)) search_sketch_plans(invented, sketch_search_options());
   for (const CalibrationText& text : texts_.texts) {
     steps += (static_cast<int64_t>(text.prefix.size()) - text.shared) / 2;
   }
@@ -258,7 +265,7 @@ void Calibrate::expect_seconds(PlanKind kind) {
 }
 
 void Calibrate::summarise_sweeps() {
-  if (flags_.wants(PlanKind::Tidal)) {
+  if (wants(PlanKind::Tidal)) {
     const int seen = search_options().rungs.front();
     for (const int first : search_options().first_select) {
       for (int l = first + 1; l < layers_; ++l) {
@@ -324,8 +331,8 @@ void Calibrate::run() {
   total_ = expected_work();
   timer_.restart();
   try {
-    if (flags_.wants(PlanKind::Sketch)) sketches_ = search_sketch_plans(table_, sketch_search_options());
-    if (flags_.wants(PlanKind::Tidal)) {
+    if (wants(PlanKind::Sketch)) sketches_ = search_sketch_plans(table_, sketch_search_options());
+    if (wants(PlanKind::Tidal)) {
       SearchOptions options = search_options();
       if (!flags_.wanted.selects) options.enough = [this](const RankedPlan& best) { return out_of_reach(best); };
       found_ = search_plans(table_, options);

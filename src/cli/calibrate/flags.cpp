@@ -82,7 +82,8 @@ CandidatePolicies candidate_policies(const CalibrateFlags& flags, const Hyperpar
   tidal.sketch = tidal.dense_layers = {};
   sketch.attention = to_string(PlanKind::Sketch);
   if (sketch.policy == "paper") sketch.policy = {};
-  return {make_plan(tidal, hp).policy, make_plan(sketch, hp).policy};
+  const Policy scan = make_plan(sketch, hp).policy;
+  return {has_tidal_plans(hp) ? make_plan(tidal, hp).policy : scan, scan};
 }
 
 }  // namespace tidal
