@@ -24,7 +24,7 @@ void read_delta(const GgufFile& file, Keys& keys, const Family& family, int all,
     fail("{}: {} key heads and {} value heads of {} elements are beyond any known model", file.path(), net.key_heads,
          net.value_heads, net.head_dim);
   }
-  if (net.value_heads % net.key_heads != 0) {
+  if (net.key_heads < 1 || net.value_heads % net.key_heads != 0) {
     fail("{}: {} value heads cannot share {} key heads", file.path(), net.value_heads, net.key_heads);
   }
   if (inner != net.value_width()) {

@@ -62,6 +62,8 @@ TEST_P(Hybrid, OnlyLayersThatAttendHaveKeysAndValues) {
   EXPECT_EQ(setup.engine.pool().bytes(), hp.kv_bytes_per_token() * kBlockTokens * setup.engine.pool().blocks());
   // q, k and v of the convolution's last three rows, and four matrices of 16 by 16, in two layers.
   EXPECT_EQ(hp.state_bytes(), 2 * 4 * (3 * 128 + 4 * 16 * 16));
+  // 256 Ki positions of a published shape.
+  EXPECT_EQ(known_shape("qwen3.5-35b-a3b").kv_bytes_per_token() * 262144, int64_t{5} << 30);
   const EngineMemory memory = engine_memory(*setup.backend, hp, Plan::full(8), options(2));
   EXPECT_EQ(memory.states, 2 * (1 + SequenceStates::kMostSaved) * hp.state_bytes());
 }
