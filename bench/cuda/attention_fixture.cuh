@@ -74,7 +74,7 @@ class Fixture {
       positions.push_back(contexts[r] - 1);
       row_chunk.push_back(r);
       tables_.push_back(table);
-      chunks.push_back({r, 1, contexts[r] - 1, contexts[r], table, policy.budget, policy.sinks, policy.recent,
+      chunks.push_back({nullptr, r, 1, contexts[r] - 1, contexts[r], table, policy.budget, policy.sinks, policy.recent,
                         static_cast<float>(policy.top_p)});
       table += blocks_for(contexts[r]);
     }

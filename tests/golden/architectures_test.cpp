@@ -216,11 +216,13 @@ TEST_P(Architectures, LogitsAreLlamas) {
   EXPECT_LT(apart(our_logits(plain, tokens, "cpu", 7), theirs_plain), 2 * rounding);
   if (has_cuda_device()) {
     // K and V are two of the 18 that it rounds in a layer: seven matrices, what these are multiplied with, queries and
-    // the weights of softmax. Independent roundings of one size make three times the distance.
+    // the weights of softmax. Independent roundings of one size make three times the distance. Hybrids have K and V in
+    // some layers only, the others in all: of them what K and V of all layers would be at most.
+    const double of_cache = find_family(GetParam().architecture)->hybrid ? most_rounding(size) : rounding;
     for (const size_t chunk : {7, 40}) {
       const double apart_there = apart(our_logits(plain, tokens, "cuda", chunk), theirs_plain);
       std::printf("    %-26s apart by %.5f\n", ("cuda, chunks of " + std::to_string(chunk)).c_str(), apart_there);
-      EXPECT_LT(apart_there, 2 * 3 * rounding);
+      EXPECT_LT(apart_there, 2 * 3 * of_cache);
     }
   }
 

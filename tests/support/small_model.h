@@ -52,7 +52,8 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
     std::vector<std::byte>& bytes = memory->emplace_back(sizeof(float) * static_cast<size_t>(rows) * cols);
     auto* values = reinterpret_cast<float*>(bytes.data());
     for (int i = 0; i < rows * cols; ++i) values[i] = centre + (deviation > 0 ? random.normal(deviation) : 0.0f);
-    return backend.upload({GGML_TYPE_F32, rows, cols, bytes.data()});
+    const Weight weight{GGML_TYPE_F32, rows, cols, bytes.data()};
+    return rows > 1 ? backend.upload_exact(weight) : backend.upload(weight);
   };
   const auto ones = [&](int count) { return floats(1, count, 1, 0); };
   const auto delta = [&](const DeltaNet& net) {

@@ -118,7 +118,7 @@ TEST(GgufWindows, GptOssHasAWindowASinkAHeadAndBiases) {
   EXPECT_EQ(model.hp.activation, Activation::ClampedSwiGlu);
   EXPECT_TRUE(model.hp.sink_logits);
   EXPECT_EQ(model.hp.experts.ffn, 32);
-  EXPECT_EQ(model.layers[2].sinks.cols, 4);
+  EXPECT_EQ(model.layers[2].sink_logits.cols, 4);
   EXPECT_EQ(model.layers[2].gate_biases.rows, model.hp.experts.count);
   EXPECT_NEAR(model.hp.window_rope.frequencies[1], std::pow(500.0, -2.0 / 16), 1e-9);
   writer.erase("gpt-oss.rope.freq_base_swa").set("gpt-oss.rope.scaling.factor", 4.0f);

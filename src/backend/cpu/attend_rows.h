@@ -40,8 +40,8 @@ void attend_rows_f32(const AttendRowsArgs& args);
 bool attend_rows_bf16(const AttendRowsArgs& args);
 
 /// Merges `count` parts, `stride` floats apart from `first` on, in this order, and writes the finished output
-/// [heads, head_dim]. `sink_logits`, where set, are one more scaled score [heads], of no value. When `maximum` and `sum` are
-/// set, they receive the merged statistics [heads], without the sink_logits.
+/// [heads, head_dim]. `sink_logits`, where set, are one more scaled score [heads], of no value. When `maximum` and
+/// `sum` are set, they receive the merged statistics [heads], without the sink_logits.
 void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim,
                  const float* sink_logits, float* out, float* maximum, float* sum);
 

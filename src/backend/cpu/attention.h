@@ -17,7 +17,7 @@ namespace tidal {
 
 /// What a layer's attention has of its own.
 struct LayerOptions {
-  int window = 0;                ///< Hyperparameters::window()
+  int window = 0;                      ///< Hyperparameters::window()
   const float* sink_logits = nullptr;  ///< [heads], of Backend::attend(); null: none
 };
 
