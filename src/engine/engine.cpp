@@ -375,6 +375,7 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   if (pool_->states()) {  // one of any content
     sequence.states().reserve();
     sequence.states().advance(sequence.length());
+    sequence.states().save();  // to come back to
   }
 }
 

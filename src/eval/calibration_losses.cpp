@@ -12,6 +12,8 @@ namespace {
 EngineOptions engine_options(std::span<const CalibrationText> texts, int batch) {
   EngineOptions options;
   options.sequences = batch + 1;
+  // The prefixes of all texts stay, beside a fork for each candidate.
+  options.states += static_cast<int>(texts.size()) / options.sequences + 1;
   options.context = 0;
   size_t steps = 0;
   for (const CalibrationText& text : texts) {

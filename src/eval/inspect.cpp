@@ -87,7 +87,9 @@ void Watch::describe_plan(int context) {
   Policy policy = engine_.plan().policy.at(context);
   if (engine_.plan().scans()) policy = scan_policy(policy, context);
   for (int l = 0; l < hp.layers; ++l) {
-    std::string name = hp.reads_all(l) ? to_string(engine_.plan().roles[static_cast<size_t>(l)]) : "window";
+    std::string name = hp.recurs(l)      ? "recurrent"
+                       : hp.reads_all(l) ? to_string(engine_.plan().roles[static_cast<size_t>(l)])
+                                         : "window";
     name[0] -= 'a' - 'A';
     report.roles.push_back(std::move(name));
   }
@@ -117,6 +119,10 @@ void Watch::step(Token token) {
   const std::vector<Role>& roles = engine_.plan().roles;
   for (size_t layer = 0; layer < roles.size(); ++layer) {
     const LayerAttention& attention = probe_->layers()[layer];
+    if (engine_.model().hp.recurs(static_cast<int>(layer))) {  // its state has seen all
+      step.mass.insert(step.mass.end(), static_cast<size_t>(result_.report.heads), 1.0f);
+      continue;
+    }
     step.mass.insert(step.mass.end(), attention.mass.begin(), attention.mass.end());
     if (!selects(roles[layer])) continue;
     step.selected.push_back(attention.selected);

@@ -12,6 +12,8 @@
 namespace tidal {
 namespace {
 
+constexpr int kMostLayers = 1 << 12;
+
 RopeScaling read_scaling(const GgufFile& file, Keys& keys, const Family& family, int context) {
   RopeScaling scaling;
   // As llama.cpp: a factor without a type means linear, and the old key stands in for the new one.
@@ -165,7 +167,7 @@ void check_vocabulary(const GgufFile& file, int64_t tokens) {
 
 void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   // Everything the engine multiplies these with stays inside 32 bits.
-  if (hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > (1 << 12)) {
+  if (hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > kMostLayers) {
     fail("{}: {} layers, width {} and {} heads are beyond any known model", file.path(), hp.layers, hp.width, hp.heads);
   }
   if (hp.heads % hp.kv_heads != 0) {
@@ -211,6 +213,9 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.name = file.text("general.name").value_or("");
   // libllama leaves out the last layers of a file that says so: they predict further tokens.
   const int all_layers = keys.size("block_count");
+  if (all_layers > kMostLayers) {
+    fail("{}: {} layers are beyond any known model", file.path(), all_layers);
+  }
   const int64_t further = keys.integer_or("nextn_predict_layers", 0);
   if (further > 0 && !family->hybrid) fail("{}: NextN layers are not supported", file.path());
   if (further > 0 && further >= all_layers) {

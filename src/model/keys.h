@@ -54,8 +54,9 @@ class Keys {
   std::optional<std::vector<int64_t>> integers(const std::string& key, int layers) const {
     auto values = file_.integers(prefix_ + key);
     if (!values) return values;
-    if (!file_.is_array(prefix_ + key)) values->resize(static_cast<size_t>(std::max(layers, 1)), values->front());
-    if (static_cast<int64_t>(values->size()) != layers) {
+    if (!file_.is_array(prefix_ + key)) {
+      values->resize(static_cast<size_t>(std::max(layers, 1)), values->front());
+    } else if (values->empty() || static_cast<int64_t>(values->size()) != layers) {
       fail("{}: key '{}{}' has {} values, expected one for each of {} layers", file_.path(), prefix_, key,
            values->size(), layers);
     }

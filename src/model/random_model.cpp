@@ -10,7 +10,7 @@
 namespace tidal {
 namespace {
 
-/// A weight to be made: a matrix, or float32 of one value, as vectors always are.
+/// A weight to be made: a matrix, or float32, as vectors always are, of one value but for routers.
 struct Part {
   Weight* weight;
   int64_t rows, cols;

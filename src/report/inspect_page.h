@@ -38,7 +38,7 @@ struct InspectReport {
   int question = 0;                                        ///< the next ones: the question; the rest is the answer
   int first_step = 0;                                      ///< position of the first decode step
   std::string end;                                         ///< name of the token that ended the answer; "" if none did
-  std::vector<std::string> roles;                          ///< [layers] Dense, Select, Sparse, Scan, Window
+  std::vector<std::string> roles;                          ///< [layers] Dense, Select, Sparse, Scan, Window, Recurrent
   int heads = 0;                                           ///< query heads
   std::string unit = "set";                                ///< what has a set of its own: "set", "KV head", "head"
   int units = 1;                                           ///< sets of a layer that selects

@@ -38,7 +38,7 @@ function drawMass() {
 
 /** The place among the layers that select of the one whose positions a layer reads; -1 for one that reads everything. */
 function sourceOf(layer) {
-  return ['Dense', 'Window'].includes(roles[layer]) ? -1 : selectLayers.filter((select) => select <= layer).length - 1;
+  return ['Dense', 'Window', 'Recurrent'].includes(roles[layer]) ? -1 : selectLayers.filter((select) => select <= layer).length - 1;
 }
 
 function drawHeads() {
@@ -49,6 +49,7 @@ function drawHeads() {
     Dense: 'reads everything.', Select: 'reads everything and selects.',
     Sparse: `reads what layer ${selectLayers[sourceOf(layer)]} selected:`,
     Scan: 'selects by a sketch of its keys and reads that:', Window: 'always reads the last positions, no others.',
+    Recurrent: 'reads its state, no positions.',
   };
   $('layer-text').textContent = `Layer ${layer} (${role}) ${what[role]}`;
   const heads = readsSelected(role) ? Array.from({length: data.heads}, (_, head) => head) : [];

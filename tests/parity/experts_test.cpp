@@ -16,6 +16,8 @@ struct Mixture {
 };
 
 const Mixture kChosen{"chosen", 256, {.count = 6, .used = 2, .ffn = 256, .weights_sum_to_one = true}};
+/// Up is of another type than gate.
+const Mixture kMixed{"mixed", 256, {.count = 6, .used = 2, .ffn = 256, .shared_ffn = 256}};
 const Mixture kShared{"shared", 160, {.count = 5, .used = 3, .ffn = 96, .shared_ffn = 64}};
 const Mixture kAll{"all", 64, {.count = 3, .used = 3, .ffn = 32}};
 const Mixture kBiased{"biased", 96, {.count = 6, .used = 3, .ffn = 64, .weights_sum_to_one = true}, true};
@@ -46,7 +48,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     norm_ = random_vector(hp_.width, 1, 0.2f, random_);
     router_ = random_weight(GGML_TYPE_F32, experts.count, hp_.width, random_);
     gate_ = matrix(experts.count * experts.ffn, hp_.width);
-    up_ = matrix(experts.count * experts.ffn, hp_.width);
+    up_ = random_weight(is_mixed() ? GGML_TYPE_Q6_K : type(), experts.count * experts.ffn, hp_.width, random_);
     down_ = matrix(experts.count * hp_.width, experts.ffn);
     if (mixture().biased) {
       hp_.activation = Activation::ClampedSwiGlu;
@@ -81,6 +83,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
   const std::string& backend() const { return std::get<0>(GetParam()); }
   const Mixture& mixture() const { return std::get<1>(GetParam()); }
   ggml_type type() const { return std::get<2>(GetParam()); }
+  bool is_mixed() const { return mixture().name == kMixed.name; }
   std::span<const float> row(int index) const {
     return {x_.data() + static_cast<size_t>(index) * hp_.width, static_cast<size_t>(hp_.width)};
   }
@@ -147,7 +150,9 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     const Choices choices = choose(x);
     for (const auto& [expert, weight] : choices.experts) {
       // The device takes a chunk's rows one way, however many an expert has of them.
-      const int rows = backend() == "cuda" ? chunk_rows : rows_of(expert);
+      // As those of long ones where gate and up differ in type.
+      const int there = is_mixed() ? batch_->rows() : chunk_rows;
+      const int rows = backend() == "cuda" ? there : rows_of(expert);
       const Bounded hidden =
           hidden_layer(part(gate_, expert, experts.ffn), bias(gate_biases_, expert), part(up_, expert, experts.ffn),
                        bias(up_biases_, expert), x, rounding_of(backend(), rows, gate_.view.type), hp_.activation);
@@ -232,6 +237,10 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ExpertsParity,
                          testing::Combine(testing::Values("reference", "cpu", "cuda"),
                                           testing::Values(kShared, kAll, kBiased, kOne),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Mixed, ExpertsParity,
+                         testing::Combine(testing::ValuesIn(kBackends), testing::Values(kMixed),
+                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_Q4_K)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Types, ExpertsParity,
                          testing::Combine(testing::Values("cpu", "cuda"), testing::Values(kChosen),

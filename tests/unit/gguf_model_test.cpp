@@ -178,7 +178,7 @@ TEST(GgufModel, SizesOutOfRange) {
       {"block_count", 0, "key 'llama.block_count' is 0, expected 1 to 2^24"},
       {"block_count", ~0u, "key 'llama.block_count' is 4294967295, expected 1 to 2^24"},
       {"block_count", 1 << 25, "key 'llama.block_count' is 33554432, expected 1 to 2^24"},
-      {"block_count", 1 << 20, "1048576 layers, width 64 and 4 heads are beyond any known model"},
+      {"block_count", 1 << 20, "1048576 layers are beyond any known model"},
       {"embedding_length", 0, "key 'llama.embedding_length' is 0, expected 1 to 2^24"},
       {"embedding_length", 1 << 22, "2 layers, width 4194304 and 4 heads are beyond any known model"},
       {"embedding_length", 66, "the width 66 cannot be divided by 4 heads"},

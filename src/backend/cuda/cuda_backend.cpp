@@ -3,12 +3,13 @@
 #include <algorithm>
 
 #include "backend/cuda/attention/attention.h"
-#include "backend/cuda/attention/prefill_attention.h"
 #include "backend/cuda/delta/delta.h"
+#include "backend/cuda/experts/chosen_products.h"
 #include "backend/cuda/experts/route.h"
 #include "backend/cuda/full_below.h"
 #include "backend/cuda/pass/graphs.h"
 #include "backend/cuda/pass/op_list.h"
+#include "backend/cuda/pass/pass_launcher.h"
 #include "backend/cuda/pass/results.h"
 #include "backend/cuda/pass/step_upload.h"
 #include "backend/cuda/products/matmul_skinny.h"
@@ -27,11 +28,18 @@ namespace {
 /// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
 constexpr int kPrefillRows = 2048;
 
+bool same_rope(const Rope& a, const Rope& b) {
+  return a.pairing == b.pairing && a.dims == b.dims && a.frequencies == b.frequencies && a.magnitude == b.magnitude;
+}
+
+/// All that launches depend on beside the batch.
 bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
   return a.width == b.width && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
          a.ffn == b.ffn && a.experts == b.experts && a.post_norms == b.post_norms && a.delta == b.delta &&
-         a.vocab == b.vocab && a.rope.dims == b.rope.dims && a.rope.frequencies == b.rope.frequencies &&
-         a.windows == b.windows && a.window_rope.frequencies == b.window_rope.frequencies;
+         a.vocab == b.vocab && a.windows == b.windows && a.activation == b.activation &&
+         a.rms_epsilon == b.rms_epsilon && a.embedding_scale == b.embedding_scale && a.query_scale == b.query_scale &&
+         a.temperature_scale == b.temperature_scale && a.temperature_length == b.temperature_length &&
+         same_rope(a.rope, b.rope) && same_rope(a.window_rope, b.window_rope);
 }
 
 /// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
@@ -70,11 +78,18 @@ class CudaBackend final : public Backend {
     return weights_.matrix_bytes(type, rows, cols);
   }
   std::string unsupported(const Hyperparameters& hp) const override {
-    if (hp.experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
-    if (hp.delta && (hp.delta.head_dim % 8 != 0 || hp.delta.head_dim > kMostDeltaDim)) {
+    const Experts& experts = hp.experts;
+    if (experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
+    if (experts.count > kMostExperts) return "models of more than 1024 experts";
+    if (experts && !chosen_fit(std::max(hp.width, experts.used * padded_ffn(experts.ffn)))) {
+      return "mixtures of experts as wide as these, on this device,";
+    }
+    if (hp.post_norms && (experts || hp.delta)) return "norms behind experts or recurrent layers";
+    if (!hp.delta) return "";
+    if (hp.delta.head_dim % 8 != 0 || hp.delta.head_dim > kMostDeltaDim) {
       return "recurrent layers with heads of other sizes than multiples of 8 up to 256";
     }
-    return "";
+    return hp.delta.value_heads < 2 ? "recurrent layers of a single value head" : "";
   }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
@@ -107,22 +122,7 @@ class CudaBackend final : public Backend {
   void finish(const LogitsOp& op, const Batch& batch, Take&& take);
   /// Launches what is written down. `whole`: it is a whole pass, which may come again.
   void flush(bool whole = false);
-  void launch();
-  void launch(const AnglesOp&) { matrices_.begin(list_.shape.tables, list_.shape.rows, stream_); }
-  void launch(const EmbedOp& op);
-  void launch(const QkvOp& op);
-  void launch(const AttendOp& op);
-  void launch(const PrefillOp& op);
-  void launch(const GateOp& op);
-  void launch(const DeltaOp& op);
-  void launch(const ProjectOp& op);
-  void launch(const MlpOp& op);
-  void launch(const ExpertsOp& op);
-  void launch(const LogitsOp& op);
-
-  /// Of an MLP, or of experts.
-  MlpParams mlp_params(int layer, float* x) const;
-  PassRows pass_rows() const { return {list_.shape.rows, list_.shape.decode_rows, long_chunks_}; }
+  void launch() { launcher_.launch(list_, hp_, long_chunks_, stream_); }
   void synchronise(const char* what) { check(cudaStreamSynchronize(stream_), what); }
 
   bool use_graphs_;
@@ -133,6 +133,7 @@ class CudaBackend final : public Backend {
   StepUpload upload_;
   Graphs graphs_;
   Results results_;
+  PassLauncher launcher_{matrices_, attention_, upload_, results_};
   Buffer listed_blocks_;  // of sketch()
 
   Hyperparameters hp_;  // of reserve()
@@ -354,108 +355,6 @@ void CudaBackend::flush(bool whole) {
     throw;
   }
   list_.clear();
-}
-
-void CudaBackend::launch() {
-  for (const Op& op : list_.ops) {
-    std::visit([this](const auto& one) { launch(one); }, op);
-  }
-}
-
-void CudaBackend::launch(const EmbedOp& op) {
-  matrices_.embed({.embedding = op.embedding, .tables = list_.shape.tables, .rows = list_.shape.rows, .x = op.x},
-                  stream_);
-}
-
-void CudaBackend::launch(const QkvOp& op) {
-  const PassShape& shape = list_.shape;
-  matrices_.qkv({.layer = &list_.layers[op.layer],
-                 .tables = shape.tables,
-                 .pass = pass_rows(),
-                 .x = op.x,
-                 .q = op.q,
-                 .kv = op.kv},
-                stream_);
-  // Apart, so that the grid of the many short chunks is not made for the longest.
-  const int longs = shape.chunks - shape.decode_chunks;
-  if (shape.fills) {
-    launch_sketch_filled(op.kv, shape.tables, 0, shape.decode_chunks, std::min(shape.longest, kDecodeRows), stream_);
-  }
-  if (longs > 0) launch_sketch_filled(op.kv, shape.tables, shape.decode_chunks, longs, shape.longest, stream_);
-}
-
-void CudaBackend::launch(const AttendOp& op) {
-  attention_.attend({.tables = list_.shape.tables,
-                     .first_row = op.first_row,
-                     .rows = op.rows,
-                     .role = op.role,
-                     .window = op.window,
-                     .sink_logits = op.sink_logits,
-                     .scope = op.scope,
-                     .pooling = op.pooling,
-                     .sketch_bits = op.sketch_bits,
-                     .q = op.q,
-                     .kv = op.kv,
-                     .selection = op.selection,
-                     .out = op.out,
-                     // What is before it in the stream, a layer's products, sketches and attention of other rows, waits
-                     // first and writes no selection that this one reads.
-                     .early = true},
-                    stream_);
-}
-
-void CudaBackend::launch(const PrefillOp& op) {
-  launch_prefill_attention({.q = op.q.row(op.first_row),
-                            .kv = op.kv.data,
-                            .blocks = upload_.blocks(op.chunk),
-                            .out = op.out.row(op.first_row),
-                            .rows = op.rows,
-                            .position = op.position,
-                            .window = op.window,
-                            .sink_logits = op.sink_logits,
-                            .heads = hp_.heads,
-                            .kv_heads = hp_.kv_heads,
-                            .head_dim = hp_.head_dim},
-                           stream_);
-}
-
-void CudaBackend::launch(const GateOp& op) {
-  matrices_.gate({.layer = &list_.layers[op.layer], .pass = pass_rows(), .x = op.x, .out = op.out}, stream_);
-}
-
-void CudaBackend::launch(const DeltaOp& op) {
-  matrices_.delta({.layer = &list_.layers[op.layer],
-                   .tables = list_.shape.tables,
-                   .pass = pass_rows(),
-                   .chunks = list_.shape.chunks,
-                   .index = op.index,
-                   .x = op.x},
-                  stream_);
-}
-
-void CudaBackend::launch(const ProjectOp& op) {
-  matrices_.project({.layer = &list_.layers[op.layer], .pass = pass_rows(), .out = op.out, .x = op.x}, stream_);
-}
-
-MlpParams CudaBackend::mlp_params(int layer, float* x) const {
-  const Layer* const own = &list_.layers[layer];
-  const bool last = own == &list_.layers.back();
-  return {.layer = own, .pass = pass_rows(), .x = x, .next = last ? nullptr : own + 1};
-}
-
-void CudaBackend::launch(const MlpOp& op) { matrices_.mlp(mlp_params(op.layer, op.x), stream_); }
-
-void CudaBackend::launch(const ExpertsOp& op) { matrices_.experts(mlp_params(op.layer, op.x), stream_); }
-
-void CudaBackend::launch(const LogitsOp& op) {
-  matrices_.logits({.norm = op.norm,
-                    .output = op.output,
-                    .logit_rows = list_.shape.tables.logit_rows + op.first,
-                    .pass = {op.rows, op.decode ? op.rows : 0, {&op.rows, op.decode ? 0u : 1u}},
-                    .x = op.x,
-                    .logits = results_.logits()},
-                   stream_);
-  results_.launch(op, stream_);
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ Sequence copy_of(Engine& engine, const Sequence& from) {
   copy.reserve(from.length());
   for (int b = 0; b < blocks_for(from.length()); ++b) engine.pool().copy(copy.blocks()[b], from.blocks()[b]);
   copy.append(from.tokens(), true);
+  copy.states() = from.states().fork();
   return copy;
 }
 

@@ -169,7 +169,9 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
   Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers),
                 {.context = flags.places.prefix + flags.places.steps,
                  .tokens = flags.places.prefix +
-                           teacher_forced_tokens(static_cast<int>(session.plans().size()), flags.places.steps)});
+                           teacher_forced_tokens(static_cast<int>(session.plans().size()), flags.places.steps),
+                 // Of the prefix and of a fork for each plan and full attention.
+                 .states = SequenceStates::kMostSaved + static_cast<int>(session.plans().size()) + 1});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }

@@ -92,7 +92,7 @@ template <int K>
 struct Row {
   float q[K], k[K], v[kColumns], kept, written;
 
-  /// Of a head: `row` of its q, k elements of its keys behind.
+  /// Row `row` of the batch, of a value head and its key head, from column `first_column` of S on.
   __device__ void load(const DeltaParams& p, const Sizes& net, int row, int head, int key_head, int first_column) {
     const int lane = threadIdx.x % 32, dim = net.dim;
     const float* from = p.convolved + static_cast<int64_t>(row) * net.mixed_width;

@@ -7,14 +7,19 @@ namespace tidal::cuda {
 namespace skinny {
 namespace {
 
+constexpr int kLeastDepth = 3;  // for devices with 99 KiB
+
+template <class W, class E, int D>
+bool fits(int cols) {
+  return shared_bytes<W, E, 1, D, false>(1, cols) <= shared_memory_limit();
+}
+
 /// The deepest ring that fits beside x.
 template <class W, class E>
 void launch_bf16(const typename E::Params& params, cudaStream_t stream) {
-  if (shared_bytes<W, E, 1, 8, false>(1, params.cols) <= shared_memory_limit()) {
-    launch_each_row<W, E, 8>(params, stream);
-  } else {
-    launch_each_row<W, E, 5>(params, stream);
-  }
+  if (fits<W, E, 8>(params.cols)) return launch_each_row<W, E, 8>(params, stream);
+  if (fits<W, E, 5>(params.cols)) return launch_each_row<W, E, 5>(params, stream);
+  launch_each_row<W, E, kLeastDepth>(params, stream);
 }
 
 template <class Params>
@@ -25,6 +30,15 @@ void launch_of(ggml_type type, const Params& params, cudaStream_t stream) {
 
 }  // namespace
 }  // namespace skinny
+
+bool chosen_fit(int cols) {
+  using skinny::ChosenDownEpilogue;
+  using Quantised = skinny::Joined<skinny::TileUnits<tiles::Q8_0, true, 1>>;  // the largest slots
+  // Devices with too little memory for quantised weights keep bf16.
+  const bool quantised = shared_memory_limit() >= kQuantisedMemory;
+  return skinny::fits<skinny::Joined<skinny::Bf16Units>, ChosenDownEpilogue, skinny::kLeastDepth>(cols) &&
+         (!quantised || skinny::fits<Quantised, ChosenDownEpilogue, skinny::depth_of<Quantised>(skinny::kRings)>(cols));
+}
 
 void launch_chosen(const ChosenGateUp& params, cudaStream_t stream) {
   if (params.rows == 0) return;

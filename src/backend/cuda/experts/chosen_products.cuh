@@ -30,7 +30,7 @@ struct ChosenGateUpEpilogue {
     p.rows = 1;
     return p;
   }
-  __host__ __device__ static int padded(const Params& p) { return (p.ffn + 127) / 128 * 128; }
+  __host__ __device__ static int padded(const Params& p) { return padded_ffn(p.ffn); }
   __host__ __device__ static int tiles(const Params& p) { return p.used * (padded(p) / 8); }
   /// Of a tile: which of the chosen experts, and its first row there.
   struct Place {
@@ -142,7 +142,7 @@ struct Joined<Bf16Units> : Bf16Units {
     template <class Row>
     __device__ void at(const ChosenDown& p, Row&& row, int lane, int) {
       ffn = p.ffn;
-      units = (p.ffn + 127) / 128 * 2;
+      units = padded_ffn(p.ffn) / Bf16Units::kUnit;
       expert_elements = static_cast<int64_t>(p.w_rows) * ffn;
       const int g = lane / 4;
       const RowOf first = row(g), second = row(g + 8);

@@ -13,7 +13,13 @@
 namespace tidal::cuda {
 
 /// Elements of an expert's hidden layer as they lie in memory: whole tiles of quantised matrices.
-inline int padded_ffn(int ffn) { return (ffn + 127) / 128 * 128; }
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline int
+    padded_ffn(int ffn) {
+  return (ffn + 127) / 128 * 128;
+}
 
 /// hidden = weight * what `activation` says of gate_e x and up_e x, for each chosen expert e.
 struct ChosenGateUp {
@@ -35,6 +41,8 @@ struct ChosenDown : SkinnyRows {
   int ffn = 0, used = 0;
 };
 
+/// Whether the device has room for a row of `cols` elements beside W, in any type.
+bool chosen_fit(int cols);
 void launch_chosen(const ChosenGateUp& params, cudaStream_t stream);
 void launch_chosen(const ChosenDown& params, cudaStream_t stream);
 

@@ -1,4 +1,4 @@
-// Tiles of 64 places by 128 rows of W, in steps of 64 columns; 8 warps with 32 by 32 each, cp.async three steps ahead.
+// Tiles of 64 places by 128 rows of W, in steps of 64 columns; 8 warps with 32 by 32 each, cp.async two steps ahead.
 // Of gate and up a tile has 64 rows each, 16 of both in a warp, so that both of an element meet in a lane.
 #include "backend/cuda/experts/grouped_products.h"
 
@@ -24,7 +24,7 @@ constexpr int kGroupThreads = 1024;
 __global__ void __launch_bounds__(kGroupThreads)
     group_kernel(const __grid_constant__ Choices choices, int count, int used, int experts,
                  const __grid_constant__ ExpertGroups groups) {
-  __shared__ int counts[1024], firsts[1025], tiles[1025];
+  __shared__ int counts[kMostExperts], firsts[kMostExperts + 1], tiles[kMostExperts + 1];
   wait_for_previous();
   let_next_start();
   for (int e = threadIdx.x; e < experts; e += kGroupThreads) counts[e] = 0;

@@ -31,10 +31,10 @@ struct RouteParams {
   Choices choices;
 };
 
-/// What experts a token may go through at most.
-inline constexpr int kMostChosen = 32;
+/// What experts a token may go through at most, and of how many.
+inline constexpr int kMostChosen = 32, kMostExperts = 1024;
 
-/// choices = the `used` experts of each row with the highest logits, ties to the lower one, NaN below everything, and
+/// choices = the `used` experts of each row with the highest logits, ties to the lower one, NaN as -infinity, and
 /// their probabilities, all in float32. A row's bits do not depend on its company.
 void launch_route(const RouteParams& params, cudaStream_t stream);
 

@@ -21,7 +21,7 @@ struct AnglesParams {
   float2* angles = nullptr;  ///< [rows, pairs], magnitude * (cosine, sine)
   int32_t* slots = nullptr;  ///< [rows], block * 64 + position % 64
 };
-/// The first launch of a pass: starts when all before is done.
+/// The first launches of a pass, one a rope: start when all before is done.
 void launch_angles(const AnglesParams& params, cudaStream_t stream);
 
 /// x [rows, width] = rows of `embedding` [vocab, width]; width a multiple of 8.

@@ -131,7 +131,7 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
 void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
   State& s = *state_;
   s.normed_x = {};
-  const auto find = [&](const Rope& rope, const double* frequencies, float2* angles) {
+  const auto find_angles = [&](const Rope& rope, const double* frequencies, float2* angles) {
     launch_angles({.tables = tables,
                    .frequencies = frequencies,
                    .magnitude = rope.magnitude,
@@ -141,8 +141,8 @@ void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
                    .slots = s.slots},
                   stream);
   };
-  find(s.hp.rope, s.frequencies, s.angles);
-  if (s.hp.window_rope.dims > 0) find(s.hp.window_rope, s.window_frequencies, s.window_angles);
+  find_angles(s.hp.rope, s.frequencies, s.angles);
+  if (s.hp.window_rope.dims > 0) find_angles(s.hp.window_rope, s.window_frequencies, s.window_angles);
 }
 
 void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
@@ -176,7 +176,7 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .halves = halves()};
 }
 
-void Matrices::State::warm(const QkvParams& p, int first, int rows, cudaStream_t stream) const {
+void Matrices::State::scale_queries(const QkvParams& p, int first, int rows, cudaStream_t stream) const {
   if (!hp.scales_queries()) return;
   launch_temperature({.positions = p.tables.positions + first,
                       .query_scale = hp.query_scale,
@@ -200,9 +200,11 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
     product.w[i] = matrix(*weights[i]);
     if (inside) product.bias[i] = floats(*biases[i]);  // else rope_append() adds them
   }
-  product.q = p.q;
+  RopeAppendParams rope = rope_append(p, 0, rows);
   product.k_raw = raw;
   product.v_raw = raw + static_cast<int64_t>(rows) * kv_width;
+  // Where a head's norm is that of its row, others must not have written theirs.
+  product.q = rope.norms_rows ? raw + static_cast<int64_t>(2 * rows) * kv_width : p.q;
   product.rows = rows;
   product.cols = hp.width;
   product.q_width = q_width;
@@ -217,8 +219,7 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
                   .halves = halves()};
   launch_skinny_qkv(product, stream);
   if (inside) return;
-  RopeAppendParams rope = rope_append(p, 0, rows);
-  rope.q_raw = p.q;
+  rope.q_raw = product.q;
   rope.k_raw = product.k_raw;
   rope.v_raw = product.v_raw;
   rope.q_stride = q_width;
@@ -229,7 +230,7 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
 void Matrices::qkv(const QkvParams& p, cudaStream_t stream) {
   if (p.pass.decode_rows > 0) state_->decode_qkv(p, stream);
   if (p.pass.rows > p.pass.decode_rows) state_->prefill_qkv(p, stream);
-  state_->warm(p, 0, p.pass.rows, stream);
+  state_->scale_queries(p, 0, p.pass.rows, stream);
 }
 
 void Matrices::project(const ProjectParams& p, cudaStream_t stream) {

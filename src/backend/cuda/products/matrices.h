@@ -1,7 +1,7 @@
-// Everything of a layer that multiplies with weights: embedding, q/k/v with norm, rotation and append, output
-// projection, MLP or experts, logits. Decode rows go through the skinny product (matmul_skinny.cu), the others through
-// cuBLASLt, chunk by chunk: it orders its sums by the number of rows, and what a chunk gets must not depend on its
-// company.
+// Everything of a layer that multiplies with weights: embedding, q/k/v with norm, rotation and append, gate of
+// attention, output projection, recurrent layers, MLP or experts, logits. Decode rows go through the skinny product
+// (matmul_skinny.cu), the others through cuBLASLt, chunk by chunk: it orders its sums by the number of rows, and what a
+// chunk gets must not depend on its company.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -82,7 +82,7 @@ struct LogitsParams {
 
 /// The products of a pass, on one stream at a time. Every operation only launches kernels: it may be captured into a
 /// graph, and its addresses (parameters and own workspace) stay valid until the next reserve() that grows. In a pass
-/// nothing else may write x between project(), mlp() and the next layer's qkv(): they leave it normed for each other.
+/// nothing else may write x between these operations: they leave it normed for each other.
 /// All throw tidal::Error.
 class Matrices {
  public:

@@ -32,11 +32,47 @@ void Matrices::State::route(const Layer& layer, const float* x, int first, int r
       stream);
 }
 
+/// The shared expert of decode rows.
+void Matrices::State::add_shared(const Layer& layer, float* x, int rows, cudaStream_t stream) {
+  decode_gate_up({layer.ffn_norm, layer.shared_gate, layer.shared_up, {}, {}}, x, rows, stream);
+  SkinnyRows down;
+  down.in.rounded = hidden;
+  down.in.factors = layer.shared_switch ? choices.shared : nullptr;
+  down.in.scratch = packed;
+  down.w = matrix(layer.shared_down);
+  down.y = x;
+  down.rows = rows;
+  down.cols = hp.experts.shared_ffn;
+  down.w_rows = hp.width;
+  down.add = true;
+  launch_skinny_rows(down, stream);
+}
+
+/// Decode rows by the products of longer chunks, which give each row the same whoever comes with it.
+void Matrices::State::decode_by_groups(const MlpParams& p, cudaStream_t stream) {
+  const Layer& layer = *p.layer;
+  const int rows = p.pass.decode_rows;
+  launch_round({.x = p.x,
+                .norm = floats(layer.ffn_norm),
+                .epsilon = hp.rms_epsilon,
+                .rows = rows,
+                .cols = hp.width,
+                .rounded = rounded,
+                .whole = true},
+               stream);
+  launch_group({choices.experts, choices.weights}, rows, hp.experts, groups, stream);
+  prefill_chosen(layer, rounded, stream);
+  if (layer.shared_down) add_shared(layer, p.x, rows, stream);
+  launch_combine(chosen_results, groups.place, rows, hp.experts.used, hp.width, p.x, stream);
+  normed_x = {};
+}
+
 void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const Experts& experts = hp.experts;
   const int rows = p.pass.decode_rows;
   route(layer, p.x, 0, rows, stream);
+  if (layer.expert_gate.type != layer.expert_up.type) return decode_by_groups(p, stream);
   ChosenGateUp both;
   if (normed_x == Normed{p.x, layer.ffn_norm.data, rows}) {
     both.in.rounded = normed;
@@ -62,20 +98,7 @@ void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
   both.used = experts.used;
   launch_chosen(both, stream);
   const Weight next = p.next ? p.next->attn_norm : Weight{};
-  if (layer.shared_down) {
-    decode_gate_up({layer.ffn_norm, layer.shared_gate, layer.shared_up, {}, {}}, p.x, rows, stream);
-    SkinnyRows down;
-    down.in.rounded = hidden;
-    down.in.factors = layer.shared_switch ? choices.shared : nullptr;
-    down.in.scratch = packed;
-    down.w = matrix(layer.shared_down);
-    down.y = p.x;
-    down.rows = rows;
-    down.cols = experts.shared_ffn;
-    down.w_rows = hp.width;
-    down.add = true;
-    launch_skinny_rows(down, stream);
-  }
+  if (layer.shared_down) add_shared(layer, p.x, rows, stream);
   ChosenDown down;
   down.in.rounded = chosen_hidden;
   down.w = matrix(layer.expert_down);

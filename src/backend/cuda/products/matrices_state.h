@@ -1,6 +1,5 @@
 // What the products of a pass share: the workspace, and the ways in. Decode rows are in matrices.cpp, the others in
-// matrices_prefill.cpp, mixtures of experts in
-// matrices_experts.cpp, recurrent layers in matrices_delta.cpp.
+// matrices_prefill.cpp, mixtures of experts in matrices_experts.cpp, recurrent layers and gates in matrices_delta.cpp.
 #pragma once
 
 #include <algorithm>
@@ -49,9 +48,10 @@ struct Matrices::State {
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
-  Bf16* panel = nullptr;             ///< kPanel bytes: rows of quantised matrices, dequantised for cuBLASLt
-  std::byte* packed = nullptr;       ///< SkinnyInput::scratch
-  float* given = nullptr;            ///< [rows, width], what is to be normed before it is added; where models have that
+  Bf16* panel =
+      nullptr;  ///< kPanel bytes: rows of quantised matrices, dequantised for cuBLASLt and for grouped products
+  std::byte* packed = nullptr;  ///< SkinnyInput::scratch
+  float* given = nullptr;       ///< [rows, width], what is to be normed before it is added; where models have that
 
   // Of recurrent layers, DeltaParams'.
   float *mixed = nullptr, *convolved = nullptr;                                  ///< [rows, mixed_width]
@@ -63,7 +63,7 @@ struct Matrices::State {
   uint32_t* arrived = nullptr;             ///< [rows]
   Choices choices;                         ///< of all rows
   ExpertGroups groups;                     ///< of the rows behind the decode rows
-  __nv_bfloat16* chosen_hidden = nullptr;  ///< [rows, used, padded_ffn(ffn)]
+  __nv_bfloat16* chosen_hidden = nullptr;  ///< [rows, used, padded_ffn(ffn)]; grouped [choices, ffn]
   float* chosen_results = nullptr;         ///< [rows, used, width]
 
   /// What `normed` and `squares` hold: rows of x as the product before left them, with this norm.
@@ -190,12 +190,14 @@ struct Matrices::State {
   void route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream);
   void decode_experts(const MlpParams& p, cudaStream_t stream);
   void prefill_experts(const MlpParams& p, cudaStream_t stream);
+  void decode_by_groups(const MlpParams& p, cudaStream_t stream);
+  void add_shared(const Layer& layer, float* x, int rows, cudaStream_t stream);
   void prefill_chosen(const Layer& layer, const __nv_bfloat16* normed, cudaStream_t stream);
   /// Rotation of raw products of the rows from `first` on.
   RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
   int rotated_dims(const Layer& layer) const { return layer.rotates ? rope_of(layer).dims : 0; }
   /// Queries of the rows from `first` on get their temperature, if the model has one.
-  void warm(const QkvParams& p, int first, int rows, cudaStream_t stream) const;
+  void scale_queries(const QkvParams& p, int first, int rows, cudaStream_t stream) const;
 };
 
 }  // namespace tidal::cuda
