@@ -48,6 +48,9 @@ Tokenizer::Tokenizer(const std::string& path) : path_(path) {
   model_ = std::shared_ptr<llama_model>(llama_model_load_from_file(path.c_str(), params), llama_model_free);
   if (!model_) {
     const std::string reason = errors.first();
+    if (reason.find("bad_alloc") != std::string::npos) {
+      fail("{}: out of memory: libllama cannot read its vocabulary", path);
+    }
     fail("{}: libllama cannot read its vocabulary: {}", path, reason.empty() ? "it gives no reason" : reason);
   }
   if (vocab_size() < 1) fail("{}: it has no vocabulary, expected a model of text", path);
