@@ -183,7 +183,8 @@ float gemma3_query_scale(const GgufFile& file, const Hyperparameters& hp) {
   constexpr int kLayersOf27b = 62;
   if (hp.layers != kLayersOf27b) return 1;
   if (hp.width < hp.heads) fail("{}: {} heads are more than the width {}", file.path(), hp.heads, hp.width);
-  return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(hp.width / hp.heads));
+  const int own = hp.width / hp.heads;
+  return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(own));
 }
 
 void read_scales(Keys& keys, Hyperparameters& hp) {
