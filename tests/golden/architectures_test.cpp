@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "engine/engine.h"
+#include "golden/engine_logits.h"
 #include "golden/llama_reference.h"
 #include "model/family.h"
 #include "support/gguf_writer.h"
@@ -14,34 +15,6 @@ namespace tidal::golden {
 namespace {
 
 using test::GgufWriter;
-
-constexpr int kTokens = 120;
-
-std::vector<Token> some_tokens() {
-  std::vector<Token> tokens;
-  for (int i = 0; i < kTokens; ++i) tokens.push_back((i * i + 3 * i) % 32);
-  return tokens;
-}
-
-/// `chunk`: tokens of a pass.
-std::vector<float> logits_of(const Model& model, Backend& backend, std::span<const Token> tokens, size_t chunk) {
-  Engine engine(backend, model, Plan::full(model.hp.layers), {.context = 128});
-  Sequence sequence = engine.create();
-  std::vector<float> all;
-  for (size_t i = 0; i < tokens.size(); i += chunk) {
-    const Engine::Request request{
-        .sequence = &sequence, .tokens = tokens.subspan(i, std::min(chunk, tokens.size() - i)), .all_logits = true};
-    const auto logits = engine.step({&request, 1});
-    all.insert(all.end(), logits.begin(), logits.end());
-  }
-  return all;
-}
-
-std::vector<float> our_logits(const std::string& path, std::span<const Token> tokens, const char* name = "reference",
-                              size_t chunk = kTokens) {
-  const auto backend = make_backend(name, 2);
-  return logits_of(load_model(path, *backend), *backend, tokens, chunk);
-}
 
 struct Change {
   const char* name;

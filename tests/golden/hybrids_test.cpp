@@ -5,7 +5,7 @@
 #include <cstring>
 #include <functional>
 
-#include "engine/engine.h"
+#include "golden/engine_logits.h"
 #include "golden/llama_reference.h"
 #include "support/gguf_writer.h"
 #include "support/loading.h"
@@ -15,34 +15,6 @@ namespace {
 
 using test::GgufWriter;
 using test::SmallShape;
-
-constexpr int kTokens = 120;
-
-std::vector<Token> some_tokens() {
-  std::vector<Token> tokens;
-  for (int i = 0; i < kTokens; ++i) tokens.push_back((i * i + 3 * i) % 32);
-  return tokens;
-}
-
-/// `chunk`: tokens of a pass; 1: decoded one by one.
-std::vector<float> our_logits(const std::string& path, const char* name, size_t chunk) {
-  const auto backend = make_backend(name, 2);
-  const Model model = load_model(path, *backend);
-  Engine engine(*backend, model, Plan::full(model.hp.layers), {.context = 128});
-  Sequence sequence = engine.create();
-  const std::vector<Token> all_tokens = some_tokens();
-  const std::span<const Token> tokens(all_tokens);
-  std::vector<float> all;
-  for (size_t i = 0; i < tokens.size(); i += chunk) {
-    const Engine::Request request{.sequence = &sequence,
-                                  .tokens = tokens.subspan(i, std::min(chunk, tokens.size() - i)),
-                                  .decode = chunk == 1,
-                                  .all_logits = chunk > 1};
-    const auto logits = engine.step({&request, 1});
-    all.insert(all.end(), logits.begin(), logits.end());
-  }
-  return all;
-}
 
 /// Root mean square difference, in units of theirs.
 double apart(const std::vector<float>& ours, const std::vector<float>& theirs) {
@@ -160,16 +132,16 @@ TEST_P(Hybrids, LogitsAreLlamasHoweverTheTextComes) {
   const std::string path = folder.file("model.gguf");
   file.save(path);
   const std::vector<float> theirs = LlamaReference(path, 128, 1).logits(some_tokens());
-  EXPECT_LT(apart(our_logits(path, "reference", kTokens), theirs), kRounding);
-  EXPECT_LT(apart(our_logits(path, "reference", 1), theirs), kRounding);
-  EXPECT_LT(apart(our_logits(path, "cpu", 1), theirs), kRounding);
-  EXPECT_LT(apart(our_logits(path, "cpu", 7), theirs), kRounding);
+  EXPECT_LT(apart(our_logits(path, some_tokens(), "reference", kTokens), theirs), kRounding);
+  EXPECT_LT(apart(our_logits(path, some_tokens(), "reference", 1), theirs), kRounding);
+  EXPECT_LT(apart(our_logits(path, some_tokens(), "cpu", 1), theirs), kRounding);
+  EXPECT_LT(apart(our_logits(path, some_tokens(), "cpu", 7), theirs), kRounding);
   if (has_cuda_device()) {
     // It rounds to bf16 what its products multiply, too, in every layer. As architectures_test.cpp derives it: K and V
     // of two layers move logits by less than 2^-7, and a layer has nine times as many roundings.
     const double most = 2 * 3 * 0x1p-7 * std::sqrt(static_cast<double>(kind.shape.layers) / 2);
     for (const size_t chunk : {1, 7, 40}) {
-      const double distance = apart(our_logits(path, "cuda", chunk), theirs);
+      const double distance = apart(our_logits(path, some_tokens(), "cuda", chunk), theirs);
       std::printf("  cuda, chunks of %zu: apart by %.5f\n", chunk, distance);
       EXPECT_LT(distance, most);
     }
@@ -218,9 +190,10 @@ TEST(Hybrids, QuantisedLogitsAreLlamas) {
   mixed_model(false).save(path);
   mixed_model(true).save(floats);
   const std::vector<float> exact = LlamaReference(floats, 128, 1).logits(some_tokens());
-  EXPECT_LT(apart(our_logits(path, "reference", kTokens), exact), kRounding);
+  EXPECT_LT(apart(our_logits(path, some_tokens(), "reference", kTokens), exact), kRounding);
   const double rounding = apart(LlamaReference(path, 128, 1).logits(some_tokens()), exact);
-  const double decoded = apart(our_logits(path, "cpu", 1), exact), chunks = apart(our_logits(path, "cpu", 40), exact);
+  const double decoded = apart(our_logits(path, some_tokens(), "cpu", 1), exact),
+               chunks = apart(our_logits(path, some_tokens(), "cpu", 40), exact);
   std::printf("  apart by %.5f, ours by %.5f decoding and %.5f in chunks of 40\n", rounding, decoded, chunks);
   EXPECT_LT(decoded, 1.25 * rounding);
   EXPECT_LT(chunks, 1.25 * rounding);

@@ -10,7 +10,6 @@
 #include "backend/backend.h"
 #include "backend/cpu/attention.h"
 #include "backend/cpu/delta.h"
-#include "backend/cpu/delta_ops.h"
 #include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/experts.h"
 #include "backend/cpu/gemm.h"

@@ -1,17 +1,9 @@
-// What recurrent layers and gated attention compute beside products, float32, dispatched at run time to the best
-// instruction set.
+// The recurrence of the delta rule, float32, dispatched at run time to the best instruction set.
 #pragma once
 
 #include <cstdint>
 
 namespace tidal {
-
-/// x[i] *= 1 / (1 + exp(-gate[i])).
-void sigmoid_multiply(const float* gate, int count, float* x);
-/// to[i] = silu(sum over t < count of taps[i * count + t] * rows[t][i]).
-void convolve_silu(const float* const* rows, const float* taps, int count, int width, float* to);
-/// x[i] *= scale / sqrt(|x|^2 + epsilon).
-void scale_to_length(float* x, int count, float epsilon, float scale);
 
 /// Rows of one chunk for one value head, and its matrix S [dim, dim].
 struct DeltaRows {

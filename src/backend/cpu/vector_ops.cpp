@@ -31,7 +31,7 @@ HWY_INLINE void ForEach(int count, const Body& body) {
   for (; i < count; ++i) body(i, hn::CappedTag<float, 1>());
 }
 
-void RmsNorm(const float* x, const float* weight, int count, float epsilon, float* out) {
+HWY_INLINE float SumOfSquares(const float* x, int count) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   Vec squares = hn::Zero(d);
@@ -42,7 +42,19 @@ void RmsNorm(const float* x, const float* weight, int count, float epsilon, floa
   }
   float sum = hn::GetLane(hn::SumOfLanes(d, squares));
   for (; i < count; ++i) sum += x[i] * x[i];
-  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(count) + epsilon);
+  return sum;
+}
+
+template <typename D, typename V = hn::Vec<D>>
+HWY_INLINE V Sigmoid(D d, V x) {
+  const V one = hn::Set(d, 1.0f);
+  // hn::Exp wraps around above 104; at 88 the sigmoid is as good as 0. It maps NaN to 0.
+  const V sigmoid = hn::Div(one, hn::Add(one, hn::Exp(d, hn::Min(hn::Neg(x), hn::Set(d, 88.0f)))));
+  return hn::IfThenElse(hn::IsNaN(x), x, sigmoid);
+}
+
+void RmsNorm(const float* x, const float* weight, int count, float epsilon, float* out) {
+  const float factor = 1.0f / std::sqrt(SumOfSquares(x, count) / static_cast<float>(count) + epsilon);
   ForEach(count, [&](int at, auto tag) HWY_ATTR {
     const auto scaled = hn::Mul(hn::LoadU(tag, x + at), hn::Set(tag, factor));
     hn::StoreU(hn::Mul(scaled, hn::LoadU(tag, weight + at)), tag, out + at);
@@ -83,11 +95,42 @@ void Activate(Activation activation, const float* gate, const float* up, int cou
     const auto exponent = activation == Activation::Gelu ? hn::Mul(g, cubic)
                           : clamped                      ? hn::Mul(g, hn::Set(tag, kClampedSlope))
                                                          : g;
-    // hn::Exp wraps around above 104; at 88 the sigmoid is as good as 0.
-    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(tag, hn::Min(hn::Neg(exponent), hn::Set(tag, 88.0f)))));
-    // hn::Exp maps NaN to 0; the product with g restores it.
-    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), u), tag, out + at);
+    hn::StoreU(hn::Mul(hn::Mul(g, Sigmoid(tag, exponent)), u), tag, out + at);
   });
+}
+
+void SigmoidMultiply(const float* gate, int count, float* x) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    hn::StoreU(hn::Mul(hn::LoadU(tag, x + at), Sigmoid(tag, hn::LoadU(tag, gate + at))), tag, x + at);
+  });
+}
+
+void ConvolveSilu(const float* const* rows, const float* taps, int count, int width, float* to) {
+  ForEach(width, [&](int at, auto tag) HWY_ATTR {
+    auto sum = hn::Zero(tag);
+    if (count == 4) {  // of all published models
+      auto a = sum, b = sum, c = sum, e = sum;
+      hn::LoadInterleaved4(tag, taps + int64_t{4} * at, a, b, c, e);
+      sum = hn::Mul(a, hn::LoadU(tag, rows[0] + at));
+      sum = hn::MulAdd(b, hn::LoadU(tag, rows[1] + at), sum);
+      sum = hn::MulAdd(c, hn::LoadU(tag, rows[2] + at), sum);
+      sum = hn::MulAdd(e, hn::LoadU(tag, rows[3] + at), sum);
+    } else {
+      const hn::RebindToSigned<decltype(tag)> indices;
+      const auto places = hn::Mul(hn::Iota(indices, 0), hn::Set(indices, count));
+      for (int t = 0; t < count; ++t) {
+        const auto tap = hn::GatherIndex(tag, taps + int64_t{count} * at + t, places);
+        sum = hn::MulAdd(tap, hn::LoadU(tag, rows[t] + at), sum);
+      }
+    }
+    hn::StoreU(hn::Mul(sum, Sigmoid(tag, sum)), tag, to + at);
+  });
+}
+
+void ScaleToLength(float* x, int count, float epsilon, float scale) {
+  const float factor = scale / std::sqrt(SumOfSquares(x, count) + epsilon);
+  ForEach(count, [&](int at, auto tag)
+                     HWY_ATTR { hn::StoreU(hn::Mul(hn::LoadU(tag, x + at), hn::Set(tag, factor)), tag, x + at); });
 }
 
 void AddTo(const float* from, int count, float* to) {
@@ -256,6 +299,9 @@ namespace tidal {
 HWY_EXPORT(RmsNorm);
 HWY_EXPORT(FloatsToBf16);
 HWY_EXPORT(Activate);
+HWY_EXPORT(SigmoidMultiply);
+HWY_EXPORT(ConvolveSilu);
+HWY_EXPORT(ScaleToLength);
 HWY_EXPORT(AddTo);
 HWY_EXPORT(ScaleBy);
 HWY_EXPORT(PoolMax);
@@ -272,6 +318,13 @@ void rms_norm(const float* x, const float* weight, int count, float epsilon, flo
 void floats_to_bf16(const float* from, int count, Bf16* to) { HWY_DYNAMIC_DISPATCH(FloatsToBf16)(from, count, to); }
 void activate(Activation activation, const float* gate, const float* up, int count, float* out) {
   HWY_DYNAMIC_DISPATCH(Activate)(activation, gate, up, count, out);
+}
+void sigmoid_multiply(const float* gate, int count, float* x) { HWY_DYNAMIC_DISPATCH(SigmoidMultiply)(gate, count, x); }
+void convolve_silu(const float* const* rows, const float* taps, int count, int width, float* to) {
+  HWY_DYNAMIC_DISPATCH(ConvolveSilu)(rows, taps, count, width, to);
+}
+void scale_to_length(float* x, int count, float epsilon, float scale) {
+  HWY_DYNAMIC_DISPATCH(ScaleToLength)(x, count, epsilon, scale);
 }
 void add_to(const float* from, int count, float* to) { HWY_DYNAMIC_DISPATCH(AddTo)(from, count, to); }
 void scale_by(float factor, int count, float* to) { HWY_DYNAMIC_DISPATCH(ScaleBy)(factor, count, to); }

@@ -17,6 +17,12 @@ inline constexpr float kGeluLinear = 1.59576912f, kGeluCubic = 0.0713548163f;
 
 /// out[i]: what the hidden layer makes of gate[i] and up[i]. `out` may be `gate`.
 void activate(Activation activation, const float* gate, const float* up, int count, float* out);
+/// x[i] *= 1 / (1 + exp(-gate[i])).
+void sigmoid_multiply(const float* gate, int count, float* x);
+/// to[i] = silu(sum over t < count of taps[i * count + t] * rows[t][i]).
+void convolve_silu(const float* const* rows, const float* taps, int count, int width, float* to);
+/// x[i] *= scale / sqrt(|x|^2 + epsilon).
+void scale_to_length(float* x, int count, float epsilon, float scale);
 /// to[i] += from[i].
 void add_to(const float* from, int count, float* to);
 /// pooled[i] = max(pooled[i], scores[i]); a NaN on one side loses.

@@ -18,17 +18,6 @@ __device__ uint64_t key_of(float logit, int expert) {
   return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - expert);
 }
 
-__device__ float block_sum(float value, float* warps) {
-  value = tree_sum<1, 16>(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) sum += warps[w];
-  return sum;
-}
-
 /// The experts of a row from its logits [count] and that of the switch behind them. `keys` [count] and `logits` [count]
 /// are shared memory. By all threads.
 __device__ void choose(const RouteParams& p, int row, uint64_t* keys, float* logits, int* chosen) {
@@ -103,11 +92,13 @@ __global__ void __launch_bounds__(kRowThreads) route_kernel(const __grid_constan
 #pragma unroll 4
     for (int i = threadIdx.x; i < groups; i += kRowThreads) {
       const float4 v = __ldcg(x + i);
-      squares = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, squares))));
+      squares = add_squares(v, squares);
       const float4 w = p.norm ? __ldg(reinterpret_cast<const float4*>(p.norm) + i) : make_float4(1, 1, 1, 1);
       weighted[r * groups + i] = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
     }
-    if (p.norm) factors[r] = 1.0f / sqrtf(block_sum(squares, warps) / static_cast<float>(p.width) + p.epsilon);
+    if (!p.norm) continue;
+    factors[r] = block_norm_factor(squares, warps, p.width, p.epsilon);
+    __syncthreads();  // before the next row's sums
   }
   __syncthreads();
   for (int e = first_expert; e < end; e += gridDim.x * kWarps) {

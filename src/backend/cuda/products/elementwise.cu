@@ -149,14 +149,18 @@ __global__ void scale_kernel(float* values, int64_t count, float factor) {
   if (i < count) values[i] *= factor;
 }
 
+/// A block has a row.
 __global__ void temperature_kernel(const __grid_constant__ TemperatureParams p) {
   wait_for_previous();
   let_next_start();  // only now: attention, which comes next, relies on it
-  const int row = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= p.width) return;
-  const double lengths = 1.0 + __ldg(p.positions + row) / p.length;  // whole ones
-  const double factor = p.query_scale * (1.0 + static_cast<double>(p.scale) * log(lengths));
-  p.q[static_cast<int64_t>(row) * p.width + i] *= static_cast<float>(factor);
+  __shared__ float factor;
+  if (threadIdx.x == 0) {
+    const double lengths = 1.0 + __ldg(p.positions + blockIdx.x) / p.length;  // whole ones
+    factor = static_cast<float>(p.query_scale * (1.0 + static_cast<double>(p.scale) * log(lengths)));
+  }
+  __syncthreads();
+  float* q = p.q + static_cast<int64_t>(blockIdx.x) * p.width;
+  for (int i = threadIdx.x; i < p.width; i += blockDim.x) q[i] *= factor;
 }
 
 /// A block has a row.
@@ -169,12 +173,9 @@ __global__ void __launch_bounds__(kRowThreads) add_normed_kernel(const __grid_co
   float squares = 0;
   for (int i = threadIdx.x; i < p.width / 4; i += kRowThreads) {
     const float4 v = __ldcg(given + i);
-    squares = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, squares))));
+    squares = add_squares(v, squares);
   }
-  squares = tree_sum<1, 16>(squares);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = squares;
-  __syncthreads();
-  const float factor = norm_factor(warps, p.width, p.epsilon);
+  const float factor = block_norm_factor(squares, warps, p.width, p.epsilon);
   for (int i = threadIdx.x; i < p.width / 4; i += kRowThreads) {
     const float4 v = __ldcg(given + i), w = __ldg(reinterpret_cast<const float4*>(p.norm) + i);
     float4 sum = x[i];
@@ -301,8 +302,8 @@ void launch_scale(float* values, int64_t count, float factor, cudaStream_t strea
 
 void launch_temperature(const TemperatureParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
-  launch("the temperature of attention", Start::Early, temperature_kernel,
-         dim3((params.width + 255) / 256, params.rows), dim3(256), 0, stream, params);
+  launch("the temperature of attention", Start::Early, temperature_kernel, dim3(params.rows), dim3(256), 0, stream,
+         params);
 }
 
 void launch_add_normed(const AddNormedParams& params, cudaStream_t stream) {

@@ -41,6 +41,20 @@ __device__ inline float norm_factor(const float* warps, int cols, float epsilon)
   return 1.0f / sqrtf(sum / static_cast<float>(cols) + epsilon);
 }
 
+/// The square sum of four columns added to `before`.
+__device__ inline float add_squares(float4 v, float before) {
+  return __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, before))));
+}
+
+/// 1 / rms from what each of kRowThreads threads has of the squares; `warps` [kRowThreads / 32] is shared memory, free
+/// to be written. All threads must be here.
+__device__ inline float block_norm_factor(float squares, float* warps, int cols, float epsilon) {
+  squares = tree_sum<1, 16>(squares);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = squares;
+  __syncthreads();
+  return norm_factor(warps, cols, epsilon);
+}
+
 /// 1 / rms of rows `first`, `first` + kStep, ... (R of them, those below `rows` are stored) from the sums of 16 columns
 /// each, sums [rows, (cols + 15) / 16]. By one warp.
 template <int R, int kStep>

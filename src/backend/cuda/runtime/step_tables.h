@@ -22,7 +22,6 @@ struct DeviceChunk {
   int32_t sinks;
   int32_t recent;
   float top_p;
-  int32_t unused = 0;  ///< a whole number of 8 bytes
 
   bool operator==(const DeviceChunk&) const = default;
 };
