@@ -8,7 +8,8 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr int kBlock = 64;  // positions of a block of the cache
+constexpr int kBlock = 64;       // positions of a block of the cache
+constexpr int kAppendHeads = 4;  // of a block of rope_append_kernel
 
 __global__ void angles_kernel(const __grid_constant__ AnglesParams p) {
   let_next_start();
@@ -194,8 +195,10 @@ __global__ void add_bias_kernel(float* x, const float* bias, int width) {
   if (i < width) x[static_cast<int64_t>(blockIdx.y) * width + i] += __ldg(bias + i);
 }
 
-/// A warp a head; the grid is (heads of q, k and v in groups of blockDim.y, rows).
-__global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
+/// A warp a head, a lane every 32nd of its elements, K at most; the grid is (heads of q, k and v in groups of
+/// blockDim.y, rows). What is read is asked for all at once.
+template <int K>
+__global__ void __launch_bounds__(32 * kAppendHeads) rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
   wait_for_previous();
   let_next_start();  // only now: attention, which comes next, relies on it
   extern __shared__ float heads[];
@@ -210,13 +213,24 @@ __global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
                       static_cast<int64_t>(row) * (which == 0 ? p.q_stride : p.kv_stride) + head * dim;
   const float* bias = p.bias[which];
   const float* norm = which == 0 ? p.q_norm : which == 1 ? p.k_norm : nullptr;
+  const int slot = which > 0 ? __ldcg(p.slots + row) : 0;
+  const int pairs = p.dims / 2, rotated = which < 2 ? p.dims : 0;
+  const auto pair_of = [&](int d) { return p.halves ? d - (d < pairs ? 0 : pairs) : d / 2; };
 
-  float* values = heads + threadIdx.y * dim;
+  float own[K];
+  float2 angles[K];
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const int d = k * 32 + lane;
+    own[k] = d < dim ? __ldcg(from + d) : 0.0f;
+    angles[k] = d < rotated ? __ldcg(p.angles + static_cast<int64_t>(row) * pairs + pair_of(d)) : make_float2(1, 0);
+  }
   float squares = 0;
-  for (int d = lane; d < dim; d += 32) {
-    const float value = __ldcg(from + d) + (bias ? __ldg(bias + head * dim + d) : 0.0f);
-    squares = fmaf(value, value, squares);
-    values[d] = value;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const int d = k * 32 + lane;
+    if (bias && d < dim) own[k] += __ldg(bias + head * dim + d);
+    squares = fmaf(own[k], own[k], squares);
   }
   if (norm) {
     int count = dim;
@@ -231,30 +245,34 @@ __global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
       norm += head * dim;
     }
     const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(count) + p.epsilon);
-    for (int d = lane; d < dim; d += 32) values[d] = values[d] * factor * __ldg(norm + d);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (const int d = k * 32 + lane; d < dim) own[k] = own[k] * factor * __ldg(norm + d);
+    }
   }
-  __syncwarp();
+  float* values = heads + threadIdx.y * dim;
+  if (rotated > 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (const int d = k * 32 + lane; d < dim) values[d] = own[k];
+    }
+    __syncwarp();
+  }
 
-  const int pairs = p.dims / 2;
-  const float2* angles = p.angles + static_cast<int64_t>(row) * pairs;
-  float* q = nullptr;
-  __nv_bfloat16* cache = nullptr;
-  if (which == 0) {
-    q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
-  } else {
-    const int slot = __ldcg(p.slots + row);
-    cache = p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
-            (which == 2 ? dim : 0);
-  }
-  for (int d = lane; d < dim; d += 32) {
-    float value = values[d];
-    if (which < 2 && d < p.dims) {
-      const int pair = p.halves ? d % pairs : d / 2;
+  float* const q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
+  __nv_bfloat16* const cache =
+      p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
+      (which == 2 ? dim : 0);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const int d = k * 32 + lane;
+    if (d >= dim) break;
+    float value = own[k];
+    if (d < rotated) {
       const bool first = p.halves ? d < pairs : d % 2 == 0;
       const float other = values[p.halves ? (first ? d + pairs : d - pairs) : (d ^ 1)];
-      const float2 angle = __ldcg(angles + pair);
-      const float across = __fmul_rn(other, angle.y);  // as the skinny product rotates
-      value = __fmaf_rn(value, angle.x, first ? -across : across);
+      const float across = __fmul_rn(other, angles[k].y);  // as the skinny product rotates
+      value = __fmaf_rn(value, angles[k].x, first ? -across : across);
     }
     if (which == 0) {
       q[d] = value;
@@ -314,10 +332,12 @@ void launch_add_normed(const AddNormedParams& params, cudaStream_t stream) {
 
 void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
-  constexpr int kHeads = 4;  // a block
-  const dim3 grid((params.heads + 2 * params.kv_heads + kHeads - 1) / kHeads, params.rows);
-  launch("rotation and append", Start::Early, rope_append_kernel, grid, dim3(32, kHeads),
-         sizeof(float) * kHeads * params.head_dim, stream, params);
+  const auto kernel = params.head_dim <= 64    ? rope_append_kernel<2>
+                      : params.head_dim <= 128 ? rope_append_kernel<4>
+                                               : rope_append_kernel<8>;
+  const dim3 grid((params.heads + 2 * params.kv_heads + kAppendHeads - 1) / kAppendHeads, params.rows);
+  launch("rotation and append", Start::Early, kernel, grid, dim3(32, kAppendHeads),
+         sizeof(float) * kAppendHeads * params.head_dim, stream, params);
 }
 
 }  // namespace tidal::cuda
