@@ -32,66 +32,95 @@ __device__ void find_shares(const DeltaParams& p, const DeltaSizes& net, int row
   p.written[at] = written_share(__ldcg(p.beta + at));
 }
 
-/// A warp a head of queries, keys or values and a row, a lane every 32nd channel, K at most, and kTaps weights of each,
-/// or (0) any number; the last block of a row makes what is kept and written.
+/// Rows of a warp that convolves: what one sees, the next ones see, too.
+constexpr int kRunRows = 8;
+
+/// What the taps of a channel are multiplied with, of kRunRows rows and as many before them as taps are behind the
+/// first.
+template <int kTaps>
+struct Seen {
+  float rows[kRunRows + kTaps - 1];
+
+  __device__ void load(const DeltaParams& p, int width, int channel, int first, int end) {
+#pragma unroll
+    for (int i = 0; i < kRunRows + kTaps - 1; ++i) {
+      const int row = first + i - (kTaps - 1);
+      rows[i] = row >= 0 && row < end ? __ldcg(p.mixed + static_cast<int64_t>(row) * width + channel) : 0.0f;
+    }
+  }
+};
+
+/// Of tap t of a row of a chunk, where that lies before the chunk.
+__device__ float seen_before(const DeltaParams& p, const DeltaSizes& net, const DeviceChunk& chunk, int channel,
+                             int at) {
+  return begins(chunk) ? 0.0f : __ldcg(chunk.state + p.state + static_cast<int64_t>(at) * net.mixed_width + channel);
+}
+
+/// A warp a head of queries, keys or values and kRunRows rows, a lane every 32nd channel, K at most, and kTaps weights
+/// of each, or (0) any number; the last block across makes what is kept and written.
 template <int K, int kTaps>
 __global__ void __launch_bounds__(32 * kHeads)
     convolve_kernel(const __grid_constant__ DeltaParams p, const __grid_constant__ DeltaSizes net, RowRun run) {
   wait_for_previous();
   let_next_start();
-  const int row = run.first + blockIdx.y, lane = threadIdx.x, dim = net.dim, width = net.mixed_width;
+  const int first = run.first + blockIdx.y * kRunRows, end = min(run.first + run.rows, first + kRunRows);
+  const int lane = threadIdx.x, dim = net.dim, width = net.mixed_width;
   const int parts = width / dim, part = blockIdx.x * kHeads + threadIdx.y;
   if (blockIdx.x + 1 == gridDim.x) {
-    for (int h = threadIdx.y * 32 + lane; h < net.value_heads; h += 32 * kHeads) find_shares(p, net, row, h, run.logs);
+    for (int i = threadIdx.y * 32 + lane; i < net.value_heads * (end - first); i += 32 * kHeads) {
+      find_shares(p, net, first + i / net.value_heads, i % net.value_heads, run.logs);
+    }
     return;
   }
   if (part >= parts) return;
-  const DeviceChunk& chunk = p.tables.chunks[p.tables.row_chunk[row]];
-  const int before = net.taps - 1, in_chunk = row - chunk.first_row;
-  const float* tail = chunk.state + p.state;
-  // What tap t of a channel is multiplied with.
-  const auto seen = [&](int channel, int t) {
-    const int from = in_chunk + t - before;
-    if (from >= 0) return __ldcg(p.mixed + static_cast<int64_t>(chunk.first_row + from) * width + channel);
-    return begins(chunk) ? 0.0f : __ldcg(tail + static_cast<int64_t>(from + before) * width + channel);
-  };
-  const auto tap = [&](int channel, int t) { return __ldg(p.taps + static_cast<int64_t>(channel) * net.taps + t); };
-  float sums[K] = {}, squares = 0;
+  const auto channel_of = [&](int m) { return part * dim + min(m * 32 + lane, dim - 1); };
+  constexpr int kSeen = kTaps > 0 ? kTaps : 1;
+  Seen<kSeen> seen[K];
+  float taps[K][kSeen];
   if constexpr (kTaps > 0) {
-    float values[K][kTaps];
 #pragma unroll
     for (int m = 0; m < K; ++m) {
+      seen[m].load(p, width, channel_of(m), first, end);
 #pragma unroll
-      for (int t = 0; t < kTaps; ++t) values[m][t] = m * 32 + lane < dim ? seen(part * dim + m * 32 + lane, t) : 0.0f;
-    }
-#pragma unroll
-    for (int m = 0; m < K; ++m) {
-#pragma unroll
-      for (int t = 0; t < kTaps; ++t) {
-        const float weight = m * 32 + lane < dim ? tap(part * dim + m * 32 + lane, t) : 0.0f;
-        sums[m] = __fmaf_rn(weight, values[m][t], sums[m]);
-      }
-    }
-  } else {
-#pragma unroll
-    for (int m = 0; m < K; ++m) {
-      const int channel = part * dim + m * 32 + lane;
-      for (int t = 0; t <= before && m * 32 + lane < dim; ++t) {
-        sums[m] = __fmaf_rn(tap(channel, t), seen(channel, t), sums[m]);
-      }
+      for (int t = 0; t < kTaps; ++t) taps[m][t] = __ldg(p.taps + static_cast<int64_t>(channel_of(m)) * kTaps + t);
     }
   }
 #pragma unroll
-  for (int m = 0; m < K; ++m) {
-    sums[m] = silu(sums[m]);
-    squares = __fmaf_rn(sums[m], sums[m], squares);
-  }
-  float factor = 1;
-  if (part < 2 * net.key_heads) factor = unit_factor(tree_sum<1, 16>(squares), p.epsilon, part < net.key_heads, dim);
-  float* to = p.convolved + static_cast<int64_t>(row) * width + part * dim;
+  for (int r = 0; r < kRunRows; ++r) {
+    const int row = first + r;
+    if (row >= end) break;
+    const DeviceChunk& chunk = p.tables.chunks[p.tables.row_chunk[row]];
+    const int in_chunk = row - chunk.first_row, before = net.taps - 1;
+    float values[K], squares = 0;
 #pragma unroll
-  for (int m = 0; m < K; ++m) {
-    if (const int d = m * 32 + lane; d < dim) to[d] = __fmul_rn(sums[m], factor);
+    for (int m = 0; m < K; ++m) {
+      const int channel = channel_of(m);
+      float sum = 0;
+      if constexpr (kTaps > 0) {
+#pragma unroll
+        for (int t = 0; t < kTaps; ++t) {
+          const int from = in_chunk + t - (kTaps - 1);
+          const float value = from >= 0 ? seen[m].rows[r + t] : seen_before(p, net, chunk, channel, from + kTaps - 1);
+          sum = __fmaf_rn(taps[m][t], value, sum);
+        }
+      } else {
+        for (int t = 0; t <= before; ++t) {
+          const int from = in_chunk + t - before;
+          const float value = from >= 0 ? __ldcg(p.mixed + static_cast<int64_t>(row + t - before) * width + channel)
+                                        : seen_before(p, net, chunk, channel, from + before);
+          sum = __fmaf_rn(__ldg(p.taps + static_cast<int64_t>(channel) * net.taps + t), value, sum);
+        }
+      }
+      values[m] = m * 32 + lane < dim ? silu(sum) : 0.0f;
+      squares = __fmaf_rn(values[m], values[m], squares);
+    }
+    float factor = 1;
+    if (part < 2 * net.key_heads) factor = unit_factor(tree_sum<1, 16>(squares), p.epsilon, part < net.key_heads, dim);
+    float* to = p.convolved + static_cast<int64_t>(row) * width + part * dim;
+#pragma unroll
+    for (int m = 0; m < K; ++m) {
+      if (const int d = m * 32 + lane; d < dim) to[d] = __fmul_rn(values[m], factor);
+    }
   }
 }
 
@@ -201,8 +230,9 @@ struct Launches {
   static void convolve(const DeltaParams& p, const DeltaSizes& net, RowRun run, cudaStream_t stream) {
     const auto kernel = net.taps == kMostTaps ? convolve_kernel<K, kMostTaps> : convolve_kernel<K, 0>;
     const int parts = net.mixed_width / net.dim;
-    launch("a causal convolution", Start::Early, kernel, dim3((parts + kHeads - 1) / kHeads + 1, run.rows),
-           dim3(32, kHeads), 0, stream, p, net, run);
+    launch("a causal convolution", Start::Early, kernel,
+           dim3((parts + kHeads - 1) / kHeads + 1, (run.rows + kRunRows - 1) / kRunRows), dim3(32, kHeads), 0, stream,
+           p, net, run);
   }
   static void recur(const DeltaParams& p, const DeltaSizes& net, int first_chunk, int chunks, cudaStream_t stream) {
     const dim3 grid((net.dim + kBlockColumns - 1) / kBlockColumns, net.value_heads, chunks);

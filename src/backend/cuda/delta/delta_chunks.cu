@@ -329,11 +329,13 @@ int64_t delta_scratch_bytes(const DeltaNet& net) {
 void launch_delta_chunk(const DeltaParams& p, int chunk, int rows, cudaStream_t stream) {
   prepare();
   const DeltaSizes net(p.net);
-  const auto most = static_cast<int>(std::min<int64_t>(1 << 20, p.scratch_bytes / delta_scratch_bytes(p.net))) * kRows;
-  for (int first = 0; first < rows; first += most) {
-    const BlockRun run{chunk, first, std::min(rows, first + most)};
-    const dim3 blocks((run.end - first + kRows - 1) / kRows, net.value_heads);
-    launch(kWhat, Start::Early, solve_kernel, blocks, dim3(kThreads), sizeof(SolveShared), stream, p, net, run);
+  const auto most = static_cast<int>(std::min<int64_t>(1 << 20, p.scratch_bytes / delta_scratch_bytes(p.net)));
+  const int blocks = (rows + kRows - 1) / kRows, turns = (blocks + most - 1) / most;
+  const int each = (blocks + turns - 1) / turns * kRows;
+  for (int first = 0; first < rows; first += each) {
+    const BlockRun run{chunk, first, std::min(rows, first + each)};
+    const dim3 grid((run.end - first + kRows - 1) / kRows, net.value_heads);
+    launch(kWhat, Start::Early, solve_kernel, grid, dim3(kThreads), sizeof(SolveShared), stream, p, net, run);
     launch(kWhat, Start::Early, pass_kernel, dim3((net.dim + kColumns - 1) / kColumns, net.value_heads), dim3(kThreads),
            sizeof(PassShared), stream, p, net, run, run.end == rows);
   }

@@ -8,8 +8,7 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr int kBlock = 64;       // positions of a block of the cache
-constexpr int kAppendHeads = 4;  // of a block of rope_append_kernel
+constexpr int kBlock = 64;  // positions of a block of the cache
 
 __global__ void angles_kernel(const __grid_constant__ AnglesParams p) {
   let_next_start();
@@ -195,93 +194,6 @@ __global__ void add_bias_kernel(float* x, const float* bias, int width) {
   if (i < width) x[static_cast<int64_t>(blockIdx.y) * width + i] += __ldg(bias + i);
 }
 
-/// A warp a head, a lane every 32nd of its elements, K at most; the grid is (heads of q, k and v in groups of
-/// blockDim.y, rows). What is read is asked for all at once.
-template <int K>
-__global__ void __launch_bounds__(32 * kAppendHeads) rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
-  wait_for_previous();
-  let_next_start();  // only now: attention, which comes next, relies on it
-  extern __shared__ float heads[];
-  const int row = blockIdx.y, lane = threadIdx.x, dim = p.head_dim;
-  int head = blockIdx.x * blockDim.y + threadIdx.y;
-  if (head >= p.heads + 2 * p.kv_heads) return;
-  const int which = head < p.heads ? 0 : head < p.heads + p.kv_heads ? 1 : 2;
-  head -= which == 0 ? 0 : which == 1 ? p.heads : p.heads + p.kv_heads;
-  const float* from = (which == 0   ? p.q_raw
-                       : which == 1 ? p.k_raw
-                                    : p.v_raw) +
-                      static_cast<int64_t>(row) * (which == 0 ? p.q_stride : p.kv_stride) + head * dim;
-  const float* bias = p.bias[which];
-  const float* norm = which == 0 ? p.q_norm : which == 1 ? p.k_norm : nullptr;
-  const int slot = which > 0 ? __ldcg(p.slots + row) : 0;
-  const int pairs = p.dims / 2, rotated = which < 2 ? p.dims : 0;
-  const auto pair_of = [&](int d) { return p.halves ? d - (d < pairs ? 0 : pairs) : d / 2; };
-
-  float own[K];
-  float2 angles[K];
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const int d = k * 32 + lane;
-    own[k] = d < dim ? __ldcg(from + d) : 0.0f;
-    angles[k] = d < rotated ? __ldcg(p.angles + static_cast<int64_t>(row) * pairs + pair_of(d)) : make_float2(1, 0);
-  }
-  float squares = 0;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const int d = k * 32 + lane;
-    if (bias && d < dim) own[k] += __ldg(bias + head * dim + d);
-    squares = fmaf(own[k], own[k], squares);
-  }
-  if (norm) {
-    int count = dim;
-    if (p.norms_rows) {  // every head for itself: the others' values are in the L2
-      count *= which == 0 ? p.heads : p.kv_heads;
-      const float* whole = from - head * dim;
-      squares = 0;
-      for (int d = lane; d < count; d += 32) {
-        const float value = __ldcg(whole + d) + (bias ? __ldg(bias + d) : 0.0f);
-        squares = fmaf(value, value, squares);
-      }
-      norm += head * dim;
-    }
-    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(count) + p.epsilon);
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (const int d = k * 32 + lane; d < dim) own[k] = own[k] * factor * __ldg(norm + d);
-    }
-  }
-  float* values = heads + threadIdx.y * dim;
-  if (rotated > 0) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (const int d = k * 32 + lane; d < dim) values[d] = own[k];
-    }
-    __syncwarp();
-  }
-
-  float* const q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
-  __nv_bfloat16* const cache =
-      p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
-      (which == 2 ? dim : 0);
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const int d = k * 32 + lane;
-    if (d >= dim) break;
-    float value = own[k];
-    if (d < rotated) {
-      const bool first = p.halves ? d < pairs : d % 2 == 0;
-      const float other = values[p.halves ? (first ? d + pairs : d - pairs) : (d ^ 1)];
-      const float across = __fmul_rn(other, angles[k].y);  // as the skinny product rotates
-      value = __fmaf_rn(value, angles[k].x, first ? -across : across);
-    }
-    if (which == 0) {
-      q[d] = value;
-    } else {
-      cache[d] = __float2bfloat16_rn(value);
-    }
-  }
-}
-
 }  // namespace
 
 void launch_angles(const AnglesParams& params, cudaStream_t stream) {
@@ -328,16 +240,6 @@ void launch_add_normed(const AddNormedParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
   launch("a norm behind a product", Start::Early, add_normed_kernel, dim3(params.rows), dim3(kRowThreads), 0, stream,
          params);
-}
-
-void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream) {
-  if (params.rows == 0) return;
-  const auto kernel = params.head_dim <= 64    ? rope_append_kernel<2>
-                      : params.head_dim <= 128 ? rope_append_kernel<4>
-                                               : rope_append_kernel<8>;
-  const dim3 grid((params.heads + 2 * params.kv_heads + kAppendHeads - 1) / kAppendHeads, params.rows);
-  launch("rotation and append", Start::Early, kernel, grid, dim3(32, kAppendHeads),
-         sizeof(float) * kAppendHeads * params.head_dim, stream, params);
 }
 
 }  // namespace tidal::cuda

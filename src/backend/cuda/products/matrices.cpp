@@ -28,7 +28,7 @@ struct Sizes {
            kExpertLists * expert + chosen_hidden + chosen_results + given + 2 * (mixed + delta_values) +
            4 * delta_heads + delta_arrived;
   }
-  static constexpr int kChoices = 5, kExpertLists = 2;  // lists of numbers, one a choice, and one an expert
+  static constexpr int kChoices = 5, kExpertLists = 3;  // lists of numbers, one a choice, and one an expert
 
  private:
   Sizes(const Hyperparameters& hp, int64_t rows, int64_t ffn)
@@ -114,6 +114,7 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.groups.place, sizes.choice);
   place(s.groups.first, sizes.expert);
   place(s.groups.tile, sizes.expert);
+  place(s.groups.wide, sizes.expert);
   place(s.chosen_hidden, sizes.chosen_hidden);
   place(s.chosen_results, sizes.chosen_results);
   place(s.given, sizes.given);

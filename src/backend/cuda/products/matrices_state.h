@@ -188,7 +188,7 @@ struct Matrices::State {
                           cudaStream_t stream);
   void prefill_projections(const DeltaWeights& weights, const Weight& norm, const float* x, PassRows pass,
                            cudaStream_t stream);
-  void route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream);
+  void route(const Layer& layer, const float* x, int first, int rows, bool decode, cudaStream_t stream);
   void decode_experts(const MlpParams& p, cudaStream_t stream);
   void prefill_experts(const MlpParams& p, cudaStream_t stream);
   void decode_by_groups(const MlpParams& p, cudaStream_t stream);
