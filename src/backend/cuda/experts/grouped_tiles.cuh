@@ -17,10 +17,10 @@
 
 namespace tidal::cuda::grouped {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32, kStages = 3;
+constexpr int kThreads = 512, kWarps = kThreads / 32, kStages = 3;
 constexpr int kPlaces = kWideTile;
 constexpr int kRowBytes = kTileCols * 2;  // of x in a step
-constexpr int kPieces = kRowBytes / 16;   // of 16 bytes, in other places for every row, so that rows lie in other banks
+constexpr int kPieces = kRowBytes / 16;   // of 16 bytes
 constexpr int kRowsAtOnce = kThreads / kPieces;
 
 template <class T>
@@ -203,6 +203,10 @@ void launch_tiles(const typename P::Params& p, cudaStream_t stream) {
          stream, p);
 }
 
+template <class T>
+int ProductsOf<T>::shared_bytes() {
+  return kStages * kStageBytes<T>;
+}
 template <class T>
 void ProductsOf<T>::gate_up(const GroupedGateUp& p, cudaStream_t stream) {
   launch_tiles<T, GateUpTiles>(p, stream);
