@@ -1,5 +1,5 @@
-// Grouped products with matrices that stay quantised: 128 rows of W (of gate and up 64 each) by up to 128 places a
-// tile, in steps of the 128 columns of a quantised tile; 8 warps with 16 rows of W each and all places, cp.async two
+// Grouped products with matrices that stay quantised: 256 rows of W (of gate and up 128 each) by up to 128 places a
+// tile, in steps of the 128 columns of a quantised tile; 16 warps with 16 rows of W each and all places, cp.async two
 // steps ahead.
 //
 // A lane has its elements of W in the order of the tile's: 4 neighbours of 16 columns are what it has of an operand of
