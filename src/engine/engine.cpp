@@ -276,6 +276,7 @@ void Engine::correct(Sequence& sequence) {
 }
 
 int Engine::reusable(int count) const {
+  if (pool_->states()) return count - 1;
   const int few = backend_.decode_rows();
   return count <= few ? count - 1 : count - few - 1;
 }

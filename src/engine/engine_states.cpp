@@ -14,7 +14,8 @@ constexpr int kSaveEvery = 256;  // tokens; a state is as large as the K/V of so
 
 int Engine::prompt_rows(int position, int rows, bool last) const {
   if (!pool_->states() || !last) return rows;
-  const int to_block = (position + rows) / kBlockTokens * kBlockTokens - position;
+  // The last token is computed whatever a cache has, for its logits.
+  const int to_block = (position + rows - 1) / kBlockTokens * kBlockTokens - position;
   return to_block >= kBlockTokens ? to_block : rows;
 }
 

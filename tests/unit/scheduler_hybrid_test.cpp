@@ -100,6 +100,28 @@ TEST_P(HybridScheduler, PromptsShorterThanAChunkLeaveAStateAtTheirLastBlock) {
   EXPECT_EQ(outcomes[0].text, alone(large.engine, second).first);
 }
 
+TEST_P(HybridScheduler, APromptFindsItsOwnLastBlock) {
+  SmallEngine large(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 512, .tokens = 2048, .chunk = 512, .sequences = 2});
+  // All but the last token may come from the cache, as far as whole blocks go.
+  for (const int length : {128, 129, 136, 137, 191}) {
+    Scheduler scheduler(large.engine, {});
+    std::vector<Outcome> outcomes;
+    const JobSetup first{.prompt = prompt(length, 0, 2), .plan = Plan::full(8), .use_cache = true};
+    run(scheduler, {first}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, 0) << length;
+    const std::vector<Token> text = alone(large.engine, first).first;
+    EXPECT_EQ(outcomes[0].text, text) << length;
+    run(scheduler, {first}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, (length - 1) / kBlockTokens * kBlockTokens) << length;
+    EXPECT_EQ(outcomes[0].text, text) << length;
+    const JobSetup longer{.prompt = prompt(length, 40, 3), .plan = Plan::full(8), .use_cache = true};
+    run(scheduler, {longer}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, length / kBlockTokens * kBlockTokens) << length;
+    EXPECT_EQ(outcomes[0].text, alone(large.engine, longer).first) << length;
+  }
+}
+
 TEST_P(HybridScheduler, TheCacheGivesUpStatesThatRunningJobsNeed) {
   SmallEngine few(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
                   {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 3, .states = 0});
