@@ -269,7 +269,7 @@ std::span<const Value> Engine::in_request_order(std::span<const Request> request
 void Engine::correct(Sequence& sequence) {
   if (&sequence.pool() != pool_.get()) fail("engine: the sequence to correct is another engine's");
   while (sequence.clean() < sequence.length()) {
-    const int count = std::min(chunk(), sequence.length() - sequence.clean());
+    const int count = text_rows(sequence.clean(), std::min(chunk(), sequence.length() - sequence.clean()));
     const Request request{.sequence = &sequence, .tokens = {}, .correct = count};
     run({&request, 1}, 0);
   }

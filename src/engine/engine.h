@@ -93,6 +93,9 @@ class Engine {
   /// the prompt ends there. For hybrids a last chunk is cut at the last end of a block before its last token: who has
   /// the same prompt, or begins with it, may go on from a state there.
   int prompt_rows(int position, int rows, bool last) const;
+  /// How many of `rows` tokens of decoded text from `position` on a dense chunk takes in: for hybrids up to where
+  /// decoding token by token leaves a state that others may go on from.
+  int text_rows(int position, int rows) const;
 
   /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. Where the plan corrects, polluted
   /// tokens are corrected first. `progress(done)` after every chunk; returning false stops early (the sequence then

@@ -19,6 +19,10 @@ int Engine::prompt_rows(int position, int rows, bool last) const {
   return to_block >= kBlockTokens ? to_block : rows;
 }
 
+int Engine::text_rows(int position, int rows) const {
+  return pool_->states() ? std::min(rows, kSaveEvery - position % kSaveEvery) : rows;
+}
+
 void Engine::restore(Sequence& sequence, int position) {
   if (!pool_->states() || sequence.states().position() == position) return;
   int at = sequence.begin_of_pass(position);
@@ -27,7 +31,8 @@ void Engine::restore(Sequence& sequence, int position) {
     const int most = std::min(chunk(), position - at);
     // What is clean is computed again as it was computed, so that its K/V stay as they are.
     const int clean = sequence.clean() - at;
-    const int rows = clean > 0 ? sequence.states().rows_again(at, std::min(most, clean), backend_.decode_rows()) : most;
+    const int rows = clean > 0 ? sequence.states().rows_again(at, std::min(most, clean), backend_.decode_rows())
+                               : text_rows(at, most);
     run_again(sequence, at, rows);
     at += rows;
   }
@@ -59,7 +64,8 @@ void Engine::reserve_state(const Request& request) {
   const int clean = request.sequence->clean();
   // Sparse tokens will be corrected from here on, and drafts that do not hold are taken back.
   const bool pollutes = request.decode && plan_of(request).sparse_at(request.sequence->length() + 1);
-  if (states.position() == clean && (pollutes || request.all_logits)) states.save();
+  const bool drafts = request.all_logits && request.correct + request.tokens.size() > 1;
+  if (states.position() == clean && (pollutes || drafts)) states.mark();
   states.reserve();
 }
 

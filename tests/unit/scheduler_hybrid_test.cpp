@@ -122,6 +122,42 @@ TEST_P(HybridScheduler, APromptFindsItsOwnLastBlock) {
   }
 }
 
+TEST_P(HybridScheduler, DecodedTextLeavesStatesToo) {
+  SmallEngine large(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 1024, .tokens = 4096, .chunk = 512, .sequences = 2});
+  Plan correcting = sparse_plan();
+  correcting.correct = 7;
+  const JobSetup dense{.prompt = prompt(0, 500, 2), .most = 40, .plan = Plan::full(8)};
+  struct Case {
+    Plan plan;
+    int exact, found;
+  };
+  std::vector<Token> dense_text;
+  for (const auto& [plan, exact, found] : {Case{Plan::full(8), 0, 512},
+                                           {sparse_plan(), 4, 512},
+                                           {sparse_plan(), 12, 512},
+                                           {correcting, 0, 512},
+                                           {sparse_plan(), 0, 448}}) {
+    Scheduler scheduler(large.engine, {});
+    std::vector<Outcome> outcomes;
+    JobSetup first = dense;
+    first.plan = plan;
+    first.exact = exact;
+    run(scheduler, {first}, outcomes);
+    JobSetup second = dense;
+    second.most = 10;
+    second.use_cache = true;
+    second.prompt.insert(second.prompt.end(), outcomes[0].text.begin(), outcomes[0].text.end());
+    const std::vector<Token> more = random_tokens(40, 9);
+    second.prompt.insert(second.prompt.end(), more.begin(), more.end());
+    run(scheduler, {second}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, found) << exact << " " << plan.correct;
+    if (dense_text.empty()) dense_text = outcomes[0].text;
+    // What exact mode leaves is what full attention leaves.
+    EXPECT_TRUE(exact == 0 || outcomes[0].text == dense_text) << exact;
+  }
+}
+
 TEST_P(HybridScheduler, TheCacheGivesUpStatesThatRunningJobsNeed) {
   SmallEngine few(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
                   {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 3, .states = 0});
