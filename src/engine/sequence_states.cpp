@@ -70,18 +70,7 @@ void SequenceStates::return_to(int position) {
   position_ = position;
 }
 
-void SequenceStates::reserve() {
-  if (live_ < 0) {
-    live_ = pool_->take();
-    return;
-  }
-  if (pool_->references(live_) == 1) return;
-  pool_->make_room();
-  if (pool_->references(live_) == 1) return;  // a saved one was given up that it was shared with
-  const StateId own = pool_->take();
-  pool_->copy(own, live_);
-  pool_->release(std::exchange(live_, own));
-}
+void SequenceStates::reserve() { live_ = live_ < 0 ? pool_->take() : pool_->own(live_); }
 
 float* SequenceStates::begin() {
   position_ = -1;
@@ -126,7 +115,7 @@ void SequenceStates::forget(size_t saved) {
 
 void SequenceStates::announce() {
   if (saved_.empty()) return pool_->on_shortage(this, {});
-  pool_->on_shortage(this, [this] {
+  pool_->on_shortage(this, [this](StateId) {
     if (saved_.empty()) return false;
     forget(0);
     return true;

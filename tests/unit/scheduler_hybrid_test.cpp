@@ -174,6 +174,26 @@ TEST_P(HybridScheduler, TheCacheGivesUpStatesThatRunningJobsNeed) {
   }
 }
 
+TEST_P(HybridScheduler, TheCacheGivesUpStatesThatItShares) {
+  // Prompts of whole blocks: what each goes on with is what it has saved and the cache keeps.
+  const std::vector<JobSetup> setups = {{.prompt = prompt(0, 128, 3), .plan = Plan::full(8)},
+                                        {.prompt = prompt(0, 64, 4), .plan = sparse_plan()},
+                                        {.prompt = prompt(0, 192, 5), .plan = sparse_plan(), .exact = 4}};
+  for (const int states : {0, 1}) {
+    SmallEngine few(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 3, .states = states});
+    Scheduler scheduler(few.engine, {});
+    std::vector<Outcome> outcomes;
+    for (int again = 0; again < 2; ++again) {
+      run(scheduler, setups, outcomes);
+      for (size_t i = 0; i < setups.size(); ++i) {
+        EXPECT_EQ(outcomes[i].text, alone(setup.engine, setups[i]).first)
+            << states << " " << i << outcomes[i].report.error;
+      }
+    }
+  }
+}
+
 TEST_P(HybridScheduler, PreemptedJobsGoOnWithTheSameText) {
   SmallEngine tight(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
                     {.context = 320, .tokens = 448, .chunk = 64, .sequences = 3});
