@@ -58,10 +58,11 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
   memory.states = hp.state_bytes() * pool_states(options);
   if (plan.scans()) {
-    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
-                      static_cast<int64_t>(hp.layers_that_read_all().size()) * blocks;
+    memory.sketches =
+        hp.sketched_layers() * SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * blocks;
   }
-  const int64_t activations = static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width());
+  const int64_t activations =
+      static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width() + int64_t{hp.layers} * hp.layer_input);
   memory.workspace = activations + backend.reserved_bytes(hp, static_cast<int>(rows), options.context);
   if (plan.has_sparse()) {
     const Policy policy = plan.policy.at(options.context);
@@ -359,8 +360,9 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   const Buffer memory = backend_.allocate(sizeof(Bf16) * noise.size(), "random numbers");
   backend_.write(memory.as<std::byte>(), reinterpret_cast<const std::byte*>(noise.data()), memory.bytes());
   size_t next = 0;
-  for (const KvLayer& layer : pool_->layers()) {
-    if (!layer.data) continue;
+  for (int l = 0; l < model_.hp.layers; ++l) {
+    if (!model_.hp.has_kv(l)) continue;
+    const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
     const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     for (const BlockId to : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;

@@ -13,10 +13,16 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
   auto* own = memory_.as<Bf16>();
   for (int l = 0; l < hp.layers; ++l) {
     const KvShape shape = hp.kv(l);
-    layers_.push_back({.data = hp.recurs(l) ? nullptr : own, .kv_heads = shape.heads, .head_dim = shape.head_dim});
-    if (!hp.recurs(l)) own += int64_t{2} * kBlockTokens * shape.width() * blocks;
+    layers_.push_back({.data = hp.has_kv(l) ? own : nullptr, .kv_heads = shape.heads, .head_dim = shape.head_dim});
+    if (hp.has_kv(l)) own += int64_t{2} * kBlockTokens * shape.width() * blocks;
+    if (const int source = hp.kv_layer(l); source != l) {
+      layers_.back().data = layers_[static_cast<size_t>(source)].data;
+      shared_.emplace_back(l, source);
+    }
   }
-  sketched_ = hp.layers_that_read_all();
+  for (const int l : hp.layers_that_read_all()) {
+    if (hp.has_kv(l)) sketched_.push_back(l);
+  }
   // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
   for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
 }
@@ -45,6 +51,7 @@ void KvPool::keep_sketches(int bits) {
     own += layer_bytes;
     if (!used.empty()) backend_.sketch(layer, used);
   }
+  for (const auto& [layer, source] : shared_) layers_[layer].sketches = layers_[source].sketches;
 }
 
 int KvPool::sketch_widths() const {
@@ -133,7 +140,7 @@ void KvPool::release(BlockId block) {
 void KvPool::copy(BlockId to, BlockId from) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const KvLayer& layer = layers_[l];
-    if (!layer.data) continue;
+    if (!layer.data || shares(l)) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l));
     for (const int bits : kSketchBits) {

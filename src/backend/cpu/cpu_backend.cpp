@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <numbers>
 #include <vector>
 
 #include "backend/backend.h"
@@ -22,6 +23,9 @@
 
 namespace tidal {
 namespace {
+
+/// Of norms without weights.
+const std::vector<float> kOnes(kMostHeadDim, 1.0f);
 
 /// Activations that short chunks own come first in the batch and take the quantised dots; the rest takes bf16 products.
 class CpuBackend final : public Backend {
@@ -58,6 +62,7 @@ class CpuBackend final : public Backend {
   void reserve(const Hyperparameters& hp, int max_rows, int max_context) override;
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
+  void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
               const Weight& sink_logits) override {
@@ -68,16 +73,19 @@ class CpuBackend final : public Backend {
   void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
+  void finish(const Layer& layer, int index, Rows inputs, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
 
  private:
   /// The rows of short chunks, and of long ones.
   Rows short_rows(Rows all) const { return {all.data, short_, all.width}; }
   Rows long_rows(Rows all) const { return {all.row(short_), all.rows - short_, all.width}; }
-  Rows normalise(Rows x, const Weight& norm);
+  Rows normalise(Rows x, const Weight& norm) { return normalise(x, norm, normed_); }
+  Rows normalise(Rows x, const Weight& norm, const Buffer& to);
   MlpInput mlp_input(Rows normed);
   /// Where what is to be normed goes: zeros. x itself without a norm.
-  Rows before_norm(Rows x, const Weight& norm);
+  Rows before_norm(Rows x, const Weight& norm) { return before_norm(x, norm, given_); }
+  static Rows before_norm(Rows x, const Weight& norm, const Buffer& to);
   /// x += norm of `given`; nothing without a norm.
   void add_normed(Rows given, const Weight& norm, Rows x);
   /// A product of the same rows with a weight: of all of them, long and short ones.
@@ -106,7 +114,9 @@ class CpuBackend final : public Backend {
   std::vector<int> wanted_groups_;         // those that want logits, by chunk
 
   Buffer normed_, given_;  // [rows, width]; given_ only where norms follow
+  Buffer routed_, part_;   // [rows, width], where experts have norms of their own
   Buffer gates_;           // [rows, q_width], where attention is gated
+  Buffer hidden_;          // [rows, layer_input], where layers have inputs of their own
   Buffer kv_;              // [rows, 2 * kv_width]: K, then V
   Buffer elements_;        // [rows, widest] in the products' element type
   Buffer factors_;         // [rows], of a shared expert
@@ -116,12 +126,16 @@ class CpuBackend final : public Backend {
 
 void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
   const size_t rows = static_cast<size_t>(max_rows);
-  const int widest = std::max({hp.width, hp.q_width(), hp.delta.value_width()});
+  const int widest = std::max({hp.width, hp.q_width(), hp.delta.value_width(), hp.layer_input});
   max_rows_ = max_rows;
   normed_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   kv_ = allocate_memory(sizeof(float) * rows * 2 * hp.kv_width(), "activations");
   elements_ = allocate_memory(gemm_.elements().bytes() * rows * widest, "activations");
   if (hp.post_norms) given_ = allocate_memory(sizeof(float) * rows * hp.width, "activations");
+  for (Buffer* of_experts : {&routed_, &part_}) {
+    if (hp.experts.own_norms) *of_experts = allocate_memory(sizeof(float) * rows * hp.width, "activations");
+  }
+  hidden_ = allocate_memory(sizeof(float) * rows * hp.layer_input, "activations");
   if (hp.gated_attention) gates_ = allocate_memory(sizeof(float) * rows * hp.q_width(), "activations");
   factors_ = allocate_memory(sizeof(float) * rows, "activations");
   angles_ = allocate_memory(sizeof(float) * rows * (hp.rope.dims + hp.window_rope.dims), "rotary angles");
@@ -179,21 +193,48 @@ void CpuBackend::find_angles(const Rope& rope, const Batch& batch, float* angles
   }
 }
 
+void dequantise_row(const Weight& table, int64_t index, float* to) {
+  if (table.type == GGML_TYPE_F32) {
+    std::memcpy(to, table.row(index), table.row_bytes());
+  } else {
+    ggml_get_type_traits(table.type)->to_float(table.row(index), to, table.cols);
+  }
+}
+
 void CpuBackend::embed(const Weight& embedding, const Batch& batch, Rows x) {
   for (int r = 0; r < x.rows; ++r) {
-    const std::byte* row = embedding.row(batch.tokens[r]);
-    if (embedding.type == GGML_TYPE_F32) {
-      std::memcpy(x.row(r), row, sizeof(float) * x.width);
-    } else {
-      ggml_get_type_traits(embedding.type)->to_float(row, x.row(r), x.width);
-    }
+    dequantise_row(embedding, batch.tokens[r], x.row(r));
     if (hp_.embedding_scale != 1) scale_by(hp_.embedding_scale, x.width, x.row(r));
   }
 }
 
-Rows CpuBackend::normalise(Rows x, const Weight& norm) {
+void CpuBackend::layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) {
+  const int count = hp_.layer_input;
+  const float root = std::sqrt(static_cast<float>(count)), width_root = std::sqrt(static_cast<float>(x.width));
+  const Weight& embedding = weights.embedding;
+  const Product product{&weights.projection, nullptr, inputs};
+  multiply({&product, 1}, x);
+#pragma omp parallel num_threads(threads_) if (x.rows > kShortChunk)
+  {
+    std::vector<float> own(static_cast<size_t>(inputs.width));
+#pragma omp for schedule(static)
+    for (int r = 0; r < x.rows; ++r) {
+      float* const row = inputs.row(r);
+      dequantise_row(embedding, batch.tokens[r], own.data());
+      scale_by(1 / width_root, inputs.width, row);
+      for (int i = 0; i < inputs.width; i += count) {
+        rms_norm(row + i, weights.norm.floats(), count, hp_.rms_epsilon, row + i);
+      }
+      scale_by(root, inputs.width, own.data());
+      add_to(own.data(), inputs.width, row);
+      scale_by(std::numbers::sqrt2_v<float> / 2, inputs.width, row);
+    }
+  }
+}
+
+Rows CpuBackend::normalise(Rows x, const Weight& norm, const Buffer& to) {
   if (!norm) return x;
-  const Rows normed{normed_.as<float>(), x.rows, x.width};
+  const Rows normed{to.as<float>(), x.rows, x.width};
 #pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
   for (int r = 0; r < x.rows; ++r) rms_norm(x.row(r), norm.floats(), x.width, hp_.rms_epsilon, normed.row(r));
   return normed;
@@ -234,7 +275,8 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   const Rows k{kv_.as<float>(), x.rows, kv_width};
   const Rows v{kv_.as<float>() + static_cast<int64_t>(x.rows) * kv_width, x.rows, kv_width};
   const Product products[] = {{&layer.wq, &layer.bq, q}, {&layer.wk, &layer.bk, k}, {&layer.wv, &layer.bv, v}};
-  multiply(products, normed);
+  multiply(std::span(products).first(layer.wv ? 3 : layer.wk ? 2 : 1), normed);
+  if (layer.wk && !layer.wv) std::memcpy(v.data, k.data, sizeof(float) * static_cast<size_t>(k.rows) * kv_width);
 
   const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
   const float* const all_angles = angles_.as<float>() + (layer.window_rope ? int64_t{x.rows} * hp_.rope.dims : 0);
@@ -247,29 +289,34 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   const auto finish_row = [&](const Chunk& chunk, int i) {
     const int row = chunk.first_row + i;
     const float* angles = all_angles + static_cast<int64_t>(row) * rope.dims;
-    finish(q.row(row), q.width, layer.q_norm, angles);
-    finish(k.row(row), kv_width, layer.k_norm, angles);
     const int position = chunk.position + i;
-    if (hp_.scales_queries()) scale_by(hp_.temperature(position), q.width, q.row(row));
+    finish(q.row(row), q.width, layer.q_norm, angles);
+    if (hp_.scales_queries() || layer.query_scale != 1) {
+      scale_by(hp_.temperature(position) * layer.query_scale, q.width, q.row(row));
+    }
+    if (!layer.wk) return;
+    finish(k.row(row), kv_width, layer.k_norm, angles);
     for (int h = 0; h < kv.kv_heads; ++h) {
       const float* key = k.row(row) + h * dim;
+      float* value = v.row(row) + h * dim;
+      if (hp_.value_norm) rms_norm(value, kOnes.data(), dim, hp_.rms_epsilon, value);
       Bf16* to = kv.tile(chunk.blocks[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
       floats_to_bf16(key, dim, to);
-      floats_to_bf16(v.row(row) + h * dim, dim, to + dim);
+      floats_to_bf16(value, dim, to + dim);
     }
   };
   for (const Chunk& chunk : batch.chunks) {
 #pragma omp parallel for schedule(static) num_threads(threads_) if (chunk.rows > kShortChunk)
     for (int i = 0; i < chunk.rows; ++i) finish_row(chunk, i);
-    if (const int first = chunk.first_full(), end = chunk.end_full(); first < end) {
+    if (const int first = chunk.first_full(), end = chunk.end_full(); layer.wk && first < end) {
       sketch(kv, chunk.blocks.subspan(first, end - first));
     }
   }
 }
 
-Rows CpuBackend::before_norm(Rows x, const Weight& norm) {
+Rows CpuBackend::before_norm(Rows x, const Weight& norm, const Buffer& to) {
   if (!norm) return x;
-  const Rows given{given_.as<float>(), x.rows, x.width};
+  const Rows given{to.as<float>(), x.rows, x.width};
   std::memset(given.data, 0, sizeof(float) * static_cast<size_t>(x.rows) * x.width);
   return given;
 }
@@ -342,7 +389,8 @@ void CpuBackend::mlp(const Layer& layer, Rows x) {
 }
 
 void CpuBackend::experts(const Layer& layer, Rows x) {
-  const Rows normed = normalise(x, layer.ffn_norm);
+  const Rows given = before_norm(x, layer.ffn_post_norm);
+  Rows normed = normalise(x, layer.ffn_norm);
   if (layer.shared_down) {
     MlpInput input = mlp_input(normed);
     if (layer.shared_switch) {
@@ -353,9 +401,32 @@ void CpuBackend::experts(const Layer& layer, Rows x) {
       for (int r = 0; r < x.rows; ++r) factors[r] = 1.0f / (1.0f + std::exp(-factors[r]));
       input.factors = factors;
     }
-    mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, x);
+    const Rows part = before_norm(given, layer.shared_post_norm, part_);
+    mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, part);
+    add_normed(part, layer.shared_post_norm, given);
   }
-  experts_.add(layer, chunks_, normed, x);
+  if (layer.expert_norm)
+    normed = normalise(x, layer.expert_norm);  // which is as it was: the norm behind is still to come
+  const Rows part = before_norm(given, layer.expert_post_norm, part_);
+  experts_.add(layer, chunks_, layer.router_norm ? normalise(x, layer.router_norm, routed_) : normed, normed, part);
+  add_normed(part, layer.expert_post_norm, given);
+  add_normed(given, layer.ffn_post_norm, x);
+}
+
+void CpuBackend::finish(const Layer& layer, int index, Rows inputs, Rows x) {
+  if (layer.input_gate) {
+    const Rows hidden{hidden_.as<float>(), x.rows, hp_.layer_input}, given = before_norm(x, layer.input_norm);
+    const Product gate{&layer.input_gate, nullptr, hidden}, proj{&layer.input_proj, nullptr, given, true};
+    multiply({&gate, 1}, x);
+#pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
+    for (int r = 0; r < x.rows; ++r) {
+      activate(hp_.activation, hidden.row(r), inputs.row(r) + static_cast<ptrdiff_t>(index) * hidden.width,
+               hidden.width, hidden.row(r));
+    }
+    multiply({&proj, 1}, hidden);
+    add_normed(given, layer.input_norm, x);
+  }
+  for (int r = 0; layer.output_scale && r < x.rows; ++r) scale_by(layer.output_scale.floats()[0], x.width, x.row(r));
 }
 
 void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) {
@@ -395,6 +466,13 @@ void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& b
     end = next;
   }
   multiply(begin, end, dots);
+  if (hp_.logit_cap == 0) return;
+  constexpr int kPiece = 4096;
+  const auto count = static_cast<int64_t>(logits.size());
+#pragma omp parallel for schedule(static) num_threads(threads_)
+  for (int64_t first = 0; first < count; first += kPiece) {
+    cap_by(hp_.logit_cap, static_cast<int>(std::min<int64_t>(kPiece, count - first)), logits.data() + first);
+  }
 }
 
 }  // namespace

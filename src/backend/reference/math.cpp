@@ -32,10 +32,8 @@ void rms_norm(const float* x, const Weight& weight, int count, float epsilon, fl
   double squares = 0;
   for (int i = 0; i < count; ++i) squares += static_cast<double>(x[i]) * x[i];
   const double factor = 1.0 / std::sqrt(squares / count + epsilon);
-  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * weight.floats()[i]);
+  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * (weight ? weight.floats()[i] : 1.0f));
 }
-
-namespace {
 
 float activate(Activation activation, float gate, float up) {
   const auto swish = [&](float exponent) { return gate / (1.0f + std::exp(-exponent)) * up; };
@@ -52,8 +50,6 @@ float activate(Activation activation, float gate, float up) {
   }
   return 0;
 }
-
-}  // namespace
 
 Matrix hidden_layer(Activation activation, const Weight& gate, const Weight& gate_bias, const Weight& up,
                     const Weight& up_bias, Rows x) {
