@@ -256,7 +256,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
-  if (family->kinds) read_kinds(file, keys, hp);
+  if (family->kinds) require_kinds(file, keys, hp);
   hp.activation = family->activation;
   hp.value_norm = family->value_norm;
   hp.sink_logits = family->sink_logits;
@@ -269,6 +269,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   const auto vocab = file.array_size("tokenizer.ggml.tokens");
   if (!vocab) keys.require_whole("tokenizer.ggml.tokens");
   keys.report_missing();
+  if (family->kinds) read_kinds(file, keys, hp);
 
   if (hp.logit_scale == 0) fail("{}: key '{}.logit_scale' is 0", file.path(), *architecture);
   check_vocabulary(file, *vocab);

@@ -58,22 +58,23 @@ int read_ffns(Keys& keys, int layers, Hyperparameters& hp) {
   return largest;
 }
 
+void require_kinds(const GgufFile& file, Keys& keys, const Hyperparameters& hp) {
+  for (const char* key :
+       {"attention.key_length_swa", "attention.value_length_swa", "embedding_length_per_layer_input"}) {
+    if (!file.integer(hp.architecture + "." + key)) keys.require(key);
+  }
+}
+
 void read_kinds(const GgufFile& file, Keys& keys, Hyperparameters& hp) {
-  KvShape windows{.heads = 0, .head_dim = keys.size("attention.key_length_swa")};
-  const int value_dim = keys.size("attention.value_length_swa");
-  if (value_dim != windows.head_dim) {
+  const KvShape windows{.heads = read_kv_heads(file, keys, hp, true),
+                        .head_dim = keys.size("attention.key_length_swa")};
+  if (keys.size("attention.value_length_swa") != windows.head_dim) {
     fail("{}: keys and values of different head sizes are not supported", file.path());
   }
-  if (hp.heads > 0) {  // else it is missing
-    windows.heads = read_kv_heads(file, keys, hp, true);
-    hp.kv_heads = read_kv_heads(file, keys, hp, false);
-    if (windows) hp.window_kv = windows;
-    if (hp.kv_heads == 0) hp.kv_heads = windows.heads;
-  }
+  hp.kv_heads = read_kv_heads(file, keys, hp, false);
+  if (windows) hp.window_kv = windows;
+  if (hp.kv_heads == 0) hp.kv_heads = windows.heads;
   hp.layer_input = keys.nonzero_or("embedding_length_per_layer_input", 0);
-  if (!file.integer(hp.architecture + ".embedding_length_per_layer_input")) {
-    keys.require("embedding_length_per_layer_input");
-  }
   constexpr int64_t kMostInputs = 1 << 20;
   if (int64_t{hp.layer_input} * hp.layers > kMostInputs) {
     fail("{}: {} layers with inputs of {} elements each are beyond any known model", file.path(), hp.layers,

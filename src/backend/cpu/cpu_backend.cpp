@@ -1,3 +1,5 @@
+#include "backend/cpu/cpu_backend.h"
+
 #include <ggml-cpu.h>
 #include <omp.h>
 
@@ -5,21 +7,10 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <numbers>
-#include <vector>
 
-#include "backend/backend.h"
-#include "backend/cpu/attention.h"
-#include "backend/cpu/delta.h"
 #include "backend/cpu/dot_matmul.h"
-#include "backend/cpu/experts.h"
-#include "backend/cpu/gemm.h"
-#include "backend/cpu/memory.h"
-#include "backend/cpu/mlp.h"
-#include "backend/cpu/scan_blocks.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/error.h"
-#include "core/read_stream.h"
 
 namespace tidal {
 namespace {
@@ -27,102 +18,19 @@ namespace {
 /// Of norms without weights.
 const std::vector<float> kOnes(kMostHeadDim, 1.0f);
 
-/// Activations that short chunks own come first in the batch and take the quantised dots; the rest takes bf16 products.
-class CpuBackend final : public Backend {
- public:
-  explicit CpuBackend(int threads)
-      : threads_(threads),
-        gemm_(threads),
-        attention_(threads, gemm_),
-        delta_(threads),
-        mlp_(threads, gemm_),
-        experts_(threads, gemm_) {
-    ggml_cpu_init();
-    // oneDNN and any region without num_threads follow the same count.
-    omp_set_num_threads(threads);
-  }
+}  // namespace
 
-  std::string_view name() const override { return "cpu"; }
-  int decode_rows() const override { return kShortChunk; }
-  double read_stream() override { return ReadStream(threads_).measure(); }
-  int full_below(const Hyperparameters&, std::span<const Role> roles, const Policy&) const override {
-    // By plain loops sketches take longer than the keys that they are of.
-    return std::count(roles.begin(), roles.end(), Role::Scan) > 0 && !has_fast_scan() ? kAlwaysFull : 0;
-  }
-  Buffer allocate(size_t bytes, std::string_view what) override { return allocate_memory(bytes, what); }
-  Weight upload(const Weight& host) override { return host; }
-  void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  bool map(std::byte* to, int descriptor, int64_t offset, size_t bytes) override {
-    return map_memory(to, descriptor, offset, bytes);
-  }
-
-  void sketch(KvLayer kv, std::span<const BlockId> blocks) override;
-  void reserve(const Hyperparameters& hp, int max_rows, int max_context) override;
-  void begin(const Hyperparameters& hp, const Batch& batch) override;
-  void embed(const Weight& embedding, const Batch& batch, Rows x) override;
-  void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) override;
-  void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
-  void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-              const Weight& sink_logits) override {
-    attention_.attend(batch, layer, {hp_.window(layer), sink_logits.floats()}, q, kv, selection, out);
-  }
-  void gate(const Layer& layer, Rows x, Rows out) override;
-  void project(const Layer& layer, Rows out, Rows x) override;
-  void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
-  void mlp(const Layer& layer, Rows x) override;
-  void experts(const Layer& layer, Rows x) override;
-  void finish(const Layer& layer, int index, Rows inputs, Rows x) override;
-  void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
-
- private:
-  /// The rows of short chunks, and of long ones.
-  Rows short_rows(Rows all) const { return {all.data, short_, all.width}; }
-  Rows long_rows(Rows all) const { return {all.row(short_), all.rows - short_, all.width}; }
-  Rows normalise(Rows x, const Weight& norm) { return normalise(x, norm, normed_); }
-  Rows normalise(Rows x, const Weight& norm, const Buffer& to);
-  MlpInput mlp_input(Rows normed);
-  /// Where what is to be normed goes: zeros. x itself without a norm.
-  Rows before_norm(Rows x, const Weight& norm) { return before_norm(x, norm, given_); }
-  static Rows before_norm(Rows x, const Weight& norm, const Buffer& to);
-  /// x += norm of `given`; nothing without a norm.
-  void add_normed(Rows given, const Weight& norm, Rows x);
-  /// A product of the same rows with a weight: of all of them, long and short ones.
-  struct Product {
-    const Weight* weight;
-    const Weight* bias;
-    Rows y;
-    bool add = false;
-  };
-  void multiply(std::span<const Product> products, Rows x);
-  const std::byte* to_elements(Rows x);
-  void rotate(float* head, const Rope& rope, const float* angles) const;
-  /// Cosine and sine of every pair of every row: angles [rows, rope.dims].
-  void find_angles(const Rope& rope, const Batch& batch, float* angles) const;
-
-  int threads_;
-  Gemm gemm_;
-  Attention attention_;
-  DeltaRule delta_;
-  Mlp mlp_;
-  ExpertMlp experts_;
-  QuantisedRows quantised_;
-  Hyperparameters hp_;
-  int short_ = 0;                          // rows of the batch that belong to short chunks
-  std::vector<int> chunks_, long_chunks_;  // rows of each chunk, and of each long one
-  std::vector<int> wanted_groups_;         // those that want logits, by chunk
-
-  Buffer normed_, given_;  // [rows, width]; given_ only where norms follow
-  Buffer routed_, part_;   // [rows, width], where experts have norms of their own
-  Buffer gates_;           // [rows, q_width], where attention is gated
-  Buffer hidden_;          // [rows, layer_input], where layers have inputs of their own
-  Buffer kv_;              // [rows, 2 * kv_width]: K, then V
-  Buffer elements_;        // [rows, widest] in the products' element type
-  Buffer factors_;         // [rows], of a shared expert
-  Buffer angles_;          // [rows, rope.dims], of the rope and behind it of that of windows
-  int max_rows_ = 0;
-};
+CpuBackend::CpuBackend(int threads)
+    : threads_(threads),
+      gemm_(threads),
+      attention_(threads, gemm_),
+      delta_(threads),
+      mlp_(threads, gemm_),
+      experts_(threads, gemm_) {
+  ggml_cpu_init();
+  // oneDNN and any region without num_threads follow the same count.
+  omp_set_num_threads(threads);
+}
 
 void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
   const size_t rows = static_cast<size_t>(max_rows);
@@ -193,45 +101,6 @@ void CpuBackend::find_angles(const Rope& rope, const Batch& batch, float* angles
   }
 }
 
-void dequantise_row(const Weight& table, int64_t index, float* to) {
-  if (table.type == GGML_TYPE_F32) {
-    std::memcpy(to, table.row(index), table.row_bytes());
-  } else {
-    ggml_get_type_traits(table.type)->to_float(table.row(index), to, table.cols);
-  }
-}
-
-void CpuBackend::embed(const Weight& embedding, const Batch& batch, Rows x) {
-  for (int r = 0; r < x.rows; ++r) {
-    dequantise_row(embedding, batch.tokens[r], x.row(r));
-    if (hp_.embedding_scale != 1) scale_by(hp_.embedding_scale, x.width, x.row(r));
-  }
-}
-
-void CpuBackend::layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) {
-  const int count = hp_.layer_input;
-  const float root = std::sqrt(static_cast<float>(count)), width_root = std::sqrt(static_cast<float>(x.width));
-  const Weight& embedding = weights.embedding;
-  const Product product{&weights.projection, nullptr, inputs};
-  multiply({&product, 1}, x);
-#pragma omp parallel num_threads(threads_) if (x.rows > kShortChunk)
-  {
-    std::vector<float> own(static_cast<size_t>(inputs.width));
-#pragma omp for schedule(static)
-    for (int r = 0; r < x.rows; ++r) {
-      float* const row = inputs.row(r);
-      dequantise_row(embedding, batch.tokens[r], own.data());
-      scale_by(1 / width_root, inputs.width, row);
-      for (int i = 0; i < inputs.width; i += count) {
-        rms_norm(row + i, weights.norm.floats(), count, hp_.rms_epsilon, row + i);
-      }
-      scale_by(root, inputs.width, own.data());
-      add_to(own.data(), inputs.width, row);
-      scale_by(std::numbers::sqrt2_v<float> / 2, inputs.width, row);
-    }
-  }
-}
-
 Rows CpuBackend::normalise(Rows x, const Weight& norm, const Buffer& to) {
   if (!norm) return x;
   const Rows normed{to.as<float>(), x.rows, x.width};
@@ -246,15 +115,6 @@ const std::byte* CpuBackend::to_elements(Rows x) {
 #pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
   for (int r = 0; r < x.rows; ++r) elements.store(x.row(r), x.width, to + elements.bytes() * x.width * r);
   return to;
-}
-
-MlpInput CpuBackend::mlp_input(Rows normed) {
-  const bool longs = short_ < normed.rows;
-  return {.normed = normed,
-          .short_rows = short_,
-          .elements = longs ? to_elements(long_rows(normed)) : nullptr,
-          .long_chunks = long_chunks_,
-          .activation = hp_.activation};
 }
 
 void CpuBackend::rotate(float* head, const Rope& rope, const float* angles) const {
@@ -366,116 +226,6 @@ void CpuBackend::gate(const Layer& layer, Rows x, Rows out) {
 #pragma omp parallel for schedule(static) num_threads(threads_) if (out.rows > kShortChunk)
   for (int r = 0; r < out.rows; ++r) sigmoid_multiply(gates.row(r), out.width, out.row(r));
 }
-
-void CpuBackend::delta(const Layer& layer, const Batch& batch, int index, Rows x) {
-  const DeltaWeights& weights = layer.delta;
-  const DeltaRule::Inputs to = delta_.inputs(x.rows);
-  const Rows normed = normalise(x, layer.attn_norm);
-  const Product products[] = {{&weights.mixed, nullptr, to.mixed}, {&weights.gate, nullptr, to.gates}};
-  multiply(products, normed);
-  // Few columns: dequantising them for a product would take longer than the product.
-  quantised_.assign(normed);
-  const DotJob jobs[] = {{.weight = &weights.beta, .y = to.beta}, {.weight = &weights.alpha, .y = to.alpha}};
-  dot_matmul(jobs, quantised_, threads_);
-  const Product product{&weights.out, nullptr, x, true};
-  multiply({&product, 1}, delta_.run(hp_, weights, batch, index));
-}
-
-void CpuBackend::mlp(const Layer& layer, Rows x) {
-  const Rows given = before_norm(x, layer.ffn_post_norm);
-  mlp_.add({&layer.gate, &layer.up, &layer.down, &layer.b_gate, &layer.b_up, &layer.b_down},
-           mlp_input(normalise(x, layer.ffn_norm)), given);
-  add_normed(given, layer.ffn_post_norm, x);
-}
-
-void CpuBackend::experts(const Layer& layer, Rows x) {
-  const Rows given = before_norm(x, layer.ffn_post_norm);
-  Rows normed = normalise(x, layer.ffn_norm);
-  if (layer.shared_down) {
-    MlpInput input = mlp_input(normed);
-    if (layer.shared_switch) {
-      auto* const factors = factors_.as<float>();
-      quantised_.assign(normed);
-      const DotJob job{.weight = &layer.shared_switch, .y = {factors, x.rows, 1}};
-      dot_matmul({&job, 1}, quantised_, threads_);
-      for (int r = 0; r < x.rows; ++r) factors[r] = 1.0f / (1.0f + std::exp(-factors[r]));
-      input.factors = factors;
-    }
-    const Rows part = before_norm(given, layer.shared_post_norm, part_);
-    mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, part);
-    add_normed(part, layer.shared_post_norm, given);
-  }
-  if (layer.expert_norm)
-    normed = normalise(x, layer.expert_norm);  // which is as it was: the norm behind is still to come
-  const Rows part = before_norm(given, layer.expert_post_norm, part_);
-  experts_.add(layer, chunks_, layer.router_norm ? normalise(x, layer.router_norm, routed_) : normed, normed, part);
-  add_normed(part, layer.expert_post_norm, given);
-  add_normed(given, layer.ffn_post_norm, x);
-}
-
-void CpuBackend::finish(const Layer& layer, int index, Rows inputs, Rows x) {
-  if (layer.input_gate) {
-    const Rows hidden{hidden_.as<float>(), x.rows, hp_.layer_input}, given = before_norm(x, layer.input_norm);
-    const Product gate{&layer.input_gate, nullptr, hidden}, proj{&layer.input_proj, nullptr, given, true};
-    multiply({&gate, 1}, x);
-#pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
-    for (int r = 0; r < x.rows; ++r) {
-      activate(hp_.activation, hidden.row(r), inputs.row(r) + static_cast<ptrdiff_t>(index) * hidden.width,
-               hidden.width, hidden.row(r));
-    }
-    multiply({&proj, 1}, hidden);
-    add_normed(given, layer.input_norm, x);
-  }
-  for (int r = 0; layer.output_scale && r < x.rows; ++r) scale_by(layer.output_scale.floats()[0], x.width, x.row(r));
-}
-
-void CpuBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) {
-  const int vocab = static_cast<int>(output.rows);
-  const Rows wanted{normed_.as<float>(), static_cast<int>(batch.logit_rows.size()), x.width};
-  for (int i = 0; i < wanted.rows; ++i) {
-    rms_norm(x.row(batch.logit_rows[i]), norm.floats(), x.width, hp_.rms_epsilon, wanted.row(i));
-  }
-  const auto multiply = [&](int begin, int end, bool dots) {
-    const Rows from{wanted.row(begin), end - begin, wanted.width};
-    const Rows to{logits.data() + static_cast<int64_t>(begin) * vocab, from.rows, vocab};
-    if (from.rows == 0) return;
-    if (!dots) {
-      const GemmJob job{&output, nullptr, to, false};
-      return gemm_.run({&job, 1}, to_elements(from), wanted_groups_);
-    }
-    quantised_.assign(from);
-    const DotJob job{&output, nullptr, to, false};
-    dot_matmul({&job, 1}, quantised_, threads_);
-  };
-  // Chunks that want few rows take the dots, even long ones, whose weights would be dequantised for nothing. Every
-  // chunk decides for itself, so that its logits do not depend on its company; neighbours that agree go together.
-  int begin = 0, end = 0;
-  bool dots = true;
-  wanted_groups_.clear();
-  for (const Chunk& chunk : batch.chunks) {
-    int next = end;
-    while (next < wanted.rows && batch.logit_rows[next] < chunk.first_row + chunk.rows) ++next;
-    const bool few = next - end <= kShortChunk;
-    if (next > end && few != dots) {
-      multiply(begin, end, dots);
-      wanted_groups_.clear();
-      begin = end;
-      dots = few;
-    }
-    if (next > end) wanted_groups_.push_back(next - end);
-    end = next;
-  }
-  multiply(begin, end, dots);
-  if (hp_.logit_cap == 0) return;
-  constexpr int kPiece = 4096;
-  const auto count = static_cast<int64_t>(logits.size());
-#pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t first = 0; first < count; first += kPiece) {
-    cap_by(hp_.logit_cap, static_cast<int>(std::min<int64_t>(kPiece, count - first)), logits.data() + first);
-  }
-}
-
-}  // namespace
 
 std::unique_ptr<Backend> make_cpu_backend(int threads) {
   if (threads < 1) fail("threads: {} given, at least 1 is needed", threads);

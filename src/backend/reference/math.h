@@ -37,14 +37,6 @@ float activate(Activation activation, float gate, float up);
 Matrix hidden_layer(Activation activation, const Weight& gate, const Weight& gate_bias, const Weight& up,
                     const Weight& up_bias, Rows x);
 
-struct ChosenExpert {
-  int expert;
-  float weight;
-};
-/// The experts that a row of router logits [experts.count] sends it through, the most probable first, of equals the one
-/// that comes first; NaN is below everything.
-std::vector<ChosenExpert> choose_experts(const float* logits, const Experts& experts);
-
 /// Rotates the first rope.dims elements of one head by the angles of `position`.
 void rotate(float* head, int position, const Rope& rope);
 

@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "backend/reference/delta.h"
+#include "backend/reference/experts.h"
 #include "backend/reference/math.h"
 #include "backend/reference/select.h"
 #include "core/error.h"
@@ -97,9 +98,6 @@ class ReferenceBackend final : public Backend {
   void add_product(const Weight& weight, const Weight& bias, const Weight& norm, Rows from, Rows x) const;
   /// x += from, normed where there is a norm.
   void add(Rows from, const Weight& norm, Rows x) const;
-  /// to += what the shared expert makes of `normed`, and what the chosen ones make, by these router logits.
-  void add_shared_expert(const Layer& layer, Rows normed, Rows to) const;
-  void add_chosen_experts(const Layer& layer, Rows logits, Rows normed, Rows to) const;
   /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
   /// All heads of one row over the positions from `first` to its own; returns every head's scores.
@@ -341,44 +339,17 @@ void ReferenceBackend::mlp(const Layer& layer, Rows x) {
               reference::hidden_layer(hp_.activation, layer.gate, layer.b_gate, layer.up, layer.b_up, normed), x);
 }
 
-void ReferenceBackend::add_shared_expert(const Layer& layer, Rows normed, Rows to) const {
-  const Matrix hidden = reference::hidden_layer(hp_.activation, layer.shared_gate, {}, layer.shared_up, {}, normed);
-  const Matrix shared(to.rows, to.width), logits(to.rows, 1);
-  reference::multiply(layer.shared_down, {}, hidden, shared);
-  if (layer.shared_switch) reference::multiply(layer.shared_switch, {}, normed, logits);
-  for (int r = 0; r < to.rows; ++r) {
-    const float share = layer.shared_switch ? 1.0f / (1.0f + std::exp(-logits->row(r)[0])) : 1.0f;
-    for (int i = 0; i < to.width; ++i) to.row(r)[i] += share * shared->row(r)[i];
-  }
-}
-
-void ReferenceBackend::add_chosen_experts(const Layer& layer, Rows logits, Rows normed, Rows to) const {
-  const int ffn = hp_.experts.ffn;
-  const Matrix output(1, to.width);
-  for (int r = 0; r < to.rows; ++r) {
-    const Rows own{normed.row(r), 1, to.width};
-    for (const auto& [expert, weight] : reference::choose_experts(logits.row(r), hp_.experts)) {
-      const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, to.width);
-      const Matrix hidden = reference::hidden_layer(
-          hp_.activation, expert_gate_matrix(layer, expert, ffn), expert_bias(layer.gate_biases, expert),
-          expert_up_matrix(layer, expert, ffn), expert_bias(layer.up_biases, expert), own);
-      reference::multiply(down, expert_bias(layer.down_biases, expert), hidden, output);
-      for (int i = 0; i < to.width; ++i) to.row(r)[i] += weight * output->row(0)[i];
-    }
-  }
-}
-
 void ReferenceBackend::experts(const Layer& layer, Rows x) {
   const Matrix normed = normalise(x, layer.ffn_norm), logits(x.rows, hp_.experts.count);
   const Matrix routed = normalise(x, layer.router_norm ? layer.router_norm : layer.ffn_norm);
   reference::multiply(layer.router, layer.router_bias, routed, logits);
   if (!hp_.experts.own_norms) {
-    if (layer.shared_down) add_shared_expert(layer, normed, x);
-    return add_chosen_experts(layer, logits, normed, x);
+    if (layer.shared_down) reference::add_shared_expert(hp_, layer, normed, x);
+    return reference::add_chosen_experts(hp_, layer, logits, normed, x);
   }
   const Matrix shared(x.rows, x.width), chosen(x.rows, x.width), sum(x.rows, x.width);
-  add_shared_expert(layer, normed, shared);
-  add_chosen_experts(layer, logits, normalise(x, layer.expert_norm), chosen);
+  reference::add_shared_expert(hp_, layer, normed, shared);
+  reference::add_chosen_experts(hp_, layer, logits, normalise(x, layer.expert_norm), chosen);
   add(shared, layer.shared_post_norm, sum);
   add(chosen, layer.expert_post_norm, sum);
   add(sum, layer.ffn_post_norm, x);
