@@ -58,10 +58,11 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
   memory.states = hp.state_bytes() * pool_states(options);
   if (plan.scans()) {
-    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
-                      static_cast<int64_t>(hp.layers_that_read_all().size()) * blocks;
+    memory.sketches =
+        hp.sketched_layers() * SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * blocks;
   }
-  const int64_t activations = static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width());
+  const int64_t activations =
+      static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width() + int64_t{hp.layers} * hp.layer_input);
   memory.workspace = activations + backend.reserved_bytes(hp, static_cast<int>(rows), options.context);
   if (plan.has_sparse()) {
     const Policy policy = plan.policy.at(options.context);
@@ -269,13 +270,14 @@ std::span<const Value> Engine::in_request_order(std::span<const Request> request
 void Engine::correct(Sequence& sequence) {
   if (&sequence.pool() != pool_.get()) fail("engine: the sequence to correct is another engine's");
   while (sequence.clean() < sequence.length()) {
-    const int count = std::min(chunk(), sequence.length() - sequence.clean());
+    const int count = text_rows(sequence.clean(), std::min(chunk(), sequence.length() - sequence.clean()));
     const Request request{.sequence = &sequence, .tokens = {}, .correct = count};
     run({&request, 1}, 0);
   }
 }
 
 int Engine::reusable(int count) const {
+  if (pool_->states()) return count - 1;
   const int few = backend_.decode_rows();
   return count <= few ? count - 1 : count - few - 1;
 }
@@ -313,11 +315,10 @@ std::span<const LikelyToken> Engine::decode(Sequence& sequence, Token token, int
 int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   const Hyperparameters& hp = model_.hp;
   const Policy policy = plan.policy.at(context);
-  const int64_t row = int64_t{2} * 2 * hp.head_dim;  // K and V of one position and KV head
   const int filled = context / kBlockTokens * kBlockTokens;
   const int64_t sketch = SketchLayout{hp.head_dim, policy.sketch_bits}.bytes() * hp.kv_heads * (filled / kBlockTokens);
   const bool sparse_step = plan.sparse_at(context);
-  int64_t rows = 0, sketches = 0;
+  int64_t read = 0, sketches = 0;
   int selected = 0;  // by the last layer that chose
   for (int l = 0; l < hp.layers; ++l) {
     if (hp.recurs(l)) continue;
@@ -326,11 +327,12 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     if (role == Role::Select) selected = policy.budget;
     if (role == Role::Scan) selected = scan_policy(policy, context).budget;
     // With one set per query head, the heads of a group read their own rows.
-    const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
-    rows += int64_t{sparse ? selected : context - hp.first_seen(l, context - 1)} * readers;
+    KvShape kv = hp.kv(l);
+    if (sparse && policy.scope == Scope::Head) kv.heads = hp.heads;
+    read += kv.row_bytes() * (sparse ? selected : context - hp.first_seen(l, context - 1));
     if (sparse && role == Role::Scan) sketches += sketch;
   }
-  return model_.decode_weight_bytes() + rows * row + sketches + hp.state_bytes();
+  return model_.decode_weight_bytes() + read + sketches + hp.state_bytes();
 }
 
 void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
@@ -339,15 +341,14 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
          sequence.length());
   }
   sequence.reserve(count);
-  const KvLayer& shape = pool_->layers()[0];
-  const size_t block = static_cast<size_t>(shape.tile_elements()) * shape.kv_heads;
   const std::span<const BlockId> blocks =
       sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
   // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
   // another place, which the backend's own memory does as fast as it copies.
-  const auto cached = static_cast<size_t>(model_.hp.layers - model_.hp.recurrent_layers());
-  const size_t wanted = block * blocks.size() * cached;
-  const size_t most = std::max(block, kNoise);
+  const size_t wanted =
+      static_cast<size_t>(model_.hp.kv_bytes_per_token()) / sizeof(Bf16) * kBlockTokens * blocks.size();
+  const size_t largest = size_t{2} * kBlockTokens * static_cast<size_t>(model_.hp.kv_width());  // of a layer's blocks
+  const size_t most = std::max(largest, kNoise);
   std::vector<Bf16> noise(std::min(wanted, most));
   uint64_t state = seed * 2 + 1;
   const auto random = [&] {
@@ -360,8 +361,10 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   const Buffer memory = backend_.allocate(sizeof(Bf16) * noise.size(), "random numbers");
   backend_.write(memory.as<std::byte>(), reinterpret_cast<const std::byte*>(noise.data()), memory.bytes());
   size_t next = 0;
-  for (const KvLayer& layer : pool_->layers()) {
-    if (!layer.data) continue;
+  for (int l = 0; l < model_.hp.layers; ++l) {
+    if (!model_.hp.has_kv(l)) continue;
+    const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
+    const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     for (const BlockId to : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
       backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),

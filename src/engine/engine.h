@@ -85,12 +85,17 @@ class Engine {
 
   /// How many tokens of a prompt of `count` may come from a cache: the last one must be computed, for its logits, and
   /// beside it as many as take the way of prefill. Those few that a chunk of Backend::decode_rows() computes otherwise
-  /// would not be what they are without the cache.
+  /// would not be what they are without the cache. Hybrids begin at the ends of blocks, where prompt_rows() cuts in any
+  /// case: there all but the last token may.
   int reusable(int count) const;
 
   /// How many tokens the next chunk of a prompt has, at most `rows`, when that is from `position` on and `last` where
-  /// the prompt ends there. For hybrids a last chunk is cut at its last block: others may go on from a state there.
+  /// the prompt ends there. For hybrids a last chunk is cut at the last end of a block before its last token: who has
+  /// the same prompt, or begins with it, may go on from a state there.
   int prompt_rows(int position, int rows, bool last) const;
+  /// How many of `rows` tokens of decoded text from `position` on a dense chunk takes in: for hybrids up to where
+  /// decoding token by token leaves a state that others may go on from.
+  int text_rows(int position, int rows) const;
 
   /// Appends `tokens` densely, chunk by chunk; returns the last token's logits. Where the plan corrects, polluted
   /// tokens are corrected first. `progress(done)` after every chunk; returning false stops early (the sequence then

@@ -14,8 +14,13 @@ constexpr int kSaveEvery = 256;  // tokens; a state is as large as the K/V of so
 
 int Engine::prompt_rows(int position, int rows, bool last) const {
   if (!pool_->states() || !last) return rows;
-  const int to_block = (position + rows) / kBlockTokens * kBlockTokens - position;
+  // The last token is computed whatever a cache has, for its logits.
+  const int to_block = (position + rows - 1) / kBlockTokens * kBlockTokens - position;
   return to_block >= kBlockTokens ? to_block : rows;
+}
+
+int Engine::text_rows(int position, int rows) const {
+  return pool_->states() ? std::min(rows, kSaveEvery - position % kSaveEvery) : rows;
 }
 
 void Engine::restore(Sequence& sequence, int position) {
@@ -26,7 +31,8 @@ void Engine::restore(Sequence& sequence, int position) {
     const int most = std::min(chunk(), position - at);
     // What is clean is computed again as it was computed, so that its K/V stay as they are.
     const int clean = sequence.clean() - at;
-    const int rows = clean > 0 ? sequence.states().rows_again(at, std::min(most, clean), backend_.decode_rows()) : most;
+    const int rows = clean > 0 ? sequence.states().rows_again(at, std::min(most, clean), backend_.decode_rows())
+                               : text_rows(at, most);
     run_again(sequence, at, rows);
     at += rows;
   }
@@ -58,7 +64,8 @@ void Engine::reserve_state(const Request& request) {
   const int clean = request.sequence->clean();
   // Sparse tokens will be corrected from here on, and drafts that do not hold are taken back.
   const bool pollutes = request.decode && plan_of(request).sparse_at(request.sequence->length() + 1);
-  if (states.position() == clean && (pollutes || request.all_logits)) states.save();
+  const bool drafts = request.all_logits && request.correct + request.tokens.size() > 1;
+  if (states.position() == clean && (pollutes || drafts)) states.mark();
   states.reserve();
 }
 

@@ -8,15 +8,21 @@ namespace tidal {
 
 KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states)
     : backend_(backend), references_(blocks, 0), states_(backend, hp, states) {
-  const int64_t layer_elements = int64_t{2} * kBlockTokens * hp.kv_width() * blocks;
   memory_ = backend.allocate(static_cast<size_t>(hp.kv_bytes_per_token()) * kBlockTokens * static_cast<size_t>(blocks),
                              "KV cache");
   auto* own = memory_.as<Bf16>();
   for (int l = 0; l < hp.layers; ++l) {
-    layers_.push_back({.data = hp.recurs(l) ? nullptr : own, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim});
-    if (!hp.recurs(l)) own += layer_elements;
+    const KvShape shape = hp.kv(l);
+    layers_.push_back({.data = hp.has_kv(l) ? own : nullptr, .kv_heads = shape.heads, .head_dim = shape.head_dim});
+    if (hp.has_kv(l)) own += int64_t{2} * kBlockTokens * shape.width() * blocks;
+    if (const int source = hp.kv_layer(l); source != l) {
+      layers_.back().data = layers_[static_cast<size_t>(source)].data;
+      shared_.emplace_back(l, source);
+    }
   }
-  sketched_ = hp.layers_that_read_all();
+  for (const int l : hp.layers_that_read_all()) {
+    if (hp.has_kv(l)) sketched_.push_back(l);
+  }
   // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
   for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
 }
@@ -29,8 +35,9 @@ int64_t KvPool::sketch_bytes() const {
 
 void KvPool::keep_sketches(int bits) {
   if (keeps_sketches(bits) || sketched_.empty()) return;
-  const SketchLayout layout{layers_[0].head_dim, bits};
-  const int64_t layer_bytes = layout.bytes() * layers_[0].kv_heads * blocks();
+  const KvLayer& shape = layers_[static_cast<size_t>(sketched_.front())];  // of all these
+  const SketchLayout layout{shape.head_dim, bits};
+  const int64_t layer_bytes = layout.bytes() * shape.kv_heads * blocks();
   Buffer& memory = sketches_[bits / 2];
   memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
@@ -44,6 +51,7 @@ void KvPool::keep_sketches(int bits) {
     own += layer_bytes;
     if (!used.empty()) backend_.sketch(layer, used);
   }
+  for (const auto& [layer, source] : shared_) layers_[layer].sketches = layers_[source].sketches;
 }
 
 int KvPool::sketch_widths() const {
@@ -52,8 +60,8 @@ int KvPool::sketch_widths() const {
   return widths;
 }
 
-size_t KvPool::kv_bytes() const {
-  return sizeof(Bf16) * static_cast<size_t>(layers_[0].tile_elements()) * layers_[0].kv_heads;
+size_t KvPool::kv_bytes(size_t layer) const {
+  return sizeof(Bf16) * static_cast<size_t>(layers_[layer].tile_elements()) * layers_[layer].kv_heads;
 }
 
 template <typename Part>
@@ -65,16 +73,16 @@ void KvPool::each_sketch(const KvLayer& layer, BlockId block, int widths, const 
   }
 }
 
-size_t KvPool::sketch_bytes(int widths) const {
+size_t KvPool::sketch_bytes(size_t layer, int widths) const {
   size_t bytes = 0;
-  each_sketch(layers_[0], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
+  each_sketch(layers_[layer], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
   return bytes;
 }
 
 void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
-    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(block, 0)), kv_bytes());
-    to += kv_bytes();
+    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(block, 0)), kv_bytes(layer));
+    to += kv_bytes(layer);
   }
 }
 
@@ -98,7 +106,7 @@ void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::
     while (++end < blocks.size() && blocks[end] == blocks[end - 1] + 1) {
     }
     std::byte* to = reinterpret_cast<std::byte*>(layers_[layer].tile(blocks[first], 0));
-    const size_t before = first * kv_bytes(), bytes = (end - first) * kv_bytes();
+    const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
     const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
     if (!mapped) backend_.write(to, from + before, bytes);
   }
@@ -130,10 +138,11 @@ void KvPool::release(BlockId block) {
 }
 
 void KvPool::copy(BlockId to, BlockId from) {
-  for (const KvLayer& layer : layers_) {
-    if (!layer.data) continue;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const KvLayer& layer = layers_[l];
+    if (!layer.data || shares(l)) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
-                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes());
+                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l));
     for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -11,8 +12,9 @@
 
 namespace tidal {
 
-/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, and beside it sketches of the keys where a plan scans. One
-/// block id stands for the same 64 positions in every layer. Recurrent layers have no part in it: they have states.
+/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, of the heads that each layer has, and beside it sketches of
+/// the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent layers have no
+/// part in it: they have states.
 class KvPool {
  public:
   /// Throws Error with the size asked for when the memory cannot be had.
@@ -43,10 +45,11 @@ class KvPool {
 
   /// The widths of the sketches that are kept: the sum of their bits.
   int sketch_widths() const;
-  /// Bytes of one block in one layer: K and V; sketches of these widths, the narrow ones first.
-  size_t kv_bytes() const;
-  size_t sketch_bytes(int widths) const;
-  /// To `to` [blocks, kv_bytes()], and [blocks, sketch_bytes(sketch_widths())]: zeros of a layer that keeps none.
+  /// Bytes of one block in a layer: K and V; sketches of these widths, the narrow ones first.
+  size_t kv_bytes(size_t layer) const;
+  size_t sketch_bytes(size_t layer, int widths) const;
+  /// To `to` [blocks, kv_bytes(layer)], and [blocks, sketch_bytes(layer, sketch_widths())]: zeros of a layer that keeps
+  /// none.
   void read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
   void read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
   /// The way back. read_kv()'s bytes may also stand in a file, `descriptor`, at `offset`: then the backend may map them
@@ -56,7 +59,8 @@ class KvPool {
   /// From sketches of `widths`; those of the first `full` blocks that are kept and missing there are made.
   void write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths, size_t full);
 
-  /// Of all layers; without data those that are recurrent.
+  /// Of all layers; without data those that are recurrent. Those that share K and V have those of the layer that owns
+  /// them.
   std::span<const KvLayer> layers() const { return layers_; }
   Backend& backend() const { return backend_; }
 
@@ -65,13 +69,15 @@ class KvPool {
   template <typename Part>
   static void each_sketch(const KvLayer& layer, BlockId block, int widths, const Part& part);
 
+  bool shares(size_t layer) const { return !shared_.empty() && layer >= shared_.front().first; }
   bool keeps_sketches(int bits) const { return sketches_[bits / 2].bytes() > 0; }
 
   Backend& backend_;
   Buffer memory_;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
   std::vector<KvLayer> layers_;
-  std::vector<int> sketched_;  // layers that a plan may have scan
+  std::vector<int> sketched_;  // layers that a plan may have scan and that have K and V of their own
+  std::vector<std::pair<size_t, size_t>> shared_;  // layers that have not, and whose they read
   std::vector<int32_t> references_;
   std::vector<BlockId> free_;
   StatePool states_;

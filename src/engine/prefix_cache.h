@@ -52,8 +52,9 @@ class PrefixCache {
   void insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean);
   void remove(Node* leaf);
   void remove_below(Node* node);
-  /// Lets go of the state not used for longest of those that nobody else holds; false when there is none.
-  bool give_state();
+  /// Lets go of the state not used for longest of those that nobody else holds, `wanted` counted among them; false when
+  /// there is none.
+  bool give_state(StateId wanted);
   Sequence find_in_memory(std::span<const Token> tokens, bool clean, int capacity);
   void restore(std::span<const Token> tokens, bool clean);
   void save(Node* leaf);

@@ -10,6 +10,7 @@ SequenceStates::SequenceStates(SequenceStates&& other) noexcept
       live_(std::exchange(other.live_, -1)),
       position_(std::exchange(other.position_, -1)),
       saved_(std::exchange(other.saved_, {})),
+      marked_(std::exchange(other.marked_, -1)),
       stretches_(std::exchange(other.stretches_, {})) {
   other.announce();
   announce();
@@ -22,6 +23,7 @@ SequenceStates& SequenceStates::operator=(SequenceStates&& other) noexcept {
     live_ = std::exchange(other.live_, -1);
     position_ = std::exchange(other.position_, -1);
     saved_ = std::exchange(other.saved_, {});
+    marked_ = std::exchange(other.marked_, -1);
     stretches_ = std::exchange(other.stretches_, {});
     other.announce();
     announce();
@@ -33,6 +35,7 @@ SequenceStates SequenceStates::fork() const {
   SequenceStates copy(*pool_);
   copy.stretches_ = stretches_;
   copy.saved_ = saved_;
+  copy.marked_ = marked_;
   for (const Saved& saved : saved_) pool_->add_reference(saved.state);
   copy.announce();
   if (position_ >= 0) {
@@ -67,18 +70,7 @@ void SequenceStates::return_to(int position) {
   position_ = position;
 }
 
-void SequenceStates::reserve() {
-  if (live_ < 0) {
-    live_ = pool_->take();
-    return;
-  }
-  if (pool_->references(live_) == 1) return;
-  pool_->make_room();
-  if (pool_->references(live_) == 1) return;  // a saved one was given up that it was shared with
-  const StateId own = pool_->take();
-  pool_->copy(own, live_);
-  pool_->release(std::exchange(live_, own));
-}
+void SequenceStates::reserve() { live_ = live_ < 0 ? pool_->take() : pool_->own(live_); }
 
 float* SequenceStates::begin() {
   position_ = -1;
@@ -92,19 +84,40 @@ void SequenceStates::save() {
 void SequenceStates::save(int position, StateId state) {
   const auto place = std::lower_bound(saved_.begin(), saved_.end(), position,
                                       [](const Saved& saved, int value) { return saved.position < value; });
-  if (place != saved_.end() && place->position == position) return;
+  if (place != saved_.end() && place->position == position) {
+    if (marked_ == position) marked_ = -1;
+    return;
+  }
   saved_.insert(place, {position, state});
   pool_->add_reference(state);
   if (saved_.size() > kMostSaved) thin();
   announce();
 }
 
+void SequenceStates::mark() {
+  unmark();
+  if (position_ <= 0 || saved_at(position_) >= 0) return;
+  save();
+  marked_ = position_;
+}
+
+void SequenceStates::unmark() {
+  for (size_t i = 0; i < saved_.size(); ++i) {
+    if (saved_[i].position == marked_) return forget(i);
+  }
+}
+
+void SequenceStates::forget(size_t saved) {
+  if (saved_[saved].position == marked_) marked_ = -1;
+  pool_->release(saved_[saved].state);
+  saved_.erase(saved_.begin() + static_cast<ptrdiff_t>(saved));
+}
+
 void SequenceStates::announce() {
   if (saved_.empty()) return pool_->on_shortage(this, {});
-  pool_->on_shortage(this, [this] {
+  pool_->on_shortage(this, [this](StateId) {
     if (saved_.empty()) return false;
-    pool_->release(saved_.front().state);
-    saved_.erase(saved_.begin());
+    forget(0);
     return true;
   });
 }
@@ -119,16 +132,12 @@ void SequenceStates::thin() {
   for (size_t i = 1; i + 1 < saved_.size(); ++i) {
     if (cost(i) < cost(cheapest)) cheapest = i;
   }
-  pool_->release(saved_[cheapest].state);
-  saved_.erase(saved_.begin() + static_cast<ptrdiff_t>(cheapest));
+  forget(cheapest);
 }
 
 void SequenceStates::truncate(int length) {
   if (position_ > length) drop_live();
-  while (!saved_.empty() && saved_.back().position > length) {
-    pool_->release(saved_.back().state);
-    saved_.pop_back();
-  }
+  while (!saved_.empty() && saved_.back().position > length) forget(saved_.size() - 1);
   while (!stretches_.empty() && stretches_.back().end > length) {
     const int before = stretches_.size() > 1 ? stretches_[stretches_.size() - 2].end : 0;
     if (before < length) {
@@ -172,8 +181,7 @@ void SequenceStates::drop_live() {
 
 void SequenceStates::clear() {
   drop_live();
-  for (const Saved& saved : saved_) pool_->release(saved.state);
-  saved_.clear();
+  while (!saved_.empty()) forget(saved_.size() - 1);
   stretches_.clear();
   announce();
 }

@@ -51,6 +51,8 @@ class SequenceStates {
   void save();
   /// The same for a state of somebody else, which it then shares.
   void save(int position, StateId state);
+  /// Keeps the live state until another one is marked: tokens behind it may be taken back, or computed again.
+  void mark();
   /// Forgets all states behind more than `length` tokens.
   void truncate(int length);
 
@@ -69,6 +71,8 @@ class SequenceStates {
 
   void clear();
   void drop_live();
+  void unmark();
+  void forget(size_t saved);
   void thin();
   /// Tells the pool whether there are saved states that it may ask for.
   void announce();
@@ -77,6 +81,7 @@ class SequenceStates {
   StateId live_ = -1;
   int position_ = -1;
   std::vector<Saved> saved_;  // by position
+  int marked_ = -1;           // the position of one that is there for mark() alone
   std::vector<Stretch> stretches_;
 };
 

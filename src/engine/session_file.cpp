@@ -101,6 +101,11 @@ OpenFile open(const std::string& path, uint64_t fingerprint) {
   return open;
 }
 
+[[noreturn]] void refuse_states(const std::string& architecture) {
+  fail("sessions: files for architecture '{}' are not supported, its recurrent layers have states beside K and V",
+       architecture);
+}
+
 }  // namespace
 
 bool is_session(const std::string& path) {
@@ -110,12 +115,22 @@ bool is_session(const std::string& path) {
 
 uint64_t SessionPart::id() const { return XXH3_64bits_withSeed(tokens.data(), sizeof(Token) * tokens.size(), parent); }
 
+void check_sessions(const Hyperparameters& hp) {
+  if (hp.recurrent_layers() > 0) refuse_states(hp.architecture);
+}
+
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
-  if (pool.states()) {
-    fail("sessions: files for architecture '{}' are not supported, its recurrent layers have states beside K and V",
-         pool.states().architecture());
-  }
+  if (pool.states()) refuse_states(pool.states().architecture());
   const KvLayer& layer = pool.layers()[0];
+  for (const KvLayer& other : pool.layers()) {
+    if (std::count_if(pool.layers().begin(), pool.layers().end(),
+                      [&](const KvLayer& one) { return one.data == other.data; }) > 1) {
+      fail("sessions: files of models whose layers share K and V are not supported");
+    }
+    if (other.kv_heads != layer.kv_heads || other.head_dim != layer.head_dim) {
+      fail("sessions: files of models whose layers have KV heads of different number or size are not supported");
+    }
+  }
   const int64_t layout[] = {static_cast<int64_t>(pool.layers().size()), layer.kv_heads, layer.head_dim, kBlockTokens};
   return XXH3_64bits_withSeed(layout, sizeof layout, model);
 }
@@ -130,8 +145,8 @@ int64_t write_session(const std::string& path, uint64_t fingerprint, const Sessi
   header.clean = part.clean;
   header.widths = pool.sketch_widths();
   header.layers = static_cast<int32_t>(pool.layers().size());
-  header.kv_bytes = static_cast<int64_t>(pool.kv_bytes());
-  header.sketch_bytes = static_cast<int64_t>(pool.sketch_bytes(header.widths));
+  header.kv_bytes = static_cast<int64_t>(pool.kv_bytes(0));
+  header.sketch_bytes = static_cast<int64_t>(pool.sketch_bytes(0, header.widths));
   const Places places(header);
   std::vector<std::byte> behind(places.behind_header());
   std::memcpy(behind.data(), part.tokens.data(), sizeof(Token) * part.tokens.size());
@@ -173,8 +188,8 @@ void load_session(const std::string& path, uint64_t fingerprint, KvPool& pool, s
   const std::byte* data = open.file.data;
   const Places places(header);
   if (places.layers() != pool.layers().size() || blocks.size() > places.blocks() ||
-      header.kv_bytes != static_cast<int64_t>(pool.kv_bytes()) ||
-      header.sketch_bytes != static_cast<int64_t>(pool.sketch_bytes(header.widths))) {
+      header.kv_bytes != static_cast<int64_t>(pool.kv_bytes(0)) ||
+      header.sketch_bytes != static_cast<int64_t>(pool.sketch_bytes(0, header.widths))) {
     fail("{}: is damaged: its layout is not that of the model", path);
   }
   const auto* hashes = data + places.hashes();

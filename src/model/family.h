@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "backend/hyperparameters.h"
+#include "backend/weights.h"
 
 namespace tidal {
 
@@ -12,8 +13,9 @@ struct Family {
   enum class Norms { None, Heads, Rows };        ///< of q and k before they are rotated: of each head, or of all as one
   enum class Mlp { Dense, Experts, AsKeysSay };  ///< a layer's
 
-  /// An expert beside the chosen ones: none, always and behind a switch of its own, or where the keys give its length.
-  enum class Shared { None, Switched, AsKeysSay };
+  /// An expert beside the chosen ones: none, always and behind a switch of its own, where the keys give its length, or
+  /// what would be the MLP without them.
+  enum class Shared { None, Switched, AsKeysSay, Mlp };
 
   /// How layers with a window rotate: by the same base without its scaling, or where a key gives a base of their own by
   /// that, without scaling or with that of all others.
@@ -30,10 +32,16 @@ struct Family {
   bool expert_scales = false;         ///< ffn_*_exps.scale count, as in libllama in such files only
   bool pre_norms = true;              ///< of what attention and MLP get
   bool post_norms = false;            ///< of what they give
-  int window_pattern = 0;  ///< keys may give a window: of so many layers the last sees all, or as the keys say; 0: none
+  int window_pattern = 0;  ///< keys may give a window, to layers by has_window() or as the keys say; 0: none
   WindowRope window_rope = WindowRope::Unscaled;
   Activation activation = Activation::Silu;
   bool sink_logits = false;       ///< a further score of each softmax
+  bool kinds = false;             ///< keys tell layers with a window from the others (model/layer_kinds.h)
+  bool unscaled_scores = false;   ///< scores are products as they are
+  bool value_norm = false;        ///< Hyperparameters
+  bool logit_cap = false;         ///< keys may give one
+  float usual_logit_cap = 0;      ///< where they do not
+  bool expert_norms = false;      ///< Experts::own_norms
   bool expert_biases = false;     ///< of the router and the experts
   bool embedding_root = false;    ///< embeddings are multiplied by the root of the width
   bool scales = false;            ///< keys give factors on embedding, attention, residual and logits
@@ -50,11 +58,16 @@ struct Family {
   bool delta_neighbours = false;  ///< DeltaNet::neighbours; tensors then hold what belongs to a key head together
 };
 
+/// Whether a layer has a window where of `pattern` layers the last sees all (0: none does).
+constexpr bool has_window(int layer, int64_t pattern) { return pattern == 0 || layer % pattern < pattern - 1; }
+
 /// nullptr for an architecture that is not supported.
 const Family* find_family(std::string_view architecture);
 /// Of an architecture that is.
 const Family& family_of(const Hyperparameters& hp);
 /// All names, for messages: "llama, qwen2, ... or granitemoe".
 std::string family_names();
+/// What a layer is by its index: how it rotates and scales queries.
+void set_kind(const Hyperparameters& hp, int index, Layer& layer);
 
 }  // namespace tidal

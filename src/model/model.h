@@ -13,9 +13,10 @@ namespace tidal {
 
 struct Model {
   Hyperparameters hp;
-  Weight embedding;    // [vocab, width]
-  Weight output_norm;  // [width]
-  Weight output;       // [vocab, width]; the embedding where the file has no own output matrix
+  Weight embedding;          // [vocab, width]
+  Weight output_norm;        // [width]
+  Weight output;             // [vocab, width]; the embedding where the file has no own output matrix
+  LayerInputs layer_inputs;  // where layers have inputs of their own
   std::vector<Layer> layers;
   std::string quantisation;             ///< as llama.cpp names it, e.g. "Q4_K - Medium"; "" if the file does not say
   int64_t file_bytes = 0;               ///< size of the file, 0 for random weights
@@ -24,6 +25,9 @@ struct Model {
   /// Bytes of weights that one decode step reads (a row of the embedding, everything else whole).
   int64_t decode_weight_bytes() const;
 };
+
+/// Gives every layer an id of its own, when its weights are what they stay.
+void number_layers(Model& model);
 
 /// Bytes of the backend's memory that will be needed beside the weights.
 using MemoryBeside = std::function<int64_t(const Hyperparameters& hp)>;

@@ -119,6 +119,10 @@ GgufWriter::Tensor& GgufWriter::tensor(std::string_view name) {
   throw std::logic_error("no tensor " + std::string(name));
 }
 
+bool GgufWriter::has_tensor(std::string_view name) const {
+  return std::any_of(tensors_.begin(), tensors_.end(), [&](const Tensor& tensor) { return tensor.name == name; });
+}
+
 void GgufWriter::erase_tensor(std::string_view name) {
   if (std::erase_if(tensors_, [&](const Tensor& tensor) { return tensor.name == name; }) == 0) {
     throw std::logic_error("no tensor " + std::string(name));

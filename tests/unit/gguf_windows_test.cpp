@@ -106,8 +106,12 @@ TEST(GgufWindows, GemmaScalesEmbeddingsAndAtOneSizeQueries) {
   largest.layers = 61;
   EXPECT_FALSE(hyperparameters(small_model("gemma3", largest)).scales_queries());
   GgufWriter capped = gemma();
-  EXPECT_EQ(refusal(capped.set("gemma3.final_logit_softcapping", 30.0f)), "test.gguf: capped logits are not supported");
-  EXPECT_EQ(refusal(capped.set("gemma3.final_logit_softcapping", 0.0f)), "");
+  EXPECT_EQ(hyperparameters(capped).logit_cap, 0);
+  EXPECT_EQ(hyperparameters(capped.set("gemma3.final_logit_softcapping", 30.0f)).logit_cap, 30);
+  for (const float wrong : {-30.0f, 1e-4f, 1e10f}) {
+    EXPECT_THAT(refusal(capped.set("gemma3.final_logit_softcapping", wrong)),
+                ::testing::EndsWith("expected 0.001 to 1e+09, or 0 for no cap"));
+  }
 }
 
 TEST(GgufWindows, GptOssHasAWindowASinkAHeadAndBiases) {
