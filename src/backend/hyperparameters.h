@@ -103,7 +103,8 @@ struct Hyperparameters {
   float temperature_scale = 0;  ///< of temperature(); 0: there is none
   int temperature_length = 1;   ///< positions, >= 1
   float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
-  float logit_cap = 0;          ///< logits are this times tanh(logit / this); 0: as they are
+  float score_cap = 0;  ///< scores, divided by sqrt(head_dim), are this times tanh(score / this); 0: as they are
+  float logit_cap = 0;  ///< logits are this times tanh(logit / this); 0: as they are
   Activation activation = Activation::Silu;
   Experts experts;
   DeltaNet delta;
@@ -144,6 +145,9 @@ struct Hyperparameters {
     for (int l = 0; l < layers; ++l) count += reads_all(l) && has_kv(l) ? 1 : 0;
     return count;
   }
+
+  /// The cap of products of queries and keys that makes that of scores; 0: none.
+  float product_cap(int head_size) const { return score_cap * std::sqrt(static_cast<float>(head_size)); }
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
   bool rotates_by_window_rope(int layer) const { return window(layer) > 0 && window_rope.dims > 0; }

@@ -81,7 +81,7 @@ int main(int argc, char** argv) try {
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
   for (const std::string architecture :
-       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma3"}) {
+       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma2", "gemma3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
   using tidal::test::small_gemma4;

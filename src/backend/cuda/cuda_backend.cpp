@@ -84,6 +84,7 @@ class CudaBackend final : public Backend {
     if (hp.value_norm || hp.shared_kv_layers > 0 || hp.layer_input > 0 || !hp.ffns.empty()) {
       return "models of Gemma 4's kind";
     }
+    if (hp.score_cap != 0) return "models whose scores of attention are capped";
     if (hp.logit_cap != 0) return "models whose logits are capped";
     if (experts.own_norms) return "experts with norms of their own";
     if (hp.head_dim > kMostDim) return "heads of more than 256 elements";

@@ -31,9 +31,9 @@ Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
-/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
+/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k, capped.
 Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
-                   const float* sink_logit, float* out) {
+                   float cap, const float* sink_logit, float* out) {
   const int dim = kv.head_dim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
   Scores scores(positions.size());
@@ -42,7 +42,7 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
     const Bf16* key = kv_row(chunk, kv, kv_head, positions[i]);
     double sum = 0;
     for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
-    scores[i] = static_cast<float>(sum);
+    scores[i] = reference::capped(static_cast<float>(sum), cap);
     top = std::fmax(top, scores[i]);
   }
   double total = 0;
@@ -197,7 +197,8 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * kv.head_dim;
     scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, positions,
-                                 sink_logits ? sink_logits + h : nullptr, out.row(row) + offset));
+                                 hp_.product_cap(kv.head_dim), sink_logits ? sink_logits + h : nullptr,
+                                 out.row(row) + offset));
   }
   return scores;
 }
@@ -208,6 +209,7 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
   std::vector<int32_t> filling(chunk.context() - filled);
   std::iota(filling.begin(), filling.end(), filled);
   std::vector<float> unused(kv.head_dim);
+  const float cap = hp_.product_cap(kv.head_dim);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
     const float* query = q.row(chunk.first_row) + int64_t{h} * kv.head_dim;
@@ -216,8 +218,9 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
     for (int p = 0; p < filled; p += kBlockTokens) {
       sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
     }
+    for (float& score : own) score = reference::capped(score, cap);
     if (!filling.empty()) {
-      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, nullptr, unused.data());
+      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, cap, nullptr, unused.data());
       own.insert(own.end(), exact.begin(), exact.end());
     }
     scores.push_back(std::move(own));
@@ -246,7 +249,8 @@ void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, c
     const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
     const int64_t offset = int64_t{h} * kv.head_dim;
     attend_head(q.row(chunk.first_row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, chosen,
-                sink_logits ? sink_logits + h : nullptr, out.row(chunk.first_row) + offset);
+                hp_.product_cap(kv.head_dim), sink_logits ? sink_logits + h : nullptr,
+                out.row(chunk.first_row) + offset);
   }
 }
 
@@ -379,8 +383,7 @@ void ReferenceBackend::logits(const Weight& norm, const Weight& output, const Ba
     reference::rms_norm(x.row(batch.logit_rows[i]), norm, x.width, hp_.rms_epsilon, normed->row(i));
   }
   reference::multiply(output, {}, normed, {logits.data(), normed->rows, static_cast<int>(output.rows)});
-  if (hp_.logit_cap == 0) return;
-  for (float& logit : logits) logit = hp_.logit_cap * std::tanh(logit / hp_.logit_cap);
+  for (float& logit : logits) logit = reference::capped(logit, hp_.logit_cap);
 }
 
 }  // namespace
