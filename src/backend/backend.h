@@ -90,7 +90,7 @@ class Backend {
   /// fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width], likewise: causal attention of every chunk by its role in `layer` (TidalDecode, section 3).
-  /// Scores are q.k / sqrt(head_dim), capped where hp.score_cap says so, and so is whatever selects by q.k.
+  /// Scores are q.k / sqrt(head_dim), capped where hp.score_cap says so (what is selected: weighs()).
   ///   Dense: all positions that the layer sees (Hyperparameters::window()); other roles are for layers that see all.
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.
