@@ -20,7 +20,7 @@ namespace tidal {
 /// Of Backend::full_below(): more positions than any context has.
 inline constexpr int kAlwaysFull = 1 << 24;
 
-/// About ten coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
+/// About a dozen coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
 /// Selection, Weight and Layer is the backend's own memory. One forward pass at a time: begin(), the operations in the
 /// order of model/forward.cpp, logits() or likely() last. Rows of different chunks never influence each other.
 class Backend {
