@@ -254,7 +254,8 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     if (hp_.scales_queries()) scale_by(hp_.temperature(position), hp_.q_width(), q.row(row));
     for (int h = 0; h < hp_.kv_heads; ++h) {
       const float* key = k.row(row) + h * dim;
-      Bf16* to = kv.tile(chunk.blocks[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
+      Bf16* to =
+          kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
       floats_to_bf16(key, dim, to);
       floats_to_bf16(v.row(row) + h * dim, dim, to + dim);
     }
@@ -263,7 +264,7 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
 #pragma omp parallel for schedule(static) num_threads(threads_) if (chunk.rows > kShortChunk)
     for (int i = 0; i < chunk.rows; ++i) finish_row(chunk, i);
     if (const int first = chunk.first_full(), end = chunk.end_full(); first < end) {
-      sketch(kv, chunk.blocks.subspan(first, end - first));
+      sketch(kv, chunk.blocks_of(kv).subspan(first, end - first));
     }
   }
 }
