@@ -107,6 +107,7 @@ struct Hyperparameters {
   int first_seen(int layer, int position) const {
     return window(layer) > 0 ? std::max(0, position - window(layer) + 1) : 0;
   }
+  int largest_window() const { return windows.empty() ? 0 : *std::max_element(windows.begin(), windows.end()); }
   /// Whether a layer reads the whole context, so that a plan has something to decide about it.
   bool reads_all(int layer) const { return window(layer) == 0 && !recurs(layer); }
   /// The layers that do, ascending.
@@ -133,6 +134,11 @@ struct Hyperparameters {
   int kv_width() const { return kv_heads * head_dim; }
   /// Bytes of K and V that one token adds to the cache, all layers but recurrent ones, bf16.
   int64_t kv_bytes_per_token() const { return kv_row_bytes() * (layers - recurrent_layers()); }
+  /// Those of them that are in layers with a window.
+  int64_t window_bytes_per_token() const {
+    const auto with = std::count_if(windows.begin(), windows.end(), [](int window) { return window > 0; });
+    return kv_row_bytes() * static_cast<int64_t>(with);
+  }
   /// Bytes of K and V that full attention reads of a context, all layers.
   int64_t kv_bytes_read(int context) const {
     int64_t positions = 0;

@@ -27,6 +27,11 @@ int max_rows(const Backend& backend, const EngineOptions& options) {
   return chunk_of(backend, options) + options.sequences - 1;
 }
 
+/// Blocks of a window that begins anywhere.
+int blocks_of_window(const Hyperparameters& hp) {
+  return blocks_for(hp.largest_window() - 1 + SequenceWindows::kSlack) + 1;
+}
+
 double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 /// Better before than after half of it is allocated.
@@ -51,11 +56,21 @@ size_t logit_count(const Engine::Request& request) {
 
 }  // namespace
 
+int window_blocks(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options) {
+  const int window = hp.largest_window();
+  // States and windows would have to be saved at the same positions.
+  if (options.whole_windows || window == 0 || window >= options.context || hp.recurrent_layers() > 0) return 0;
+  // All sequences may be in one step, each with a token, one with a chunk.
+  const int64_t sequence = (int64_t{1} + options.windows) * blocks_of_window(hp) + 1;
+  const int64_t blocks = 1 + sequence * options.sequences + blocks_for(chunk_of(backend, options)) + 1;
+  return blocks < pool_blocks(options) ? static_cast<int>(blocks) : 0;
+}
+
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options) {
   const int64_t blocks = pool_blocks(options), rows = max_rows(backend, options);
   EngineMemory memory;
-  memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
+  memory.cache = KvPool::kv_bytes(hp, static_cast<int>(blocks), window_blocks(backend, hp, options));
   memory.states = hp.state_bytes() * pool_states(options);
   if (plan.scans()) {
     memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
@@ -82,7 +97,8 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   plan.check(model.hp);
   options_.chunk = chunk_of(backend, options);
   check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
-  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options), pool_states(options));
+  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options), pool_states(options),
+                                   window_blocks(backend, model.hp, options_));
   const int rows = max_rows(backend, options_);
   forward_ = std::make_unique<Forward>(backend, model, rows, options.context);
   reserve_selection(plan);
@@ -183,6 +199,7 @@ void Engine::add_chunk(const Request& request) {
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
   chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
   chunk.cached = std::max(chunk.context(), sequence.length());
+  if (pool_->windows()) chunk.window_blocks = sequence.windows().blocks().first(chunk.blocks.size());
   if (pool_->states()) chunk.state = request.sequence->states().begin();
   if (const Plan& plan = plan_of(request); request.decode && plan.sparse_at(chunk.context())) {
     chunk.policy = plan.policy.at(chunk.context());
@@ -199,12 +216,17 @@ void Engine::add_chunk(const Request& request) {
 }
 
 void Engine::run(std::span<const Request> requests, int count) {
+  const auto begin = [](const Request& request) {
+    return request.correct > 0 ? request.sequence->clean() : request.sequence->length();
+  };
   try {
+    for (const Request& request : requests) request.sequence->windows().hold(begin(request));
     for (const Request& request : requests) {
       Sequence& sequence = *request.sequence;
-      const int first = request.correct > 0 ? sequence.clean() : sequence.length();
+      const int first = begin(request);
       restore(sequence, first);
       sequence.reserve(first, static_cast<int>(request.tokens.size()));
+      sequence.windows().reserve(first, first + static_cast<int>(chunk_rows(request)));
       reserve_state(request);
     }
   } catch (...) {
@@ -242,6 +264,7 @@ void Engine::run(std::span<const Request> requests, int count) {
     if (order_[c]->correct > 0) sequence.mark_clean(sequence.clean() + order_[c]->correct);
     sequence.append(order_[c]->tokens, !chunks_[c].sparse());
     end_state(sequence, chunks_[c]);
+    end_windows(sequence, chunks_[c]);
   }
 }
 
@@ -339,10 +362,17 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
          sequence.length());
   }
   sequence.reserve(count);
+  const int end = sequence.length() + count;
+  const int first_seen = std::max(sequence.length(), end - model_.hp.largest_window() - SequenceWindows::kSlack);
+  if (count > 0) sequence.windows().reserve(first_seen, end);
   const KvLayer& shape = pool_->layers()[0];
   const size_t block = static_cast<size_t>(shape.tile_elements()) * shape.kv_heads;
   const std::span<const BlockId> blocks =
       sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
+  const std::span<const BlockId> windows =
+      pool_->windows() && count > 0
+          ? sequence.windows().blocks().subspan(static_cast<size_t>(first_seen / kBlockTokens))
+          : std::span<const BlockId>();
   // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
   // another place, which the backend's own memory does as fast as it copies.
   const auto cached = static_cast<size_t>(model_.hp.layers - model_.hp.recurrent_layers());
@@ -362,13 +392,13 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   size_t next = 0;
   for (const KvLayer& layer : pool_->layers()) {
     if (!layer.data) continue;
-    for (const BlockId to : blocks) {
+    for (const BlockId to : layer.windowed ? windows : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
       backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                     reinterpret_cast<const std::byte*>(memory.as<Bf16>() + from), sizeof(Bf16) * block);
       next += block;
     }
-    backend_.sketch(layer, blocks);
+    if (!layer.windowed) backend_.sketch(layer, blocks);
   }
   const std::vector<Token> tokens(count, 0);
   sequence.append(tokens, true);
@@ -377,6 +407,8 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
     sequence.states().advance(sequence.length());
     sequence.states().save();  // to come back to
   }
+  sequence.windows().save(sequence.length());
+  sequence.windows().advance(sequence.length());
 }
 
 }  // namespace tidal

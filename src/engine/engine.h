@@ -23,11 +23,18 @@ struct EngineOptions {
   int sequences = 1;              ///< most sequences in one step
   /// Of hybrid models: states of recurrent layers beside the one that each of these sequences goes on with.
   int states = SequenceStates::kMostSaved;
+  /// Whether layers with a window keep K and V of the whole context all the same, like the others.
+  bool whole_windows = false;
+  /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
+  int windows = 2;
 };
+/// Blocks that an engine like this keeps of layers with a window (KvPool); 0: as many as of the others, where there are
+/// no such layers or nothing is to be saved.
+int window_blocks(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options);
 
 /// Bytes of the backend's memory that an engine like this takes, beside the weights, at most.
 struct EngineMemory {
-  int64_t cache = 0;      ///< K and V
+  int64_t cache = 0;      ///< K and V, of all layers
   int64_t states = 0;     ///< of recurrent layers
   int64_t sketches = 0;   ///< for plans that scan
   int64_t workspace = 0;  ///< activations and what the backend reserves
@@ -121,16 +128,18 @@ class Engine {
   /// One pass over the requests, sorted. `count`: as many likely tokens; 0: logits.
   void run(std::span<const Request> requests, int count);
   void add_chunk(const Request& request);
-  // Of hybrid models (engine_states.cpp); nothing otherwise.
+  // Of hybrids, and where layers keep their window only (engine_states.cpp); nothing otherwise.
 
-  /// Has the sequence's live state be the one behind `position` tokens: the nearest that there is, and the tokens since
-  /// run again, densely, which corrects those of them that are polluted.
+  /// Has a pass be able to begin behind `position` tokens: from the nearest state, or blocks of windows, that there
+  /// are, the tokens since run again, densely, which corrects those of them that are polluted.
   void restore(Sequence& sequence, int position);
-  void run_again(Sequence& sequence, int position, int rows);
+  /// A dense chunk of `rows` tokens from `position` on, and the `rest` that was behind them once.
+  void run_again(Sequence& sequence, int position, int rows, std::span<const Token> rest);
   /// Makes the live state one that the pass may write to; saved before where the pass may be taken back.
   void reserve_state(const Request& request);
-  /// After the pass, and after the tokens were recorded.
+  /// After the pass, and after the tokens were recorded: goes on to its end.
   void end_state(Sequence& sequence, const Chunk& chunk);
+  void end_windows(Sequence& sequence, const Chunk& chunk);
   /// What a step gave, `width` values a row, sorted back from the batch's order to the requests'.
   template <typename Value>
   std::span<const Value> in_request_order(std::span<const Request> requests, int width,

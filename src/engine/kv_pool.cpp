@@ -6,19 +6,25 @@
 
 namespace tidal {
 
-KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states)
-    : backend_(backend), references_(blocks, 0), states_(backend, hp, states) {
-  const int64_t layer_elements = int64_t{2} * kBlockTokens * hp.kv_width() * blocks;
-  memory_ = backend.allocate(static_cast<size_t>(hp.kv_bytes_per_token()) * kBlockTokens * static_cast<size_t>(blocks),
-                             "KV cache");
+KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks)
+    : backend_(backend),
+      blocks_(blocks),
+      windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
+      states_(backend, hp, states) {
+  memory_ = backend.allocate(static_cast<size_t>(kv_bytes(hp, blocks, window_blocks)), "KV cache");
   auto* own = memory_.as<Bf16>();
   for (int l = 0; l < hp.layers; ++l) {
-    layers_.push_back({.data = hp.recurs(l) ? nullptr : own, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim});
-    if (!hp.recurs(l)) own += layer_elements;
+    const bool windowed = window_blocks > 0 && hp.window(l) > 0;
+    layers_.push_back(
+        {.data = hp.recurs(l) ? nullptr : own, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim, .windowed = windowed});
+    if (!hp.recurs(l)) own += int64_t{2} * kBlockTokens * hp.kv_width() * (windowed ? window_blocks : blocks);
   }
   sketched_ = hp.layers_that_read_all();
-  // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
-  for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
+}
+
+int64_t KvPool::kv_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
+  const int64_t whole = hp.kv_bytes_per_token(), of_windows = window_blocks > 0 ? hp.window_bytes_per_token() : 0;
+  return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
 }
 
 int64_t KvPool::sketch_bytes() const {
@@ -35,7 +41,7 @@ void KvPool::keep_sketches(int bits) {
   memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
   for (BlockId block = 0; block < blocks(); ++block) {
-    if (references_[block] > 0) used.push_back(block);
+    if (references(block) > 0) used.push_back(block);
   }
   std::byte* own = memory.as<std::byte>();
   for (const int l : sketched_) {
@@ -116,22 +122,13 @@ void KvPool::write_sketches(size_t layer, std::span<const BlockId> blocks, const
 }
 
 BlockId KvPool::take() {
-  if (free_.empty()) fail("KV cache: all {} blocks of {} tokens are in use", blocks(), kBlockTokens);
-  const BlockId block = free_.back();
-  free_.pop_back();
-  references_[block] = 1;
-  return block;
+  if (free_blocks() == 0) fail("KV cache: all {} blocks of {} tokens are in use", blocks(), kBlockTokens);
+  return blocks_.take();
 }
 
-void KvPool::add_reference(BlockId block) { ++references_[block]; }
-
-void KvPool::release(BlockId block) {
-  if (--references_[block] == 0) free_.push_back(block);
-}
-
-void KvPool::copy(BlockId to, BlockId from) {
+void KvPool::copy(BlockId to, BlockId from, bool windowed) {
   for (const KvLayer& layer : layers_) {
-    if (!layer.data) continue;
+    if (!layer.data || layer.windowed != windowed) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes());
     for (const int bits : kSketchBits) {

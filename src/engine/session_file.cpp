@@ -115,6 +115,7 @@ uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
     fail("sessions: files for architecture '{}' are not supported, its recurrent layers have states beside K and V",
          pool.states().architecture());
   }
+  if (pool.windows()) fail("sessions: files hold the K/V of whole contexts, layers with a window must keep it, too");
   const KvLayer& layer = pool.layers()[0];
   const int64_t layout[] = {static_cast<int64_t>(pool.layers().size()), layer.kv_heads, layer.head_dim, kBlockTokens};
   return XXH3_64bits_withSeed(layout, sizeof layout, model);

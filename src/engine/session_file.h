@@ -21,7 +21,7 @@ struct SessionPart {
 };
 
 /// Whose K/V a file holds: the model's fingerprint, and how a block of the pool is laid out. Throws Error for models
-/// with recurrent layers, whose states files do not hold.
+/// with recurrent layers, whose states files do not hold, and where layers keep their window only.
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool);
 
 /// Writes `part`, whose K/V are in `blocks` [blocks_for(tokens)], and the sketches that the pool keeps of them. The

@@ -12,6 +12,7 @@ namespace {
 EngineOptions engine_options(std::span<const CalibrationText> texts, int batch) {
   EngineOptions options;
   options.sequences = batch + 1;
+  options.whole_windows = true;  // prefixes are cut back to what the next one shares
   // The prefixes of all texts stay, beside a fork for each candidate.
   options.states += static_cast<int>(texts.size()) / options.sequences + 1;
   options.context = 0;

@@ -51,11 +51,8 @@ void say(const BenchRun& run, const BenchCase& which, const std::string& what) {
 
 // Another sequence with the same content in blocks of its own: a fork would make a batch read the same memory again.
 Sequence copy_of(Engine& engine, const Sequence& from) {
-  Sequence copy = engine.create();
-  copy.reserve(from.length());
-  for (int b = 0; b < blocks_for(from.length()); ++b) engine.pool().copy(copy.blocks()[b], from.blocks()[b]);
-  copy.append(from.tokens(), true);
-  copy.states() = from.states().fork();
+  Sequence copy = from.fork();
+  copy.own_blocks();
   return copy;
 }
 
@@ -226,6 +223,7 @@ EngineOptions engine_options(const BenchRun& run) {
   options.context = run.context();
   options.sequences = run.batches.back();
   options.tokens = int64_t{options.context} * options.sequences;
+  options.whole_windows = run.whole_windows;
   return options;
 }
 
