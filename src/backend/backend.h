@@ -81,12 +81,12 @@ class Backend {
   virtual void begin(const Hyperparameters& hp, const Batch& batch) = 0;
   /// x [rows, width] = rows of the embedding matrix, times hp.embedding_scale.
   virtual void embed(const Weight& embedding, const Batch& batch, Rows x) = 0;
-  /// q [rows, q_width] and the appended K, V: RMS norm of x, projections, bias, q/k norm, RoPE where the layer rotates;
-  /// K and V go to the cache at the rows' positions. Blocks that this fills (Chunk::first_full()) get the sketches that
-  /// `kv` keeps.
+  /// q [rows, q_width] and the appended K, V, of as many and as large heads as `kv` has: RMS norm of x, projections,
+  /// bias, q/k norm, RoPE where the layer rotates; K and V go to the cache at the rows' positions. Blocks that this
+  /// fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
-  /// out [rows, q_width]: causal attention of every chunk by its role in `layer` (TidalDecode, section 3). Scores are
-  /// q.k / sqrt(head_dim).
+  /// out [rows, q_width], likewise: causal attention of every chunk by its role in `layer` (TidalDecode, section 3).
+  /// Scores are q.k / sqrt(head_dim).
   ///   Dense: all positions that the layer sees (Hyperparameters::window()); other roles are for layers that see all.
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.

@@ -64,15 +64,29 @@ enum class Activation {
 };
 inline constexpr float kClampedSlope = 1.702f, kClampedLimit = 7.0f;
 
+/// The keys and values of a layer.
+struct KvShape {
+  int heads = 0;     ///< divides the query heads
+  int head_dim = 0;  ///< elements of one head of q, k and v
+
+  explicit operator bool() const { return heads > 0; }
+  int width() const { return heads * head_dim; }
+  int64_t row_bytes() const { return int64_t{2} * 2 * width(); }  ///< of one position's K and V, bf16
+  bool operator==(const KvShape&) const = default;
+};
+/// No head has more elements.
+inline constexpr int kMostHeadDim = 512;
+
 struct Hyperparameters {
   std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
   std::string name;          ///< general.name, may be empty
   int layers = 0;
-  int width = 0;     ///< elements of the residual stream
-  int heads = 0;     ///< query heads
-  int kv_heads = 0;  ///< key/value heads; divides `heads`
-  int head_dim = 0;  ///< elements of one head of q, k and v
-  int ffn = 0;       ///< elements of the MLP's hidden layer; of no account where there are experts
+  int width = 0;      ///< elements of the residual stream
+  int heads = 0;      ///< query heads
+  int kv_heads = 0;   ///< key/value heads; divides `heads`
+  int head_dim = 0;   ///< elements of one head of q, k and v
+  KvShape window_kv;  ///< in place of these two in layers with a window; no heads: they are like all others
+  int ffn = 0;        ///< elements of the MLP's hidden layer; of no account where there are experts
   int vocab = 0;
   int context = 0;  ///< positions the model was trained for
   float rms_epsilon = 1e-5f;
@@ -129,23 +143,33 @@ struct Hyperparameters {
     const double lengths = 1.0 + position / temperature_length;  // NOLINT(bugprone-integer-division): whole ones
     return static_cast<float>(query_scale * (1.0 + static_cast<double>(temperature_scale) * std::log(lengths)));
   }
-  int group() const { return heads / kv_heads; }  ///< query heads that share one KV head
-  int q_width() const { return heads * head_dim; }
-  int kv_width() const { return kv_heads * head_dim; }
+  KvShape kv(int layer) const { return window_kv && window(layer) > 0 ? window_kv : KvShape{kv_heads, head_dim}; }
+  int q_width(int layer) const { return heads * kv(layer).head_dim; }
+  /// Of the layers that read the whole context, which are all alike: query heads that share one KV head.
+  int group() const { return heads / kv_heads; }
+  // Of the layer where it is most.
+  int q_width() const { return heads * std::max(head_dim, window_kv.head_dim); }
+  int kv_width() const { return std::max(kv_heads * head_dim, window_kv.width()); }
   /// Bytes of K and V that one token adds to the cache, all layers but recurrent ones, bf16.
-  int64_t kv_bytes_per_token() const { return kv_row_bytes() * (layers - recurrent_layers()); }
+  int64_t kv_bytes_per_token() const {
+    int64_t bytes = 0;
+    for (int l = 0; l < layers; ++l) bytes += recurs(l) ? 0 : kv(l).row_bytes();
+    return bytes;
+  }
   /// Those of them that are in layers with a window.
   int64_t window_bytes_per_token() const {
-    const auto with = std::count_if(windows.begin(), windows.end(), [](int window) { return window > 0; });
-    return kv_row_bytes() * static_cast<int64_t>(with);
+    int64_t bytes = 0;
+    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 ? kv(l).row_bytes() : 0;
+    return bytes;
   }
   /// Bytes of K and V that full attention reads of a context, all layers.
   int64_t kv_bytes_read(int context) const {
-    int64_t positions = 0;
-    for (int l = 0; l < layers; ++l) positions += recurs(l) ? 0 : context - first_seen(l, context - 1);
-    return kv_row_bytes() * positions;
+    int64_t bytes = 0;
+    for (int l = 0; l < layers; ++l) {
+      if (!recurs(l)) bytes += kv(l).row_bytes() * (context - first_seen(l, context - 1));
+    }
+    return bytes;
   }
-  int64_t kv_row_bytes() const { return int64_t{2} * 2 * kv_width(); }  ///< of one position in one layer
 };
 
 }  // namespace tidal

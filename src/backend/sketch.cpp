@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/hyperparameters.h"
+
 namespace tidal {
 namespace {
 
-constexpr int kMaxDim = 256;
+constexpr int kMaxDim = kMostHeadDim;
 
 Bf16 bf16_at(const std::byte* from, int index) {
   Bf16 value;

@@ -41,7 +41,8 @@ struct DeltaWeights {
   bool operator==(const DeltaWeights&) const = default;
 };
 
-/// One transformer layer. Biases and the q/k norms are present in some families only.
+/// One transformer layer. Biases and the q/k norms are present in some families only. Heads, q_width and kv_width are
+/// the layer's own (Hyperparameters::kv()).
 struct Layer {
   Weight attn_norm;             // [width]; optional (olmo2)
   Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice

@@ -147,6 +147,8 @@ std::string as_json(const Info& info) {
       {"heads", hp.heads},
       {"kv_heads", hp.kv_heads},
       {"head_size", hp.head_dim},
+      {"window_kv",
+       hp.window_kv ? Json({{"kv_heads", hp.window_kv.heads}, {"head_size", hp.window_kv.head_dim}}) : Json()},
       {"windows", hp.windows.empty() ? Json() : Json(hp.windows)},
       {"recurrent", recurrent_json(hp)},
       {"ffn", hp.ffn},
@@ -211,7 +213,10 @@ std::string as_text(const Info& info) {
   line("layers", others.empty() ? std::to_string(hp.layers)
                                 : fmt::format("{}; {} read the whole context", others, whole_layers(hp)));
   line("width", std::to_string(hp.width));
-  line("heads", fmt::format("{} of size {}, {} KV heads", hp.heads, hp.head_dim, hp.kv_heads));
+  const std::string of_windows =
+      hp.window_kv ? fmt::format("; {} of size {} in layers with a window", hp.window_kv.heads, hp.window_kv.head_dim)
+                   : "";
+  line("heads", fmt::format("{} of size {}, {} KV heads{}", hp.heads, hp.head_dim, hp.kv_heads, of_windows));
   if (hp.recurrent_layers() > 0) {
     line("recurrent layers",
          fmt::format("{} key and {} value heads of size {}, convolution over {} rows; a state of {} a sequence",

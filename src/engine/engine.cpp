@@ -70,7 +70,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
                            const EngineOptions& options) {
   const int64_t blocks = pool_blocks(options), rows = max_rows(backend, options);
   EngineMemory memory;
-  memory.cache = KvPool::kv_bytes(hp, static_cast<int>(blocks), window_blocks(backend, hp, options));
+  memory.cache = KvPool::cache_bytes(hp, static_cast<int>(blocks), window_blocks(backend, hp, options));
   memory.states = hp.state_bytes() * pool_states(options);
   if (plan.scans()) {
     memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
@@ -336,11 +336,10 @@ std::span<const LikelyToken> Engine::decode(Sequence& sequence, Token token, int
 int64_t Engine::decode_bytes(int context, const Plan& plan) const {
   const Hyperparameters& hp = model_.hp;
   const Policy policy = plan.policy.at(context);
-  const int64_t row = int64_t{2} * 2 * hp.head_dim;  // K and V of one position and KV head
   const int filled = context / kBlockTokens * kBlockTokens;
   const int64_t sketch = SketchLayout{hp.head_dim, policy.sketch_bits}.bytes() * hp.kv_heads * (filled / kBlockTokens);
   const bool sparse_step = plan.sparse_at(context);
-  int64_t rows = 0, sketches = 0;
+  int64_t read = 0, sketches = 0;
   int selected = 0;  // by the last layer that chose
   for (int l = 0; l < hp.layers; ++l) {
     if (hp.recurs(l)) continue;
@@ -349,11 +348,12 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     if (role == Role::Select) selected = policy.budget;
     if (role == Role::Scan) selected = scan_policy(policy, context).budget;
     // With one set per query head, the heads of a group read their own rows.
-    const int readers = sparse && policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
-    rows += int64_t{sparse ? selected : context - hp.first_seen(l, context - 1)} * readers;
+    KvShape kv = hp.kv(l);
+    if (sparse && policy.scope == Scope::Head) kv.heads = hp.heads;
+    read += kv.row_bytes() * (sparse ? selected : context - hp.first_seen(l, context - 1));
     if (sparse && role == Role::Scan) sketches += sketch;
   }
-  return model_.decode_weight_bytes() + rows * row + sketches + hp.state_bytes();
+  return model_.decode_weight_bytes() + read + sketches + hp.state_bytes();
 }
 
 void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
@@ -365,8 +365,6 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   const int end = sequence.length() + count;
   const int first_seen = std::max(sequence.length(), end - model_.hp.largest_window() - SequenceWindows::kSlack);
   if (count > 0) sequence.windows().reserve(first_seen, end);
-  const KvLayer& shape = pool_->layers()[0];
-  const size_t block = static_cast<size_t>(shape.tile_elements()) * shape.kv_heads;
   const std::span<const BlockId> blocks =
       sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
   const std::span<const BlockId> windows =
@@ -375,9 +373,10 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
           : std::span<const BlockId>();
   // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
   // another place, which the backend's own memory does as fast as it copies.
-  const auto cached = static_cast<size_t>(model_.hp.layers - model_.hp.recurrent_layers());
-  const size_t wanted = block * blocks.size() * cached;
-  const size_t most = std::max(block, kNoise);
+  const size_t wanted =
+      static_cast<size_t>(model_.hp.kv_bytes_per_token()) / sizeof(Bf16) * kBlockTokens * blocks.size();
+  const size_t largest = size_t{2} * kBlockTokens * static_cast<size_t>(model_.hp.kv_width());  // of a layer's blocks
+  const size_t most = std::max(largest, kNoise);
   std::vector<Bf16> noise(std::min(wanted, most));
   uint64_t state = seed * 2 + 1;
   const auto random = [&] {
@@ -392,6 +391,7 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   size_t next = 0;
   for (const KvLayer& layer : pool_->layers()) {
     if (!layer.data) continue;
+    const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     for (const BlockId to : layer.windowed ? windows : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
       backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),

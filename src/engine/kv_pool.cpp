@@ -11,18 +11,21 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
       blocks_(blocks),
       windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
       states_(backend, hp, states) {
-  memory_ = backend.allocate(static_cast<size_t>(kv_bytes(hp, blocks, window_blocks)), "KV cache");
+  memory_ = backend.allocate(static_cast<size_t>(cache_bytes(hp, blocks, window_blocks)), "KV cache");
   auto* own = memory_.as<Bf16>();
   for (int l = 0; l < hp.layers; ++l) {
+    const KvShape shape = hp.kv(l);
     const bool windowed = window_blocks > 0 && hp.window(l) > 0;
-    layers_.push_back(
-        {.data = hp.recurs(l) ? nullptr : own, .kv_heads = hp.kv_heads, .head_dim = hp.head_dim, .windowed = windowed});
-    if (!hp.recurs(l)) own += int64_t{2} * kBlockTokens * hp.kv_width() * (windowed ? window_blocks : blocks);
+    layers_.push_back({.data = hp.recurs(l) ? nullptr : own,
+                       .kv_heads = shape.heads,
+                       .head_dim = shape.head_dim,
+                       .windowed = windowed});
+    if (!hp.recurs(l)) own += int64_t{2} * kBlockTokens * shape.width() * (windowed ? window_blocks : blocks);
   }
   sketched_ = hp.layers_that_read_all();
 }
 
-int64_t KvPool::kv_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
+int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
   const int64_t whole = hp.kv_bytes_per_token(), of_windows = window_blocks > 0 ? hp.window_bytes_per_token() : 0;
   return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
 }
@@ -35,8 +38,9 @@ int64_t KvPool::sketch_bytes() const {
 
 void KvPool::keep_sketches(int bits) {
   if (keeps_sketches(bits) || sketched_.empty()) return;
-  const SketchLayout layout{layers_[0].head_dim, bits};
-  const int64_t layer_bytes = layout.bytes() * layers_[0].kv_heads * blocks();
+  const KvLayer& shape = layers_[static_cast<size_t>(sketched_.front())];  // of all these
+  const SketchLayout layout{shape.head_dim, bits};
+  const int64_t layer_bytes = layout.bytes() * shape.kv_heads * blocks();
   Buffer& memory = sketches_[bits / 2];
   memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
@@ -58,8 +62,8 @@ int KvPool::sketch_widths() const {
   return widths;
 }
 
-size_t KvPool::kv_bytes() const {
-  return sizeof(Bf16) * static_cast<size_t>(layers_[0].tile_elements()) * layers_[0].kv_heads;
+size_t KvPool::kv_bytes(size_t layer) const {
+  return sizeof(Bf16) * static_cast<size_t>(layers_[layer].tile_elements()) * layers_[layer].kv_heads;
 }
 
 template <typename Part>
@@ -71,16 +75,16 @@ void KvPool::each_sketch(const KvLayer& layer, BlockId block, int widths, const 
   }
 }
 
-size_t KvPool::sketch_bytes(int widths) const {
+size_t KvPool::sketch_bytes(size_t layer, int widths) const {
   size_t bytes = 0;
-  each_sketch(layers_[0], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
+  each_sketch(layers_[layer], 0, widths, [&](const std::byte*, size_t part) { bytes += part; });
   return bytes;
 }
 
 void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
-    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(block, 0)), kv_bytes());
-    to += kv_bytes();
+    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(block, 0)), kv_bytes(layer));
+    to += kv_bytes(layer);
   }
 }
 
@@ -104,7 +108,7 @@ void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::
     while (++end < blocks.size() && blocks[end] == blocks[end - 1] + 1) {
     }
     std::byte* to = reinterpret_cast<std::byte*>(layers_[layer].tile(blocks[first], 0));
-    const size_t before = first * kv_bytes(), bytes = (end - first) * kv_bytes();
+    const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
     const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
     if (!mapped) backend_.write(to, from + before, bytes);
   }
@@ -127,10 +131,11 @@ BlockId KvPool::take() {
 }
 
 void KvPool::copy(BlockId to, BlockId from, bool windowed) {
-  for (const KvLayer& layer : layers_) {
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const KvLayer& layer = layers_[l];
     if (!layer.data || layer.windowed != windowed) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
-                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes());
+                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l));
     for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};

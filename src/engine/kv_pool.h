@@ -12,9 +12,10 @@
 
 namespace tidal {
 
-/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, and beside it sketches of the keys where a plan scans. One
-/// block id stands for the same 64 positions in every layer. Recurrent layers have no part in it: they have states.
-/// Where layers with a window keep their window only, they have block ids of their own: windows().
+/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, of the heads that each layer has, and beside it sketches of
+/// the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent layers have no
+/// part in it: they have states. Where layers with a window keep their window only, they have block ids of their own:
+/// windows().
 class KvPool {
  public:
   /// `window_blocks`: of layers with a window, kNoBlock with them; 0: these keep the whole context like all others.
@@ -24,7 +25,7 @@ class KvPool {
   int blocks() const { return blocks_.blocks(); }
   int free_blocks() const { return blocks_.free(); }
   /// Of K and V, for a pool of so many blocks.
-  static int64_t kv_bytes(const Hyperparameters& hp, int blocks, int window_blocks);
+  static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks);
   int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }  ///< of K and V
   int64_t sketch_bytes() const;
 
@@ -53,10 +54,11 @@ class KvPool {
 
   /// The widths of the sketches that are kept: the sum of their bits.
   int sketch_widths() const;
-  /// Bytes of one block in one layer: K and V; sketches of these widths, the narrow ones first.
-  size_t kv_bytes() const;
-  size_t sketch_bytes(int widths) const;
-  /// To `to` [blocks, kv_bytes()], and [blocks, sketch_bytes(sketch_widths())]: zeros of a layer that keeps none.
+  /// Bytes of one block in a layer: K and V; sketches of these widths, the narrow ones first.
+  size_t kv_bytes(size_t layer) const;
+  size_t sketch_bytes(size_t layer, int widths) const;
+  /// To `to` [blocks, kv_bytes(layer)], and [blocks, sketch_bytes(layer, sketch_widths())]: zeros of a layer that keeps
+  /// none.
   void read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
   void read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const;
   /// The way back. read_kv()'s bytes may also stand in a file, `descriptor`, at `offset`: then the backend may map them

@@ -117,6 +117,11 @@ uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
   }
   if (pool.windows()) fail("sessions: files hold the K/V of whole contexts, layers with a window must keep it, too");
   const KvLayer& layer = pool.layers()[0];
+  for (const KvLayer& other : pool.layers()) {
+    if (other.kv_heads != layer.kv_heads || other.head_dim != layer.head_dim) {
+      fail("sessions: files of models whose layers have KV heads of different number or size are not supported");
+    }
+  }
   const int64_t layout[] = {static_cast<int64_t>(pool.layers().size()), layer.kv_heads, layer.head_dim, kBlockTokens};
   return XXH3_64bits_withSeed(layout, sizeof layout, model);
 }
@@ -131,8 +136,8 @@ int64_t write_session(const std::string& path, uint64_t fingerprint, const Sessi
   header.clean = part.clean;
   header.widths = pool.sketch_widths();
   header.layers = static_cast<int32_t>(pool.layers().size());
-  header.kv_bytes = static_cast<int64_t>(pool.kv_bytes());
-  header.sketch_bytes = static_cast<int64_t>(pool.sketch_bytes(header.widths));
+  header.kv_bytes = static_cast<int64_t>(pool.kv_bytes(0));
+  header.sketch_bytes = static_cast<int64_t>(pool.sketch_bytes(0, header.widths));
   const Places places(header);
   std::vector<std::byte> behind(places.behind_header());
   std::memcpy(behind.data(), part.tokens.data(), sizeof(Token) * part.tokens.size());
@@ -174,8 +179,8 @@ void load_session(const std::string& path, uint64_t fingerprint, KvPool& pool, s
   const std::byte* data = open.file.data;
   const Places places(header);
   if (places.layers() != pool.layers().size() || blocks.size() > places.blocks() ||
-      header.kv_bytes != static_cast<int64_t>(pool.kv_bytes()) ||
-      header.sketch_bytes != static_cast<int64_t>(pool.sketch_bytes(header.widths))) {
+      header.kv_bytes != static_cast<int64_t>(pool.kv_bytes(0)) ||
+      header.sketch_bytes != static_cast<int64_t>(pool.sketch_bytes(0, header.widths))) {
     fail("{}: is damaged: its layout is not that of the model", path);
   }
   const auto* hashes = data + places.hashes();

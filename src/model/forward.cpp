@@ -41,8 +41,6 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
   const int rows = batch.rows();
   if (rows > max_rows_) fail("forward pass: {} rows, made for at most {}", rows, max_rows_);
   const Rows x{x_.as<float>(), rows, hp.width};
-  const Rows q{q_.as<float>(), rows, hp.q_width()};
-  const Rows out{out_.as<float>(), rows, hp.q_width()};
 
   backend_.begin(hp, batch);
   backend_.embed(model_.embedding, batch, x);
@@ -51,6 +49,7 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
     if (layer.delta) {
       backend_.delta(layer, batch, recurrent++, x);
     } else {
+      const Rows q{q_.as<float>(), rows, hp.q_width(l)}, out{out_.as<float>(), rows, q.width};
       backend_.qkv(layer, batch, x, q, kv[l]);
       backend_.attend(batch, l, q, kv[l], selection_, out, layer.sink_logits);  // by chunk.roles[l]
       if (observer) observer->attended(l, batch, q, kv[l], selection_);

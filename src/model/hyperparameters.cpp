@@ -173,8 +173,8 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   if (hp.heads % hp.kv_heads != 0) {
     fail("{}: {} attention heads cannot share {} KV heads evenly", file.path(), hp.heads, hp.kv_heads);
   }
-  if (hp.head_dim % 16 != 0 || hp.head_dim > 256) {
-    fail("{}: the head size is {}, expected a multiple of 16 up to 256", file.path(), hp.head_dim);
+  if (hp.head_dim % 16 != 0 || hp.head_dim > kMostHeadDim) {
+    fail("{}: the head size is {}, expected a multiple of 16 up to {}", file.path(), hp.head_dim, kMostHeadDim);
   }
 }
 

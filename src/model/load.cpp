@@ -77,8 +77,8 @@ void read_delta(Tensors& tensors, const Hyperparameters& hp, const std::string& 
 }
 
 /// q, k and v, each by itself or one behind the other in attn_qkv.
-void read_qkv(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
-  const int64_t q = hp.q_width(), kv = hp.kv_width();
+void read_qkv(Tensors& tensors, const Hyperparameters& hp, int index, const std::string& prefix, Layer& layer) {
+  const int64_t q = hp.q_width(index), kv = hp.kv(index).width();
   if (tensors.has(prefix + "attn_qkv.weight")) {
     const Weight fused = tensors.matrix(prefix + "attn_qkv", q + 2 * kv, hp.width);
     if (fused.rows == q + 2 * kv) {
@@ -188,14 +188,16 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
     read_delta(tensors, hp, prefix, layer.delta);
     return layer;
   }
-  (hp.gated_attention ? read_gated_q : read_qkv)(tensors, hp, prefix, layer);
+  const int q_width = hp.q_width(index);
+  const KvShape kv = hp.kv(index);
+  hp.gated_attention ? read_gated_q(tensors, hp, prefix, layer) : read_qkv(tensors, hp, index, prefix, layer);
   if (const auto norms = family.norms; norms != Family::Norms::None) {
     const bool heads = norms == Family::Norms::Heads;
-    layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? hp.head_dim : hp.q_width());
-    layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? hp.head_dim : hp.kv_width());
+    layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? kv.head_dim : q_width);
+    layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? kv.head_dim : kv.width());
   }
   if (family.sink_logits) layer.sink_logits = tensors.vector(prefix + "attn_sinks.weight", hp.heads);
-  layer.wo = tensors.matrix(prefix + "attn_output", hp.width, hp.q_width());
+  layer.wo = tensors.matrix(prefix + "attn_output", hp.width, q_width);
   layer.bo = tensors.optional_vector(prefix + "attn_output.bias", hp.width);
   fold_scales(hp, layer);
   if (family.scales) {  // which a bias would need, too

@@ -62,17 +62,19 @@ std::vector<Part> parts_of(Model& model) {
                              {&model.output, hp.vocab, hp.width},
                              {&model.output_norm, 1, hp.width, 1.0f}};
   for (int l = 0; Layer & layer : model.layers) {
+    const int q_width = hp.q_width(l);
+    const KvShape kv = hp.kv(l);
     layer.rotates = hp.rotates(l);
     layer.window_rope = hp.rotates_by_window_rope(l);
     const bool recurs = hp.recurs(l++);
     if (recurs) {
       add_delta(parts, layer.delta, hp);
     } else {
-      parts.insert(parts.end(), {{&layer.wq, hp.q_width(), hp.width},
-                                 {&layer.wk, hp.kv_width(), hp.width},
-                                 {&layer.wv, hp.kv_width(), hp.width},
-                                 {&layer.wo, hp.width, hp.q_width()}});
-      if (hp.gated_attention) parts.push_back({&layer.attn_gate, hp.q_width(), hp.width});
+      parts.insert(parts.end(), {{&layer.wq, q_width, hp.width},
+                                 {&layer.wk, kv.width(), hp.width},
+                                 {&layer.wv, kv.width(), hp.width},
+                                 {&layer.wo, hp.width, q_width}});
+      if (hp.gated_attention) parts.push_back({&layer.attn_gate, q_width, hp.width});
     }
     if (family.pre_norms) {
       parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f}, {&layer.ffn_norm, 1, hp.width, 1.0f}});
@@ -88,14 +90,13 @@ std::vector<Part> parts_of(Model& model) {
                    {{&layer.attn_post_norm, 1, hp.width, 1.0f}, {&layer.ffn_post_norm, 1, hp.width, 1.0f}});
     }
     if (family.biases) {
-      parts.insert(parts.end(),
-                   {{&layer.bq, 1, hp.q_width()}, {&layer.bk, 1, hp.kv_width()}, {&layer.bv, 1, hp.kv_width()}});
+      parts.insert(parts.end(), {{&layer.bq, 1, q_width}, {&layer.bk, 1, kv.width()}, {&layer.bv, 1, kv.width()}});
     }
     if (family.sink_logits) parts.push_back({&layer.sink_logits, 1, hp.heads});
     if (family.norms != Family::Norms::None && !recurs) {
       const bool heads = family.norms == Family::Norms::Heads;
-      parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? hp.head_dim : hp.q_width(), 1.0f},
-                                 {&layer.k_norm, 1, heads ? hp.head_dim : hp.kv_width(), 1.0f}});
+      parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? kv.head_dim : q_width, 1.0f},
+                                 {&layer.k_norm, 1, heads ? kv.head_dim : kv.width(), 1.0f}});
     }
   }
   return parts;

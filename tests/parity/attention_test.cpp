@@ -90,6 +90,10 @@ std::vector<int32_t> random_selection(const Inputs& in, const Policy& policy, Ra
 class AttentionParity : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (backend() == "cuda" && shape().head_dim > 256) GTEST_SKIP() << "refused there";
+  }
   const Shape& shape() const { return std::get<1>(GetParam()); }
   Random random_{static_cast<uint64_t>(100 * shape().head_dim + shape().group)};
 };
@@ -223,7 +227,7 @@ TEST_P(AttentionParity, LargeScores) {
 std::vector<Shape> shapes() {
   std::vector<Shape> shapes;
   for (const int group : {1, 3, 4, 6, 7, 8, 9, 16, 20}) shapes.push_back({group, group > 8 ? 1 : 2, 64});
-  for (const int dim : {16, 48, 80, 96, 112, 128, 256}) {
+  for (const int dim : {16, 48, 80, 96, 112, 128, 256, 512}) {
     for (const int group : {1, 7}) shapes.push_back({group, group > 4 ? 1 : 2, dim});
   }
   return shapes;

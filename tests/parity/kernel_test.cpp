@@ -65,7 +65,7 @@ Attended attend(Function&& kernel, const HostCache& cache, const Chunk& chunk, c
 
 template <typename Function>
 void expect_attends(Function&& kernel, bool bf16, Random& random) {
-  for (const int dim : {16, 48, 64, 80, 96, 112, 128, 192, 240, 256}) {
+  for (const int dim : {16, 48, 64, 80, 96, 112, 128, 192, 240, 256, 512}) {
     for (const int heads : {1, 2, 3, 5, 7, 8, 9, 16}) {
       for (const int context : {1, 15, 16, 17, 63, 64, 65, 130}) {
         const Hyperparameters hp = attention_shape(heads, 1, dim);

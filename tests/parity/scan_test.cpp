@@ -82,6 +82,10 @@ using Parameters = std::tuple<std::string, Shape, int>;
 class ScanParity : public test::BackendTest<Parameters> {
  protected:
   const std::string& backend() const { return std::get<0>(GetParam()); }
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (backend() == "cuda" && shape().head_dim > 256) GTEST_SKIP() << "refused there";
+  }
   const Shape& shape() const { return std::get<1>(GetParam()); }
   int bits() const { return std::get<2>(GetParam()); }
   Random random_{static_cast<uint64_t>(1000 * shape().head_dim + 10 * shape().group + bits())};
@@ -291,7 +295,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ScanParity,
                          testing::Combine(testing::ValuesIn(kBackends),
                                           testing::Values(Shape{1, 3, 64}, Shape{3, 3, 64}, Shape{4, 2, 80},
                                                           Shape{7, 2, 64}, Shape{4, 1, 128}, Shape{20, 1, 96},
-                                                          Shape{2, 1, 256}),
+                                                          Shape{2, 1, 256}, Shape{4, 1, 512}),
                                           testing::Values(1, 2, 4)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Shapes, LongScan,

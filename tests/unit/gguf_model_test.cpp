@@ -189,7 +189,7 @@ TEST(GgufModel, SizesOutOfRange) {
       {"attention.head_count_kv", 0, "key 'llama.attention.head_count_kv' is 0, expected 1 to 2^24"},
       {"attention.head_count_kv", 3, "4 attention heads cannot share 3 KV heads evenly"},
       {"attention.head_count_kv", 8, "4 attention heads cannot share 8 KV heads evenly"},
-      {"attention.head_count", 8, "the head size is 8, expected a multiple of 16 up to 256"},
+      {"attention.head_count", 8, "the head size is 8, expected a multiple of 16 up to 512"},
       {"attention.key_length", 24, "keys and values of different head sizes are not supported"},
       {"rope.dimension_count", 0, "key 'llama.rope.dimension_count' is 0, expected 1 to 2^24"},
       {"rope.dimension_count", 7, "rope rotates 7 elements, expected an even number up to the head size 16"},
@@ -204,11 +204,11 @@ TEST(GgufModel, SizesOutOfRange) {
 }
 
 TEST(GgufModel, HeadSizesTheKernelsDoNotKnow) {
-  for (const uint32_t size : {1u, 8u, 24u, 100u, 272u, 512u}) {
+  for (const uint32_t size : {1u, 8u, 24u, 100u, 264u, 528u}) {
     GgufWriter writer = small_model("llama");
     writer.set("llama.attention.key_length", size).set("llama.attention.value_length", size);
     EXPECT_EQ(refusal(writer),
-              fmt::format("test.gguf: the head size is {}, expected a multiple of 16 up to 256", size));
+              fmt::format("test.gguf: the head size is {}, expected a multiple of 16 up to 512", size));
   }
 }
 

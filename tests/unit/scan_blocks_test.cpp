@@ -113,9 +113,9 @@ class ScanBlocks : public testing::TestWithParam<SketchLayout> {
   Random random_{static_cast<uint64_t>(GetParam().head_dim * 8 + GetParam().bits)};
 };
 
-constexpr SketchLayout kLayouts[] = {{16, 1}, {16, 2},  {16, 4},  {32, 1},  {32, 2},  {32, 4},  {64, 1},
-                                     {64, 2}, {64, 4},  {80, 1},  {80, 2},  {80, 4},  {96, 1},  {96, 2},
-                                     {96, 4}, {128, 1}, {128, 2}, {128, 4}, {256, 1}, {256, 2}, {256, 4}};
+constexpr SketchLayout kLayouts[] = {{16, 1},  {16, 2},  {16, 4},  {32, 1},  {32, 2},  {32, 4},  {64, 1},  {64, 2},
+                                     {64, 4},  {80, 1},  {80, 2},  {80, 4},  {96, 1},  {96, 2},  {96, 4},  {128, 1},
+                                     {128, 2}, {128, 4}, {256, 1}, {256, 2}, {256, 4}, {512, 1}, {512, 2}, {512, 4}};
 INSTANTIATE_TEST_SUITE_P(Layouts, ScanBlocks, testing::ValuesIn(kLayouts), [](const auto& info) {
   return "dim" + std::to_string(info.param.head_dim) + "_" + std::to_string(info.param.bits) + "bit";
 });

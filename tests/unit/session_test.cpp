@@ -50,7 +50,7 @@ struct Texts {
     sequence.append(std::span(tokens).first(clean), true);
     sequence.append(std::span(tokens).subspan(clean), false);
     test::Random random(seed);
-    std::vector<Bf16> content(pool.kv_bytes() / sizeof(Bf16) * sequence.blocks().size());
+    std::vector<Bf16> content(pool.kv_bytes(0) / sizeof(Bf16) * sequence.blocks().size());
     for (size_t layer = 0; layer < pool.layers().size(); ++layer) {
       for (Bf16& value : content) value = to_bf16(random.uniform(1));
       pool.write_kv(layer, sequence.blocks(), reinterpret_cast<const std::byte*>(content.data()));
@@ -63,12 +63,12 @@ struct Texts {
   /// All that the pool has of the tokens' whole blocks.
   std::vector<std::byte> content(const Sequence& sequence) {
     const auto blocks = sequence.blocks().first(static_cast<size_t>(sequence.length() / kBlockTokens));
-    const size_t bytes = blocks.size() * (pool.kv_bytes() + pool.sketch_bytes(pool.sketch_widths()));
+    const size_t bytes = blocks.size() * (pool.kv_bytes(0) + pool.sketch_bytes(0, pool.sketch_widths()));
     std::vector<std::byte> all(bytes * pool.layers().size());
     for (size_t layer = 0; layer < pool.layers().size(); ++layer) {
       std::byte* to = all.data() + bytes * layer;
       pool.read_kv(layer, blocks, to);
-      pool.read_sketches(layer, blocks, to + blocks.size() * pool.kv_bytes());
+      pool.read_sketches(layer, blocks, to + blocks.size() * pool.kv_bytes(0));
     }
     return all;
   }
@@ -150,7 +150,7 @@ TEST_P(SessionsTest, WhatIsWrittenOverATextDoesNotReachItsFile) {
   const Sequence again = texts.found(store, tokens);
   const std::string mapped((std::istreambuf_iterator<char>(maps)), {});
   EXPECT_EQ(mapped.find(texts.directory) != std::string::npos, GetParam() == "cpu");
-  const std::vector<std::byte> zeros(texts.pool.kv_bytes() * again.blocks().size());
+  const std::vector<std::byte> zeros(texts.pool.kv_bytes(0) * again.blocks().size());
   for (size_t layer = 0; layer < texts.pool.layers().size(); ++layer) {
     texts.pool.write_kv(layer, again.blocks(), zeros.data());
   }

@@ -27,7 +27,7 @@ using Vec = hn::Vec<F32>;
 
 constexpr int kRound = 64;   // rows per softmax round
 constexpr int kStripe = 16;  // rows converted to float32 at a time; the scratch stays in L1
-constexpr int kMaxPadded = 256 + 2 * static_cast<int>(hn::MaxLanes(F32()));
+constexpr int kMaxPadded = kMostHeadDim + 2 * static_cast<int>(hn::MaxLanes(F32()));
 
 int PaddedDim(int head_dim) {
   const int unit = 2 * static_cast<int>(hn::Lanes(F32()));

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "backend/hyperparameters.h"
 #include "core/bf16.h"
 
 namespace tidal {
@@ -20,7 +21,7 @@ struct AttentionPart {
 struct AttendRowsArgs {
   const float* q = nullptr;           ///< [heads, head_dim]
   int heads = 0;                      ///< query heads that share the rows' KV head, 1 to kMaxAttendHeads
-  int head_dim = 0;                   ///< multiple of 16, at most 256
+  int head_dim = 0;                   ///< multiple of 16, at most kMostHeadDim
   const Bf16* const* rows = nullptr;  ///< [count] rows [K head_dim | V head_dim]
   int count = 0;
   float scale = 1;          ///< factor on q.k before the softmax

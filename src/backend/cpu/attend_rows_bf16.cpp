@@ -29,7 +29,7 @@ namespace {
 constexpr int kRound = 64;   // rows per softmax round
 constexpr int kStripe = 16;  // keys transposed together
 constexpr int kDims = 32;    // dims of one vector of bf16
-constexpr int kMaxDim = 256;
+constexpr int kMaxDim = kMostHeadDim;
 constexpr int kMaxPairs = kMaxDim / 2;
 constexpr int kMaxHeads = 8;  // whose sums fit in registers together
 

@@ -22,15 +22,18 @@ int piece_of(int most) { return std::clamp((most / kSparsePieces + 63) / 64 * 64
 
 void Attention::reserve(const Hyperparameters& hp, int max_context) {
   heads_ = hp.heads;
-  group_ = hp.group();
-  head_dim_ = hp.head_dim;
-  scale_ = 1.0f / std::sqrt(static_cast<float>(hp.head_dim));
+  size_t largest = 0;
+  for (const KvShape& shape : {KvShape{hp.kv_heads, hp.head_dim}, hp.window_kv}) {
+    if (!shape) continue;
+    take_shape({.kv_heads = shape.heads, .head_dim = shape.head_dim});
+    largest = std::max(largest, part_floats());
+  }
   // Scope head is the most divided: every query head has pieces of its own. Windows may begin inside of a piece.
   const size_t parts =
       static_cast<size_t>(kWave) * hp.heads * (std::max(kSparsePieces, pieces(max_context, kDensePiece)) + 1);
   items_.reserve(parts);
   task_ends_.reserve(parts);
-  part_memory_ = allocate_memory(sizeof(float) * parts * part_floats(), "partial attention");
+  part_memory_ = allocate_memory(sizeof(float) * parts * largest, "partial attention");
   done_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(kWave) * hp.heads);
   // Whole cache lines, and heads are no power of two apart: their lines would share few places of the cache.
   score_stride_ = (int64_t{max_context} + 15) / 16 * 16 + 16;
@@ -39,6 +42,12 @@ void Attention::reserve(const Hyperparameters& hp, int max_context) {
   scan_.reserve(hp, max_context);
   maximum_.resize(heads_);
   sum_.resize(heads_);
+}
+
+void Attention::take_shape(const KvLayer& kv) {
+  group_ = heads_ / kv.kv_heads;
+  head_dim_ = kv.head_dim;
+  scale_ = 1.0f / std::sqrt(static_cast<float>(head_dim_));
 }
 
 // Rounded up so that every part starts on a cache line of its own.
@@ -166,6 +175,7 @@ void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& se
 void Attention::attend(const Batch& batch, int layer, LayerOptions options, Rows q, KvLayer kv,
                        const Selection& selection, Rows out) {
   options_ = options;
+  take_shape(kv);
   int wave = 0;
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk || selects(chunk.role(layer))) continue;

@@ -62,6 +62,8 @@ class Attention {
     int pieces(int row) const { return end_piece(row) - first_piece(row); }
   };
 
+  /// Of the layer in work.
+  void take_shape(const KvLayer& kv);
   void add_dense(const Chunk& chunk);
   void add_sparse(const Chunk& chunk, const Selection& selection);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
@@ -77,9 +79,10 @@ class Attention {
 
   int threads_;
   Gemm& gemm_;
-  int heads_ = 0, group_ = 0, head_dim_ = 0;
+  int heads_ = 0;
+  int group_ = 0, head_dim_ = 0;  // of the layer in work, as all behind
   float scale_ = 1;
-  LayerOptions options_;  // of the layer in work
+  LayerOptions options_;
   std::vector<Item> items_;
   std::vector<int> task_ends_;  // behind the last item of every task: what one thread does in one go
   int parts_ = 0, counters_ = 0;

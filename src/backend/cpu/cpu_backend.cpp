@@ -229,14 +229,13 @@ void CpuBackend::rotate(float* head, const Rope& rope, const float* angles) cons
 }
 
 void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) {
-  const int kv_width = hp_.kv_width();
+  const int dim = kv.head_dim, kv_width = kv.kv_heads * dim;
   const Rows normed = normalise(x, layer.attn_norm);
   const Rows k{kv_.as<float>(), x.rows, kv_width};
   const Rows v{kv_.as<float>() + static_cast<int64_t>(x.rows) * kv_width, x.rows, kv_width};
   const Product products[] = {{&layer.wq, &layer.bq, q}, {&layer.wk, &layer.bk, k}, {&layer.wv, &layer.bv, v}};
   multiply(products, normed);
 
-  const int dim = hp_.head_dim;
   const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
   const float* const all_angles = angles_.as<float>() + (layer.window_rope ? int64_t{x.rows} * hp_.rope.dims : 0);
   const auto finish = [&](float* row, int width, const Weight& norm, const float* angles) {
@@ -248,11 +247,11 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
   const auto finish_row = [&](const Chunk& chunk, int i) {
     const int row = chunk.first_row + i;
     const float* angles = all_angles + static_cast<int64_t>(row) * rope.dims;
-    finish(q.row(row), hp_.q_width(), layer.q_norm, angles);
+    finish(q.row(row), q.width, layer.q_norm, angles);
     finish(k.row(row), kv_width, layer.k_norm, angles);
     const int position = chunk.position + i;
-    if (hp_.scales_queries()) scale_by(hp_.temperature(position), hp_.q_width(), q.row(row));
-    for (int h = 0; h < hp_.kv_heads; ++h) {
+    if (hp_.scales_queries()) scale_by(hp_.temperature(position), q.width, q.row(row));
+    for (int h = 0; h < kv.kv_heads; ++h) {
       const float* key = k.row(row) + h * dim;
       Bf16* to =
           kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;

@@ -8,13 +8,15 @@
 #include <cstdint>
 #include <cstring>
 
+#include "backend/hyperparameters.h"
+
 #define TIDAL_TARGET __attribute__((target("avx2,fma")))
 #define TIDAL_INLINE TIDAL_TARGET __attribute__((always_inline)) inline
 
 namespace tidal {
 namespace {
 
-constexpr int kMaxDim = 256;
+constexpr int kMaxDim = kMostHeadDim;
 constexpr int kMaxHeads = 8;  // whose sums fit in registers together
 constexpr int kLanes = 8;     // positions of a vector of codes
 constexpr int kMost = 127;    // of a weight

@@ -12,13 +12,15 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "backend/hyperparameters.h"
+
 #define TIDAL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define TIDAL_INLINE TIDAL_TARGET __attribute__((always_inline)) inline
 
 namespace tidal {
 namespace {
 
-constexpr int kMaxDim = 256;
+constexpr int kMaxDim = kMostHeadDim;
 constexpr int kMaxQuads = kMaxDim / SketchLayout::kQuad;
 constexpr int kMaxHeads = 8;  // whose sums fit in registers together
 constexpr int kChunk = 64;    // channels whose weights fill a vector

@@ -267,7 +267,7 @@ void KeyScores(const float* q, int heads, int head_dim, const Bf16* keys, int co
   const hn::Rebind<uint16_t, F32> d16;
   const hn::Rebind<uint32_t, F32> d32;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  HWY_ALIGN float key[256];
+  HWY_ALIGN float key[kMostHeadDim];
   for (int r = 0; r < count; ++r, keys += int64_t{2} * head_dim) {
     const auto* halves = reinterpret_cast<const uint16_t*>(keys);
     int i = 0;

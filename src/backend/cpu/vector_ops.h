@@ -39,7 +39,8 @@ void softmax_statistics(const float* scores, int count, float scale, float& maxi
 float softmax_terms(float* scores, int count, float scale, float reference);
 /// to[i] = sum over r < count of rows[r * stride + i] * factors[r], in this order; count >= 1.
 void weighted_sum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to);
-/// scores[h * stride + r] = q[h] . key of row r. q: [heads, head_dim]; keys: [count] rows [K | V], head_dim <= 256.
+/// scores[h * stride + r] = q[h] . key of row r. q: [heads, head_dim]; keys: [count] rows [K | V], head_dim <=
+/// kMostHeadDim.
 void key_scores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride);
 /// to[i] *= factor.
 void scale_by(float factor, int count, float* to);

@@ -27,6 +27,7 @@ namespace {
 
 /// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
 constexpr int kPrefillRows = 2048;
+constexpr int kMostDim = 256;  // elements of a head
 
 bool same_rope(const Rope& a, const Rope& b) {
   return a.pairing == b.pairing && a.dims == b.dims && a.frequencies == b.frequencies && a.magnitude == b.magnitude;
@@ -79,6 +80,8 @@ class CudaBackend final : public Backend {
   }
   std::string unsupported(const Hyperparameters& hp) const override {
     const Experts& experts = hp.experts;
+    if (hp.window_kv) return "models whose layers with a window have KV heads of their own";
+    if (hp.head_dim > kMostDim) return "heads of more than 256 elements";
     if (experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
     if (experts.count > kMostExperts) return "models of more than 1024 experts";
     if (experts && !chosen_fit(std::max(hp.width, experts.used * padded_ffn(experts.ffn)))) {

@@ -128,8 +128,8 @@ void ReferenceBackend::embed(const Weight& embedding, const Batch& batch, Rows x
 }
 
 void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) {
-  const int dim = hp_.head_dim;
-  const Matrix normed = normalise(x, layer.attn_norm), k(x.rows, hp_.kv_width()), v(x.rows, hp_.kv_width());
+  const int dim = kv.head_dim, kv_width = kv.kv_heads * dim;
+  const Matrix normed = normalise(x, layer.attn_norm), k(x.rows, kv_width), v(x.rows, kv_width);
   reference::multiply(layer.wq, layer.bq, normed, q);
   reference::multiply(layer.wk, layer.bk, normed, k);
   reference::multiply(layer.wv, layer.bv, normed, v);
@@ -143,11 +143,11 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i, position = chunk.position + i;
-      finish(q.row(row), hp_.q_width(), layer.q_norm, position);
+      finish(q.row(row), q.width, layer.q_norm, position);
       const float temperature = hp_.temperature(position);
       for (int d = 0; d < q.width; ++d) q.row(row)[d] *= temperature;
-      finish(k->row(row), hp_.kv_width(), layer.k_norm, position);
-      for (int h = 0; h < hp_.kv_heads; ++h) {
+      finish(k->row(row), kv_width, layer.k_norm, position);
+      for (int h = 0; h < kv.kv_heads; ++h) {
         Bf16* to = kv_row(chunk, kv, h, position);
         for (int d = 0; d < dim; ++d) {
           to[d] = to_bf16(k->row(row)[h * dim + d]);
@@ -166,8 +166,8 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   std::iota(positions.begin(), positions.end(), first);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
-    const int64_t offset = int64_t{h} * hp_.head_dim;
-    scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h / hp_.group(), positions,
+    const int64_t offset = int64_t{h} * kv.head_dim;
+    scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, positions,
                                  sink_logits ? sink_logits + h : nullptr, out.row(row) + offset));
   }
   return scores;
@@ -181,8 +181,8 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
   std::vector<float> unused(kv.head_dim);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
-    const float* query = q.row(chunk.first_row) + int64_t{h} * hp_.head_dim;
-    const int kv_head = h / hp_.group();
+    const float* query = q.row(chunk.first_row) + int64_t{h} * kv.head_dim;
+    const int kv_head = h * kv.kv_heads / hp_.heads;
     Scores own(filled);
     for (int p = 0; p < filled; p += kBlockTokens) {
       sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
@@ -215,8 +215,8 @@ void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, c
   for (int h = 0; h < hp_.heads; ++h) {
     const int unit = h * units / hp_.heads;
     const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
-    const int64_t offset = int64_t{h} * hp_.head_dim;
-    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h / hp_.group(), chosen,
+    const int64_t offset = int64_t{h} * kv.head_dim;
+    attend_head(q.row(chunk.first_row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, chosen,
                 sink_logits ? sink_logits + h : nullptr, out.row(chunk.first_row) + offset);
   }
 }
