@@ -127,10 +127,14 @@ void SequenceWindows::own_blocks() {
   }
 }
 
-void SequenceWindows::release(size_t first, size_t end) {
+bool SequenceWindows::release(size_t first, size_t end) {
+  bool any = false;
   for (size_t b = first; b < std::min(end, blocks_.size()); ++b) {
-    if (has(b)) windows().release(std::exchange(blocks_[b], kNoBlock));
+    if (!has(b)) continue;
+    windows().release(std::exchange(blocks_[b], kNoBlock));
+    any = true;
   }
+  return any;
 }
 
 void SequenceWindows::release_reserved(int length) {
@@ -145,7 +149,7 @@ void SequenceWindows::release_unneeded() {
   for (size_t b = 0; b < std::min(live_, blocks_.size()); ++b) {
     if (!has(b) || (b >= held_first_ && b < held_end_)) continue;
     const bool saved = std::any_of(saved_.begin(), saved_.end(), [&](int position) {
-      return b >= first_read(position / kBlockTokens * kBlockTokens) && b < static_cast<size_t>(blocks_for(position));
+      return b >= first_read(position - kSlack) && b < static_cast<size_t>(blocks_for(position));
     });
     if (!saved) release(b, b + 1);
   }
@@ -182,10 +186,8 @@ bool SequenceWindows::give(WindowPool::Shortage shortage) {
     release_unneeded();
     return true;
   }
-  const int before = windows().free_blocks();
-  release(0, held_first_);
-  release(held_end_, blocks_.size());
-  return windows().free_blocks() > before;
+  const bool before = release(0, held_first_), behind = release(held_end_, blocks_.size());
+  return before || behind;
 }
 
 void SequenceWindows::clear() {

@@ -52,7 +52,7 @@ class SequenceWindows {
   void release_reserved(int length);
   /// After a pass that ended at `end`: gives back what lies before all windows.
   void advance(int end);
-  /// Keeps what a pass needs that begins at `position`, or at the end of the block before, until the pool runs out.
+  /// Keeps what a pass needs that begins at `position`, or a few before it, until the pool runs out.
   void save(int position);
   /// Forgets all positions from `length` on.
   void truncate(int length);
@@ -62,7 +62,8 @@ class SequenceWindows {
   bool has(size_t block) const { return block < blocks_.size() && blocks_[block] != kNoBlock; }
   /// The first block that a pass reads which begins at `position`.
   size_t first_read(int position) const;
-  void release(size_t first, size_t end);
+  /// Returns whether there were any.
+  bool release(size_t first, size_t end);
   /// Releases what is neither saved nor near the end nor held.
   void release_unneeded();
   bool shared(size_t block) const { return windows().references(blocks_[block]) > 1; }

@@ -30,9 +30,9 @@ BlockId WindowPool::take() {
 
 void WindowPool::make_room(int blocks) {
   for (const Shortage shortage : {Shortage::Saved, Shortage::All}) {
-    for (const auto& [holder, give] : holders_) {
-      while (free_blocks() < blocks && give(shortage)) {
-      }
+    // What one lets go of another may then hold alone: each time from the first on.
+    while (free_blocks() < blocks &&
+           std::any_of(holders_.begin(), holders_.end(), [&](const auto& holder) { return holder.second(shortage); })) {
     }
   }
 }

@@ -60,7 +60,7 @@ class WindowPool {
   void make_room(int blocks);
 
   enum class Shortage { Saved, All };
-  /// `give()` lets go of blocks, of all that it can spare or of a part; false when there are none. Empty: `holder` is
+  /// `give()` lets go of references, of all that it can spare or of some; false when there are none. Empty: `holder` is
   /// asked no more.
   void on_shortage(const void* holder, std::function<bool(Shortage)> give);
 

@@ -72,7 +72,7 @@ TEST_P(WindowsOnly, TakeLessMemory) {
   EXPECT_FALSE(all.windows());
   EXPECT_TRUE(few.windows());
   EXPECT_EQ(few.blocks(), all.blocks());
-  const int64_t block = kBlockTokens * whole.model.hp.kv_row_bytes();
+  const int64_t block = kBlockTokens * whole.model.hp.kv(0).row_bytes();
   EXPECT_EQ(all.bytes(), block * 9 * all.blocks());
   EXPECT_EQ(few.bytes(), block * (3 * few.blocks() + 6 * few.windows().blocks()));
   EXPECT_EQ(engine_memory(*thin.backend, thin.model.hp, sparse_plan(), options(false, 0)).cache, few.bytes());
