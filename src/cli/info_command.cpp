@@ -89,7 +89,7 @@ Info collect(const InfoFlags& flags, Backend& backend) {
     (info.sketch ? info.tidal : info.sketch) = chosen.plan;
   }
   const EngineOptions longest{.context = hp.context};
-  info.cache_bytes = window_blocks(backend, hp, longest) > 0
+  info.cache_bytes = engine_sizes(backend, hp, longest).window_blocks > 0
                          ? engine_memory(backend, hp, Plan::full(hp.layers), longest).cache
                          : hp.kv_bytes_per_token() * hp.context;
   if (info.sketch) info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch->policy.sketch_bits);

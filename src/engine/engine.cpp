@@ -10,28 +10,6 @@ namespace {
 constexpr size_t kNoise = size_t{1} << 24;  // elements that fill_random() makes at most
 constexpr size_t kNoiseStep = 64;           // between places in them: copies run best from whole cache lines
 
-int pool_blocks(const EngineOptions& options) {
-  // Every sequence may leave one block partly filled.
-  const int64_t tokens = std::max<int64_t>(options.tokens, options.context);
-  return blocks_for(tokens) + options.sequences - 1;
-}
-
-int pool_states(const EngineOptions& options) { return options.sequences * (1 + options.states); }
-
-int chunk_of(const Backend& backend, const EngineOptions& options) {
-  return std::min(options.chunk.value_or(backend.prefill_rows()), options.context);
-}
-
-int max_rows(const Backend& backend, const EngineOptions& options) {
-  // A whole chunk beside every other sequence's decoded token: where a prompt is cut does not depend on its company.
-  return chunk_of(backend, options) + options.sequences - 1;
-}
-
-/// Blocks of a window that begins anywhere.
-int blocks_of_window(const Hyperparameters& hp) {
-  return blocks_for(hp.largest_window() - 1 + SequenceWindows::kSlack) + 1;
-}
-
 double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 /// Better before than after half of it is allocated.
@@ -56,37 +34,6 @@ size_t logit_count(const Engine::Request& request) {
 
 }  // namespace
 
-int window_blocks(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options) {
-  const int window = hp.largest_window();
-  // States and windows would have to be saved at the same positions.
-  if (options.whole_windows || window == 0 || window >= options.context || hp.recurrent_layers() > 0) return 0;
-  // All sequences may be in one step, each with a token, one with a chunk.
-  const int64_t sequence = (int64_t{1} + options.windows) * blocks_of_window(hp) + 1;
-  const int64_t blocks = 1 + sequence * options.sequences + blocks_for(chunk_of(backend, options)) + 1;
-  return blocks < pool_blocks(options) ? static_cast<int>(blocks) : 0;
-}
-
-EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
-                           const EngineOptions& options) {
-  const int64_t blocks = pool_blocks(options), rows = max_rows(backend, options);
-  EngineMemory memory;
-  memory.cache = KvPool::cache_bytes(hp, static_cast<int>(blocks), window_blocks(backend, hp, options));
-  memory.states = hp.state_bytes() * pool_states(options);
-  if (plan.scans()) {
-    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
-                      static_cast<int64_t>(hp.layers_that_read_all().size()) * blocks;
-  }
-  const int64_t activations = static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width());
-  memory.workspace = activations + backend.reserved_bytes(hp, static_cast<int>(rows), options.context);
-  if (plan.has_sparse()) {
-    const Policy policy = plan.policy.at(options.context);
-    memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
-                        scope_units(policy.scope, hp.heads, hp.kv_heads) *
-                        (std::min(policy.budget, options.context) + kBlockTokens);
-  }
-  return memory;
-}
-
 Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const EngineOptions& options)
     : backend_(backend), model_(model), plan_(plan), options_(options) {
   const int chunk = options.chunk.value_or(backend.prefill_rows());
@@ -95,15 +42,14 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
          options.sequences);
   }
   plan.check(model.hp);
-  options_.chunk = chunk_of(backend, options);
+  const EngineSizes sizes = engine_sizes(backend, model.hp, options);
+  options_.chunk = sizes.chunk;
   check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
-  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options), pool_states(options),
-                                   window_blocks(backend, model.hp, options_));
-  const int rows = max_rows(backend, options_);
-  forward_ = std::make_unique<Forward>(backend, model, rows, options.context);
+  pool_ = std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks);
+  forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);
   reserve_selection(plan);
-  for (auto* list : {&positions_, &logit_rows_}) list->reserve(rows);
-  tokens_.reserve(rows);
+  for (auto* list : {&positions_, &logit_rows_}) list->reserve(sizes.rows);
+  tokens_.reserve(sizes.rows);
   order_.reserve(options_.sequences);
   chunks_.reserve(options_.sequences);
   logits_.reserve(static_cast<size_t>(options_.sequences) * model.hp.vocab);
@@ -161,7 +107,7 @@ void Engine::check(std::span<const Request> requests) const {
     }
     rows += chunk;
   }
-  if (const int most = max_rows(backend_, options_); rows > static_cast<size_t>(most)) {
+  if (const int most = engine_sizes(backend_, model_.hp, options_).rows; rows > static_cast<size_t>(most)) {
     fail("engine: {} tokens in one step, at most {}", rows, most);
   }
 }
@@ -263,6 +209,7 @@ void Engine::run(std::span<const Request> requests, int count) {
     Sequence& sequence = *order_[c]->sequence;
     if (order_[c]->correct > 0) sequence.mark_clean(sequence.clean() + order_[c]->correct);
     sequence.append(order_[c]->tokens, !chunks_[c].sparse());
+    record(sequence, chunks_[c]);
     end_state(sequence, chunks_[c]);
     end_windows(sequence, chunks_[c]);
   }
@@ -292,13 +239,14 @@ std::span<const Value> Engine::in_request_order(std::span<const Request> request
 void Engine::correct(Sequence& sequence) {
   if (&sequence.pool() != pool_.get()) fail("engine: the sequence to correct is another engine's");
   while (sequence.clean() < sequence.length()) {
-    const int count = std::min(chunk(), sequence.length() - sequence.clean());
+    const int count = text_rows(sequence.clean(), std::min(chunk(), sequence.length() - sequence.clean()));
     const Request request{.sequence = &sequence, .tokens = {}, .correct = count};
     run({&request, 1}, 0);
   }
 }
 
 int Engine::reusable(int count) const {
+  if (pool_->states()) return count - 1;
   const int few = backend_.decode_rows();
   return count <= few ? count - 1 : count - few - 1;
 }

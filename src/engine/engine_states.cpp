@@ -14,8 +14,13 @@ constexpr int kSaveEvery = 256;  // tokens; a state is as large as the K/V of so
 
 int Engine::prompt_rows(int position, int rows, bool last) const {
   if (!pool_->states() || !last) return rows;
-  const int to_block = (position + rows) / kBlockTokens * kBlockTokens - position;
+  // The last token is computed whatever a cache has, for its logits.
+  const int to_block = (position + rows - 1) / kBlockTokens * kBlockTokens - position;
   return to_block >= kBlockTokens ? to_block : rows;
+}
+
+int Engine::text_rows(int position, int rows) const {
+  return pool_->states() ? std::min(rows, kSaveEvery - position % kSaveEvery) : rows;
 }
 
 void Engine::restore(Sequence& sequence, int position) {
@@ -26,12 +31,9 @@ void Engine::restore(Sequence& sequence, int position) {
     const int most = std::min(chunk(), position - at);
     // What is clean is computed again as it was computed, so that its K/V stay as they are.
     const int clean = sequence.clean() - at;
-    Stretches::Again again{most, {}};
-    if (clean > 0 && pool_->states()) {
-      again.rows = sequence.states().rows_again(at, std::min(most, clean), backend_.decode_rows());
-    } else if (clean > 0) {
-      again = sequence.stretches().again(at, std::min(most, clean), backend_.decode_rows());
-    }
+    Stretches::Again again{text_rows(at, most), {}};
+    if (clean > 0) again = sequence.stretches().again(at, std::min(most, clean), backend_.decode_rows());
+    if (pool_->states()) again.rest = {};  // a state behind more than the text is of no use
     run_again(sequence, at, again.rows, again.rest);
     at += again.rows;
   }
@@ -61,6 +63,7 @@ void Engine::run_again(Sequence& sequence, int position, int rows, std::span<con
   sequence.mark_clean(std::max(sequence.clean(), position + rows));
   end_state(sequence, chunk);
   chunk.rows = rows;
+  record(sequence, chunk);
   end_windows(sequence, chunk);
   if (!rest.empty()) sequence.release_reserved();
 }
@@ -71,7 +74,8 @@ void Engine::reserve_state(const Request& request) {
   const int clean = request.sequence->clean();
   // Sparse tokens will be corrected from here on, and drafts that do not hold are taken back.
   const bool pollutes = request.decode && plan_of(request).sparse_at(request.sequence->length() + 1);
-  if (states.position() == clean && (pollutes || request.all_logits)) states.save();
+  const bool drafts = request.all_logits && request.correct + request.tokens.size() > 1;
+  if (states.position() == clean && (pollutes || drafts)) states.mark();
   states.reserve();
 }
 
@@ -81,9 +85,14 @@ void Engine::end_state(Sequence& sequence, const Chunk& chunk) {
   const int end = chunk.context();
   states.advance(end);
   if (sequence.clean() < end) return;
-  states.record(chunk.position, end, backend_.decode_rows());
   // At the ends of blocks: only there others can go on from it (PrefixCache).
   if (end % kBlockTokens == 0 && (chunk.rows >= kBlockTokens || end % kSaveEvery == 0)) states.save();
+}
+
+void Engine::record(Sequence& sequence, const Chunk& chunk) {
+  if ((!pool_->states() && !pool_->windows()) || sequence.clean() < chunk.context()) return;
+  const auto tokens = sequence.tokens().subspan(static_cast<size_t>(chunk.position), static_cast<size_t>(chunk.rows));
+  sequence.stretches().record(chunk.position, tokens, backend_.decode_rows());
 }
 
 void Engine::end_windows(Sequence& sequence, const Chunk& chunk) {
@@ -91,8 +100,6 @@ void Engine::end_windows(Sequence& sequence, const Chunk& chunk) {
   SequenceWindows& windows = sequence.windows();
   const int end = chunk.context();
   if (sequence.clean() >= end) {
-    const auto tokens = sequence.tokens().subspan(static_cast<size_t>(chunk.position), static_cast<size_t>(chunk.rows));
-    sequence.stretches().record(chunk.position, tokens, backend_.decode_rows());
     if (chunk.rows >= kBlockTokens || end % kSaveEvery == 0) windows.save(end);
   } else if (sequence.clean() < end - SequenceWindows::kSlack) {
     windows.save(sequence.clean());  // for the correction that may come

@@ -51,7 +51,7 @@ struct PrefixCache::Match {
 
 PrefixCache::PrefixCache(KvPool& pool, SessionStore* store)
     : pool_(pool), store_(store), root_(std::make_unique<Node>()) {
-  if (pool_.states()) pool_.states().on_shortage(this, [this] { return give_state(); });
+  if (pool_.states()) pool_.states().on_shortage(this, [this](StateId wanted) { return give_state(wanted); });
   if (pool_.windows()) pool_.windows().on_shortage(this, [this](WindowPool::Shortage) { return give_window(); });
 }
 
@@ -131,7 +131,6 @@ Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, 
     found.windows().save(found.clean());
   }
   for (const auto& [position, state] : states) found.states().save(position, state);
-  if (pool_.states() && length > 0) found.states().record(0, length, 0);
   return found;
 }
 
@@ -234,9 +233,9 @@ void PrefixCache::remove_below(Node* node) {
   }
 }
 
-bool PrefixCache::give_state() {
+bool PrefixCache::give_state(StateId wanted) {
   for (Node* node = root_->newer; node != root_.get(); node = node->newer) {
-    if (node->state < 0 || pool_.states().references(node->state) > 1) continue;
+    if (node->state < 0 || (pool_.states().references(node->state) > 1 && node->state != wanted)) continue;
     pool_.states().release(std::exchange(node->state, -1));
     return true;
   }

@@ -55,8 +55,9 @@ class PrefixCache {
   void set_window(Node& node, BlockId window);
   void remove(Node* leaf);
   void remove_below(Node* node);
-  /// Lets go of the state not used for longest of those that nobody else holds; false when there is none.
-  bool give_state();
+  /// Lets go of the state not used for longest of those that nobody else holds, `wanted` counted among them; false when
+  /// there is none.
+  bool give_state(StateId wanted);
   /// The same with blocks of windows.
   bool give_window();
   Sequence find_in_memory(std::span<const Token> tokens, bool clean, int capacity);

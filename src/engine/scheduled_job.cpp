@@ -70,7 +70,8 @@ int ScheduledJob::chunk() const {
     end = at + engine_.prompt_rows(at, end - at, end == prompt_);
   } else {
     // Text: by the arithmetic of the decode steps that computed it first.
-    end = std::min(end, at + std::min(chunk, engine_.pool().backend().decode_rows()));
+    const int most = std::min({chunk, engine_.pool().backend().decode_rows(), end - at});
+    end = at + engine_.text_rows(at, most);
   }
   return end - at;
 }

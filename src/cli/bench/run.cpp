@@ -68,6 +68,8 @@ void extend(const BenchRun& run, Engine& engine, Sequence& sequence, int depth) 
     run.progress(fmt::format("tidal: prefilling {} of {} tokens", from + done, depth));
     return true;
   });
+  sequence.windows().save(depth);
+  sequence.states().save();  // what every test goes back to, none is to pay for
 }
 
 double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {

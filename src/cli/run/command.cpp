@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/utf8.h"
 #include "model/fingerprint.h"
+#include "model/load.h"
 
 namespace tidal {
 namespace {
@@ -240,6 +241,8 @@ void run(const RunOptions& options) {
   // A prompt from -p, -f or a pipe is answered once; a person at a terminal gets a chat.
   const bool interactive = options.interactive || (!options.has_prompt() && is_terminal(stdin));
   const std::string prompt = interactive && !options.has_prompt() ? "" : read_prompt(options);
+  // Better now than when the model is loaded.
+  if (!options.session.empty()) check_sessions(read_hyperparameters(GgufFile::open(options.model)));
   Run run(options);
   if (interactive) {
     run.interactive(prompt);

@@ -16,6 +16,7 @@
 #include "core/utf8.h"
 #include "engine/session_store.h"
 #include "model/fingerprint.h"
+#include "model/load.h"
 #include "server/server.h"
 
 namespace tidal {
@@ -126,6 +127,7 @@ void raise_file_limit() {
 
 void serve(const ServeOptions& options) {
   check(options);
+  if (!options.cache_dir.empty()) check_sessions(read_hyperparameters(GgufFile::open(options.model)));
   raise_file_limit();
   server::ServerOptions server_options;
   server_options.http.host = options.host;
