@@ -43,6 +43,7 @@ void ScheduledJob::begin(PrefixCache& cache) {
     while (begin > start_ && !sequence_->goes_on_at(begin)) begin -= engine_.chunk();
     sequence_->truncate(begin);
   }
+  sequence_->windows().advance(sequence_->length());  // others may need what lies before
 }
 
 void ScheduledJob::begin_at_whole_block() {

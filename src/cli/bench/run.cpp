@@ -50,7 +50,7 @@ void say(const BenchRun& run, const BenchCase& which, const std::string& what) {
 }
 
 // Another sequence with the same content in blocks of its own: a fork would make a batch read the same memory again.
-Sequence copy_of(Engine& engine, const Sequence& from) {
+Sequence copy_of(const Sequence& from) {
   Sequence copy = from.fork();
   copy.own_blocks();
   return copy;
@@ -240,7 +240,7 @@ int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, s
     copies.reserve(largest);
     for (const int batch : run.batches) {
       while (static_cast<int>(sequences.size()) < batch) {
-        copies.push_back(copy_of(engine, first));
+        copies.push_back(copy_of(first));
         sequences.push_back(&copies.back());
       }
       for (const BenchPlan& plan : plans) {
