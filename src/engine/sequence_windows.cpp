@@ -122,9 +122,14 @@ void SequenceWindows::make_own(size_t block) {
 
 void SequenceWindows::own_blocks() {
   if (!windows()) return;
+  hold(static_cast<int>(blocks_.size()) * kBlockTokens);
+  windows().make_room(static_cast<int>(std::count_if(blocks_.begin(), blocks_.end(), [&](BlockId block) {
+    return block != kNoBlock && windows().references(block) > 1;
+  })));
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if (has(b)) make_own(b);
   }
+  let_go();
 }
 
 bool SequenceWindows::release(size_t first, size_t end) {

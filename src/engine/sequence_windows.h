@@ -43,10 +43,9 @@ class SequenceWindows {
   /// let_go().
   void hold(int first);
   void let_go() { held_first_ = held_end_ = 0; }
-  /// hold(), and makes [first, end) writable. Throws Error when the pool is
-  /// exhausted; then nobody has lost what it needs.
+  /// hold(), and makes [first, end) writable. Throws Error when the pool is exhausted; then the table is as it was.
   void reserve(int first, int end);
-  /// Copies what it shares with others.
+  /// Copies what it shares with others. Throws Error as reserve().
   void own_blocks();
   /// Gives back the blocks behind `length` positions that reserve() took, and lets go.
   void release_reserved(int length);
