@@ -33,6 +33,13 @@ void Backend::likely(const Weight& norm, const Weight& output, const Batch& batc
   }
 }
 
+void Backend::layer_inputs(const LayerInputs&, const Batch&, Rows, Rows) {
+  fail("{} backend: inputs of single layers are not supported", name());
+}
+void Backend::finish(const Layer&, int, Rows, Rows) {
+  fail("{} backend: inputs and scales of single layers are not supported", name());
+}
+
 bool has_cuda_device() {
 #ifdef TIDAL_CUDA
   return cuda::has_device();

@@ -81,12 +81,16 @@ class Backend {
   virtual void begin(const Hyperparameters& hp, const Batch& batch) = 0;
   /// x [rows, width] = rows of the embedding matrix, times hp.embedding_scale.
   virtual void embed(const Weight& embedding, const Batch& batch, Rows x) = 0;
+  /// inputs [rows, layers * n], n = hp.layer_input: what every layer gets beside x, the embedding of a row's token t:
+  ///   (norm(P x / sqrt(width)) + sqrt(n) E[t]) / sqrt(2), that norm layer by layer
+  /// Only of models that have such.
+  virtual void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs);
   /// q [rows, q_width] and the appended K, V, of as many and as large heads as `kv` has: RMS norm of x, projections,
   /// bias, q/k norm, RoPE where the layer rotates; K and V go to the cache at the rows' positions. Blocks that this
   /// fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width], likewise: causal attention of every chunk by its role in `layer` (TidalDecode, section 3).
-  /// Scores are q.k / sqrt(head_dim).
+  /// Scores are q.k / sqrt(head_dim), capped where hp.score_cap says so, and so is whatever selects by q.k.
   ///   Dense: all positions that the layer sees (Hyperparameters::window()); other roles are for layers that see all.
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.
@@ -114,9 +118,15 @@ class Backend {
   virtual void mlp(const Layer& layer, Rows x) = 0;
   /// x += the sum over the chosen experts e of weight[e] * down_e(hidden(gate_e(norm x), up_e(norm x))), as Experts
   /// says; probabilities are softmax(router(norm x)). And, where there is one, + the shared expert, times
-  /// sigmoid(switch . norm x) where that has a switch.
+  /// sigmoid(switch . norm x) where that has a switch. Where they have norms of their own (Experts::own_norms):
+  ///   x += norm(norm(shared(norm x)) + norm(chosen(norm x)))
+  /// each time another norm, one more of what the router reads.
   virtual void experts(const Layer& layer, Rows x) = 0;
-  /// logits [logit_rows, vocab], host memory: final RMS norm and output projection of the rows that asked.
+  /// The end of a layer that has an input of its own, an output scale s, or both:
+  ///   x = s (x + norm(Wp hidden(Wg x, the layer's part of `inputs`)))
+  virtual void finish(const Layer& layer, int index, Rows inputs, Rows x);
+  /// logits [logit_rows, vocab], host memory: final RMS norm and output projection of the rows that asked, capped where
+  /// hp.logit_cap says so.
   virtual void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
                       std::span<float> logits) = 0;
   /// out [logit_rows, count], host memory: the most likely tokens by the same logits, as select_likely() has them. In

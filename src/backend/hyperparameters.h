@@ -29,6 +29,7 @@ struct Experts {
   int ffn = 0;                      ///< elements of an expert's hidden layer
   int shared_ffn = 0;               ///< of one more that every token goes through; 0: there is none
   bool weights_sum_to_one = false;  ///< probabilities are divided by the sum of the chosen ones
+  bool own_norms = false;           ///< router, chosen experts and shared expert have norms of their own (Layer)
 
   explicit operator bool() const { return count > 0; }
   bool operator==(const Experts&) const = default;
@@ -81,12 +82,13 @@ struct Hyperparameters {
   std::string architecture;  ///< as GGUF names it: llama, qwen3moe, ... (model/family.h)
   std::string name;          ///< general.name, may be empty
   int layers = 0;
-  int width = 0;      ///< elements of the residual stream
-  int heads = 0;      ///< query heads
-  int kv_heads = 0;   ///< key/value heads; divides `heads`
-  int head_dim = 0;   ///< elements of one head of q, k and v
-  KvShape window_kv;  ///< in place of these two in layers with a window; no heads: they are like all others
-  int ffn = 0;        ///< elements of the MLP's hidden layer; of no account where there are experts
+  int width = 0;          ///< elements of the residual stream
+  int heads = 0;          ///< query heads
+  int kv_heads = 0;       ///< key/value heads; divides `heads`
+  int head_dim = 0;       ///< elements of one head of q, k and v
+  KvShape window_kv;      ///< in place of these two in layers with a window; no heads: they are like all others
+  int ffn = 0;            ///< elements of the MLP's hidden layer, the most of any layer; of no account beside experts
+  std::vector<int> ffns;  ///< [layers] of ffn_of(); empty: all have `ffn`
   int vocab = 0;
   int context = 0;  ///< positions the model was trained for
   float rms_epsilon = 1e-5f;
@@ -101,10 +103,15 @@ struct Hyperparameters {
   float temperature_scale = 0;  ///< of temperature(); 0: there is none
   int temperature_length = 1;   ///< positions, >= 1
   float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
+  float score_cap = 0;  ///< scores, divided by sqrt(head_dim), are this times tanh(score / this); 0: as they are
+  float logit_cap = 0;  ///< logits are this times tanh(logit / this); 0: as they are
   Activation activation = Activation::Silu;
   Experts experts;
   DeltaNet delta;
   std::vector<bool> recurrent;   ///< [layers] of recurs(); empty: no layer is
+  bool value_norm = false;       ///< heads of values are normed, by no weights
+  int layer_input = 0;           ///< elements of what each layer gets beside x (Backend::layer_inputs()); 0: nothing
+  int shared_kv_layers = 0;      ///< so many last layers have no K and V of their own: kv_layer()
   bool gated_attention = false;  ///< attention's output times the sigmoid of gates (Layer::attn_gate)
 
   bool recurs(int layer) const { return !recurrent.empty() && recurrent[static_cast<size_t>(layer)]; }
@@ -133,6 +140,16 @@ struct Hyperparameters {
     return all;
   }
 
+  /// How many of them have K and V of their own, which sketches are kept of.
+  int64_t sketched_layers() const {
+    int64_t count = 0;
+    for (int l = 0; l < layers; ++l) count += reads_all(l) && has_kv(l) ? 1 : 0;
+    return count;
+  }
+
+  /// The cap of products of queries and keys that makes that of scores; 0: none.
+  float product_cap(int head_size) const { return score_cap * std::sqrt(static_cast<float>(head_size)); }
+
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
   bool rotates_by_window_rope(int layer) const { return window(layer) > 0 && window_rope.dims > 0; }
   /// Whether temperature() is anything but 1.
@@ -143,6 +160,16 @@ struct Hyperparameters {
     const double lengths = 1.0 + position / temperature_length;  // NOLINT(bugprone-integer-division): whole ones
     return static_cast<float>(query_scale * (1.0 + static_cast<double>(temperature_scale) * std::log(lengths)));
   }
+  int ffn_of(int layer) const { return ffns.empty() ? ffn : ffns[static_cast<size_t>(layer)]; }
+  /// The layer whose K and V a layer reads: itself, or the last one of its kind, with a window or without, that has its
+  /// own.
+  int kv_layer(int layer) const {
+    int source = std::min(layer, layers - shared_kv_layers - 1);
+    while (source != layer && source > 0 && (window(source) > 0) != (window(layer) > 0)) --source;
+    return source;
+  }
+  /// Whether a layer writes K and V.
+  bool has_kv(int layer) const { return !recurs(layer) && kv_layer(layer) == layer; }
   KvShape kv(int layer) const { return window_kv && window(layer) > 0 ? window_kv : KvShape{kv_heads, head_dim}; }
   int q_width(int layer) const { return heads * kv(layer).head_dim; }
   /// Of the layers that read the whole context, which are all alike: query heads that share one KV head.
@@ -150,16 +177,16 @@ struct Hyperparameters {
   // Of the layer where it is most.
   int q_width() const { return heads * std::max(head_dim, window_kv.head_dim); }
   int kv_width() const { return std::max(kv_heads * head_dim, window_kv.width()); }
-  /// Bytes of K and V that one token adds to the cache, all layers but recurrent ones, bf16.
+  /// Bytes of K and V that one token adds to the cache, all layers with has_kv(), bf16.
   int64_t kv_bytes_per_token() const {
     int64_t bytes = 0;
-    for (int l = 0; l < layers; ++l) bytes += recurs(l) ? 0 : kv(l).row_bytes();
+    for (int l = 0; l < layers; ++l) bytes += has_kv(l) ? kv(l).row_bytes() : 0;
     return bytes;
   }
   /// Those of them that are in layers with a window.
   int64_t window_bytes_per_token() const {
     int64_t bytes = 0;
-    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 ? kv(l).row_bytes() : 0;
+    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 && has_kv(l) ? kv(l).row_bytes() : 0;
     return bytes;
   }
   /// Bytes of K and V that full attention reads of a context, all layers.

@@ -68,12 +68,12 @@ struct Reserved {
 };
 
 /// How the budget of a policy is divided: recent first, then sinks, as far as they fit. What is left goes to the
-/// highest pooled scores of all other positions; ties to the lower position, NaN below everything (even -infinity), -0
-/// as +0. Pooling Max takes the highest raw q.k of the pooled heads, ignoring NaN unless all are NaN. Pooling Sum adds,
-/// in the order of the heads, softmax probabilities over the whole context, where a NaN score counts as -infinity,
-/// positions at +infinity share their head's whole mass evenly, and a head without any score above -infinity adds
-/// nothing. A set of one head (Scope::Head; Scope::Kv where every query head has its own KV head) pools nothing and
-/// ranks raw q.k.
+/// highest pooled scores of all other positions (scores that are capped count as they are then); ties to the lower
+/// position, NaN below everything (even -infinity), -0 as +0. Pooling Max takes the highest raw q.k of the pooled
+/// heads, ignoring NaN unless all are NaN. Pooling Sum adds, in the order of the heads, softmax probabilities over the
+/// whole context, where a NaN score counts as -infinity, positions at +infinity share their head's whole mass evenly,
+/// and a head without any score above -infinity adds nothing. A set of one head (Scope::Head; Scope::Kv where every
+/// query head has its own KV head) pools nothing and ranks raw q.k.
 ///
 /// With top_p below 1 fewer are taken: the reserved positions, then by rank until those taken hold at least top_p of
 /// the sum of all probabilities (of this set's heads).

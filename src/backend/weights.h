@@ -41,11 +41,21 @@ struct DeltaWeights {
   bool operator==(const DeltaWeights&) const = default;
 };
 
+/// What Backend::layer_inputs() reads, of a model that has such.
+struct LayerInputs {
+  Weight embedding;   // [vocab, layers * layer_input]
+  Weight projection;  // [layers * layer_input, width]
+  Weight norm;        // [layer_input]
+
+  explicit operator bool() const { return static_cast<bool>(embedding); }
+};
+
 /// One transformer layer. Biases and the q/k norms are present in some families only. Heads, q_width and kv_width are
 /// the layer's own (Hyperparameters::kv()).
 struct Layer {
   Weight attn_norm;             // [width]; optional (olmo2)
-  Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice
+  Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice; without wv the keys' products are the
+                                // values', too, without wk the layer reads the K and V of another one
   Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
   Weight q_norm, k_norm;        // [head_dim] (qwen3), or [q_width] and [kv_width] (olmoe); optional
   Weight sink_logits;           // [heads]: a further score of each softmax, of no value; optional (gpt-oss)
@@ -59,15 +69,24 @@ struct Layer {
 
   // In place of gate, up and down where the model is a mixture of experts: their matrices one behind the other.
   Weight router;                               // [experts, width]
-  Weight expert_gate, expert_up, expert_down;  // [experts * expert ffn, width] twice, [experts * width, expert ffn]
+  Weight expert_gate, expert_up, expert_down;  // [experts * expert ffn, width] twice, [experts * width, expert ffn];
+                                               // without expert_up each one's gate is followed by its up
   Weight gate_scales, up_scales, down_scales;  // [experts], of each one's products; optional (NVFP4)
   Weight router_bias;                          // [experts]; optional, as those of the experts (gpt-oss)
   Weight gate_biases, up_biases, down_biases;  // [experts, expert ffn] twice, [experts, width]
   Weight shared_gate, shared_up, shared_down;  // [shared ffn, width] twice, [width, shared ffn]; optional
   Weight shared_switch;  // [1, width]: the shared expert counts as sigmoid of this product; optional: whole
 
+  // Where experts have norms of their own (Experts::own_norms): of what the router reads, of what the chosen experts
+  // read, of what the shared one gives and of what the chosen ones give, [width] each.
+  Weight router_norm, expert_norm, shared_post_norm, expert_post_norm;
+
+  Weight input_gate, input_proj, input_norm;  // [layer_input, width], [width, layer_input], [width]; optional
+  Weight output_scale;                        // [1], of what the layer leaves; optional
+
   DeltaWeights delta;  // in place of q, k, v and o where the layer is recurrent
 
+  float query_scale = 1;     // of queries, behind their norm, beside Hyperparameters::temperature()
   bool rotates = true;       // q and k
   bool window_rope = false;  // they rotate by Hyperparameters::window_rope
 
@@ -80,6 +99,21 @@ inline Weight expert_matrix(const Weight& all, const Weight& scales, int expert,
   own.data = all.row(expert * rows);
   own.rows = rows;
   if (scales) own.scale *= scales.floats()[expert];
+  return own;
+}
+
+/// Gate and up of one expert, of `ffn` rows each.
+inline Weight expert_gate_matrix(const Layer& layer, int expert, int ffn) {
+  if (layer.expert_up) return expert_matrix(layer.expert_gate, layer.gate_scales, expert, ffn);
+  Weight own = expert_matrix(layer.expert_gate, layer.gate_scales, expert, int64_t{2} * ffn);
+  own.rows = ffn;
+  return own;
+}
+inline Weight expert_up_matrix(const Layer& layer, int expert, int ffn) {
+  if (layer.expert_up) return expert_matrix(layer.expert_up, layer.up_scales, expert, ffn);
+  Weight own = expert_matrix(layer.expert_gate, layer.gate_scales, expert, int64_t{2} * ffn);
+  own.data = own.row(ffn);
+  own.rows = ffn;
   return own;
 }
 

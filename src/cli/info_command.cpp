@@ -64,8 +64,7 @@ void read_bytes(Info& info, Backend& backend) {
 
 /// Memory of the sketches of all layers per position.
 int64_t sketch_bytes_per_token(const Hyperparameters& hp, int bits) {
-  return SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads *
-         static_cast<int64_t>(hp.layers_that_read_all().size()) / kBlockTokens;
+  return hp.sketched_layers() * SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads / kBlockTokens;
 }
 
 std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparameters& hp) {

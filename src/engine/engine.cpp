@@ -337,8 +337,9 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   const Buffer memory = backend_.allocate(sizeof(Bf16) * noise.size(), "random numbers");
   backend_.write(memory.as<std::byte>(), reinterpret_cast<const std::byte*>(noise.data()), memory.bytes());
   size_t next = 0;
-  for (const KvLayer& layer : pool_->layers()) {
-    if (!layer.data) continue;
+  for (int l = 0; l < model_.hp.layers; ++l) {
+    if (!model_.hp.has_kv(l)) continue;
+    const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
     const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
     for (const BlockId to : layer.windowed ? windows : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;

@@ -44,10 +44,11 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   memory.cache = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks);
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
-    memory.sketches = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads *
-                      static_cast<int64_t>(hp.layers_that_read_all().size()) * sizes.blocks;
+    memory.sketches =
+        hp.sketched_layers() * SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * sizes.blocks;
   }
-  const int64_t activations = static_cast<int64_t>(sizeof(float)) * sizes.rows * (hp.width + 2 * hp.q_width());
+  const int64_t activations = static_cast<int64_t>(sizeof(float)) * sizes.rows *
+                              (hp.width + 2 * hp.q_width() + int64_t{hp.layers} * hp.layer_input);
   memory.workspace = activations + backend.reserved_bytes(hp, sizes.rows, options.context);
   if (plan.has_sparse()) {
     const Policy policy = plan.policy.at(options.context);

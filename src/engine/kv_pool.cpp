@@ -16,13 +16,19 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
   for (int l = 0; l < hp.layers; ++l) {
     const KvShape shape = hp.kv(l);
     const bool windowed = window_blocks > 0 && hp.window(l) > 0;
-    layers_.push_back({.data = hp.recurs(l) ? nullptr : own,
+    layers_.push_back({.data = hp.has_kv(l) ? own : nullptr,
                        .kv_heads = shape.heads,
                        .head_dim = shape.head_dim,
                        .windowed = windowed});
-    if (!hp.recurs(l)) own += int64_t{2} * kBlockTokens * shape.width() * (windowed ? window_blocks : blocks);
+    if (hp.has_kv(l)) own += int64_t{2} * kBlockTokens * shape.width() * (windowed ? window_blocks : blocks);
+    if (const int source = hp.kv_layer(l); source != l) {
+      layers_.back() = layers_[static_cast<size_t>(source)];
+      shared_.emplace_back(l, source);
+    }
   }
-  sketched_ = hp.layers_that_read_all();
+  for (const int l : hp.layers_that_read_all()) {
+    if (hp.has_kv(l)) sketched_.push_back(l);
+  }
 }
 
 int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
@@ -54,6 +60,7 @@ void KvPool::keep_sketches(int bits) {
     own += layer_bytes;
     if (!used.empty()) backend_.sketch(layer, used);
   }
+  for (const auto& [layer, source] : shared_) layers_[layer].sketches = layers_[source].sketches;
 }
 
 int KvPool::sketch_widths() const {
@@ -133,7 +140,7 @@ BlockId KvPool::take() {
 void KvPool::copy(BlockId to, BlockId from, bool windowed) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const KvLayer& layer = layers_[l];
-    if (!layer.data || layer.windowed != windowed) continue;
+    if (!layer.data || shares(l) || layer.windowed != windowed) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l));
     for (const int bits : kSketchBits) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -68,7 +69,8 @@ class KvPool {
   /// From sketches of `widths`; those of the first `full` blocks that are kept and missing there are made.
   void write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths, size_t full);
 
-  /// Of all layers; without data those that are recurrent.
+  /// Of all layers; without data those that are recurrent. Those that share K and V have those of the layer that owns
+  /// them.
   std::span<const KvLayer> layers() const { return layers_; }
   Backend& backend() const { return backend_; }
 
@@ -77,6 +79,7 @@ class KvPool {
   template <typename Part>
   static void each_sketch(const KvLayer& layer, BlockId block, int widths, const Part& part);
 
+  bool shares(size_t layer) const { return !shared_.empty() && layer >= shared_.front().first; }
   bool keeps_sketches(int bits) const { return sketches_[bits / 2].bytes() > 0; }
 
   void copy(BlockId to, BlockId from, bool windowed);
@@ -85,7 +88,8 @@ class KvPool {
   Buffer memory_;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
   std::vector<KvLayer> layers_;
-  std::vector<int> sketched_;  // layers that a plan may have scan
+  std::vector<int> sketched_;  // layers that a plan may have scan and that have K and V of their own
+  std::vector<std::pair<size_t, size_t>> shared_;  // layers that have not, and whose they read
   BlockIds blocks_;
   WindowPool windows_;
   StatePool states_;

@@ -124,6 +124,10 @@ uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
   if (pool.windows()) fail("sessions: files hold the K/V of whole contexts, layers with a window must keep it, too");
   const KvLayer& layer = pool.layers()[0];
   for (const KvLayer& other : pool.layers()) {
+    if (std::count_if(pool.layers().begin(), pool.layers().end(),
+                      [&](const KvLayer& one) { return one.data == other.data; }) > 1) {
+      fail("sessions: files of models whose layers share K and V are not supported");
+    }
     if (other.kv_heads != layer.kv_heads || other.head_dim != layer.head_dim) {
       fail("sessions: files of models whose layers have KV heads of different number or size are not supported");
     }

@@ -1,6 +1,7 @@
 #include "model/family.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "core/error.h"
@@ -78,13 +79,44 @@ constexpr Family kFamilies[] = {
      .post_norms = true,
      .window_pattern = 4,
      .window_rope = Family::WindowRope::Unscaled},
+    {.architecture = "gemma2",
+     .post_norms = true,
+     .window_pattern = 2,
+     .window_rope = Family::WindowRope::OwnScaled,
+     .activation = Activation::Gelu,
+     .logit_cap = true,
+     .usual_logit_cap = 30,
+     .usual_score_cap = 50,
+     .usual_window = 4096,
+     .by_width_at = 46,
+     .embedding_root = true},
     {.architecture = "gemma3",
      .norms = Family::Norms::Heads,
      .post_norms = true,
      .window_pattern = 6,
      .window_rope = Family::WindowRope::OwnUnscaled,
      .activation = Activation::Gelu,
+     .logit_cap = true,
+     .by_width_at = 62,
      .embedding_root = true},
+    {.architecture = "gemma4",
+     .norms = Family::Norms::Heads,
+     .mlp = Family::Mlp::AsKeysSay,
+     .shared = Family::Shared::Mlp,
+     .weights_sum_to_one = true,
+     .expert_scales = true,
+     .post_norms = true,
+     .window_pattern = 6,
+     .window_rope = Family::WindowRope::OwnUnscaled,
+     .activation = Activation::Gelu,
+     .kinds = true,
+     .unscaled_scores = true,
+     .value_norm = true,
+     .logit_cap = true,
+     .usual_logit_cap = 30,
+     .expert_norms = true,
+     .embedding_root = true,
+     .rope_factors = true},
     {.architecture = "smollm3", .pairing = kAdjacent, .unrotated_every = 4},
     {.architecture = "seed_oss", .ffn_norm = "post_attention_norm", .biases = true},
     {.architecture = "phi3", .long_rope = true},
@@ -118,6 +150,12 @@ const Family& family_of(const Hyperparameters& hp) {
   const Family* const family = find_family(hp.architecture);
   if (!family) fail("architecture '{}' is not supported, expected {}", hp.architecture, family_names());
   return *family;
+}
+
+void set_kind(const Hyperparameters& hp, int index, Layer& layer) {
+  layer.rotates = hp.rotates(index);
+  layer.window_rope = hp.rotates_by_window_rope(index);
+  if (family_of(hp).unscaled_scores) layer.query_scale = std::sqrt(static_cast<float>(hp.kv(index).head_dim));
 }
 
 std::string family_names() {

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "backend/hyperparameters.h"
+#include "backend/weights.h"
 
 namespace tidal {
 
@@ -12,8 +13,9 @@ struct Family {
   enum class Norms { None, Heads, Rows };        ///< of q and k before they are rotated: of each head, or of all as one
   enum class Mlp { Dense, Experts, AsKeysSay };  ///< a layer's
 
-  /// An expert beside the chosen ones: none, always and behind a switch of its own, or where the keys give its length.
-  enum class Shared { None, Switched, AsKeysSay };
+  /// An expert beside the chosen ones: none, always and behind a switch of its own, where the keys give its length, or
+  /// what would be the MLP without them.
+  enum class Shared { None, Switched, AsKeysSay, Mlp };
 
   /// How layers with a window rotate: by the same base without its scaling, or where a key gives a base of their own by
   /// that, without scaling or with that of all others.
@@ -34,6 +36,15 @@ struct Family {
   WindowRope window_rope = WindowRope::Unscaled;
   Activation activation = Activation::Silu;
   bool sink_logits = false;       ///< a further score of each softmax
+  bool kinds = false;             ///< keys tell layers with a window from the others (model/layer_kinds.h)
+  bool unscaled_scores = false;   ///< scores are products as they are
+  bool value_norm = false;        ///< Hyperparameters
+  bool logit_cap = false;         ///< keys may give one
+  float usual_logit_cap = 0;      ///< where they do not
+  float usual_score_cap = 0;      ///< likewise of scores; 0: there is none, nor a key; else neither cap may be 0
+  int usual_window = 0;           ///< where keys do not give one
+  int by_width_at = 0;            ///< with so many layers scores go by heads of width / heads elements
+  bool expert_norms = false;      ///< Experts::own_norms
   bool expert_biases = false;     ///< of the router and the experts
   bool embedding_root = false;    ///< embeddings are multiplied by the root of the width
   bool scales = false;            ///< keys give factors on embedding, attention, residual and logits
@@ -56,5 +67,7 @@ const Family* find_family(std::string_view architecture);
 const Family& family_of(const Hyperparameters& hp);
 /// All names, for messages: "llama, qwen2, ... or granitemoe".
 std::string family_names();
+/// What a layer is by its index: how it rotates and scales queries.
+void set_kind(const Hyperparameters& hp, int index, Layer& layer);
 
 }  // namespace tidal

@@ -15,6 +15,7 @@ Forward::Forward(Backend& backend, const Model& model, int max_rows, int max_con
   x_ = floats(hp.width);
   q_ = floats(hp.q_width());
   out_ = floats(hp.q_width());
+  if (hp.layer_input > 0) inputs_ = floats(hp.layers * hp.layer_input);
   backend.reserve(hp, max_rows, max_context);
 }
 
@@ -40,10 +41,11 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
   const Hyperparameters& hp = model_.hp;
   const int rows = batch.rows();
   if (rows > max_rows_) fail("forward pass: {} rows, made for at most {}", rows, max_rows_);
-  const Rows x{x_.as<float>(), rows, hp.width};
+  const Rows x{x_.as<float>(), rows, hp.width}, inputs{inputs_.as<float>(), rows, hp.layers * hp.layer_input};
 
   backend_.begin(hp, batch);
   backend_.embed(model_.embedding, batch, x);
+  if (model_.layer_inputs) backend_.layer_inputs(model_.layer_inputs, batch, x, inputs);
   for (int l = 0, recurrent = 0; l < hp.layers; ++l) {
     const Layer& layer = model_.layers[l];
     if (layer.delta) {
@@ -57,6 +59,7 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
       backend_.project(layer, out, x);
     }
     layer.router ? backend_.experts(layer, x) : backend_.mlp(layer, x);
+    if (layer.input_gate || layer.output_scale) backend_.finish(layer, l, inputs, x);
   }
   return x;
 }

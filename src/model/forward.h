@@ -39,7 +39,7 @@ class Forward {
   Backend& backend_;
   const Model& model_;
   int max_rows_;
-  Buffer x_, q_, out_, positions_, counts_;
+  Buffer x_, q_, out_, inputs_, positions_, counts_;
   Selection selection_;
 };
 

@@ -6,6 +6,7 @@
 #include "model/family.h"
 #include "model/hybrid.h"
 #include "model/keys.h"
+#include "model/layer_kinds.h"
 #include "model/load.h"
 #include "model/rope.h"
 
@@ -74,13 +75,16 @@ std::span<const float> read_divisors(const GgufFile& file, const std::string& na
 /// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number
 /// that of so many layers the last has none (0: all have it).
 std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& family, int layers) {
-  // libllama refuses gpt-oss files without, and with 0 its layers see nothing.
-  const int window = family.architecture == "gpt-oss" ? keys.size("attention.sliding_window")
-                                                      : keys.nonzero_or("attention.sliding_window", 0);
+  // libllama refuses some files without, and with 0 their layers see nothing.
+  const bool needed = family.kinds || family.architecture == "gpt-oss";
+  const int window = needed                    ? keys.size("attention.sliding_window")
+                     : family.usual_window > 0 ? keys.size_or("attention.sliding_window", family.usual_window)
+                                               : keys.nonzero_or("attention.sliding_window", 0);
   if (window == 0) return {};
   const std::string key = std::string(family.architecture) + ".attention.sliding_window_pattern";
   const auto values = file.integers(key);
   const bool list = values && file.is_array(key);
+  if (family.kinds && !list) keys.require("attention.sliding_window_pattern");
   if (list && static_cast<int64_t>(values->size()) != layers) {
     fail("{}: key '{}' has {} values, expected one for each of {} layers", file.path(), key, values->size(), layers);
   }
@@ -92,6 +96,12 @@ std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& fa
   }
   if (std::all_of(windows.begin(), windows.end(), [](int own) { return own == 0; })) return {};
   return windows;
+}
+
+void check_rotated(const GgufFile& file, int dims, int head_dim) {
+  if (dims % 2 != 0 || dims > head_dim) {
+    fail("{}: rope rotates {} elements, expected an even number up to the head size {}", file.path(), dims, head_dim);
+  }
 }
 
 double read_base(const GgufFile& file, Keys& keys, const char* key, double otherwise) {
@@ -139,8 +149,10 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
   if (const int64_t groups = keys.integer_or("expert_group_count", 1); groups > 1) {
     fail("{}: experts in {} groups are not supported", file.path(), groups);
   }
-  // As libllama: qwen files have a length of their own for experts, or share out the MLP's; gpt-oss files have one.
-  const bool qwen = family.architecture.starts_with("qwen"), own = qwen || family.architecture == "gpt-oss";
+  // As libllama: qwen files have a length of their own for experts, or share out the MLP's; others have one or the
+  // MLP's.
+  const bool qwen = family.architecture.starts_with("qwen");
+  const bool own = qwen || family.kinds || family.architecture == "gpt-oss";
   const int share = qwen && experts.used > 0 ? ffn / experts.used : own ? 0 : ffn;
   experts.ffn = own ? keys.uniform("expert_feed_forward_length", share, layers) : share;
   if (experts.ffn == 0) keys.require(own ? "expert_feed_forward_length" : "feed_forward_length");
@@ -150,7 +162,9 @@ Experts read_experts(const GgufFile& file, Keys& keys, const Family& family, int
     experts.shared_ffn = keys.nonzero_or("expert_shared_feed_forward_length", ffn);
     if (experts.shared_ffn == 0) keys.require("expert_shared_feed_forward_length");
   }
+  if (family.shared == Family::Shared::Mlp) experts.shared_ffn = ffn;
   experts.weights_sum_to_one = family.weights_sum_to_one;
+  experts.own_norms = family.expert_norms;
   return experts;
 }
 
@@ -170,21 +184,41 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   if (hp.width > (1 << 20) || hp.heads > (1 << 12) || hp.layers > kMostLayers) {
     fail("{}: {} layers, width {} and {} heads are beyond any known model", file.path(), hp.layers, hp.width, hp.heads);
   }
-  if (hp.heads % hp.kv_heads != 0) {
-    fail("{}: {} attention heads cannot share {} KV heads evenly", file.path(), hp.heads, hp.kv_heads);
-  }
-  if (hp.head_dim % 16 != 0 || hp.head_dim > kMostHeadDim) {
-    fail("{}: the head size is {}, expected a multiple of 16 up to {}", file.path(), hp.head_dim, kMostHeadDim);
+  for (const KvShape& kv : {KvShape{hp.kv_heads, hp.head_dim}, hp.window_kv}) {
+    if (kv && hp.heads % kv.heads != 0) {
+      fail("{}: {} attention heads cannot share {} KV heads evenly", file.path(), hp.heads, kv.heads);
+    }
+    if (kv.head_dim % 16 != 0 || kv.head_dim > kMostHeadDim) {
+      fail("{}: the head size is {}, expected a multiple of 16 up to {}", file.path(), kv.head_dim, kMostHeadDim);
+    }
   }
 }
 
-/// As libllama, which tells Gemma 3 27B by its depth: its scores go by a head of width / heads elements (in integers).
-float gemma3_query_scale(const GgufFile& file, const Hyperparameters& hp) {
-  constexpr int kLayersOf27b = 62;
-  if (hp.layers != kLayersOf27b) return 1;
+/// As libllama, which tells the largest Gemma 2 and 3 by their depth: their scores go by a head of width / heads
+/// elements (in integers).
+float query_scale_by_width(const GgufFile& file, const Hyperparameters& hp) {
   if (hp.width < hp.heads) fail("{}: {} heads are more than the width {}", file.path(), hp.heads, hp.width);
   const int own = hp.width / hp.heads;
   return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(own));
+}
+
+/// Where a cap is optional 0 stands for none.
+float read_cap(const GgufFile& file, Keys& keys, const char* key, float usual, bool optional) {
+  constexpr double kLeast = 1e-3, kMost = 1e9;
+  const double cap = keys.number_or(key, usual);
+  if (!(optional && cap == 0) && (cap < kLeast || cap > kMost)) {
+    fail("{}: key '{}' is {}, expected {:g} to {:g}{}", file.path(), key, cap, kLeast, kMost,
+         optional ? ", or 0 for no cap" : "");
+  }
+  return static_cast<float>(cap);
+}
+
+void read_caps(const GgufFile& file, Keys& keys, const Family& family, Hyperparameters& hp) {
+  const bool both = family.usual_score_cap > 0;
+  if (family.logit_cap) {
+    hp.logit_cap = read_cap(file, keys, "final_logit_softcapping", family.usual_logit_cap, !both);
+  }
+  if (both) hp.score_cap = read_cap(file, keys, "attn_logit_softcapping", family.usual_score_cap, false);
 }
 
 void read_scales(Keys& keys, Hyperparameters& hp) {
@@ -224,16 +258,18 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   hp.layers = all_layers - static_cast<int>(further);
   hp.width = keys.size("embedding_length");
-  hp.ffn = keys.uniform("feed_forward_length", 0, all_layers);
+  hp.ffn = family->kinds ? read_ffns(keys, all_layers, hp) : keys.uniform("feed_forward_length", 0, all_layers);
   hp.experts = read_experts(file, keys, *family, all_layers, hp.ffn);
-  if (hp.ffn == 0 && !hp.experts) keys.require("feed_forward_length");
+  if (hp.ffn == 0 && (!hp.experts || family->shared == Family::Shared::Mlp)) keys.require("feed_forward_length");
   hp.heads = keys.uniform("attention.head_count", 0, all_layers);
   if (hp.heads == 0) keys.require("attention.head_count");
-  hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, all_layers);
+  if (!family->kinds) hp.kv_heads = keys.uniform("attention.head_count_kv", hp.heads, all_layers);
   hp.context = keys.size("context_length");
   hp.rms_epsilon = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
   if (family->window_pattern > 0) hp.windows = read_windows(file, keys, *family, hp.layers);
+  if (family->kinds) require_kinds(file, keys, hp);
   hp.activation = family->activation;
+  hp.value_norm = family->value_norm;
   hp.sink_logits = family->sink_logits;
   hp.post_norms = family->post_norms;
   hp.unrotated_every = family->unrotated_every;
@@ -244,6 +280,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   const auto vocab = file.array_size("tokenizer.ggml.tokens");
   if (!vocab) keys.require_whole("tokenizer.ggml.tokens");
   keys.report_missing();
+  if (family->kinds) read_kinds(file, keys, hp);
 
   if (hp.logit_scale == 0) fail("{}: key '{}.logit_scale' is 0", file.path(), *architecture);
   check_vocabulary(file, *vocab);
@@ -257,20 +294,15 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   check_heads(file, hp);
   read_delta(file, keys, *family, all_layers, hp);
+  read_caps(file, keys, *family, hp);
   if (family->embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
-  if (family->architecture == "gemma3") {
-    hp.query_scale = gemma3_query_scale(file, hp);
-    if (keys.number_or("final_logit_softcapping", 0) != 0) fail("{}: capped logits are not supported", file.path());
-  }
+  if (hp.layers == family->by_width_at) hp.query_scale = query_scale_by_width(file, hp);
   if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {
     fail("{}: the RMS epsilon is {}, expected a number above 0 and at most 1", file.path(), hp.rms_epsilon);
   }
 
   const int dims = keys.size_or("rope.dimension_count", hp.head_dim);
-  if (dims % 2 != 0 || dims > hp.head_dim) {
-    fail("{}: rope rotates {} elements, expected an even number up to the head size {}", file.path(), dims,
-         hp.head_dim);
-  }
+  check_rotated(file, dims, hp.head_dim);
   const double base = read_base(file, keys, "rope.freq_base", 10000.0);
   const RopeScaling scaling = read_scaling(file, keys, *family, hp.context);
   // Of other families load.cpp refuses them.
@@ -285,7 +317,11 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
     hp.temperature_scale = static_cast<float>(keys.number_or("attention.temperature_scale", 0));
     hp.temperature_length = scaling.original_context;
   }
-  if (!hp.windows.empty()) hp.window_rope = read_window_rope(file, keys, *family, dims, base, scaling);
+  if (!hp.windows.empty()) {
+    const int window_dims = family->kinds ? keys.size_or("rope.dimension_count_swa", dims) : dims;
+    check_rotated(file, window_dims, hp.window_kv ? hp.window_kv.head_dim : hp.head_dim);
+    hp.window_rope = read_window_rope(file, keys, *family, window_dims, base, scaling);
+  }
   if (family->mixed_sections) check_mixed_sections(file, *architecture, dims);
   const bool sections = family->rope_sections && read_sections(file, *architecture, dims);
   hp.rope = make_rope(sections ? Rope::Pairing::Halves : family->pairing, dims, base, divisors, scaling);

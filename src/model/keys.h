@@ -74,6 +74,13 @@ class Keys {
     return checked(key, values->front());
   }
 
+  int checked(const std::string& key, int64_t value) const {
+    if (value < 1 || value > (1 << 24)) {
+      fail("{}: key '{}{}' is {}, expected 1 to 2^24", file_.path(), prefix_, key, value);
+    }
+    return static_cast<int>(value);
+  }
+
   int64_t integer_or(const std::string& key, int64_t otherwise) {
     return file_.integer(prefix_ + key).value_or(otherwise);
   }
@@ -88,13 +95,6 @@ class Keys {
   }
 
  private:
-  int checked(const std::string& key, int64_t value) const {
-    if (value < 1 || value > (1 << 24)) {
-      fail("{}: key '{}{}' is {}, expected 1 to 2^24", file_.path(), prefix_, key, value);
-    }
-    return static_cast<int>(value);
-  }
-
   const GgufFile& file_;
   std::string prefix_;
   std::vector<std::string> missing_;

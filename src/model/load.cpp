@@ -76,9 +76,16 @@ void read_delta(Tensors& tensors, const Hyperparameters& hp, const std::string& 
   weights.out = tensors.matrix(prefix + "ssm_out", hp.width, net.value_width());
 }
 
+/// Of a layer that reads the K and V of another one: what it has of its own is of no account.
+void leave_out_kv(Tensors& tensors, const std::string& prefix, Layer& layer) {
+  layer.wk = layer.wv = {};
+  for (const char* name : {"attn_k.", "attn_v.", "attn_k_norm."}) tensors.leave_out_all(prefix + name);
+}
+
 /// q, k and v, each by itself or one behind the other in attn_qkv.
 void read_qkv(Tensors& tensors, const Hyperparameters& hp, int index, const std::string& prefix, Layer& layer) {
   const int64_t q = hp.q_width(index), kv = hp.kv(index).width();
+  const bool kinds = family_of(hp).kinds;
   if (tensors.has(prefix + "attn_qkv.weight")) {
     const Weight fused = tensors.matrix(prefix + "attn_qkv", q + 2 * kv, hp.width);
     if (fused.rows == q + 2 * kv) {
@@ -88,9 +95,14 @@ void read_qkv(Tensors& tensors, const Hyperparameters& hp, int index, const std:
     }
   } else {
     layer.wq = tensors.matrix(prefix + "attn_q", q, hp.width);
-    layer.wk = tensors.matrix(prefix + "attn_k", kv, hp.width);
-    layer.wv = tensors.matrix(prefix + "attn_v", kv, hp.width);
+    if (hp.has_kv(index)) {
+      layer.wk = tensors.matrix(prefix + "attn_k", kv, hp.width);
+      layer.wv = kinds ? tensors.optional_matrix(prefix + "attn_v", kv, hp.width)
+                       : tensors.matrix(prefix + "attn_v", kv, hp.width);
+    }
   }
+  if (!hp.has_kv(index)) leave_out_kv(tensors, prefix, layer);
+  if (kinds) return;
   if (tensors.has(prefix + "attn_qkv.bias")) {
     const Weight fused = tensors.vector(prefix + "attn_qkv.bias", q + 2 * kv);
     if (fused.cols == q + 2 * kv) {
@@ -106,8 +118,8 @@ void read_qkv(Tensors& tensors, const Hyperparameters& hp, int index, const std:
 }
 
 /// Gate and up, each by itself or, as in files without ffn_gate, gate before up in a ffn_up of twice the rows.
-void read_gate_up(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
-  const int64_t ffn = hp.ffn;
+void read_gate_up(Tensors& tensors, const Hyperparameters& hp, int index, const std::string& prefix, Layer& layer) {
+  const int64_t ffn = hp.ffn_of(index);
   if (!tensors.has(prefix + "ffn_gate.weight") && tensors.rows(prefix + "ffn_up.weight") == 2 * ffn) {
     const Weight fused = tensors.matrix(prefix + "ffn_up", 2 * ffn, hp.width);
     layer.gate = rows_of(fused, 0, ffn);
@@ -125,10 +137,30 @@ void read_gate_up(Tensors& tensors, const Hyperparameters& hp, const std::string
   layer.b_up = tensors.optional_vector(prefix + "ffn_up.bias", ffn);
 }
 
-void read_mlp(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
-  read_gate_up(tensors, hp, prefix, layer);
-  layer.down = tensors.matrix(prefix + "ffn_down", hp.width, hp.ffn);
+void read_mlp(Tensors& tensors, const Hyperparameters& hp, int index, const std::string& prefix, Layer& layer) {
+  read_gate_up(tensors, hp, index, prefix, layer);
+  layer.down = tensors.matrix(prefix + "ffn_down", hp.width, hp.ffn_of(index));
   layer.b_down = tensors.optional_vector(prefix + "ffn_down.bias", hp.width);
+}
+
+/// The norms of a mixture whose parts have some of their own, and of what the router reads.
+void read_expert_norms(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  layer.router.scale = 1.0f / std::sqrt(static_cast<float>(hp.width));
+  layer.router_norm = tensors.vector(prefix + "ffn_gate_inp.scale", hp.width);
+  layer.expert_norm = tensors.vector(prefix + "pre_ffw_norm_2.weight", hp.width);
+  layer.shared_post_norm = tensors.vector(prefix + "post_ffw_norm_1.weight", hp.width);
+  layer.expert_post_norm = tensors.vector(prefix + "post_ffw_norm_2.weight", hp.width);
+}
+
+void read_shared_expert(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  const int64_t ffn = hp.experts.shared_ffn;
+  const Family::Shared shared = family_of(hp).shared;
+  const char* suffix = shared == Family::Shared::Mlp ? "" : "_shexp";
+  layer.shared_gate = tensors.matrix(prefix + "ffn_gate" + suffix, ffn, hp.width);
+  layer.shared_up = tensors.matrix(prefix + "ffn_up" + suffix, ffn, hp.width);
+  layer.shared_down = tensors.matrix(prefix + "ffn_down" + suffix, hp.width, ffn);
+  if (shared == Family::Shared::Switched)
+    layer.shared_switch = tensors.table(prefix + "ffn_gate_inp_shexp", 1, hp.width);
 }
 
 void read_expert_weights(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
@@ -142,8 +174,13 @@ void read_expert_weights(Tensors& tensors, const Hyperparameters& hp, const std:
       tensors.leave_out(prefix + name + ".input_scale");
     }
   };
-  matrices("ffn_gate_exps", ffn, hp.width, layer.expert_gate, layer.gate_scales);
-  matrices("ffn_up_exps", ffn, hp.width, layer.expert_up, layer.up_scales);
+  if (experts.own_norms) read_expert_norms(tensors, hp, prefix, layer);
+  if (experts.own_norms && tensors.has(prefix + "ffn_gate_up_exps.weight")) {
+    layer.expert_gate = tensors.table(prefix + "ffn_gate_up_exps", 2 * count * ffn, hp.width);
+  } else {
+    matrices("ffn_gate_exps", ffn, hp.width, layer.expert_gate, layer.gate_scales);
+    matrices("ffn_up_exps", ffn, hp.width, layer.expert_up, layer.up_scales);
+  }
   matrices("ffn_down_exps", hp.width, ffn, layer.expert_down, layer.down_scales);
   if (family_of(hp).expert_biases) {
     layer.router_bias = tensors.vector(prefix + "ffn_gate_inp.bias", count);
@@ -151,13 +188,16 @@ void read_expert_weights(Tensors& tensors, const Hyperparameters& hp, const std:
     layer.up_biases = tensors.vectors(prefix + "ffn_up_exps.bias", count, ffn);
     layer.down_biases = tensors.vectors(prefix + "ffn_down_exps.bias", count, hp.width);
   }
-  if (experts.shared_ffn == 0) return;
-  layer.shared_gate = tensors.matrix(prefix + "ffn_gate_shexp", experts.shared_ffn, hp.width);
-  layer.shared_up = tensors.matrix(prefix + "ffn_up_shexp", experts.shared_ffn, hp.width);
-  layer.shared_down = tensors.matrix(prefix + "ffn_down_shexp", hp.width, experts.shared_ffn);
-  if (family_of(hp).shared == Family::Shared::Switched) {
-    layer.shared_switch = tensors.table(prefix + "ffn_gate_inp_shexp", 1, hp.width);
-  }
+  if (experts.shared_ffn > 0) read_shared_expert(tensors, hp, prefix, layer);
+}
+
+/// What a layer may have at its end: an input of its own, and a scale.
+void read_finish(Tensors& tensors, const Hyperparameters& hp, const std::string& prefix, Layer& layer) {
+  layer.output_scale = tensors.optional_vector(prefix + "layer_output_scale.weight", 1);
+  if (hp.layer_input == 0) return;
+  layer.input_gate = tensors.table(prefix + "inp_gate", hp.layer_input, hp.width);
+  layer.input_proj = tensors.table(prefix + "proj", hp.width, hp.layer_input);
+  layer.input_norm = tensors.vector(prefix + "post_norm.weight", hp.width);
 }
 
 /// Factors on scores and on what is added become those of the products that make them.
@@ -173,8 +213,7 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   Layer layer;
   const Family& family = family_of(hp);
   const auto norm = [&](const char* name) { return tensors.vector(prefix + name + ".weight", hp.width); };
-  layer.rotates = hp.rotates(index);
-  layer.window_rope = hp.rotates_by_window_rope(index);
+  set_kind(hp, index, layer);
   if (family.pre_norms) {
     layer.attn_norm = norm("attn_norm");
     layer.ffn_norm = norm(family.ffn_norm);
@@ -183,7 +222,8 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
     layer.attn_post_norm = norm("post_attention_norm");
     layer.ffn_post_norm = norm("post_ffw_norm");
   }
-  (hp.experts ? read_expert_weights : read_mlp)(tensors, hp, prefix, layer);
+  hp.experts ? read_expert_weights(tensors, hp, prefix, layer) : read_mlp(tensors, hp, index, prefix, layer);
+  if (family.kinds) read_finish(tensors, hp, prefix, layer);
   if (hp.recurs(index)) {
     read_delta(tensors, hp, prefix, layer.delta);
     return layer;
@@ -194,7 +234,9 @@ Layer read_layer(Tensors& tensors, const Hyperparameters& hp, int index) {
   if (const auto norms = family.norms; norms != Family::Norms::None) {
     const bool heads = norms == Family::Norms::Heads;
     layer.q_norm = tensors.vector(prefix + "attn_q_norm.weight", heads ? kv.head_dim : q_width);
-    layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? kv.head_dim : kv.width());
+    if (hp.has_kv(index)) {
+      layer.k_norm = tensors.vector(prefix + "attn_k_norm.weight", heads ? kv.head_dim : kv.width());
+    }
   }
   if (family.sink_logits) layer.sink_logits = tensors.vector(prefix + "attn_sinks.weight", hp.heads);
   layer.wo = tensors.matrix(prefix + "attn_output", hp.width, q_width);
@@ -248,11 +290,19 @@ Model read_weights(const GgufFile& file, const Hyperparameters& hp) {
   model.output = tensors.optional_matrix("output", hp.vocab, hp.width);
   if (!model.output) model.output = model.embedding;
   model.output.scale /= hp.logit_scale;
+  if (hp.layer_input > 0) {
+    const int64_t all = int64_t{hp.layers} * hp.layer_input;
+    model.layer_inputs = {.embedding = tensors.table("per_layer_token_embd", hp.vocab, all),
+                          .projection = tensors.table("per_layer_model_proj", all, hp.width),
+                          .norm = tensors.vector("per_layer_proj_norm.weight", hp.layer_input)};
+  }
   for (int l = 0; l < hp.layers; ++l) {
     if (tensors.has_any(fmt::format("blk.{}.", l))) model.layers.push_back(read_layer(tensors, hp, l));
   }
-  if (family_of(hp).rope_factors) tensors.leave_out("rope_freqs.weight");  // they are in hp.rope
-  if (family_of(hp).long_rope) {                                           // so are these, one of them
+  // They are in hp.rope. libllama refuses Gemma 4 files without, unless all layers have windows.
+  if (family_of(hp).kinds && !hp.layers_that_read_all().empty()) tensors.vector("rope_freqs.weight", hp.rope.dims / 2);
+  if (family_of(hp).rope_factors) tensors.leave_out("rope_freqs.weight");
+  if (family_of(hp).long_rope) {  // so are these, one of them
     tensors.leave_out("rope_factors_long.weight");
     tensors.leave_out("rope_factors_short.weight");
   }

@@ -16,10 +16,11 @@ void for_each_weight(Layers& layers, Function&& function) {
          {&layer.attn_norm, &layer.wq, &layer.wk, &layer.wv, &layer.bq, &layer.bk, &layer.bv, &layer.q_norm,
           &layer.k_norm, &layer.sink_logits, &layer.attn_gate, &layer.wo, &layer.bo, &layer.attn_post_norm,
           &layer.ffn_norm, &layer.gate, &layer.up, &layer.down, &layer.b_gate, &layer.b_up, &layer.b_down,
-          &layer.ffn_post_norm,
+          &layer.ffn_post_norm, &layer.input_gate, &layer.input_proj, &layer.input_norm, &layer.output_scale,
           // of experts
           &layer.router_bias, &layer.expert_gate, &layer.expert_up, &layer.expert_down, &layer.gate_scales,
           &layer.up_scales, &layer.down_scales, &layer.shared_gate, &layer.shared_up, &layer.shared_down,
+          &layer.router_norm, &layer.expert_norm, &layer.shared_post_norm, &layer.expert_post_norm,
           // of recurrent layers
           &delta.mixed, &delta.gate, &delta.beta, &delta.alpha, &delta.alpha_bias, &delta.decay, &delta.norm,
           &delta.out}) {
@@ -39,6 +40,9 @@ void upload(Model& model, Backend& backend) {
   model.output = tied ? model.embedding : backend.upload(model.output);
   if (tied) model.output.scale = scale;
   model.output_norm = backend.upload(model.output_norm);
+  if (LayerInputs& inputs = model.layer_inputs) {
+    for (Weight* weight : {&inputs.embedding, &inputs.projection, &inputs.norm}) *weight = backend.upload(*weight);
+  }
   for_each_weight(model.layers, [&](Weight& weight, bool exact) {
     weight = exact ? backend.upload_exact(weight) : backend.upload(weight);
   });
@@ -52,6 +56,9 @@ int64_t kept_bytes(const Backend& backend, const Model& model) {
   };
   int64_t sum = bytes(model.embedding) + bytes(model.output_norm);
   if (model.output.data != model.embedding.data) sum += bytes(model.output);
+  if (const LayerInputs& inputs = model.layer_inputs) {
+    sum += bytes(inputs.embedding) + bytes(inputs.projection) + bytes(inputs.norm);
+  }
   for_each_weight(model.layers, [&](const Weight& weight, bool exact) {
     sum += exact ? weight.rows * static_cast<int64_t>(ggml_row_size(GGML_TYPE_F32, weight.cols)) : bytes(weight);
   });
@@ -62,6 +69,7 @@ int64_t kept_bytes(const Backend& backend, const Model& model) {
 
 int64_t Model::decode_weight_bytes() const {
   size_t bytes = embedding.row_bytes() + output.bytes() + output_norm.bytes();
+  if (layer_inputs) bytes += layer_inputs.embedding.row_bytes() + layer_inputs.projection.bytes();
   for_each_weight(layers, [&](const Weight& weight, bool) { bytes += weight.bytes(); });
   // Of the experts' matrices only those of the chosen ones.
   for (const Layer& layer : layers) {

@@ -13,9 +13,10 @@ namespace tidal {
 
 struct Model {
   Hyperparameters hp;
-  Weight embedding;    // [vocab, width]
-  Weight output_norm;  // [width]
-  Weight output;       // [vocab, width]; the embedding where the file has no own output matrix
+  Weight embedding;          // [vocab, width]
+  Weight output_norm;        // [width]
+  Weight output;             // [vocab, width]; the embedding where the file has no own output matrix
+  LayerInputs layer_inputs;  // where layers have inputs of their own
   std::vector<Layer> layers;
   std::string quantisation;             ///< as llama.cpp names it, e.g. "Q4_K - Medium"; "" if the file does not say
   int64_t file_bytes = 0;               ///< size of the file, 0 for random weights

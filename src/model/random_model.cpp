@@ -35,6 +35,12 @@ void add_experts(std::vector<Part>& parts, Layer& layer, const Hyperparameters& 
                                {.weight = &layer.up_biases, .rows = count, .cols = experts.ffn, .vectors = true},
                                {.weight = &layer.down_biases, .rows = count, .cols = hp.width, .vectors = true}});
   }
+  if (experts.own_norms) {
+    parts.insert(parts.end(), {{&layer.router_norm, 1, hp.width, 1.0f},
+                               {&layer.expert_norm, 1, hp.width, 1.0f},
+                               {&layer.shared_post_norm, 1, hp.width, 1.0f},
+                               {&layer.expert_post_norm, 1, hp.width, 1.0f}});
+  }
   if (experts.shared_ffn == 0) return;
   parts.insert(parts.end(), {{&layer.shared_gate, experts.shared_ffn, hp.width},
                              {&layer.shared_up, experts.shared_ffn, hp.width},
@@ -55,26 +61,47 @@ void add_delta(std::vector<Part>& parts, DeltaWeights& weights, const Hyperparam
                              {&weights.out, hp.width, net.value_width()}});
 }
 
+/// q, k, v and o. Gemma 4's layers that read the whole context take their keys as values where they have fewer KV heads
+/// than those with a window.
+void add_attention(std::vector<Part>& parts, Layer& layer, const Hyperparameters& hp, int index) {
+  const KvShape kv = hp.kv(index);
+  const bool keys_as_values = hp.window_kv && hp.reads_all(index) && kv.heads < hp.window_kv.heads;
+  parts.insert(parts.end(), {{&layer.wq, hp.q_width(index), hp.width}, {&layer.wo, hp.width, hp.q_width(index)}});
+  if (hp.has_kv(index)) parts.push_back({&layer.wk, kv.width(), hp.width});
+  if (hp.has_kv(index) && !keys_as_values) parts.push_back({&layer.wv, kv.width(), hp.width});
+  if (hp.gated_attention) parts.push_back({&layer.attn_gate, hp.q_width(index), hp.width});
+}
+
+void add_finish(std::vector<Part>& parts, Layer& layer, const Hyperparameters& hp) {
+  parts.push_back({&layer.output_scale, 1, 1, 1.0f});
+  if (hp.layer_input == 0) return;
+  parts.insert(parts.end(), {{&layer.input_gate, hp.layer_input, hp.width},
+                             {&layer.input_proj, hp.width, hp.layer_input},
+                             {&layer.input_norm, 1, hp.width, 1.0f}});
+}
+
 std::vector<Part> parts_of(Model& model) {
   const Hyperparameters& hp = model.hp;
   const Family& family = family_of(hp);
   std::vector<Part> parts = {{&model.embedding, hp.vocab, hp.width},
                              {&model.output, hp.vocab, hp.width},
                              {&model.output_norm, 1, hp.width, 1.0f}};
+  if (hp.layer_input > 0) {
+    const int64_t all = int64_t{hp.layers} * hp.layer_input;
+    parts.insert(parts.end(), {{&model.layer_inputs.embedding, hp.vocab, all},
+                               {&model.layer_inputs.projection, all, hp.width},
+                               {&model.layer_inputs.norm, 1, hp.layer_input, 1.0f}});
+  }
   for (int l = 0; Layer & layer : model.layers) {
     const int q_width = hp.q_width(l);
     const KvShape kv = hp.kv(l);
-    layer.rotates = hp.rotates(l);
-    layer.window_rope = hp.rotates_by_window_rope(l);
-    const bool recurs = hp.recurs(l++);
+    const bool recurs = hp.recurs(l), has_kv = hp.has_kv(l);
+    const int ffn = hp.ffn_of(l);
+    set_kind(hp, l, layer);
     if (recurs) {
       add_delta(parts, layer.delta, hp);
     } else {
-      parts.insert(parts.end(), {{&layer.wq, q_width, hp.width},
-                                 {&layer.wk, kv.width(), hp.width},
-                                 {&layer.wv, kv.width(), hp.width},
-                                 {&layer.wo, hp.width, q_width}});
-      if (hp.gated_attention) parts.push_back({&layer.attn_gate, q_width, hp.width});
+      add_attention(parts, layer, hp, l);
     }
     if (family.pre_norms) {
       parts.insert(parts.end(), {{&layer.attn_norm, 1, hp.width, 1.0f}, {&layer.ffn_norm, 1, hp.width, 1.0f}});
@@ -83,7 +110,7 @@ std::vector<Part> parts_of(Model& model) {
       add_experts(parts, layer, hp);
     } else {
       parts.insert(parts.end(),
-                   {{&layer.gate, hp.ffn, hp.width}, {&layer.up, hp.ffn, hp.width}, {&layer.down, hp.width, hp.ffn}});
+                   {{&layer.gate, ffn, hp.width}, {&layer.up, ffn, hp.width}, {&layer.down, hp.width, ffn}});
     }
     if (family.post_norms) {
       parts.insert(parts.end(),
@@ -95,9 +122,11 @@ std::vector<Part> parts_of(Model& model) {
     if (family.sink_logits) parts.push_back({&layer.sink_logits, 1, hp.heads});
     if (family.norms != Family::Norms::None && !recurs) {
       const bool heads = family.norms == Family::Norms::Heads;
-      parts.insert(parts.end(), {{&layer.q_norm, 1, heads ? kv.head_dim : q_width, 1.0f},
-                                 {&layer.k_norm, 1, heads ? kv.head_dim : kv.width(), 1.0f}});
+      parts.push_back({&layer.q_norm, 1, heads ? kv.head_dim : q_width, 1.0f});
+      if (has_kv) parts.push_back({&layer.k_norm, 1, heads ? kv.head_dim : kv.width(), 1.0f});
     }
+    if (family.kinds) add_finish(parts, layer, hp);
+    ++l;
   }
   return parts;
 }

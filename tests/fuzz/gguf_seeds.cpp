@@ -8,6 +8,7 @@
 
 #include "fuzz/next_part.h"
 #include "support/gguf_writer.h"
+#include "support/small_gemma4.h"
 
 using tidal::test::GgufWriter;
 
@@ -80,9 +81,24 @@ int main(int argc, char** argv) try {
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
   for (const std::string architecture :
-       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma3"}) {
+       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma2", "gemma3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
+  using tidal::test::small_gemma4;
+  tidal::test::SmallGemma4 gemma{.width = 16, .heads = 1, .ffn = 16, .vocab = 4, .window_heads = 1};
+  gemma.whole_dim = 16;
+  small_gemma4(gemma).save(folder / "gemma4.gguf");
+  tidal::test::SmallGemma4 mixture = gemma;
+  mixture.experts = 2;
+  mixture.experts_used = 1;
+  mixture.expert_ffn = 16;
+  small_gemma4(mixture).save(folder / "gemma4-experts.gguf");
+  gemma.layers = 4;
+  gemma.shared_kv = 2;
+  gemma.layer_input = 2;
+  gemma.double_wide = true;
+  gemma.keys_as_values = false;
+  small_gemma4(gemma).save(folder / "gemma4-inputs.gguf");
   for (const std::string architecture : {"qwen35", "qwen35moe", "qwen3next"}) {
     tidal::test::SmallShape hybrid = shape;
     hybrid.layers = 2;

@@ -1,15 +1,11 @@
 // Small random models of every architecture and RoPE scaling: our logits are llama.cpp's, so every key and tensor of
 // the file is read as llama.cpp reads it.
-#include <algorithm>
 #include <cmath>
 #include <functional>
 
-#include "engine/engine.h"
-#include "golden/engine_logits.h"
-#include "golden/llama_reference.h"
+#include "golden/architectures.h"
 #include "model/family.h"
-#include "support/gguf_writer.h"
-#include "support/loading.h"
+#include "support/small_gemma4.h"
 
 namespace tidal::golden {
 namespace {
@@ -26,15 +22,8 @@ bool has_windows(const Family& family) { return family.window_pattern > 0; }
 bool has_own_base(const Family& family) {
   return has_windows(family) && family.window_rope != Family::WindowRope::Unscaled;
 }
-bool needs_no_window(const Family& family) { return has_windows(family) && family.architecture != "gpt-oss"; }
-
-/// The value of a key that is a list of booleans.
-test::Bytes list_of(const std::vector<bool>& values) {
-  test::Bytes bytes;
-  test::append(bytes, static_cast<uint32_t>(GGUF_TYPE_BOOL));
-  test::append(bytes, static_cast<uint64_t>(values.size()));
-  for (const bool value : values) test::append(bytes, static_cast<uint8_t>(value));
-  return bytes;
+bool needs_no_window(const Family& family) {
+  return has_windows(family) && family.architecture != "gpt-oss" && family.usual_window == 0;
 }
 
 /// LongRoPE's two sets of factors, of which the context, 128 and 256 in libllama, and the original one choose.
@@ -92,7 +81,7 @@ const Change kChanges[] = {
     {"window in the last layer",
      [](GgufWriter& file, const std::string& prefix) {
        file.set(prefix + "attention.sliding_window", 32u);
-       file.set_raw(prefix + "attention.sliding_window_pattern", GGUF_TYPE_ARRAY, list_of({false, true}));
+       file.set_raw(prefix + "attention.sliding_window_pattern", GGUF_TYPE_ARRAY, test::list_of({false, true}));
      },
      has_windows},
     {"other base of windows",
@@ -107,6 +96,15 @@ const Change kChanges[] = {
        file.set(prefix + "rope.scaling.original_context_length", 32u).set(prefix + "rope.scaling.attn_factor", 0.8f);
      },
      has_windows},
+    {"other cap of scores",
+     [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "attn_logit_softcapping", 0.5f); },
+     [](const Family& family) { return family.usual_score_cap > 0; }},
+    {"usual cap of scores",
+     [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "attn_logit_softcapping"); },
+     [](const Family& family) { return family.usual_score_cap > 0; }},
+    {"capped logits",
+     [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "final_logit_softcapping", 2.0f); },
+     [](const Family& family) { return family.logit_cap; }},
     {"axes of pictures",
      [](GgufWriter& file, const std::string& prefix) {
        file.set(prefix + "rope.dimension_sections", std::vector<uint32_t>{3, 3, 2, 0});
@@ -128,44 +126,6 @@ const Change kChanges[] = {
        file.set(prefix + "rope.scaling.yarn_ext_factor", 0.5f).set(prefix + "rope.scaling.yarn_attn_factor", 0.5f);
        file.set(prefix + "rope.scaling.yarn_log_multiplier", 0.5f);
      }},
-};
-
-/// An architecture, and how many experts its layers have. Of SmolLM3 the fourth layer is the first not to rotate.
-struct Kind {
-  const char* architecture;
-  uint64_t experts = 0;
-  uint64_t layers = 2;
-
-  bool is_mixture() const { return experts > 0; }
-  GgufWriter model() const {
-    test::SmallShape shape{.layers = layers, .experts = experts};
-    if (std::string(architecture) == "olmoe") shape.kv_heads = shape.heads;  // as libllama expects
-    return test::small_model(architecture, shape);
-  }
-  std::string name() const {
-    std::string name = architecture + std::string(experts > 0 ? "_experts" : "");
-    std::replace(name.begin(), name.end(), '-', '_');  // as googletest asks
-    return name;
-  }
-};
-
-class Architectures : public testing::TestWithParam<Kind> {
- protected:
-  /// Of logits of this size: a few times bf16's half unit, 2^-9, for two layers, whose roundings are independent.
-  static double most_rounding(double size) {
-    return size / 128 * std::sqrt(static_cast<double>(GetParam().layers) / 2);
-  }
-  /// How far two runs' logits are apart, over all tokens. Of mixtures of experts what three quarters of the tokens are
-  /// at least: one that its router finds two experts about as good for goes through the other when K and V are rounded,
-  /// which moves its logits by a whole expert, and a little those of all tokens behind it.
-  static double apart(std::span<const float> a, std::span<const float> b) {
-    if (!GetParam().is_mixture()) return deviation(a, b);
-    std::vector<double> tokens;
-    const size_t vocab = a.size() / kTokens;
-    for (size_t i = 0; i < a.size(); i += vocab) tokens.push_back(deviation(a.subspan(i, vocab), b.subspan(i, vocab)));
-    std::nth_element(tokens.begin(), tokens.begin() + kTokens / 4, tokens.end());
-    return tokens[kTokens / 4];
-  }
 };
 
 // What remains between the engines is the rounding of our cache to bf16, which no scaling of positions makes larger.
@@ -210,140 +170,6 @@ TEST_P(Architectures, LogitsAreLlamas) {
     std::printf("    %-26s apart by %.5f, moved by %.5f\n", change.name, distance, effect);
     EXPECT_LT(distance, 2 * rounding);
     EXPECT_GT(effect, 4 * rounding) << "the change is too small to be seen";
-  }
-}
-
-/// Files whose tensors are not those that the family's files usually have.
-struct OtherTensors {
-  const char* name;
-  std::function<void(GgufWriter&)> apply;
-  bool moves = true;                   ///< the logits, compared with the usual tensors
-  std::vector<std::string> only = {};  ///< families in which libllama does so; empty: all
-  bool biases = false;                 ///< of q, k and v
-};
-
-/// The tensors `blk.N.PART` of every layer become one behind the other `blk.N.NAME`.
-void fuse(GgufWriter& file, const std::vector<std::string>& parts, const std::string& name) {
-  for (const std::string layer : {"blk.0.", "blk.1."}) {
-    test::Bytes data;
-    std::vector<uint64_t> sizes;
-    for (const std::string& part : parts) {
-      const GgufWriter::Tensor tensor = file.tensor(layer + part);
-      data.insert(data.end(), tensor.data.begin(), tensor.data.end());
-      const uint64_t rows = sizes.empty() ? 0 : sizes.back();
-      sizes = tensor.sizes;
-      sizes.back() += rows;
-      file.erase_tensor(layer + part);
-    }
-    file.add(layer + name, GGML_TYPE_F32, sizes).data = data;
-  }
-}
-
-void add_biases(GgufWriter& file) {
-  for (const std::string layer : {"blk.0.", "blk.1."}) {
-    for (const std::string name : {"attn_q", "attn_k", "attn_v"}) {
-      std::vector<float> values(file.tensor(layer + name + ".weight").sizes[1]);
-      for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(std::sin(static_cast<double>(i)));
-      file.add(layer + name + ".bias", values, {values.size()});
-    }
-  }
-}
-
-const OtherTensors kOtherTensors[] = {
-    {"second scales of attention",
-     [](GgufWriter& file) {
-       file.add("blk.0.attn_q.scale", {1.5f}, {1});
-       file.add("blk.0.attn_k.scale", {0.5f}, {1});
-       file.add("blk.1.attn_v.scale", {-2.0f}, {1});
-       file.add("blk.1.attn_output.scale", {0.75f}, {1});
-       file.add("blk.1.attn_output.input_scale", {5.0f}, {1});
-     }},
-    // libllama reads these in other files, too, but its graphs leave them out.
-    {"second scales of the MLP",
-     [](GgufWriter& file) {
-       file.add("blk.0.ffn_gate.scale", {1.5f}, {1});
-       file.add("blk.0.ffn_up.scale", {0.5f}, {1});
-       file.add("blk.1.ffn_down.scale", {-2.0f}, {1});
-     },
-     true,
-     {"llama", "qwen3", "mistral3"}},
-    {"scales of experts",
-     [](GgufWriter& file) {
-       const auto count = static_cast<size_t>(file.tensor("blk.0.ffn_gate_exps.weight").sizes[2]);
-       std::vector<float> scales(count);
-       for (size_t i = 0; i < count; ++i) scales[i] = 0.5f + static_cast<float>(i % 3);
-       for (const char* name : {"blk.0.ffn_gate_exps", "blk.0.ffn_up_exps", "blk.1.ffn_down_exps"}) {
-         file.add(name + std::string(".scale"), scales, {count});
-         file.add(name + std::string(".input_scale"), scales, {count});
-       }
-     },
-     true,
-     {"llama_experts", "qwen3moe_experts", "mistral3_experts"}},
-    {"biases of q, k and v", add_biases, true, {}, true},
-    {"fused q, k and v",
-     [](GgufWriter& file) {
-       fuse(file, {"attn_q.weight", "attn_k.weight", "attn_v.weight"}, "attn_qkv.weight");
-     },
-     false},
-    {"fused with biases and a scale",
-     [](GgufWriter& file) {
-       add_biases(file);
-       fuse(file, {"attn_q.weight", "attn_k.weight", "attn_v.weight"}, "attn_qkv.weight");
-       fuse(file, {"attn_q.bias", "attn_k.bias", "attn_v.bias"}, "attn_qkv.bias");
-       file.add("blk.0.attn_qkv.scale", {1.25f}, {1});
-     },
-     true,
-     {},
-     true},
-    {"fused with biases apart",
-     [](GgufWriter& file) {
-       add_biases(file);
-       fuse(file, {"attn_q.weight", "attn_k.weight", "attn_v.weight"}, "attn_qkv.weight");
-     },
-     true,
-     {},
-     true},
-};
-
-TEST_P(Architectures, OtherTensorsAreReadAsLlamaDoes) {
-  if (find_family(GetParam().architecture)->hybrid) GTEST_SKIP() << "of hybrids hybrids_test.cpp has them";
-  const test::TemporaryFolder folder;
-  const std::vector<Token> tokens = some_tokens();
-  GgufWriter usual = GetParam().model();
-  if (std::string(GetParam().architecture).starts_with("qwen2") || std::string(GetParam().architecture) == "seed_oss" ||
-      std::string(GetParam().architecture) == "gpt-oss") {  // their files may be without biases, too
-    for (const std::string layer : {"blk.0.", "blk.1."}) {
-      for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) usual.erase_tensor(layer + name);
-    }
-  }
-  const auto save = [&](const GgufWriter& file, const char* name) {
-    const std::string path = folder.file(std::string(name) + ".gguf");
-    file.save(path);
-    return path;
-  };
-  const std::string plain = save(usual, "plain");
-  const std::vector<float> theirs_plain = LlamaReference(plain, 128, 1).logits(tokens);
-  const double rounding = apart(our_logits(plain, tokens), theirs_plain);
-  const double size = apart(theirs_plain, std::vector<float>(theirs_plain.size()));
-  EXPECT_LT(rounding, most_rounding(size));
-  for (const OtherTensors& other : kOtherTensors) {
-    SCOPED_TRACE(other.name);
-    if (!other.only.empty() && std::find(other.only.begin(), other.only.end(), GetParam().name()) == other.only.end()) {
-      continue;
-    }
-    if (other.biases && find_family(GetParam().architecture)->scales) continue;  // they would need the scales, too
-    GgufWriter file = usual;
-    other.apply(file);
-    const std::string path = save(file, other.name);
-    const std::vector<float> theirs = LlamaReference(path, 128, 1).logits(tokens);
-    const double distance = apart(our_logits(path, tokens), theirs), effect = apart(theirs, theirs_plain);
-    std::printf("    %-30s apart by %.5f, moved by %.5f\n", other.name, distance, effect);
-    EXPECT_LT(distance, 2 * rounding);
-    if (other.moves) {
-      EXPECT_GT(effect, 4 * rounding) << "the change is too small to be seen";
-    } else {
-      EXPECT_LT(effect, rounding);
-    }
   }
 }
 
@@ -403,13 +229,7 @@ TEST(Gemma3, TheLargestScoresByWidthOverHeads) {
   EXPECT_GT(effect, 4 * apart);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Architectures,
-                         testing::Values(Kind{"llama"}, Kind{"qwen2"}, Kind{"qwen3"}, Kind{"llama", 4},
-                                         Kind{"qwen2moe", 5}, Kind{"qwen3moe", 8}, Kind{"olmoe", 6}, Kind{"olmo2"},
-                                         Kind{"smollm3", 0, 4}, Kind{"seed_oss"}, Kind{"phi3"}, Kind{"glm4"},
-                                         Kind{"granite"}, Kind{"gemma3"}, Kind{"gpt-oss", 5}, Kind{"granitemoe", 4},
-                                         Kind{"mistral3"}, Kind{"mistral3", 4}, Kind{"qwen35"}, Kind{"qwen35moe", 8},
-                                         Kind{"qwen3next", 8}),
+INSTANTIATE_TEST_SUITE_P(All, Architectures, testing::ValuesIn(kKinds),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

@@ -60,6 +60,7 @@ class GgufWriter {
   /// The same with these floats.
   Tensor& add(const std::string& name, const std::vector<float>& values, const std::vector<uint64_t>& sizes);
   Tensor& tensor(std::string_view name);
+  bool has_tensor(std::string_view name) const;
   void erase_tensor(std::string_view name);
 
   /// The same model in `count` parts of about as many tensors, with all keys in the first. What pads the others: 32

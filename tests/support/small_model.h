@@ -91,8 +91,10 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
       layer.delta = delta(hp.delta);
     } else {
       layer.wq = matrix(hp.q_width(l), hp.width);
-      layer.wk = matrix(hp.kv(l).width(), hp.width);
-      layer.wv = matrix(hp.kv(l).width(), hp.width);
+      if (hp.has_kv(l)) {
+        layer.wk = matrix(hp.kv(l).width(), hp.width);
+        layer.wv = matrix(hp.kv(l).width(), hp.width);
+      }
       layer.wo = matrix(hp.width, hp.q_width(l));
       layer.window_rope = hp.rotates_by_window_rope(l);
       if (hp.gated_attention) layer.attn_gate = matrix(hp.q_width(), hp.width);

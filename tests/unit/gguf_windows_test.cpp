@@ -106,8 +106,37 @@ TEST(GgufWindows, GemmaScalesEmbeddingsAndAtOneSizeQueries) {
   largest.layers = 61;
   EXPECT_FALSE(hyperparameters(small_model("gemma3", largest)).scales_queries());
   GgufWriter capped = gemma();
-  EXPECT_EQ(refusal(capped.set("gemma3.final_logit_softcapping", 30.0f)), "test.gguf: capped logits are not supported");
-  EXPECT_EQ(refusal(capped.set("gemma3.final_logit_softcapping", 0.0f)), "");
+  EXPECT_EQ(hyperparameters(capped).logit_cap, 0);
+  EXPECT_EQ(hyperparameters(capped.set("gemma3.final_logit_softcapping", 30.0f)).logit_cap, 30);
+  for (const float wrong : {-30.0f, 1e-4f, 1e10f}) {
+    EXPECT_THAT(refusal(capped.set("gemma3.final_logit_softcapping", wrong)),
+                ::testing::EndsWith("expected 0.001 to 1e+09, or 0 for no cap"));
+  }
+}
+
+TEST(GgufWindows, Gemma2CapsScoresAndLogits) {
+  GgufWriter writer = small_model("gemma2", {.layers = 4});
+  Hyperparameters hp = hyperparameters(writer);
+  EXPECT_EQ(hp.score_cap, 2.0f);
+  EXPECT_EQ(hp.logit_cap, 3.0f);
+  EXPECT_EQ(hp.product_cap(16), 8.0f);
+  EXPECT_FALSE(hp.scales_queries());
+  writer.erase("gemma2.attn_logit_softcapping").erase("gemma2.final_logit_softcapping");
+  writer.erase("gemma2.attention.sliding_window").erase("gemma2.rope.freq_base_swa");
+  hp = hyperparameters(writer);
+  EXPECT_EQ(hp.score_cap, 50.0f);
+  EXPECT_EQ(hp.logit_cap, 30.0f);
+  EXPECT_THAT(hp.windows, ElementsAre(4096, 0, 4096, 0));
+  EXPECT_EQ(hp.window_rope.frequencies, hp.rope.frequencies);
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    GgufWriter wrong = writer;
+    EXPECT_EQ(refusal(wrong.set("gemma2." + std::string(key), 0.0f)),
+              "test.gguf: key '" + std::string(key) + "' is 0, expected 0.001 to 1e+09");
+  }
+  EXPECT_EQ(refusal(writer.set("gemma2.attention.sliding_window", 0u)),
+            "test.gguf: key 'gemma2.attention.sliding_window' is 0, expected 1 to 2^24");
+  const SmallShape largest{.layers = 46, .width = 100, .heads = 3, .kv_heads = 1, .ffn = 16, .head_size = 16};
+  EXPECT_FLOAT_EQ(hyperparameters(small_model("gemma2", largest)).query_scale, std::sqrt(16.0f / 33));
 }
 
 TEST(GgufWindows, GptOssHasAWindowASinkAHeadAndBiases) {

@@ -125,6 +125,7 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   args.head_dim = head_dim_;
   args.rows = rows;
   args.count = count;
+  args.cap = options_.cap;
   args.scale = scale_;
   if (scores) {
     args.scores = scores + item.first_head * score_stride_ + item.begin;
@@ -167,7 +168,7 @@ void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& 
 }
 
 void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  scan_.select(chunk, q.row(chunk.first_row), kv, scores_.as<float>(), score_stride_, selection);
+  scan_.select(chunk, q.row(chunk.first_row), kv, options_.cap, scores_.as<float>(), score_stride_, selection);
   add_sparse(chunk, selection);
   run_items(q, kv, out, nullptr);
 }

@@ -98,9 +98,10 @@ void ExpertMlp::for_each_expert(const std::vector<Choice>& choices, Body&& body)
   }
 }
 
-void ExpertMlp::add(const Layer& layer, std::span<const int> chunks, Rows normed, Rows x) {
-  inputs_.assign(normed);
-  route(layer, chunks, normed);
+void ExpertMlp::add(const Layer& layer, std::span<const int> chunks, Rows routed, Rows normed, Rows x) {
+  inputs_.assign(routed);
+  route(layer, chunks, routed);
+  if (routed.data != normed.data) inputs_.assign(normed);
   add_by_dots(layer, x);
   add_by_products(layer, normed, x);
 }
@@ -124,10 +125,10 @@ void ExpertMlp::add_by_dots(const Layer& layer, Rows x) {
   for_each_expert(by_dots_, [&](int first, Run run) {
     const int expert = run.front().expert, rows = static_cast<int>(run.size());
     const std::span<const int32_t> from(rows_.data() + first, run.size());
-    add_job(expert_matrix(layer.expert_gate, layer.gate_scales, expert, ffn), expert_bias(layer.gate_biases, expert),
+    add_job(expert_gate_matrix(layer, expert, ffn), expert_bias(layer.gate_biases, expert),
             {gate.row(first), rows, ffn}, from);
-    add_job(expert_matrix(layer.expert_up, layer.up_scales, expert, ffn), expert_bias(layer.up_biases, expert),
-            {up.row(first), rows, ffn}, from);
+    add_job(expert_up_matrix(layer, expert, ffn), expert_bias(layer.up_biases, expert), {up.row(first), rows, ffn},
+            from);
   });
   dot_matmul(jobs_, inputs_, threads_);
 #pragma omp parallel for schedule(static) num_threads(threads_) if (count > kShortChunk)
@@ -188,9 +189,8 @@ void ExpertMlp::add_expert_by_products(const Layer& layer, Run run, Rows normed,
   const auto ffn = static_cast<size_t>(experts_.ffn);
   auto* const hidden = hidden_elements_.as<std::byte>();
   const Weight gate_bias = expert_bias(layer.gate_biases, expert), up_bias = expert_bias(layer.up_biases, expert);
-  gemm_.run_pair(expert_matrix(layer.expert_gate, layer.gate_scales, expert, experts_.ffn),
-                 expert_matrix(layer.expert_up, layer.up_scales, expert, experts_.ffn), gathered_.as<std::byte>(),
-                 groups_, [&](int first, int count, float* gate, float* up) {
+  gemm_.run_pair(expert_gate_matrix(layer, expert, experts_.ffn), expert_up_matrix(layer, expert, experts_.ffn),
+                 gathered_.as<std::byte>(), groups_, [&](int first, int count, float* gate, float* up) {
                    for (int r = 0; r < rows; ++r, gate += count, up += count) {
                      if (gate_bias) add_to(gate_bias.floats() + first, count, gate);
                      if (up_bias) add_to(up_bias.floats() + first, count, up);

@@ -18,8 +18,9 @@ class ExpertMlp {
 
   /// Makes room, the products' too; nothing where the model has no experts.
   void reserve(const Hyperparameters& hp, int max_rows);
-  /// x += the chosen experts of Backend::experts(). normed: [rows, width]; chunks: the rows of each.
-  void add(const Layer& layer, std::span<const int> chunks, Rows normed, Rows x);
+  /// x += the chosen experts of Backend::experts(). routed: [rows, width], what the router reads; normed: likewise,
+  /// what the experts read; chunks: the rows of each.
+  void add(const Layer& layer, std::span<const int> chunks, Rows routed, Rows normed, Rows x);
 
  private:
   struct Choice {

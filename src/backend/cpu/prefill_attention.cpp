@@ -98,6 +98,7 @@ void weigh_row(const Task& task, const Tile& t, int index, int first, int visibl
   const int dim = task.kv.head_dim;
   float* scores = t.s + index * kSpan;
   float shrink = 1;
+  if (task.options.cap > 0 && visible > first) cap_by(task.options.cap, visible - first, scores + first);
   std::fill_n(scores, first, -std::numeric_limits<float>::infinity());
   if (visible <= first) {
     std::fill_n(scores, columns, 0.0f);

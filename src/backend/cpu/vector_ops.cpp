@@ -99,6 +99,13 @@ void Activate(Activation activation, const float* gate, const float* up, int cou
   });
 }
 
+void CapBy(float cap, int count, float* x) {
+  ForEach(count, [&](int at, auto tag) HWY_ATTR {
+    const auto exponent = hn::Mul(hn::LoadU(tag, x + at), hn::Set(tag, 2 / cap));
+    hn::StoreU(hn::MulSub(Sigmoid(tag, exponent), hn::Set(tag, 2 * cap), hn::Set(tag, cap)), tag, x + at);
+  });
+}
+
 void SigmoidMultiply(const float* gate, int count, float* x) {
   ForEach(count, [&](int at, auto tag) HWY_ATTR {
     hn::StoreU(hn::Mul(hn::LoadU(tag, x + at), Sigmoid(tag, hn::LoadU(tag, gate + at))), tag, x + at);
@@ -299,6 +306,7 @@ namespace tidal {
 HWY_EXPORT(RmsNorm);
 HWY_EXPORT(FloatsToBf16);
 HWY_EXPORT(Activate);
+HWY_EXPORT(CapBy);
 HWY_EXPORT(SigmoidMultiply);
 HWY_EXPORT(ConvolveSilu);
 HWY_EXPORT(ScaleToLength);
@@ -326,6 +334,7 @@ void convolve_silu(const float* const* rows, const float* taps, int count, int w
 void scale_to_length(float* x, int count, float epsilon, float scale) {
   HWY_DYNAMIC_DISPATCH(ScaleToLength)(x, count, epsilon, scale);
 }
+void cap_by(float cap, int count, float* x) { HWY_DYNAMIC_DISPATCH(CapBy)(cap, count, x); }
 void add_to(const float* from, int count, float* to) { HWY_DYNAMIC_DISPATCH(AddTo)(from, count, to); }
 void scale_by(float factor, int count, float* to) { HWY_DYNAMIC_DISPATCH(ScaleBy)(factor, count, to); }
 void pool_max(const float* scores, int count, float* pooled) { HWY_DYNAMIC_DISPATCH(PoolMax)(scores, count, pooled); }

@@ -42,6 +42,8 @@ void weighted_sum(const float* rows, int64_t stride, const float* factors, int c
 /// scores[h * stride + r] = q[h] . key of row r. q: [heads, head_dim]; keys: [count] rows [K | V], head_dim <=
 /// kMostHeadDim.
 void key_scores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride);
+/// x[i] = cap * tanh(x[i] / cap), to about 1e-7 of the cap.
+void cap_by(float cap, int count, float* x);
 /// to[i] *= factor.
 void scale_by(float factor, int count, float* to);
 

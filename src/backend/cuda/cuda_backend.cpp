@@ -81,6 +81,12 @@ class CudaBackend final : public Backend {
   std::string unsupported(const Hyperparameters& hp) const override {
     const Experts& experts = hp.experts;
     if (hp.window_kv) return "models whose layers with a window have KV heads of their own";
+    if (hp.value_norm || hp.shared_kv_layers > 0 || hp.layer_input > 0 || !hp.ffns.empty()) {
+      return "models of Gemma 4's kind";
+    }
+    if (hp.score_cap != 0) return "models whose scores of attention are capped";
+    if (hp.logit_cap != 0) return "models whose logits are capped";
+    if (experts.own_norms) return "experts with norms of their own";
     if (hp.head_dim > kMostDim) return "heads of more than 256 elements";
     if (experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
     if (experts.count > kMostExperts) return "models of more than 1024 experts";

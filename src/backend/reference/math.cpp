@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
-#include <numeric>
 
 namespace tidal::reference {
 
@@ -32,10 +30,10 @@ void rms_norm(const float* x, const Weight& weight, int count, float epsilon, fl
   double squares = 0;
   for (int i = 0; i < count; ++i) squares += static_cast<double>(x[i]) * x[i];
   const double factor = 1.0 / std::sqrt(squares / count + epsilon);
-  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * weight.floats()[i]);
+  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * (weight ? weight.floats()[i] : 1.0f));
 }
 
-namespace {
+float capped(float x, float cap) { return cap == 0 ? x : cap * std::tanh(x / cap); }
 
 float activate(Activation activation, float gate, float up) {
   const auto swish = [&](float exponent) { return gate / (1.0f + std::exp(-exponent)) * up; };
@@ -53,8 +51,6 @@ float activate(Activation activation, float gate, float up) {
   return 0;
 }
 
-}  // namespace
-
 Matrix hidden_layer(Activation activation, const Weight& gate, const Weight& gate_bias, const Weight& up,
                     const Weight& up_bias, Rows x) {
   const int width = static_cast<int>(gate.rows);
@@ -69,28 +65,6 @@ Matrix hidden_layer(Activation activation, const Weight& gate, const Weight& gat
     }
   }
   return hidden;
-}
-
-std::vector<ChosenExpert> choose_experts(const float* logits, const Experts& experts) {
-  const auto rank = [&](int expert) {
-    return std::isnan(logits[expert]) ? -std::numeric_limits<float>::infinity() : logits[expert];
-  };
-  std::vector<int> order(experts.count);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank(a) > rank(b); });
-  const double top = rank(order.front());
-  double all = 0, chosen = 0;
-  for (int i = 0; i < experts.count; ++i) {
-    const double term = std::exp(logits[order[i]] - top);
-    all += term;
-    if (i < experts.used) chosen += term;
-  }
-  std::vector<ChosenExpert> result;
-  for (int i = 0; i < experts.used; ++i) {
-    const double sum = experts.weights_sum_to_one ? chosen : all;
-    result.push_back({order[i], static_cast<float>(std::exp(logits[order[i]] - top) / sum)});
-  }
-  return result;
 }
 
 void rotate(float* head, int position, const Rope& rope) {

@@ -3,11 +3,13 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <numbers>
 #include <numeric>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/reference/delta.h"
+#include "backend/reference/experts.h"
 #include "backend/reference/math.h"
 #include "backend/reference/select.h"
 #include "core/error.h"
@@ -29,9 +31,9 @@ Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
-/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
+/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k, capped.
 Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
-                   const float* sink_logit, float* out) {
+                   float cap, const float* sink_logit, float* out) {
   const int dim = kv.head_dim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
   Scores scores(positions.size());
@@ -40,7 +42,7 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
     const Bf16* key = kv_row(chunk, kv, kv_head, positions[i]);
     double sum = 0;
     for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
-    scores[i] = static_cast<float>(sum);
+    scores[i] = reference::capped(static_cast<float>(sum), cap);
     top = std::fmax(top, scores[i]);
   }
   double total = 0;
@@ -77,6 +79,7 @@ class ReferenceBackend final : public Backend {
 
   void begin(const Hyperparameters& hp, const Batch&) override { hp_ = hp; }
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
+  void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
               const Weight& sink_logits) override;
@@ -87,11 +90,14 @@ class ReferenceBackend final : public Backend {
   void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
   void mlp(const Layer& layer, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
+  void finish(const Layer& layer, int index, Rows inputs, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
 
  private:
   /// x += W from + bias, normed where there is a norm.
   void add_product(const Weight& weight, const Weight& bias, const Weight& norm, Rows from, Rows x) const;
+  /// x += from, normed where there is a norm.
+  void add(Rows from, const Weight& norm, Rows x) const;
   /// A copy where there is no norm.
   Matrix normalise(Rows x, const Weight& norm) const;
   /// All heads of one row over the positions from `first` to its own; returns every head's scores.
@@ -127,12 +133,32 @@ void ReferenceBackend::embed(const Weight& embedding, const Batch& batch, Rows x
   }
 }
 
+void ReferenceBackend::layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) {
+  const int count = hp_.layer_input;
+  const double root = std::sqrt(static_cast<double>(count)), width_root = std::sqrt(static_cast<double>(x.width));
+  std::vector<float> embedding(static_cast<size_t>(inputs.width));
+  reference::multiply(weights.projection, {}, x, inputs);
+  for (int r = 0; r < x.rows; ++r) {
+    float* const row = inputs.row(r);
+    reference::dequantise(weights.embedding, batch.tokens[r], embedding.data());
+    for (int i = 0; i < inputs.width; ++i) row[i] = static_cast<float>(row[i] / width_root);
+    for (int i = 0; i < inputs.width; i += count) {
+      reference::rms_norm(row + i, weights.norm, count, hp_.rms_epsilon, row + i);
+    }
+    for (int i = 0; i < inputs.width; ++i) {
+      row[i] = static_cast<float>((row[i] + root * embedding[i]) / std::numbers::sqrt2);
+    }
+  }
+}
+
 void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) {
   const int dim = kv.head_dim, kv_width = kv.kv_heads * dim;
   const Matrix normed = normalise(x, layer.attn_norm), k(x.rows, kv_width), v(x.rows, kv_width);
   reference::multiply(layer.wq, layer.bq, normed, q);
-  reference::multiply(layer.wk, layer.bk, normed, k);
-  reference::multiply(layer.wv, layer.bv, normed, v);
+  if (layer.wk) {
+    reference::multiply(layer.wk, layer.bk, normed, k);
+    reference::multiply(layer.wv ? layer.wv : layer.wk, layer.bv, normed, v);
+  }
   const auto finish = [&](float* row, int width, const Weight& norm, int position) {
     for (int64_t i = 0; norm && i < width; i += norm.cols) {
       reference::rms_norm(row + i, norm, static_cast<int>(norm.cols), hp_.rms_epsilon, row + i);
@@ -144,18 +170,22 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i, position = chunk.position + i;
       finish(q.row(row), q.width, layer.q_norm, position);
-      const float temperature = hp_.temperature(position);
-      for (int d = 0; d < q.width; ++d) q.row(row)[d] *= temperature;
+      const float factor = hp_.temperature(position) * layer.query_scale;
+      for (int d = 0; d < q.width; ++d) q.row(row)[d] *= factor;
+      if (!layer.wk) continue;
       finish(k->row(row), kv_width, layer.k_norm, position);
       for (int h = 0; h < kv.kv_heads; ++h) {
+        float* const value = v->row(row) + h * dim;
+        if (hp_.value_norm) reference::rms_norm(value, {}, dim, hp_.rms_epsilon, value);
         Bf16* to = kv_row(chunk, kv, h, position);
         for (int d = 0; d < dim; ++d) {
           to[d] = to_bf16(k->row(row)[h * dim + d]);
-          to[dim + d] = to_bf16(v->row(row)[h * dim + d]);
+          to[dim + d] = to_bf16(value[d]);
         }
       }
     }
-    for (int b = chunk.first_full(); b < chunk.end_full(); ++b) sketch(kv, chunk.blocks_of(kv).subspan(b, 1));
+    for (int b = chunk.first_full(); layer.wk && b < chunk.end_full(); ++b)
+      sketch(kv, chunk.blocks_of(kv).subspan(b, 1));
   }
 }
 
@@ -168,7 +198,8 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * kv.head_dim;
     scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, positions,
-                                 sink_logits ? sink_logits + h : nullptr, out.row(row) + offset));
+                                 hp_.product_cap(kv.head_dim), sink_logits ? sink_logits + h : nullptr,
+                                 out.row(row) + offset));
   }
   return scores;
 }
@@ -179,6 +210,7 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
   std::vector<int32_t> filling(chunk.context() - filled);
   std::iota(filling.begin(), filling.end(), filled);
   std::vector<float> unused(kv.head_dim);
+  const float cap = hp_.product_cap(kv.head_dim);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
     const float* query = q.row(chunk.first_row) + int64_t{h} * kv.head_dim;
@@ -187,8 +219,9 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
     for (int p = 0; p < filled; p += kBlockTokens) {
       sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
     }
+    for (float& score : own) score = reference::capped(score, cap);
     if (!filling.empty()) {
-      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, nullptr, unused.data());
+      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, cap, nullptr, unused.data());
       own.insert(own.end(), exact.begin(), exact.end());
     }
     scores.push_back(std::move(own));
@@ -217,7 +250,8 @@ void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, c
     const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
     const int64_t offset = int64_t{h} * kv.head_dim;
     attend_head(q.row(chunk.first_row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, chosen,
-                sink_logits ? sink_logits + h : nullptr, out.row(chunk.first_row) + offset);
+                hp_.product_cap(kv.head_dim), sink_logits ? sink_logits + h : nullptr,
+                out.row(chunk.first_row) + offset);
   }
 }
 
@@ -247,7 +281,11 @@ void ReferenceBackend::add_product(const Weight& weight, const Weight& bias, con
                                    Rows x) const {
   const Matrix raw(x.rows, x.width);
   reference::multiply(weight, bias, from, raw);
-  const Matrix product = normalise(raw, norm);
+  add(raw, norm, x);
+}
+
+void ReferenceBackend::add(Rows from, const Weight& norm, Rows x) const {
+  const Matrix product = normalise(from, norm);
   for (int r = 0; r < x.rows; ++r) {
     for (int i = 0; i < x.width; ++i) x.row(r)[i] += product->row(r)[i];
   }
@@ -307,30 +345,35 @@ void ReferenceBackend::mlp(const Layer& layer, Rows x) {
 }
 
 void ReferenceBackend::experts(const Layer& layer, Rows x) {
-  const Matrix normed = normalise(x, layer.ffn_norm);
-  if (layer.shared_down) {
-    const Matrix hidden = reference::hidden_layer(hp_.activation, layer.shared_gate, {}, layer.shared_up, {}, normed);
-    const Matrix shared(x.rows, x.width), logits(x.rows, 1);
-    reference::multiply(layer.shared_down, {}, hidden, shared);
-    if (layer.shared_switch) reference::multiply(layer.shared_switch, {}, normed, logits);
-    for (int r = 0; r < x.rows; ++r) {
-      const float share = layer.shared_switch ? 1.0f / (1.0f + std::exp(-logits->row(r)[0])) : 1.0f;
-      for (int i = 0; i < x.width; ++i) x.row(r)[i] += share * shared->row(r)[i];
-    }
+  const Matrix normed = normalise(x, layer.ffn_norm), logits(x.rows, hp_.experts.count);
+  const Matrix routed = normalise(x, layer.router_norm ? layer.router_norm : layer.ffn_norm);
+  reference::multiply(layer.router, layer.router_bias, routed, logits);
+  if (!hp_.experts.own_norms) {
+    if (layer.shared_down) reference::add_shared_expert(hp_, layer, normed, x);
+    return reference::add_chosen_experts(hp_, layer, logits, normed, x);
   }
-  const Matrix logits(x.rows, hp_.experts.count), output(1, x.width);
-  reference::multiply(layer.router, layer.router_bias, normed, logits);
-  for (int r = 0; r < x.rows; ++r) {
-    const Rows own{normed->row(r), 1, x.width};
-    for (const auto& [expert, weight] : reference::choose_experts(logits->row(r), hp_.experts)) {
-      const Weight gate = expert_matrix(layer.expert_gate, layer.gate_scales, expert, hp_.experts.ffn);
-      const Weight up = expert_matrix(layer.expert_up, layer.up_scales, expert, hp_.experts.ffn);
-      const Weight down = expert_matrix(layer.expert_down, layer.down_scales, expert, x.width);
-      const Matrix hidden = reference::hidden_layer(hp_.activation, gate, expert_bias(layer.gate_biases, expert), up,
-                                                    expert_bias(layer.up_biases, expert), own);
-      reference::multiply(down, expert_bias(layer.down_biases, expert), hidden, output);
-      for (int i = 0; i < x.width; ++i) x.row(r)[i] += weight * output->row(0)[i];
+  const Matrix shared(x.rows, x.width), chosen(x.rows, x.width), sum(x.rows, x.width);
+  reference::add_shared_expert(hp_, layer, normed, shared);
+  reference::add_chosen_experts(hp_, layer, logits, normalise(x, layer.expert_norm), chosen);
+  add(shared, layer.shared_post_norm, sum);
+  add(chosen, layer.expert_post_norm, sum);
+  add(sum, layer.ffn_post_norm, x);
+}
+
+void ReferenceBackend::finish(const Layer& layer, int index, Rows inputs, Rows x) {
+  if (layer.input_gate) {
+    const Matrix hidden(x.rows, hp_.layer_input);
+    reference::multiply(layer.input_gate, {}, x, hidden);
+    for (int r = 0; r < x.rows; ++r) {
+      const float* const own = inputs.row(r) + static_cast<ptrdiff_t>(index) * hidden->width;
+      for (int i = 0; i < hidden->width; ++i) {
+        hidden->row(r)[i] = reference::activate(hp_.activation, hidden->row(r)[i], own[i]);
+      }
     }
+    add_product(layer.input_proj, {}, layer.input_norm, hidden, x);
+  }
+  for (int r = 0; layer.output_scale && r < x.rows; ++r) {
+    for (int i = 0; i < x.width; ++i) x.row(r)[i] *= layer.output_scale.floats()[0];
   }
 }
 
@@ -341,6 +384,7 @@ void ReferenceBackend::logits(const Weight& norm, const Weight& output, const Ba
     reference::rms_norm(x.row(batch.logit_rows[i]), norm, x.width, hp_.rms_epsilon, normed->row(i));
   }
   reference::multiply(output, {}, normed, {logits.data(), normed->rows, static_cast<int>(output.rows)});
+  for (float& logit : logits) logit = reference::capped(logit, hp_.logit_cap);
 }
 
 }  // namespace
