@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import unittest
 
@@ -116,6 +117,27 @@ class Inspect(Hybrid):
         prompt = self.file("p", document().strip() + "\n\nWhat is the pass key?")
         said = self.succeeds("run", "-m", self.model, "--chat", "--temp", "0", "--attention", "full", "-n", "6", "-f", prompt)
         self.assertEqual(data["exact"]["answer"].rstrip("\n"), said.rstrip("\n"))
+
+
+class Bench(Hybrid):
+    def bench(self, *arguments):
+        rows = json.loads(self.succeeds("bench", "-m", self.model, "--attention", "full", "--baseline", "llama.cpp", "-o", "json",
+                                        *arguments))
+        for row in rows:
+            self.assertGreater(row["tokens_per_second"], 0)
+        return [(row["engine"], row["test"], row["depth"], row["batch"]) for row in rows]
+
+    def test_beside_llama_cpp(self):
+        # Every test goes back to its depth several times; libllama refuses tokens that do not follow its last ones.
+        expected = [(engine, test, depth, batch) for engine in ("tidal", "llama.cpp") for depth in (0, 70, 600)
+                    for test, batch in (("pp40", 1), ("tg6", 1), ("tg6", 2))]
+        for fill in ("prefill", "random"):
+            self.assertEqual(self.bench("-p", "40", "-n", "6", "-d", "0,70,600", "-b", "1,2", "-r", "2", "--fill", fill), expected)
+
+    def test_comparison(self):
+        text = self.succeeds("compare", "-m", self.model, "-f", self.document(), "-p", "Who?", "-n", "6", "--attention",
+                             "full,tidal,exact", "--budget", str(BUDGET), "--baseline", "llama.cpp")
+        self.assertEqual(len(re.findall(r"^\| llama.cpp ", text, re.MULTILINE)), 2)
 
 
 class Eval(Hybrid):

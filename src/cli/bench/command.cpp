@@ -113,7 +113,6 @@ void run_bench(const BenchFlags& flags) {
       bench_plans(flags.attention, flags.plan, model->hp, full_below_of(*backend, model->hp));
   run.tokens = flags.text.empty() ? random_tokens(run.context(), model->hp.vocab)
                                   : text_tokens(flags.text, flags.model, run.context());
-  if (!flags.baseline.empty()) check_baseline_runs(model->hp);
   run.weight_bytes = model->decode_weight_bytes();
   run.hp = model->hp;
   const bool on_host = backend->device().empty();
