@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "backend/cuda/delta/delta.h"
 #include "backend/cuda/experts/chosen_products.h"
 #include "backend/cuda/products/matrices_state.h"
 #include "backend/cuda/runtime/device.h"
@@ -18,16 +19,16 @@ struct Sizes {
   int64_t frequencies, window_frequencies, angles, window_angles, slots, window_slots, rounded, factors, normed,
       squares, raw, gate_up, hidden, products, panel, packed;
   int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given;
-  int64_t mixed, delta_values, delta_heads;
+  int64_t mixed, delta_values, delta_heads, delta_arrived;
 
   Sizes(const Hyperparameters& hp, int64_t rows) : Sizes(hp, rows, hp.experts ? hp.experts.shared_ffn : hp.ffn) {}
   int64_t total() const {
     return frequencies + window_frequencies + angles + window_angles + slots + window_slots + rounded + factors +
            normed + squares + raw + gate_up + hidden + products + panel + packed + router_logits + arrived + shared +
            kChoices * choice + kExpertLists * expert + chosen_hidden + chosen_results + given +
-           2 * (mixed + delta_values) + 4 * delta_heads;
+           2 * (mixed + delta_values) + 4 * delta_heads + delta_arrived;
   }
-  static constexpr int kChoices = 5, kExpertLists = 2;  // lists of numbers, one a choice, and one an expert
+  static constexpr int kChoices = 5, kExpertLists = 3;  // lists of numbers, one a choice, and one an expert
 
  private:
   Sizes(const Hyperparameters& hp, int64_t rows, int64_t ffn)
@@ -45,7 +46,7 @@ struct Sizes {
         gate_up(part(rows * 2 * ffn * 2)),
         hidden(part(rows * ffn * 2)),
         products(LtMatmul::kWorkspace),
-        panel(kPanel),
+        panel(std::max(kPanel, delta_scratch_bytes(hp.delta))),
         packed(part(std::max(skinny_packed_bytes(static_cast<int>(rows), widest(hp)),
                              skinny_packed_bytes(kQuantisedRows, static_cast<int>(ffn))))),
         router_logits(part(rows * (hp.experts.count + 1) * sizeof(float))),
@@ -58,7 +59,8 @@ struct Sizes {
         given(hp.post_norms ? part(rows * hp.width * sizeof(float)) : 0),
         mixed(part(rows * hp.delta.mixed_width() * sizeof(float))),
         delta_values(part(rows * hp.delta.value_width() * sizeof(float))),
-        delta_heads(part(rows * hp.delta.value_heads * sizeof(float))) {
+        delta_heads(part(rows * hp.delta.value_heads * sizeof(float))),
+        delta_arrived(part(rows * hp.delta.key_heads * sizeof(uint32_t))) {
     if (!hp.experts) router_logits = arrived = shared = choice = expert = 0;
   }
   static int widest(const Hyperparameters& hp) { return std::max({hp.width, hp.q_width(), hp.delta.value_width()}); }
@@ -102,6 +104,7 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.hidden, sizes.hidden);
   place(s.products, sizes.products);
   place(s.panel, sizes.panel);
+  s.panel_bytes = sizes.panel;
   place(s.packed, sizes.packed);
   place(s.router_logits, sizes.router_logits);
   place(s.arrived, sizes.arrived);
@@ -113,14 +116,17 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.groups.place, sizes.choice);
   place(s.groups.first, sizes.expert);
   place(s.groups.tile, sizes.expert);
+  place(s.groups.wide, sizes.expert);
   place(s.chosen_hidden, sizes.chosen_hidden);
   place(s.chosen_results, sizes.chosen_results);
   place(s.given, sizes.given);
   for (float** one : {&s.mixed, &s.convolved}) place(*one, sizes.mixed);
   for (float** one : {&s.delta_gates, &s.delta_out}) place(*one, sizes.delta_values);
   for (float** one : {&s.beta, &s.alpha, &s.kept, &s.written}) place(*one, sizes.delta_heads);
+  place(s.delta_arrived, sizes.delta_arrived);
   // Where another model's numbers may have been.
   check(cudaMemset(s.arrived, 0, static_cast<size_t>(sizes.arrived)), "activations of a pass");
+  check(cudaMemset(s.delta_arrived, 0, static_cast<size_t>(sizes.delta_arrived)), "activations of a pass");
   const auto send = [](const std::vector<double>& frequencies, double* to) {
     check(cudaMemcpy(to, frequencies.data(), frequencies.size() * sizeof(double), cudaMemcpyHostToDevice),
           "rotation frequencies");
