@@ -68,7 +68,7 @@ struct Reserved {
 };
 
 /// How the budget of a policy is divided: recent first, then sinks, as far as they fit. What is left goes to the
-/// highest pooled scores of all other positions (scores that are capped count as they are then); ties to the lower
+/// highest pooled scores of all other positions; ties to the lower
 /// position, NaN below everything (even -infinity), -0 as +0. Pooling Max takes the highest raw q.k of the pooled
 /// heads, ignoring NaN unless all are NaN. Pooling Sum adds, in the order of the heads, softmax probabilities over the
 /// whole context, where a NaN score counts as -infinity, positions at +infinity share their head's whole mass evenly,
@@ -90,5 +90,10 @@ inline int scope_units(Scope scope, int heads, int kv_heads) {
 }
 /// Whether a set has several heads, whose scores are pooled.
 inline bool pools(Scope scope, int heads, int kv_heads) { return scope_units(scope, heads, kv_heads) < heads; }
+/// Whether what is selected hangs on softmax probabilities. Then scores that a model caps count as it caps them, else
+/// q.k do as they are: a cap leaves their order.
+inline bool weighs(const Policy& policy, int heads, int kv_heads) {
+  return policy.top_p < 1 || (policy.pooling == Pooling::Sum && pools(policy.scope, heads, kv_heads));
+}
 
 }  // namespace tidal

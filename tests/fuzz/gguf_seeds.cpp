@@ -94,6 +94,7 @@ int main(int argc, char** argv) try {
   mixture.expert_ffn = 16;
   small_gemma4(mixture).save(folder / "gemma4-experts.gguf");
   gemma.layers = 4;
+  gemma.width = 8;
   gemma.shared_kv = 2;
   gemma.layer_input = 2;
   gemma.double_wide = true;

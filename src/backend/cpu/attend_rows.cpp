@@ -246,8 +246,9 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
     }
     for (int h = 0; h < a.heads; ++h) {
       float* scores = weights + h * kRound;
+      if (a.scores && !a.capped_scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
       if (a.cap > 0) cap_by(a.cap, count, scores);
-      if (a.scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
+      if (a.scores && a.capped_scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
       const float shrink = SoftmaxRound(scores, count, a.scale, a.part.maximum[h], a.part.sum[h]);
       if (shrink != 1.0f) ScaleOutput(output + h * padded, padded, shrink);
     }

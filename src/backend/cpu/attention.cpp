@@ -128,6 +128,7 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   args.cap = options_.cap;
   args.scale = scale_;
   if (scores) {
+    args.capped_scores = weighs(item.chunk->policy, heads_, heads_ / group_);
     args.scores = scores + item.first_head * score_stride_ + item.begin;
     args.scores_stride = score_stride_;
   }

@@ -91,14 +91,14 @@ bool Scan::find_factors() {
 
 void Scan::select_by_scores(const Row& row, const Policy& policy, const Selection& selection) {
   const int pieces = static_cast<int>(ends_.size()), context = row.chunk->context();
-  const bool weighs = policy.top_p < 1 || selector_.takes_terms(policy);
+  const bool weighs = tidal::weighs(policy, heads_, heads_ / group_);
 #pragma omp parallel num_threads(threads_)
   {
 #pragma omp for schedule(static)
     for (int task = 0; task < heads_ / group_ * pieces; ++task) {
       const int kv_head = task / pieces, begin = begin_of(task % pieces), end = ends_[task % pieces];
       score(row, kv_head, begin, end, nullptr);
-      for (int h = kv_head * group_; row.cap > 0 && h < (kv_head + 1) * group_; ++h) {
+      for (int h = kv_head * group_; weighs && row.cap > 0 && h < (kv_head + 1) * group_; ++h) {
         cap_by(row.cap, end - begin, row.scores + h * row.stride + begin);
       }
     }

@@ -31,7 +31,8 @@ Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
-/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k, capped.
+/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
+/// cap: of these scores in the softmax; 0: none.
 Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
                    float cap, const float* sink_logit, float* out) {
   const int dim = kv.head_dim;
@@ -42,14 +43,14 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
     const Bf16* key = kv_row(chunk, kv, kv_head, positions[i]);
     double sum = 0;
     for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
-    scores[i] = reference::capped(static_cast<float>(sum), cap);
-    top = std::fmax(top, scores[i]);
+    scores[i] = static_cast<float>(sum);
+    top = std::fmax(top, reference::capped(scores[i], cap));
   }
   double total = 0;
   std::vector<double> result(dim, 0.0);
   for (size_t i = 0; i < positions.size(); ++i) {
     const Bf16* value = kv_row(chunk, kv, kv_head, positions[i]) + dim;
-    const double weight = std::exp((static_cast<double>(scores[i]) - top) * scale);
+    const double weight = std::exp((static_cast<double>(reference::capped(scores[i], cap)) - top) * scale);
     total += weight;
     for (int d = 0; d < dim; ++d) result[d] += weight * to_float(value[d]);
   }
@@ -104,8 +105,7 @@ class ReferenceBackend final : public Backend {
   std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, const float* sink_logits,
                                  Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
-  void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
-              const Selection& selection) const;
+  void select(const Chunk& chunk, const Policy& policy, std::vector<Scores> scores, const Selection& selection) const;
   /// Every head's scores of a sparse chunk's row: full blocks by their sketches, the last one by its keys.
   std::vector<Scores> scan(const Chunk& chunk, Rows q, KvLayer kv) const;
   /// All heads of a sparse chunk's row over their selected positions.
@@ -210,7 +210,6 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
   std::vector<int32_t> filling(chunk.context() - filled);
   std::iota(filling.begin(), filling.end(), filled);
   std::vector<float> unused(kv.head_dim);
-  const float cap = hp_.product_cap(kv.head_dim);
   std::vector<Scores> scores;
   for (int h = 0; h < hp_.heads; ++h) {
     const float* query = q.row(chunk.first_row) + int64_t{h} * kv.head_dim;
@@ -219,9 +218,8 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
     for (int p = 0; p < filled; p += kBlockTokens) {
       sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
     }
-    for (float& score : own) score = reference::capped(score, cap);
     if (!filling.empty()) {
-      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, cap, nullptr, unused.data());
+      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, 0, nullptr, unused.data());
       own.insert(own.end(), exact.begin(), exact.end());
     }
     scores.push_back(std::move(own));
@@ -229,11 +227,15 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
   return scores;
 }
 
-void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
+void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, std::vector<Scores> scores,
                               const Selection& selection) const {
   const int units = scope_units(policy.scope, hp_.heads, hp_.kv_heads);
   const int heads = hp_.heads / units;  // that share one set
   const double scale = 1.0 / std::sqrt(static_cast<double>(hp_.head_dim));
+  const float cap = weighs(policy, hp_.heads, hp_.kv_heads) ? hp_.product_cap(hp_.head_dim) : 0;
+  for (Scores& head : scores) {
+    for (float& score : head) score = reference::capped(score, cap);
+  }
   for (int unit = 0; unit < units; ++unit) {
     const std::span<const Scores> own(scores.data() + static_cast<size_t>(unit) * heads, heads);
     const auto chosen = reference::select_positions(own, policy, scale);
