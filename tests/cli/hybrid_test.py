@@ -9,7 +9,7 @@ import unittest
 from errors_test import Refusal
 from gguf_edit import Gguf
 from hybrid_model import HEADS, hybrid_keys, hybrid_model
-from inspect_test import document, page_data, positions, shares
+from inspect_test import BROWSER, browse, document, page_data, positions, shares
 from program import MODEL, ModelTest
 
 LAYERS, INTERVAL = 12, 2
@@ -73,10 +73,10 @@ class Text(Hybrid):
 
 class Inspect(Hybrid):
     def page(self, *arguments):
-        path = os.path.join(self.folder, "page.html")
-        self.succeeds("inspect", "-m", self.model, "-f", self.document(), "-p", "What is the pass key?", "-o", path, "-n", "6",
-                      "--budget", str(BUDGET), *arguments)
-        with open(path, encoding="utf-8") as file:
+        self.path = os.path.join(self.folder, "page.html")
+        self.succeeds("inspect", "-m", self.model, "-f", self.document(), "-p", "What is the pass key?", "-o", self.path, "-n",
+                      "6", "--budget", str(BUDGET), *arguments)
+        with open(self.path, encoding="utf-8") as file:
             return page_data(file.read())
 
     def check(self, data, role_of):
@@ -111,6 +111,18 @@ class Inspect(Hybrid):
         self.check(data, {layer: "Scan" for layer in READ_ALL})
         for step in data["steps"]:
             self.assertEqual(len(step["sets"]), len(READ_ALL))
+
+    @unittest.skipIf(not BROWSER, "no chromium runs here; on Debian its package is chromium")
+    def test_in_a_browser(self):
+        self.page("--attention", "tidal")
+        dom, console = browse(self.folder, self.path, "--dump-dom")
+        self.assertEqual(console, [])
+        self.assertIn('data-ready="true"', dom)
+        self.assertRegex(dom, rf'<p id="summary"[^>]*>.*Layers {READ_ALL[2]} and {READ_ALL[3]} selected \d+ different')
+        # What has no attention captures none of it, and is none that is dense.
+        self.assertEqual(len(re.findall(r'title="Layer \d+, Recurrent: –"', dom)), LAYERS - len(READ_ALL))
+        self.assertEqual(len(re.findall(r'title="Layer \d+, Dense: 100 %"', dom)), 2)
+        self.assertRegex(dom, r'<span id="recurrent-key"><i class="recurrent">')
 
     def test_the_answer_of_exact_mode_is_full_attentions(self):
         data = self.page("--attention", "tidal", "--exact", "3")

@@ -108,6 +108,7 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
     model.layers.push_back(layer);
   }
   model.storage = memory;
+  number_layers(model);
   return model;
 }
 

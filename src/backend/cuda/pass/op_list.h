@@ -1,6 +1,7 @@
 // What a forward pass asks for, written down, so that a pass that was seen before can be run as one CUDA graph.
 #pragma once
 
+#include <algorithm>
 #include <variant>
 #include <vector>
 
@@ -137,6 +138,10 @@ struct PassShape {
   bool operator==(const PassShape&) const = default;
 };
 
+/// Layers of a model that was loaded are compared by their ids: a pass of 48 has 100 KB of weights' addresses and
+/// sizes.
+inline bool same_layer(const Layer& a, const Layer& b) { return a.id == b.id && (a.id != 0 || a == b); }
+
 /// Operations of one pass, in order. Equal lists launch the same kernels with the same parameters.
 struct OpList {
   PassShape shape;
@@ -145,7 +150,7 @@ struct OpList {
 
   /// Its index in `layers`.
   int add(const Layer& layer) {
-    if (layers.empty() || layers.back() != layer) layers.push_back(layer);
+    if (layers.empty() || !same_layer(layers.back(), layer)) layers.push_back(layer);
     return static_cast<int>(layers.size()) - 1;
   }
   void clear() {
@@ -153,7 +158,10 @@ struct OpList {
     ops.clear();
   }
 
-  bool operator==(const OpList&) const = default;
+  bool operator==(const OpList& other) const {
+    return shape == other.shape && ops == other.ops &&
+           std::equal(layers.begin(), layers.end(), other.layers.begin(), other.layers.end(), same_layer);
+  }
 };
 
 }  // namespace tidal::cuda
