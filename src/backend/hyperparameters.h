@@ -128,6 +128,7 @@ struct Hyperparameters {
   int first_seen(int layer, int position) const {
     return window(layer) > 0 ? std::max(0, position - window(layer) + 1) : 0;
   }
+  int largest_window() const { return windows.empty() ? 0 : *std::max_element(windows.begin(), windows.end()); }
   /// Whether a layer reads the whole context, so that a plan has something to decide about it.
   bool reads_all(int layer) const { return window(layer) == 0 && !recurs(layer); }
   /// The layers that do, ascending.
@@ -180,6 +181,12 @@ struct Hyperparameters {
   int64_t kv_bytes_per_token() const {
     int64_t bytes = 0;
     for (int l = 0; l < layers; ++l) bytes += has_kv(l) ? kv(l).row_bytes() : 0;
+    return bytes;
+  }
+  /// Those of them that are in layers with a window.
+  int64_t window_bytes_per_token() const {
+    int64_t bytes = 0;
+    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 && has_kv(l) ? kv(l).row_bytes() : 0;
     return bytes;
   }
   /// Bytes of K and V that full attention reads of a context, all layers.

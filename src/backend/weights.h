@@ -53,6 +53,10 @@ struct LayerInputs {
 /// One transformer layer. Biases and the q/k norms are present in some families only. Heads, q_width and kv_width are
 /// the layer's own (Hyperparameters::kv()).
 struct Layer {
+  /// No other layer's in this process, so that two are told apart without a look at their weights, which stay as they
+  /// are; 0: none was given (number_layers()).
+  uint64_t id = 0;
+
   Weight attn_norm;             // [width]; optional (olmo2)
   Weight wq, wk, wv;            // [q_width, width], [kv_width, width] twice; without wv the keys' products are the
                                 // values', too, without wk the layer reads the K and V of another one

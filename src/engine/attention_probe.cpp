@@ -59,7 +59,8 @@ void AttentionProbe::score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv
   for (int h = 0; h < group; ++h) scores_[first_head + h].resize(chunk.context());
   std::vector<float> key(dim);
   for (int begin = 0; begin < chunk.context(); begin += kBlockTokens) {
-    const auto tile = read_back(backend_, kv.tile(chunk.blocks[begin / kBlockTokens], kv_head), kv.tile_elements());
+    const auto tile =
+        read_back(backend_, kv.tile(chunk.blocks_of(kv)[begin / kBlockTokens], kv_head), kv.tile_elements());
     for (int p = begin; p < std::min(chunk.context(), begin + kBlockTokens); ++p) {
       const Bf16* row = tile.data() + static_cast<ptrdiff_t>(p - begin) * 2 * dim;
       for (int d = 0; d < dim; ++d) key[d] = to_float(row[d]);
@@ -76,7 +77,7 @@ void AttentionProbe::score_by_sketches(const Chunk& chunk, const Rows& q, KvLaye
   const SketchLayout layout{kv.head_dim, chunk.policy.sketch_bits};
   const std::vector<float> queries = this->queries(chunk, q, kv.head_dim, kv_head);
   for (int b = 0; b < chunk.context() / kBlockTokens; ++b) {
-    const auto sketch = read_back(backend_, kv.sketch(layout.bits, chunk.blocks[b], kv_head), layout.bytes());
+    const auto sketch = read_back(backend_, kv.sketch(layout.bits, chunk.blocks_of(kv)[b], kv_head), layout.bytes());
     for (int h = 0; h < hp_.group(); ++h) {
       float* const scores = scores_[kv_head * hp_.group() + h].data() + static_cast<ptrdiff_t>(b) * kBlockTokens;
       sketch_scores(layout, queries.data() + static_cast<ptrdiff_t>(h) * kv.head_dim, sketch.data(), scores);

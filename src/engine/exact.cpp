@@ -66,7 +66,7 @@ void ExactDecoder::verify(Sequence& sequence, Token token, TokenChooser& chooser
   const size_t vocab = engine_.model().hp.vocab, likely = chooser.likely();
   const int most_rows = std::min(engine_.pool().backend().decode_rows(), engine_.chunk());
   for (int done = 0; done < rows;) {
-    const int count = std::min(most_rows, rows - done);
+    const int count = engine_.text_rows(first + done, std::min(most_rows, rows - done));
     const int cached = std::min(count, sequence.length() - sequence.clean());
     const Engine::Request request{
         .sequence = &sequence,

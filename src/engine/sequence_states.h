@@ -51,24 +51,16 @@ class SequenceStates {
   void save();
   /// The same for a state of somebody else, which it then shares.
   void save(int position, StateId state);
+  /// Keeps the live state until another one is marked: tokens behind it may be taken back, or computed again.
+  void mark();
   /// Forgets all states behind more than `length` tokens.
   void truncate(int length);
 
-  /// How many tokens from `position` on, at most `most`, a chunk has that computes them as they were computed: by the
-  /// same chunk, or by one of up to `decode_rows` where they were decoded.
-  int rows_again(int position, int most, int decode_rows) const;
-  /// Records that [position, end) have been computed by one dense chunk, unless it was by rows_again().
-  void record(int position, int end, int decode_rows);
-
  private:
-  /// Tokens up to `end` that one chunk has computed, or any number of short ones.
-  struct Stretch {
-    int end = 0;
-    bool decoded = false;
-  };
-
   void clear();
   void drop_live();
+  void unmark();
+  void forget(size_t saved);
   void thin();
   /// Tells the pool whether there are saved states that it may ask for.
   void announce();
@@ -77,7 +69,7 @@ class SequenceStates {
   StateId live_ = -1;
   int position_ = -1;
   std::vector<Saved> saved_;  // by position
-  std::vector<Stretch> stretches_;
+  int marked_ = -1;           // the position of one that is there for mark() alone
 };
 
 }  // namespace tidal

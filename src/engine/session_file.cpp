@@ -101,6 +101,11 @@ OpenFile open(const std::string& path, uint64_t fingerprint) {
   return open;
 }
 
+[[noreturn]] void refuse_states(const std::string& architecture) {
+  fail("sessions: files for architecture '{}' are not supported, its recurrent layers have states beside K and V",
+       architecture);
+}
+
 }  // namespace
 
 bool is_session(const std::string& path) {
@@ -110,11 +115,13 @@ bool is_session(const std::string& path) {
 
 uint64_t SessionPart::id() const { return XXH3_64bits_withSeed(tokens.data(), sizeof(Token) * tokens.size(), parent); }
 
+void check_sessions(const Hyperparameters& hp) {
+  if (hp.recurrent_layers() > 0) refuse_states(hp.architecture);
+}
+
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
-  if (pool.states()) {
-    fail("sessions: files for architecture '{}' are not supported, its recurrent layers have states beside K and V",
-         pool.states().architecture());
-  }
+  if (pool.states()) refuse_states(pool.states().architecture());
+  if (pool.windows()) fail("sessions: files hold the K/V of whole contexts, layers with a window must keep it, too");
   const KvLayer& layer = pool.layers()[0];
   for (const KvLayer& other : pool.layers()) {
     if (std::count_if(pool.layers().begin(), pool.layers().end(),

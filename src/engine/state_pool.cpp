@@ -1,33 +1,55 @@
 #include "engine/state_pool.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/error.h"
 
 namespace tidal {
 
-void StatePool::make_room() {
-  for (const auto& [holder, give] : holders_) {
-    while (free_states() == 0 && give()) {
+void StatePool::make_room(StateId state) {
+  const auto enough = [&] { return !free_.empty() || (state >= 0 && references(state) == 1); };
+  if (enough()) return;
+  std::optional<Error> short_of_memory;
+  if (static_cast<int>(memory_.size()) < most_) {
+    try {
+      memory_.push_back(backend_.allocate(bytes_, "states of recurrent layers"));
+      free_.push_back(static_cast<StateId>(references_.size()));
+      references_.push_back(0);
+      return;
+    } catch (const Error& error) {
+      short_of_memory = error;
     }
   }
+  // What one lets go of another may then hold alone: each time from the first on. `state` last of all.
+  for (const StateId wanted : {-1, state}) {
+    while (!enough() &&
+           std::any_of(holders_.begin(), holders_.end(), [&](const auto& holder) { return holder.second(wanted); })) {
+    }
+  }
+  if (enough()) return;
+  if (short_of_memory) throw Error(*short_of_memory);
+  fail("states of recurrent layers: all {} are in use", most_);
 }
 
 StateId StatePool::take() {
-  make_room();
-  if (!free_.empty()) {
-    const StateId state = free_.back();
-    free_.pop_back();
-    references_[static_cast<size_t>(state)] = 1;
-    return state;
-  }
-  if (free_states() == 0) fail("states of recurrent layers: all {} are in use", most_);
-  memory_.push_back(backend_.allocate(bytes_, "states of recurrent layers"));
-  references_.push_back(1);
-  return static_cast<StateId>(memory_.size() - 1);
+  make_room(-1);
+  const StateId state = free_.back();
+  free_.pop_back();
+  references_[static_cast<size_t>(state)] = 1;
+  return state;
 }
 
-void StatePool::on_shortage(const void* holder, std::function<bool()> give) {
+StateId StatePool::own(StateId state) {
+  make_room(state);
+  if (references(state) == 1) return state;
+  const StateId copied = take();
+  copy(copied, state);
+  release(state);
+  return copied;
+}
+
+void StatePool::on_shortage(const void* holder, std::function<bool(StateId wanted)> give) {
   const auto known =
       std::find_if(holders_.begin(), holders_.end(), [&](const auto& other) { return other.first == holder; });
   if (known != holders_.end() && give) {

@@ -32,11 +32,12 @@ class StatePool {
   int states() const { return most_; }
   int free_states() const { return most_ - static_cast<int>(memory_.size() - free_.size()); }
 
-  /// A state with one reference that holds anything, after make_room(). Throws Error when there is none after all, and
-  /// when the memory cannot be had.
+  /// A state with one reference that holds anything. Where none is free, or there is no memory for one, those who have
+  /// called on_shortage() are asked, the first one first. Throws Error when they have none to give either.
   StateId take();
-  /// Where none is free, asks those who have called on_shortage(), the first one first.
-  void make_room();
+  /// The same for who holds a reference to `state` and is to write to it: `state` itself, where nobody else holds it,
+  /// or another one with a copy of its content, in exchange for the reference.
+  StateId own(StateId state);
   void add_reference(StateId state) { ++references_[static_cast<size_t>(state)]; }
   /// Gives a reference back; the state is free again when it was the last.
   void release(StateId state);
@@ -44,11 +45,14 @@ class StatePool {
   void copy(StateId to, StateId from);
   float* data(StateId state) const { return memory_[static_cast<size_t>(state)].as<float>(); }
 
-  /// `give()` is called when all states are in use: lets go of a reference, false when it has none to give. Empty:
-  /// `holder` is asked no more.
-  void on_shortage(const void* holder, std::function<bool()> give);
+  /// `give(wanted)` lets go of a reference, to `wanted` too though others hold that (-1: to none of them in
+  /// particular); false when it has none to give. Empty: `holder` is asked no more.
+  void on_shortage(const void* holder, std::function<bool(StateId wanted)> give);
 
  private:
+  /// Until free_ is not empty, or `state` has only one reference; -1 where it is of no account.
+  void make_room(StateId state);
+
   Backend& backend_;
   std::string architecture_;
   size_t bytes_;
@@ -56,7 +60,7 @@ class StatePool {
   std::vector<Buffer> memory_;
   std::vector<int32_t> references_;
   std::vector<StateId> free_;
-  std::vector<std::pair<const void*, std::function<bool()>>> holders_;
+  std::vector<std::pair<const void*, std::function<bool(StateId)>>> holders_;
 };
 
 }  // namespace tidal

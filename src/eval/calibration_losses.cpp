@@ -9,16 +9,25 @@
 namespace tidal {
 namespace {
 
-EngineOptions engine_options(std::span<const CalibrationText> texts, int batch) {
+/// Tokens of a text whose K/V it has from its parent. Where it writes, blocks that are shared become copies; a hybrid
+/// that goes on before its parent's end may have to run all again, from the last state that the parent has kept.
+int kept_tokens(std::span<const CalibrationText> texts, const CalibrationText& text, const Hyperparameters& hp) {
+  if (text.parent < 0 || hp.recurrent_layers() == 0) return text.shared;
+  const bool whole = texts[static_cast<size_t>(text.parent)].prefix.size() == static_cast<size_t>(text.shared);
+  return whole ? text.shared : 0;
+}
+
+EngineOptions engine_options(const Hyperparameters& hp, std::span<const CalibrationText> texts, int batch) {
   EngineOptions options;
   options.sequences = batch + 1;
+  options.whole_windows = true;  // prefixes are cut back to what the next one shares
   // The prefixes of all texts stay, beside a fork for each candidate.
   options.states += static_cast<int>(texts.size()) / options.sequences + 1;
   options.context = 0;
   size_t steps = 0;
   for (const CalibrationText& text : texts) {
     options.context = std::max(options.context, static_cast<int>(text.prefix.size() + text.steps.size()));
-    options.tokens += static_cast<int64_t>(text.prefix.size()) - text.shared + 2 * kBlockTokens;
+    options.tokens += static_cast<int64_t>(text.prefix.size()) - kept_tokens(texts, text, hp) + 2 * kBlockTokens;
     steps = std::max(steps, text.steps.size());
   }
   options.tokens += teacher_forced_tokens(batch, static_cast<int>(steps));
@@ -32,7 +41,7 @@ CalibrationLosses::CalibrationLosses(Backend& backend, const Model& model, std::
     : texts_(texts),
       policies_(policies),
       options_(std::move(options)),
-      engine_(backend, model, Plan::full(model.hp.layers), engine_options(texts, options_.batch)),
+      engine_(backend, model, Plan::full(model.hp.layers), engine_options(model.hp, texts, options_.batch)),
       prefixes_(texts.size()) {}
 
 const Sequence& CalibrationLosses::prefilled(int text) {

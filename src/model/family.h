@@ -32,7 +32,7 @@ struct Family {
   bool expert_scales = false;         ///< ffn_*_exps.scale count, as in libllama in such files only
   bool pre_norms = true;              ///< of what attention and MLP get
   bool post_norms = false;            ///< of what they give
-  int window_pattern = 0;  ///< keys may give a window: of so many layers the last sees all, or as the keys say; 0: none
+  int window_pattern = 0;  ///< keys may give a window, to layers by has_window() or as the keys say; 0: none
   WindowRope window_rope = WindowRope::Unscaled;
   Activation activation = Activation::Silu;
   bool sink_logits = false;       ///< a further score of each softmax
@@ -60,6 +60,9 @@ struct Family {
   bool hybrid = false;            ///< layers are recurrent but for every so-manieth, whose attention is gated
   bool delta_neighbours = false;  ///< DeltaNet::neighbours; tensors then hold what belongs to a key head together
 };
+
+/// Whether a layer has a window where of `pattern` layers the last sees all (0: none does).
+constexpr bool has_window(int layer, int64_t pattern) { return pattern == 0 || layer % pattern < pattern - 1; }
 
 /// nullptr for an architecture that is not supported.
 const Family* find_family(std::string_view architecture);

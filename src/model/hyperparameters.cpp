@@ -72,8 +72,8 @@ std::span<const float> read_divisors(const GgufFile& file, const std::string& na
   return divisors;
 }
 
-/// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number
-/// that of so many layers the last has none (0: all have it).
+/// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number is
+/// has_window()'s.
 std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& family, int layers) {
   // libllama refuses some files without, and with 0 their layers see nothing.
   const bool needed = family.kinds || family.architecture == "gpt-oss";
@@ -91,7 +91,7 @@ std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& fa
   const int64_t pattern = values && !list ? values->front() : family.window_pattern;
   std::vector<int> windows;
   for (int l = 0; l < layers; ++l) {
-    const bool has = list ? (*values)[static_cast<size_t>(l)] != 0 : pattern == 0 || l % pattern < pattern - 1;
+    const bool has = list ? (*values)[static_cast<size_t>(l)] != 0 : has_window(l, pattern);
     windows.push_back(has ? window : 0);
   }
   if (std::all_of(windows.begin(), windows.end(), [](int own) { return own == 0; })) return {};

@@ -1,5 +1,7 @@
 #include "model/model.h"
 
+#include <atomic>
+
 #include "core/error.h"
 #include "model/backend_check.h"
 #include "model/load.h"
@@ -80,12 +82,18 @@ int64_t Model::decode_weight_bytes() const {
   return static_cast<int64_t>(bytes);
 }
 
+void number_layers(Model& model) {
+  static std::atomic<uint64_t> last = 0;
+  for (Layer& layer : model.layers) layer.id = ++last;
+}
+
 Model load_model(const std::string& path, Backend& backend, const MemoryBeside& beside) {
   const GgufFile file = GgufFile::open(path);
   const Hyperparameters hp = read_hyperparameters(file);
   Model model = read_weights(file, hp);
   check_backend(backend, path, kept_bytes(backend, model), model.hp, beside);
   upload(model, backend);
+  number_layers(model);
   return model;
 }
 

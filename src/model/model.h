@@ -26,6 +26,9 @@ struct Model {
   int64_t decode_weight_bytes() const;
 };
 
+/// Gives every layer an id of its own, when its weights are what they stay.
+void number_layers(Model& model);
+
 /// Bytes of the backend's memory that will be needed beside the weights.
 using MemoryBeside = std::function<int64_t(const Hyperparameters& hp)>;
 

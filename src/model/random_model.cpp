@@ -214,6 +214,7 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
     data += (size + kAlignment - 1) / kAlignment * kAlignment;
   }
   model.storage = memory;
+  number_layers(model);
   return model;
 }
 

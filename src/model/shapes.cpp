@@ -134,7 +134,7 @@ Hyperparameters known_shape(const std::string& name) {
     hp.sink_logits = family.sink_logits;
     if (family.embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
     for (int l = 0; shape.window > 0 && l < hp.layers; ++l) {
-      hp.windows.push_back(l % family.window_pattern < family.window_pattern - 1 ? shape.window : 0);
+      hp.windows.push_back(has_window(l, family.window_pattern) ? shape.window : 0);
     }
     if (family.window_rope == Family::WindowRope::OwnUnscaled) {
       const int window_dim = hp.window_kv ? hp.window_kv.head_dim : hp.head_dim;

@@ -11,6 +11,13 @@ function drawChart() {
     for (const text of [layer, role, '', '']) row.append(element('td', {textContent: text}));
     $('mass').tBodies[0].append(row);
   });
+  $('dense-key').textContent = roles.includes('Window') ? 'Dense, Window' : 'Dense';
+  $('recurrent-key').hidden = !roles.includes('Recurrent');
+}
+
+/** A recurrent layer has no attention whose mass anything could capture. */
+function massText(layer, share) {
+  return roles[layer] === 'Recurrent' ? '–' : percent(share);
 }
 
 function drawMass() {
@@ -26,12 +33,12 @@ function drawMass() {
     button.firstChild.hidden = !token || !readsSelected(role);
     button.tabIndex = layer === state.focus ? 0 : -1;
     button.classList.toggle('here', layer === state.focus);
-    button.title = `Layer ${layer}, ${role}: ${percent(now)}`;
+    button.title = `Layer ${layer}, ${role}: ${massText(layer, now)}`;
     button.setAttribute('aria-label', button.title);
     button.setAttribute('aria-pressed', layer === state.focus);
     const cells = $('mass').tBodies[0].rows[layer].cells;
-    cells[2].textContent = token ? percent(step.layers[layer]) : '';
-    cells[3].textContent = percent(answerMass[layer]);
+    cells[2].textContent = token ? massText(layer, step.layers[layer]) : '';
+    cells[3].textContent = massText(layer, answerMass[layer]);
   });
   drawHeads();
 }

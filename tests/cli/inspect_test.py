@@ -83,6 +83,14 @@ def png_pixels(path):
     return width, height, pixel, rows
 
 
+def browse(folder, page, *arguments):
+    """What chromium prints for the page; nothing may be in its console."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
+               "--user-data-dir=" + os.path.join(folder, "profile"), "--virtual-time-budget=5000", *arguments, "file://" + page]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT, check=True)
+    return result.stdout.decode(), [line for line in result.stderr.decode().splitlines() if "CONSOLE" in line]
+
+
 class InspectTest(ModelTest):
     def setUp(self):
         super().setUp()
@@ -221,12 +229,7 @@ class Page(InspectTest):
 @unittest.skipIf(not BROWSER, "no chromium runs here; on Debian its package is chromium")
 class Browser(InspectTest):
     def browse(self, *arguments, page=None):
-        """What chromium prints for the page; nothing may be in its console."""
-        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-                   "--user-data-dir=" + os.path.join(self.folder, "profile"), "--virtual-time-budget=5000",
-                   *arguments, "file://" + (page or self.page)]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT, check=True)
-        return result.stdout.decode(), [line for line in result.stderr.decode().splitlines() if "CONSOLE" in line]
+        return browse(self.folder, page or self.page, *arguments)
 
     def with_script(self, html, script):
         return self.file("driven.html", html.replace("</body>", "<script>" + script + "</script></body>"))

@@ -24,8 +24,14 @@ const Net kNeighbours{
 const Net kOdd{"odd", 64, {.taps = 3, .head_dim = 13, .key_heads = 3, .value_heads = 3}};
 const Net kLarge{"large", 256, {.taps = 4, .head_dim = 128, .key_heads = 1, .value_heads = 2}};
 
-/// Short chunks, long ones, and such that begin a text.
-std::vector<ChunkShape> ragged() { return {{0, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {0, 9}, {300, 30}}; }
+// On the device these take kernels of their own.
+const Net kWide{"wide", 64, {.taps = 4, .head_dim = 136, .key_heads = 1, .value_heads = 2}};
+const Net kFiveTaps{"five_taps", 96, {.taps = 5, .head_dim = 40, .key_heads = 2, .value_heads = 2}};
+
+/// Short chunks, long ones (of whole blocks of 64 rows, and not), and such that begin a text.
+std::vector<ChunkShape> ragged() {
+  return {{0, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {0, 9}, {300, 30}, {0, 64}, {70, 150}};
+}
 
 double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -355,7 +361,7 @@ std::string name_of(const testing::TestParamInfo<DeltaParity::ParamType>& info) 
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DeltaParity,
                          testing::Combine(testing::Values("reference", "cpu", "cuda"),
-                                          testing::Values(kUsual, kNeighbours, kOdd, kLarge),
+                                          testing::Values(kUsual, kNeighbours, kOdd, kLarge, kWide, kFiveTaps),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Types, DeltaParity,

@@ -89,6 +89,38 @@ TEST_F(CalibrationLossesTest, AreTheKlOfEveryStepDecodedAlone) {
   }
 }
 
+TEST(CalibrationLossesOfHybrids, HaveRoomForWhatIsComputedAgain) {
+  // Long enough that the states kept of the first text lie behind where the others part from it.
+  std::vector<CalibrationText> texts(1);
+  texts[0].prefix = test::random_tokens(1500, 1);
+  texts[0].steps = test::random_tokens(5, 2);
+  for (const int shared : {1490, 500, 450, 300}) {
+    CalibrationText& text = texts.emplace_back();
+    text.prefix = test::random_tokens(1500, 3);
+    std::copy_n(texts[0].prefix.begin(), shared, text.prefix.begin());
+    text.parent = 0;
+    text.shared = shared;
+    text.steps = test::random_tokens(5, 4);
+  }
+  CalibrationText& further = texts.emplace_back();
+  further.prefix = texts[0].prefix;
+  further.prefix.insert(further.prefix.end(), texts[0].steps.begin(), texts[0].steps.end());
+  further.parent = 0;
+  further.shared = 1500;
+  further.steps = test::random_tokens(5, 5);
+
+  const auto backend = make_backend("cpu", 2);
+  const Model model = test::random_small_model(test::small_hybrid(), GGML_TYPE_F32, *backend);
+  const CandidatePolicies policies = {default_policy(24), sketch_policy(24)};
+  const std::vector<Candidate> plans = {Candidate::tidal({2, 4})};
+  CalibrationLosses together(*backend, model, texts, policies, {.batch = 1, .prefilled = {}, .decoded = {}});
+  for (int text = 0; text < static_cast<int>(texts.size()); ++text) {
+    const TextLoss loss = together.measure(plans, text)[0];
+    EXPECT_EQ(loss.tokens, 5) << text;
+    EXPECT_GT(loss.mean(), 0) << text;
+  }
+}
+
 TEST_F(CalibrationLossesTest, DependNeitherOnCompanyNorOnThreadsNorOnOrder) {
   const std::vector<Candidate> plans = {Candidate::tidal({2, 4}), Candidate::sketch(2, 1), Candidate::sketch(4, 0, {2}),
                                         Candidate::tidal({2, 3, 4}), Candidate::sketch(1, 0)};

@@ -235,6 +235,27 @@ TEST_P(Hybrid, SavedStatesAreFewAndFarBetween) {
   EXPECT_EQ(saved(sequence), positions);
 }
 
+TEST_P(Hybrid, RoundsLeaveTheStatesAtBlocks) {
+  const std::vector<int> blocks = {64, 128, 192};
+  Sequence sequence = fresh(200);
+  ASSERT_EQ(saved(sequence), blocks);
+  const Token token = 5;
+  const Engine::Request request{.sequence = &sequence, .tokens = {&token, 1}, .all_logits = true};
+  setup.engine.step({&request, 1});
+  EXPECT_EQ(saved(sequence), blocks) << "a row by itself is not taken back";
+  GreedyChooser chooser;
+  ExactDecoder decoder(setup.engine, {.drafts = 4, .adapt = false, .copy = false});
+  Token last = token;
+  while (sequence.length() < 250) {
+    last = decoder.advance(sequence, last, 5, chooser).back();
+    std::vector<int> positions = saved(sequence);
+    if (positions.size() > blocks.size()) positions.resize(blocks.size());
+    EXPECT_EQ(positions, blocks) << sequence.length();
+    EXPECT_LE(saved(sequence).size(), blocks.size() + 1);
+  }
+  EXPECT_GT(decoder.statistics().rounds, 9);
+}
+
 TEST_P(Hybrid, WithoutStatesToSpareSequencesGoOnAllTheSame) {
   EngineOptions few = options(2);
   few.states = 0;

@@ -100,6 +100,64 @@ TEST_P(HybridScheduler, PromptsShorterThanAChunkLeaveAStateAtTheirLastBlock) {
   EXPECT_EQ(outcomes[0].text, alone(large.engine, second).first);
 }
 
+TEST_P(HybridScheduler, APromptFindsItsOwnLastBlock) {
+  SmallEngine large(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 512, .tokens = 2048, .chunk = 512, .sequences = 2});
+  // All but the last token may come from the cache, as far as whole blocks go.
+  for (const int length : {128, 129, 136, 137, 191}) {
+    Scheduler scheduler(large.engine, {});
+    std::vector<Outcome> outcomes;
+    const JobSetup first{.prompt = prompt(length, 0, 2), .plan = Plan::full(8), .use_cache = true};
+    run(scheduler, {first}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, 0) << length;
+    const std::vector<Token> text = alone(large.engine, first).first;
+    EXPECT_EQ(outcomes[0].text, text) << length;
+    run(scheduler, {first}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, (length - 1) / kBlockTokens * kBlockTokens) << length;
+    EXPECT_EQ(outcomes[0].text, text) << length;
+    const JobSetup longer{.prompt = prompt(length, 40, 3), .plan = Plan::full(8), .use_cache = true};
+    run(scheduler, {longer}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, length / kBlockTokens * kBlockTokens) << length;
+    EXPECT_EQ(outcomes[0].text, alone(large.engine, longer).first) << length;
+  }
+}
+
+TEST_P(HybridScheduler, DecodedTextLeavesStatesToo) {
+  SmallEngine large(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 1024, .tokens = 4096, .chunk = 512, .sequences = 2});
+  Plan correcting = sparse_plan();
+  correcting.correct = 7;
+  const JobSetup dense{.prompt = prompt(0, 500, 2), .most = 40, .plan = Plan::full(8)};
+  struct Case {
+    Plan plan;
+    int exact, found;
+  };
+  std::vector<Token> dense_text;
+  for (const auto& [plan, exact, found] : {Case{Plan::full(8), 0, 512},
+                                           {sparse_plan(), 4, 512},
+                                           {sparse_plan(), 12, 512},
+                                           {correcting, 0, 512},
+                                           {sparse_plan(), 0, 448}}) {
+    Scheduler scheduler(large.engine, {});
+    std::vector<Outcome> outcomes;
+    JobSetup first = dense;
+    first.plan = plan;
+    first.exact = exact;
+    run(scheduler, {first}, outcomes);
+    JobSetup second = dense;
+    second.most = 10;
+    second.use_cache = true;
+    second.prompt.insert(second.prompt.end(), outcomes[0].text.begin(), outcomes[0].text.end());
+    const std::vector<Token> more = random_tokens(40, 9);
+    second.prompt.insert(second.prompt.end(), more.begin(), more.end());
+    run(scheduler, {second}, outcomes);
+    EXPECT_EQ(outcomes[0].report.cached_tokens, found) << exact << " " << plan.correct;
+    if (dense_text.empty()) dense_text = outcomes[0].text;
+    // What exact mode leaves is what full attention leaves.
+    EXPECT_TRUE(exact == 0 || outcomes[0].text == dense_text) << exact;
+  }
+}
+
 TEST_P(HybridScheduler, TheCacheGivesUpStatesThatRunningJobsNeed) {
   SmallEngine few(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
                   {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 3, .states = 0});
@@ -113,6 +171,26 @@ TEST_P(HybridScheduler, TheCacheGivesUpStatesThatRunningJobsNeed) {
   run(scheduler, setups, outcomes);
   for (size_t i = 0; i < setups.size(); ++i) {
     EXPECT_EQ(outcomes[i].text, alone(setup.engine, setups[i]).first) << i << outcomes[i].report.error;
+  }
+}
+
+TEST_P(HybridScheduler, TheCacheGivesUpStatesThatItShares) {
+  // Prompts of whole blocks: what each goes on with is what it has saved and the cache keeps.
+  const std::vector<JobSetup> setups = {{.prompt = prompt(0, 128, 3), .plan = Plan::full(8)},
+                                        {.prompt = prompt(0, 64, 4), .plan = sparse_plan()},
+                                        {.prompt = prompt(0, 192, 5), .plan = sparse_plan(), .exact = 4}};
+  for (const int states : {0, 1}) {
+    SmallEngine few(GetParam(), small_hybrid(), GGML_TYPE_F32, sparse_plan(),
+                    {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 3, .states = states});
+    Scheduler scheduler(few.engine, {});
+    std::vector<Outcome> outcomes;
+    for (int again = 0; again < 2; ++again) {
+      run(scheduler, setups, outcomes);
+      for (size_t i = 0; i < setups.size(); ++i) {
+        EXPECT_EQ(outcomes[i].text, alone(setup.engine, setups[i]).first)
+            << states << " " << i << outcomes[i].report.error;
+      }
+    }
   }
 }
 

@@ -87,16 +87,17 @@ void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, con
 void Attention::find_rows(const Item& item, KvLayer kv, const Bf16** rows) const {
   const int kv_head = item.first_head / group_;
   const int64_t row_elements = int64_t{2} * head_dim_;
+  const std::span<const BlockId> blocks = item.chunk->blocks_of(kv);
   if (item.selected) {
     for (int i = item.begin; i < item.end; ++i) {
       const auto position = static_cast<uint32_t>(item.selected[i]);
-      *rows++ = kv.tile(item.chunk->blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_elements;
+      *rows++ = kv.tile(blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_elements;
     }
     return;
   }
   for (int begin = item.begin; begin < item.end;) {
     const int first = begin % kBlockTokens, count = std::min(item.end - begin, kBlockTokens - first);
-    const Bf16* tile = kv.tile(item.chunk->blocks[begin / kBlockTokens], kv_head);
+    const Bf16* tile = kv.tile(blocks[begin / kBlockTokens], kv_head);
     for (int i = first; i < first + count; ++i) *rows++ = tile + i * row_elements;
     begin += count;
   }

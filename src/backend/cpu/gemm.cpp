@@ -150,8 +150,10 @@ float* Gemm::panel_product(const Weight& weight, int first, int count, const std
   for (int o = 0; o < count; ++o) elements_.dequantise(weight, first + o, work.row.as<float>(), panel + row_bytes * o);
   auto* to = work.results[result].as<float>();
   const int rows = std::accumulate(groups.begin(), groups.end(), 0), cols = static_cast<int>(weight.cols);
-  constexpr int kLanes = 16;  // of a vector of results
-  if (elements_.bf16() && count % kLanes == 0) {
+  // Of whole pairs of vectors of results a row gets the same bits from oneDNN however many rows there are; of one
+  // vector, as behind the last whole panel of 240 columns, it does not.
+  constexpr int kColumns = 32;
+  if (elements_.bf16() && count % kColumns == 0) {
     kernels_[thread]->rows_by_rows(rows, count, cols, x, panel, to, count);
   } else {
     for (int64_t row = 0; const int group : groups) {

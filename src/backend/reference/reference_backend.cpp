@@ -27,7 +27,7 @@ void free_memory(std::byte* data, size_t) { ::operator delete(data, kAlignment);
 
 /// The row [K | V] of one position and KV head.
 Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
-  return kv.tile(chunk.blocks[position / kBlockTokens], kv_head) +
+  return kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], kv_head) +
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
@@ -184,7 +184,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
         }
       }
     }
-    for (int b = chunk.first_full(); layer.wk && b < chunk.end_full(); ++b) sketch(kv, chunk.blocks.subspan(b, 1));
+    for (int b = chunk.first_full(); layer.wk && b < chunk.end_full(); ++b)
+      sketch(kv, chunk.blocks_of(kv).subspan(b, 1));
   }
 }
 

@@ -82,7 +82,6 @@ Comparison::Comparison(const CompareOptions& options)
     warn(fmt::format("{} tokens and {} of an answer are more than the {} that the model was trained for", length,
                      options.steps, hp.context));
   }
-  if (!options.baseline.empty()) check_baseline_runs(hp);
   // The prompt once, and a copy of its last block for every answer.
   const auto answers = static_cast<int>(plans_.size());
   engine_ =

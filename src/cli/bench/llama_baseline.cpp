@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <random>
 
-#include "cli/bench/llama_state.h"
 #include "core/error.h"
 #include "core/timer.h"
 
@@ -63,8 +62,10 @@ void run(llama_context* context, std::span<const Token> tokens, int position) {
   }
 }
 
-void forget(llama_context* context, int sequences, int depth) {
-  for (int s = 0; s < sequences; ++s) llama_memory_seq_rm(llama_get_memory(context), s, depth, -1);
+void forget(llama_context* context, int sequence, int depth) {
+  if (!llama_memory_seq_rm(llama_get_memory(context), sequence, depth, -1)) {
+    fail("llama.cpp: a sequence cannot be cut back to {} positions", depth);
+  }
 }
 
 }  // namespace
@@ -112,9 +113,9 @@ void LlamaBaseline::choose_types() {
   for (int i = 0; i < 2; ++i) {
     context_ = make_context(types[i], kProbeDepth + kProbePrompt, 1);
     run(context_.get(), tokens, 0);
-    LlamaState(context_.get(), 0).restore(context_.get(), 0, kProbeDepth, 1);
     batch_ = 1;
     depth_ = kProbeDepth;
+    fill(LlamaState(context_.get(), 0));
     // The best of several, as another program may be busy in between.
     prefill_time[i] = std::min({prefill(tokens), prefill(tokens), prefill(tokens)});
     const std::vector<double> steps = decode(kProbeSteps, 1);
@@ -129,7 +130,9 @@ void LlamaBaseline::extend_source(std::span<const Token> tokens) {
   // Depths come in ascending order: what an earlier one prefilled is kept.
   size_t kept = 0;
   while (kept < cached_.size() && kept < tokens.size() && cached_[kept] == tokens[kept]) ++kept;
-  forget(source_.get(), 1, static_cast<int>(kept));
+  // What recurrent layers have taken in cannot be taken out.
+  if (kept < cached_.size() && llama_model_is_hybrid(model_.get())) kept = 0;
+  forget(source_.get(), 0, static_cast<int>(kept));
   const Timer timer;
   run(source_.get(), tokens.subspan(kept), static_cast<int>(kept));
   prepared_seconds_ = timer.seconds();
@@ -142,17 +145,42 @@ void LlamaBaseline::prepare(Test test, std::span<const Token> tokens, int batch)
   depth_ = static_cast<int>(tokens.size());
   extend_source(tokens.first(options_.random ? std::min(depth_, kBatchTokens) : depth_));
   context_ = make_context(type(test), options_.context, batch);
+  recurrent_.clear();
   if (depth_ == 0) return;
   LlamaState state(source_.get(), 0);
   if (type(test) != prefill_type_) state.convert(type(test));
-  for (int s = 0; s < batch; ++s) state.restore(context_.get(), s, depth_, batch);
+  fill(state);
+}
+
+void LlamaBaseline::fill(const LlamaState& state) {
+  constexpr llama_state_seq_flags kRecurrent = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+  llama_context* context = context_.get();
+  for (int s = 0; s < batch_; ++s) state.restore(context, s, depth_, batch_);
+  if (!llama_model_is_hybrid(model_.get())) return;
+  recurrent_.resize(llama_state_seq_get_size_ext(context, 0, kRecurrent));
+  if (llama_state_seq_get_data_ext(context, recurrent_.data(), recurrent_.size(), 0, kRecurrent) != recurrent_.size()) {
+    fail("llama.cpp: could not save the state of recurrent layers");
+  }
+}
+
+void LlamaBaseline::go_back() {
+  constexpr llama_state_seq_flags kRecurrent = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+  llama_context* context = context_.get();
+  for (int s = 0; s < batch_; ++s) {
+    // All sequences have the same. First: with a later one libllama refuses to cut the cache.
+    if (!recurrent_.empty() &&
+        llama_state_seq_set_data_ext(context, recurrent_.data(), recurrent_.size(), s, kRecurrent) == 0) {
+      fail("llama.cpp: could not put the state of recurrent layers back");
+    }
+    forget(context, s, depth_);
+  }
 }
 
 double LlamaBaseline::prefill(std::span<const Token> tokens) {
   const Timer timer;
   run(context_.get(), tokens, depth_);
   const double seconds = timer.seconds();
-  forget(context_.get(), batch_, depth_);
+  go_back();
   return seconds;
 }
 
@@ -167,7 +195,7 @@ std::vector<double> LlamaBaseline::decode(int steps, uint32_t seed) {
     batch.decode(context_.get());
     times.push_back(timer.seconds());
   }
-  forget(context_.get(), batch_, depth_);
+  go_back();
   return times;
 }
 

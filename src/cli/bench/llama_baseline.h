@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/hyperparameters.h"
+#include "cli/bench/llama_state.h"
 
 namespace tidal {
 
@@ -53,15 +54,20 @@ class LlamaBaseline {
   ggml_type type(Test test) const { return test == Test::Prefill ? prefill_type_ : decode_type_; }
   Context make_context(ggml_type kv_type, int positions, int sequences) const;
   void extend_source(std::span<const Token> tokens);
+  /// Fills the test's context with `state`, up to depth_.
+  void fill(const LlamaState& state);
+  /// Forgets in the test's context what is behind depth_.
+  void go_back();
   void choose_types();
 
   BaselineOptions options_;
   std::shared_ptr<llama_model> model_;
   ggml_type prefill_type_ = GGML_TYPE_BF16;
   ggml_type decode_type_ = GGML_TYPE_BF16;
-  Context source_;             // one sequence of the prefill's type, from which all caches are made
-  std::vector<Token> cached_;  // content of source_
-  Context context_;            // of the test, as prepare() left it
+  Context source_;                  // one sequence of the prefill's type, from which all caches are made
+  std::vector<Token> cached_;       // content of source_
+  Context context_;                 // of the test, as prepare() left it
+  std::vector<uint8_t> recurrent_;  // of hybrids: the state of each of its sequences at depth_
   double prepared_seconds_ = 0;
   int batch_ = 1;
   int depth_ = 0;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <span>
+#include <utility>
 
 #include "core/error.h"
 
@@ -12,9 +14,11 @@ namespace tidal {
 // state_write)
 //   u32 streams
 //   for every stream: u32 cells, and if there are any
-//     cells times: i32 position, u32 1, i32 sequence
+//     cells times: i32 position, u32 1, where positions have several axes two more of them and i32 token, i32 sequence
 //     u32 V transposed, u32 layers
 //     layers times: i32 type of K, u64 bytes of a row, the rows; then the same for V
+// and of recurrent layers (llama_memory_recurrent::state_write)
+//   u32 cells, always 1, and of it: i32 position, u32 0, then what is not looked at here
 class LlamaState::Reader {
  public:
   explicit Reader(const std::vector<std::byte>& bytes) : bytes_(bytes) {}
@@ -30,6 +34,10 @@ class LlamaState::Reader {
     if (count > bytes_.size() - at_) fail("llama.cpp: its saved cache ends too early for the format this build knows");
     at_ += count;
   }
+  std::span<const std::byte> rest() {
+    const size_t first = std::exchange(at_, bytes_.size());
+    return std::span(bytes_).subspan(first);
+  }
   size_t at() const { return at_; }
   bool at_end() const { return at_ == bytes_.size(); }
 
@@ -39,6 +47,13 @@ class LlamaState::Reader {
 };
 
 namespace {
+
+constexpr size_t kAxes = 2 * sizeof(llama_pos) + sizeof(llama_token);
+
+size_t bytes_of_axes(const llama_model* model) {
+  const llama_rope_type type = llama_model_rope_type(model);
+  return type == LLAMA_ROPE_TYPE_MROPE || type == LLAMA_ROPE_TYPE_IMROPE ? kAxes : 0;
+}
 
 void put(std::vector<std::byte>& out, const void* data, size_t count) {
   const auto* bytes = static_cast<const std::byte*>(data);
@@ -53,7 +68,9 @@ void put(std::vector<std::byte>& out, T value) {
 }  // namespace
 
 LlamaState::LlamaState(llama_context* context, llama_seq_id seq)
-    : window_(llama_model_n_swa(llama_get_model(context))), bytes_(llama_state_seq_get_size(context, seq)) {
+    : window_(llama_model_n_swa(llama_get_model(context))),
+      axes_(bytes_of_axes(llama_get_model(context))),
+      bytes_(llama_state_seq_get_size(context, seq)) {
   auto* data = reinterpret_cast<uint8_t*>(bytes_.data());
   if (bytes_.empty() || llama_state_seq_get_data(context, data, bytes_.size(), seq) != bytes_.size()) {
     fail("llama.cpp: could not save the cache of a sequence");
@@ -61,13 +78,25 @@ LlamaState::LlamaState(llama_context* context, llama_seq_id seq)
   Reader in(bytes_);
   magic_ = in.read<uint32_t>();
   in.read<llama_seq_id>();
+  if (llama_model_is_hybrid(llama_get_model(context))) {
+    caches_.push_back(read_cache(in));
+    read_recurrent(in);
+  }
   while (!in.at_end()) caches_.push_back(read_cache(in));
   if (caches_.empty() || caches_.size() > (window_ > 0 ? 2 : 1)) {
     fail("llama.cpp: its saved cache has a layout that this build does not know");
   }
 }
 
-LlamaState::Cache LlamaState::read_cache(Reader& in) {
+void LlamaState::read_recurrent(Reader& in) {
+  const auto cells = in.read<uint32_t>();
+  in.read<llama_pos>();
+  if (cells != 1) fail("llama.cpp: its saved state of recurrent layers has a layout that this build does not know");
+  const std::span<const std::byte> rest = in.rest();
+  recurrent_.assign(rest.begin(), rest.end());
+}
+
+LlamaState::Cache LlamaState::read_cache(Reader& in) const {
   Cache cache;
   const auto streams = in.read<uint32_t>();
   for (uint32_t s = 0; s < streams; ++s) {
@@ -78,7 +107,7 @@ LlamaState::Cache LlamaState::read_cache(Reader& in) {
     }
     for (uint32_t i = 0; i < cells; ++i) {
       cache.positions.push_back(in.read<llama_pos>());
-      in.skip(sizeof(uint32_t) + sizeof(llama_seq_id));
+      in.skip(sizeof(uint32_t) + axes_ + sizeof(llama_seq_id));
     }
     const auto transposed = in.read<uint32_t>();
     cache.layers = in.read<uint32_t>();
@@ -128,6 +157,10 @@ void LlamaState::write_cells(std::vector<std::byte>& out, const Cache& cache,
   for (const llama_pos position : positions) {
     put(out, position);
     put(out, uint32_t{1});
+    if (axes_ > 0) {  // as of text, all the same
+      for (int axis = 0; axis < 2; ++axis) put(out, position);
+      put(out, llama_token{0});
+    }
     put(out, llama_seq_id{0});
   }
   put(out, uint32_t{0});
@@ -161,6 +194,11 @@ void LlamaState::restore(llama_context* context, llama_seq_id seq, int cells, in
     put(out, static_cast<uint32_t>(streams));
     write_cells(out, cache, positions);
     for (int s = 1; s < streams; ++s) put(out, uint32_t{0});
+  }
+  if (!recurrent_.empty()) {
+    put(out, uint32_t{1});
+    put(out, static_cast<llama_pos>(cells - 1));
+    put(out, recurrent_.data(), recurrent_.size());
   }
   const auto* data = reinterpret_cast<const uint8_t*>(out.data());
   if (llama_state_seq_set_data(context, data, out.size(), seq) == 0) {

@@ -89,12 +89,6 @@ void check_baseline(const std::string& word) {
   if (!word.empty() && word != "llama.cpp") fail("--baseline: '{}' is not known, expected llama.cpp", word);
 }
 
-void check_baseline_runs(const Hyperparameters& hp) {
-  if (hp.recurrent_layers() == 0) return;
-  fail("--baseline: llama.cpp's state of recurrent layers ({}) cannot be set to a depth, expected another model",
-       hp.architecture);
-}
-
 ggml_type weight_type_from(const std::string& word) {
   for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
     const auto type = static_cast<ggml_type>(i);

@@ -28,8 +28,6 @@ std::vector<BenchPlan> bench_plans(const std::optional<std::string>& words, cons
                                    const Hyperparameters& hp, const FullBelow& full_below = {});
 /// Throws Error unless `word` is empty or names an engine that can be the baseline.
 void check_baseline(const std::string& word);
-/// Throws Error for a model that it cannot be measured with.
-void check_baseline_runs(const Hyperparameters& hp);
 /// A type of weights by ggml's name (q4_0, q4_K, ..., case does not matter). Throws Error for any other.
 ggml_type weight_type_from(const std::string& word);
 

@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kWave = 64;                          // most rows of a launch
 constexpr size_t kScoreBytes = size_t{256} << 20;  // for the scores of a launch, at most, but for one row's
-constexpr int kScanCtas = 2;                       // of scan_scores.cu on a multiprocessor
+/// Of scan_scores.cu on a multiprocessor.
+constexpr int scan_ctas(int head_dim) { return head_dim > 128 ? 1 : 2; }
 
 void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
   switch (head_dim) {
@@ -51,7 +52,7 @@ struct Sizes {
         // At least two, so that 128 positions are cut the same way whoever reads them.
         dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
         single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
-        scan_splits(std::clamp(kScanCtas * processors / dense.tiles(), 1, kMaxSplits)),
+        scan_splits(std::clamp(scan_ctas(hp.head_dim) * processors / dense.tiles(), 1, kMaxSplits)),
         max_rows(rows),
         wave(std::clamp(rows, 1, kWave)),
         score_stride((int64_t{context} + 63) / 64 * 64 + 64) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <span>
 
 #include "backend/cuda/runtime/step_tables.h"
 #include "backend/hyperparameters.h"
@@ -14,8 +15,10 @@ namespace tidal::cuda {
 struct DeltaParams {
   StepTables tables;
   DeltaNet net;  ///< head_dim a multiple of 8, at most kMostDeltaDim
-  int rows = 0, chunks = 0;
-  int64_t state = 0;  ///< elements before this layer's in DeviceChunk::state
+  int rows = 0, decode_rows = 0;
+  int decode_chunks = 0;
+  std::span<const int> long_chunks;  ///< rows of each of the chunks behind them
+  int64_t state = 0;                 ///< elements before this layer's in DeviceChunk::state
   float epsilon = 0;
   const float* taps = nullptr;                          ///< [mixed_width, taps]
   const float *alpha_bias = nullptr, *decay = nullptr;  ///< [value_heads]
@@ -23,13 +26,19 @@ struct DeltaParams {
   const float *mixed = nullptr, *gates = nullptr;       ///< [rows, mixed_width], [rows, value_width], projected
   const float *beta = nullptr, *alpha = nullptr;        ///< [rows, value_heads], projected
   float *convolved = nullptr, *kept = nullptr, *written = nullptr;  ///< like mixed, alpha and beta; workspace
-  float* out = nullptr;                                             ///< [rows, value_width], normed and gated
+  uint32_t* arrived = nullptr;  ///< [decode_chunks, key_heads], zeros before and after
+  float* scratch = nullptr;     ///< scratch_bytes, at least delta_scratch_bytes()
+  int64_t scratch_bytes = 0;
+  float* out = nullptr;  ///< [rows, value_width], normed and gated
 };
 inline constexpr int kMostDeltaDim = 256;
 
-/// Takes the rows of every chunk into its state and reads it. Three launches. A chunk's results do not depend on the
-/// others, and those of a row not on how many come with it.
+/// Takes the rows of every chunk into its state and reads it. Decode rows take one launch, long chunks two and two
+/// each; heads of more than 128 elements and convolutions of more than 4 taps three for all. A chunk's results do not
+/// depend on the others, and those of a decode row not on how many come with it.
 void launch_delta(const DeltaParams& params, cudaStream_t stream);
+/// The least that a long chunk needs.
+int64_t delta_scratch_bytes(const DeltaNet& net);
 
 /// out [rows, width] *= sigmoid(gates [rows, width]).
 void launch_gate(const float* gates, float* out, int64_t count, cudaStream_t stream);

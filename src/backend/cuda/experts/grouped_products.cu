@@ -4,10 +4,12 @@
 
 #include <algorithm>
 
-#include "backend/cuda/products/activation.cuh"
+#include "backend/cuda/experts/grouped_store.cuh"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/weights/quantised.h"
+#include "backend/cuda/weights/quantised_tiles.cuh"
 
 namespace tidal::cuda {
 namespace {
@@ -20,35 +22,46 @@ static_assert(kSharedBytes <= kLeastSharedMemory);
 
 constexpr int kGroupThreads = 1024;
 
-/// One block: counts, sums, places.
+/// The sum of what the threads before have, of all kGroupThreads.
+__device__ int add_before(int value, int* warps) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int up_to = value;
+#pragma unroll
+  for (int apart = 1; apart < 32; apart *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, up_to, apart);
+    if (lane >= apart) up_to += other;
+  }
+  __syncthreads();  // what the last call has left has been read
+  if (lane == 31) warps[warp] = up_to;
+  __syncthreads();
+  int before = up_to - value;
+  for (int w = 0; w < warp; ++w) before += warps[w];
+  return before;
+}
+
+/// One block, a thread an expert: counts, sums, places.
 __global__ void __launch_bounds__(kGroupThreads)
     group_kernel(const __grid_constant__ Choices choices, int count, int used, int experts,
                  const __grid_constant__ ExpertGroups groups) {
-  __shared__ int counts[kMostExperts], firsts[kMostExperts + 1], tiles[kMostExperts + 1];
+  static_assert(kMostExperts <= kGroupThreads);
+  __shared__ int counts[kMostExperts], warps[kGroupThreads / 32];
+  const int expert = threadIdx.x;
   wait_for_previous();
   let_next_start();
-  for (int e = threadIdx.x; e < experts; e += kGroupThreads) counts[e] = 0;
+  counts[expert] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < count; i += kGroupThreads) atomicAdd(counts + __ldcg(choices.experts + i), 1);
   __syncthreads();
-  if (threadIdx.x == 0) {
-    int first = 0, tile = 0;
-    for (int e = 0; e < experts; ++e) {
-      firsts[e] = first;
-      tiles[e] = tile;
-      first += counts[e];
-      tile += (counts[e] + kGroupTile - 1) / kGroupTile;
-    }
-    firsts[experts] = first;
-    tiles[experts] = tile;
+  const int own = counts[expert], first = add_before(own, warps);
+  const int tile = add_before((own + kGroupTile - 1) / kGroupTile, warps);
+  const int wide = add_before((own + kWideTile - 1) / kWideTile, warps);
+  if (expert <= experts) groups.first[expert] = first, groups.tile[expert] = tile, groups.wide[expert] = wide;
+  if (expert == kGroupThreads - 1 && experts == kGroupThreads) {
+    groups.first[experts] = first + own;
+    groups.tile[experts] = tile + (own + kGroupTile - 1) / kGroupTile;
+    groups.wide[experts] = wide + (own + kWideTile - 1) / kWideTile;
   }
-  __syncthreads();
-  for (int e = threadIdx.x; e <= experts; e += kGroupThreads) {
-    groups.first[e] = firsts[e];
-    groups.tile[e] = tiles[e];
-  }
-  __syncthreads();
-  for (int e = threadIdx.x; e < experts; e += kGroupThreads) counts[e] = firsts[e];
+  counts[expert] = first;
   __syncthreads();
   for (int i = threadIdx.x; i < count; i += kGroupThreads) {
     // Which of a group's places a choice gets is of no account for its results.
@@ -95,32 +108,18 @@ using Sums = float[2][4][4];
 
 __device__ void store(const GroupedGateUp& p, int expert, int first_place, int end, int first_row, const Sums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int global = p.panel.first + expert;
-  const float gate_scale = p.gate_scales ? __ldg(p.gate_scales + global) : 1.0f;
-  const float up_scale = p.up_scales ? __ldg(p.up_scales + global) : 1.0f;
-  const float down_scale = p.down_scales ? __ldg(p.down_scales + global) : 1.0f;
-  const int64_t biases = static_cast<int64_t>(global) * p.stride + p.panel.begin;
+  const grouped::GateUpScales scales(p, p.panel.first + expert);
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int place = first_place + warp / 4 * 32 + m * 16 + half * 8 + lane / 4;
       if (place >= end) continue;
-      const float weight = __ldcg(p.groups.weight + place) * down_scale;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int row = first_row + warp % 4 * 16 + n * 8 + lane % 4 * 2;
         if (row >= p.panel.rows) continue;
-        float result[2];
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          float gate = sums[m][n][2 * half + k] * gate_scale, up = sums[m][n + 2][2 * half + k] * up_scale;
-          if (p.gate_biases) gate += __ldg(p.gate_biases + biases + row + k);
-          if (p.up_biases) up += __ldg(p.up_biases + biases + row + k);
-          result[k] = activated(p.activation, gate, up) * weight;
-        }
-        *reinterpret_cast<__nv_bfloat162*>(p.hidden + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) =
-            __floats2bfloat162_rn(result[0], result[1]);
+        grouped::store_gate_up(p, scales, place, row, sums[m][n] + 2 * half, sums[m][n + 2] + 2 * half);
       }
     }
   }
@@ -137,15 +136,7 @@ __device__ void store(const GroupedDown& p, int expert, int first_place, int end
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const int row = first_row + warp % 4 * 32 + n * 8 + lane % 4 * 2;
-        if (row >= p.panel.rows) continue;
-        float2 result = make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
-        if (p.biases) {
-          const float weight = __ldcg(p.groups.weight + place);
-          const float* bias = p.biases + static_cast<int64_t>(p.panel.first + expert) * p.stride + p.panel.begin + row;
-          result.x = __fmaf_rn(weight, __ldg(bias), result.x);
-          result.y = __fmaf_rn(weight, __ldg(bias + 1), result.y);
-        }
-        *reinterpret_cast<float2*>(p.results + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) = result;
+        if (row < p.panel.rows) grouped::store_down(p, p.panel.first + expert, place, row, sums[m][n] + 2 * half);
       }
     }
   }
@@ -166,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_kernel(const __grid_const
   int expert = 0;
   for (int t = blockIdx.x; t < all; t += gridDim.x) {
     const int tile = from_tile + t / across, first_row = t % across * kRows;
-    while (__ldcg(tiles + expert + 1) <= tile) ++expert;
+    expert = grouped::find_group(tiles, expert, p.panel.count, tile);
     const int group = __ldcg(p.groups.first + p.panel.first + expert);
     const int end = __ldcg(p.groups.first + p.panel.first + expert + 1);
     const int first_place = group + (tile - __ldcg(tiles + expert)) * kGroupTile;
@@ -254,8 +245,8 @@ template <class P>
 void launch_tiles(const typename P::Params& params, cudaStream_t stream) {
   static const cudaError_t allowed =
       cudaFuncSetAttribute(grouped_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  check(allowed, "products of grouped rows");
-  launch("products of grouped rows", Start::Early, grouped_kernel<P>, dim3(2 * multiprocessors()), dim3(kThreads),
+  check(allowed, grouped::kGroupedWhat);
+  launch(grouped::kGroupedWhat, Start::Early, grouped_kernel<P>, dim3(2 * multiprocessors()), dim3(kThreads),
          kSharedBytes, stream, params);
 }
 
@@ -269,6 +260,15 @@ void launch_group(const Choices& choices, int rows, const Experts& experts, cons
 
 void launch_grouped(const GroupedGateUp& params, cudaStream_t stream) { launch_tiles<GateUp>(params, stream); }
 void launch_grouped(const GroupedDown& params, cudaStream_t stream) { launch_tiles<Down>(params, stream); }
+
+bool groups_tiles(ggml_type type, int rows) { return stays_quantised(type) && rows % kTileRows == 0; }
+
+void launch_grouped_tiles(const GroupedGateUp& params, cudaStream_t stream) {
+  tiles::with_type(params.tiles.type, [&](auto t) { grouped::ProductsOf<decltype(t)>::gate_up(params, stream); });
+}
+void launch_grouped_tiles(const GroupedDown& params, cudaStream_t stream) {
+  tiles::with_type(params.tiles.type, [&](auto t) { grouped::ProductsOf<decltype(t)>::down(params, stream); });
+}
 
 void launch_combine(const float* results, const int32_t* place, int rows, int used, int width, float* x,
                     cudaStream_t stream) {

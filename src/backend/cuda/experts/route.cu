@@ -1,22 +1,12 @@
-#include "backend/cuda/experts/route.h"
-
 #include <algorithm>
 
-#include "backend/cuda/products/row_norm.cuh"
-#include "backend/cuda/runtime/device_functions.cuh"
+#include "backend/cuda/experts/route_device.cuh"
 #include "backend/cuda/runtime/launch.h"
 
 namespace tidal::cuda {
 namespace {
 
 constexpr int kWarps = kRowThreads / 32;
-
-/// Higher for a higher logit, of equal ones for the lower expert; never 0.
-__device__ uint64_t key_of(float logit, int expert) {
-  const uint32_t bits = isnan(logit) ? 0xff800000u : __float_as_uint(logit == 0 ? 0.0f : logit);
-  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - expert);
-}
 
 /// The experts of a row from its logits [count] and that of the switch behind them. `keys` [count] and `logits` [count]
 /// are shared memory. By all threads.
@@ -39,22 +29,7 @@ __device__ void choose(const RouteParams& p, int row, uint64_t* keys, float* log
   }
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  const int lane = threadIdx.x;
-  const float highest = logits[chosen[0]], top = isnan(highest) ? negative_infinity() : highest;
-  const int expert = lane < used ? chosen[lane] : 0;
-  const float term = lane < used ? expf(logits[expert] - top) : 0.0f;
-  // Of the chosen ones, or of every 32nd of all.
-  float sum = term;
-  if (!p.experts.weights_sum_to_one) {
-    sum = 0;
-    for (int e = lane; e < count; e += 32) sum += expf(logits[e] - top);
-  }
-  sum = tree_sum<1, 16>(sum);
-  if (lane < used) {
-    p.choices.experts[static_cast<int64_t>(row) * used + lane] = expert;
-    p.choices.weights[static_cast<int64_t>(row) * used + lane] = term / sum;
-  }
-  if (lane == 0 && p.shared_switch) p.choices.shared[row] = 1.0f / (1.0f + expf(-__ldcg(from + count)));
+  write_choice(p, row, logits, __ldcg(from + count), static_cast<int>(threadIdx.x) < used ? chosen[threadIdx.x] : 0);
 }
 
 /// A block has R rows and every gridDim.x-th eight experts; the last one of a row's chooses. Shared memory: [R, width]

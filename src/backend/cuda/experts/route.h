@@ -37,5 +37,7 @@ inline constexpr int kMostChosen = 32, kMostExperts = 1024;
 /// choices = the `used` experts of each row with the highest logits, ties to the lower one, NaN as -infinity, and
 /// their probabilities, all in float32. A row's bits do not depend on its company.
 void launch_route(const RouteParams& params, cudaStream_t stream);
+/// The same of rows of long chunks, whose sums are in another order.
+void launch_route_chunks(const RouteParams& params, cudaStream_t stream);
 
 }  // namespace tidal::cuda

@@ -1,6 +1,7 @@
 // What a forward pass asks for, written down, so that a pass that was seen before can be run as one CUDA graph.
 #pragma once
 
+#include <algorithm>
 #include <variant>
 #include <vector>
 
@@ -125,6 +126,7 @@ using Op =
 /// The shape of a pass: what launches depend on beside the operations.
 struct PassShape {
   StepTables tables{};
+  StepTables window_tables{};  ///< for layers whose cache is KvLayer::windowed
   int rows = 0;
   int decode_rows = 0;
   int chunks = 0;
@@ -132,8 +134,13 @@ struct PassShape {
   int longest = 0;     ///< rows of the longest chunk
   bool fills = false;  ///< a chunk of decode rows fills a block: of 64 passes with one row one does
 
+  const StepTables& tables_of(const KvLayer& kv) const { return kv.windowed ? window_tables : tables; }
   bool operator==(const PassShape&) const = default;
 };
+
+/// Layers of a model that was loaded are compared by their ids: a pass of 48 has 100 KB of weights' addresses and
+/// sizes.
+inline bool same_layer(const Layer& a, const Layer& b) { return a.id == b.id && (a.id != 0 || a == b); }
 
 /// Operations of one pass, in order. Equal lists launch the same kernels with the same parameters.
 struct OpList {
@@ -143,7 +150,7 @@ struct OpList {
 
   /// Its index in `layers`.
   int add(const Layer& layer) {
-    if (layers.empty() || layers.back() != layer) layers.push_back(layer);
+    if (layers.empty() || !same_layer(layers.back(), layer)) layers.push_back(layer);
     return static_cast<int>(layers.size()) - 1;
   }
   void clear() {
@@ -151,7 +158,10 @@ struct OpList {
     ops.clear();
   }
 
-  bool operator==(const OpList&) const = default;
+  bool operator==(const OpList& other) const {
+    return shape == other.shape && ops == other.ops &&
+           std::equal(layers.begin(), layers.end(), other.layers.begin(), other.layers.end(), same_layer);
+  }
 };
 
 }  // namespace tidal::cuda

@@ -194,76 +194,6 @@ __global__ void add_bias_kernel(float* x, const float* bias, int width) {
   if (i < width) x[static_cast<int64_t>(blockIdx.y) * width + i] += __ldg(bias + i);
 }
 
-/// A warp a head; the grid is (heads of q, k and v in groups of blockDim.y, rows).
-__global__ void rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
-  wait_for_previous();
-  let_next_start();  // only now: attention, which comes next, relies on it
-  extern __shared__ float heads[];
-  const int row = blockIdx.y, lane = threadIdx.x, dim = p.head_dim;
-  int head = blockIdx.x * blockDim.y + threadIdx.y;
-  if (head >= p.heads + 2 * p.kv_heads) return;
-  const int which = head < p.heads ? 0 : head < p.heads + p.kv_heads ? 1 : 2;
-  head -= which == 0 ? 0 : which == 1 ? p.heads : p.heads + p.kv_heads;
-  const float* from = (which == 0   ? p.q_raw
-                       : which == 1 ? p.k_raw
-                                    : p.v_raw) +
-                      static_cast<int64_t>(row) * (which == 0 ? p.q_stride : p.kv_stride) + head * dim;
-  const float* bias = p.bias[which];
-  const float* norm = which == 0 ? p.q_norm : which == 1 ? p.k_norm : nullptr;
-
-  float* values = heads + threadIdx.y * dim;
-  float squares = 0;
-  for (int d = lane; d < dim; d += 32) {
-    const float value = __ldcg(from + d) + (bias ? __ldg(bias + head * dim + d) : 0.0f);
-    squares = fmaf(value, value, squares);
-    values[d] = value;
-  }
-  if (norm) {
-    int count = dim;
-    if (p.norms_rows) {  // every head for itself: the others' values are in the L2
-      count *= which == 0 ? p.heads : p.kv_heads;
-      const float* whole = from - head * dim;
-      squares = 0;
-      for (int d = lane; d < count; d += 32) {
-        const float value = __ldcg(whole + d) + (bias ? __ldg(bias + d) : 0.0f);
-        squares = fmaf(value, value, squares);
-      }
-      norm += head * dim;
-    }
-    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(count) + p.epsilon);
-    for (int d = lane; d < dim; d += 32) values[d] = values[d] * factor * __ldg(norm + d);
-  }
-  __syncwarp();
-
-  const int pairs = p.dims / 2;
-  const float2* angles = p.angles + static_cast<int64_t>(row) * pairs;
-  float* q = nullptr;
-  __nv_bfloat16* cache = nullptr;
-  if (which == 0) {
-    q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
-  } else {
-    const int slot = __ldcg(p.slots + row);
-    cache = p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
-            (which == 2 ? dim : 0);
-  }
-  for (int d = lane; d < dim; d += 32) {
-    float value = values[d];
-    if (which < 2 && d < p.dims) {
-      const int pair = p.halves ? d % pairs : d / 2;
-      const bool first = p.halves ? d < pairs : d % 2 == 0;
-      const float other = values[p.halves ? (first ? d + pairs : d - pairs) : (d ^ 1)];
-      const float2 angle = __ldcg(angles + pair);
-      const float across = __fmul_rn(other, angle.y);  // as the skinny product rotates
-      value = __fmaf_rn(value, angle.x, first ? -across : across);
-    }
-    if (which == 0) {
-      q[d] = value;
-    } else {
-      cache[d] = __float2bfloat16_rn(value);
-    }
-  }
-}
-
 }  // namespace
 
 void launch_angles(const AnglesParams& params, cudaStream_t stream) {
@@ -310,14 +240,6 @@ void launch_add_normed(const AddNormedParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
   launch("a norm behind a product", Start::Early, add_normed_kernel, dim3(params.rows), dim3(kRowThreads), 0, stream,
          params);
-}
-
-void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream) {
-  if (params.rows == 0) return;
-  constexpr int kHeads = 4;  // a block
-  const dim3 grid((params.heads + 2 * params.kv_heads + kHeads - 1) / kHeads, params.rows);
-  launch("rotation and append", Start::Early, rope_append_kernel, grid, dim3(32, kHeads),
-         sizeof(float) * kHeads * params.head_dim, stream, params);
 }
 
 }  // namespace tidal::cuda

@@ -53,7 +53,9 @@ void Matrices::delta(const DeltaLayerParams& p, cudaStream_t stream) {
   launch_delta({.tables = p.tables,
                 .net = net,
                 .rows = p.pass.rows,
-                .chunks = p.chunks,
+                .decode_rows = first,
+                .decode_chunks = p.chunks - static_cast<int>(p.pass.long_chunks.size()),
+                .long_chunks = p.pass.long_chunks,
                 .state = p.index * net.state_elements(),
                 .epsilon = s.hp.rms_epsilon,
                 .taps = floats(w.taps),
@@ -67,6 +69,9 @@ void Matrices::delta(const DeltaLayerParams& p, cudaStream_t stream) {
                 .convolved = s.convolved,
                 .kept = s.kept,
                 .written = s.written,
+                .arrived = s.delta_arrived,
+                .scratch = reinterpret_cast<float*>(s.panel),
+                .scratch_bytes = s.panel_bytes,
                 .out = s.delta_out},
                stream);
   if (first > 0) {

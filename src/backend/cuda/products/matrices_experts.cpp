@@ -9,27 +9,28 @@
 
 namespace tidal::cuda {
 
-void Matrices::State::route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream) {
+void Matrices::State::route(const Layer& layer, const float* x, int first, int rows, bool decode, cudaStream_t stream) {
   const Experts& experts = hp.experts;
   if (layer.router.type != GGML_TYPE_F32 || (layer.shared_switch && layer.shared_switch.type != GGML_TYPE_F32)) {
     fail_with("cuda backend: a router was not uploaded as float32");
   }
   const auto at = [&](int each) { return static_cast<int64_t>(first) * each; };
-  launch_route(
-      {.x = x + at(hp.width),
-       .norm = floats(layer.ffn_norm),
-       .epsilon = hp.rms_epsilon,
-       .router = floats(layer.router),
-       .bias = floats(layer.router_bias),
-       .shared_switch = floats(layer.shared_switch),
-       .rows = rows,
-       .width = hp.width,
-       .experts = experts,
-       .few = first == 0 && rows <= kSkinnyRows,
-       .logits = router_logits + at(experts.count + 1),
-       .arrived = arrived + first,
-       .choices = {choices.experts + at(experts.used), choices.weights + at(experts.used), choices.shared + first}},
-      stream);
+  const RouteParams params{
+      .x = x + at(hp.width),
+      .norm = floats(layer.ffn_norm),
+      .epsilon = hp.rms_epsilon,
+      .router = floats(layer.router),
+      .bias = floats(layer.router_bias),
+      .shared_switch = floats(layer.shared_switch),
+      .rows = rows,
+      .width = hp.width,
+      .experts = experts,
+      .few = rows <= kSkinnyRows,
+      .logits = router_logits + at(experts.count + 1),
+      .arrived = arrived + first,
+      .choices = {choices.experts + at(experts.used), choices.weights + at(experts.used), choices.shared + first}};
+  if (decode) return launch_route(params, stream);
+  launch_route_chunks(params, stream);
 }
 
 /// The shared expert of decode rows.
@@ -71,7 +72,7 @@ void Matrices::State::decode_experts(const MlpParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const Experts& experts = hp.experts;
   const int rows = p.pass.decode_rows;
-  route(layer, p.x, 0, rows, stream);
+  route(layer, p.x, 0, rows, true, stream);
   if (layer.expert_gate.type != layer.expert_up.type) return decode_by_groups(p, stream);
   ChosenGateUp both;
   if (normed_x == Normed{p.x, layer.ffn_norm.data, rows}) {
@@ -142,30 +143,41 @@ void Matrices::State::prefill_chosen(const Layer& layer, const __nv_bfloat16* no
       }
     }
   };
-  for_panels(layer.expert_gate, &layer.expert_up, experts.ffn, hp.width, [&](const ExpertPanel& one) {
-    launch_grouped(GroupedGateUp{.activation = hp.activation,
-                                 .groups = groups,
-                                 .panel = one,
-                                 .gate_scales = floats(layer.gate_scales),
-                                 .up_scales = floats(layer.up_scales),
-                                 .down_scales = floats(layer.down_scales),
-                                 .gate_biases = floats(layer.gate_biases),
-                                 .up_biases = floats(layer.up_biases),
-                                 .x = normed,
-                                 .hidden = chosen_hidden,
-                                 .cols = hp.width,
-                                 .stride = experts.ffn},
-                   stream);
-  });
+  const GroupedGateUp both{.activation = hp.activation,
+                           .groups = groups,
+                           .panel = {0, experts.count, nullptr, nullptr, 0, experts.ffn},
+                           .tiles = {layer.expert_gate.type, layer.expert_gate.data, layer.expert_up.data},
+                           .gate_scales = floats(layer.gate_scales),
+                           .up_scales = floats(layer.up_scales),
+                           .down_scales = floats(layer.down_scales),
+                           .gate_biases = floats(layer.gate_biases),
+                           .up_biases = floats(layer.up_biases),
+                           .x = normed,
+                           .hidden = chosen_hidden,
+                           .cols = hp.width,
+                           .stride = experts.ffn};
+  if (both.tiles.type == layer.expert_up.type && groups_tiles(both.tiles.type, experts.ffn)) {
+    launch_grouped_tiles(both, stream);
+  } else {
+    for_panels(layer.expert_gate, &layer.expert_up, experts.ffn, hp.width, [&](const ExpertPanel& one) {
+      GroupedGateUp own = both;
+      own.panel = one;
+      launch_grouped(own, stream);
+    });
+  }
+  const GroupedDown down{.groups = groups,
+                         .panel = {0, experts.count, nullptr, nullptr, 0, hp.width},
+                         .tiles = {layer.expert_down.type, layer.expert_down.data, nullptr},
+                         .biases = floats(layer.down_biases),
+                         .hidden = chosen_hidden,
+                         .results = chosen_results,
+                         .cols = experts.ffn,
+                         .stride = hp.width};
+  if (groups_tiles(down.tiles.type, hp.width)) return launch_grouped_tiles(down, stream);
   for_panels(layer.expert_down, nullptr, hp.width, experts.ffn, [&](const ExpertPanel& one) {
-    launch_grouped(GroupedDown{.groups = groups,
-                               .panel = one,
-                               .biases = floats(layer.down_biases),
-                               .hidden = chosen_hidden,
-                               .results = chosen_results,
-                               .cols = experts.ffn,
-                               .stride = hp.width},
-                   stream);
+    GroupedDown own = down;
+    own.panel = one;
+    launch_grouped(own, stream);
   });
 }
 
@@ -174,7 +186,7 @@ void Matrices::State::prefill_experts(const MlpParams& p, cudaStream_t stream) {
   const Experts& experts = hp.experts;
   const int first = p.pass.decode_rows, rows = p.pass.rows - first;
   float* x = p.x + static_cast<int64_t>(first) * hp.width;
-  route(layer, p.x, first, rows, stream);
+  route(layer, p.x, first, rows, false, stream);
   const __nv_bfloat16* normed = round_whole(x, layer.ffn_norm, nullptr, p.pass, hp.width, stream);
   const int64_t choice = static_cast<int64_t>(first) * experts.used;
   launch_group({choices.experts + choice, choices.weights + choice}, rows, experts, groups, stream);

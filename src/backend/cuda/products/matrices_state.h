@@ -39,7 +39,7 @@ struct Matrices::State {
 
   double *frequencies = nullptr, *window_frequencies = nullptr;  ///< [dims / 2] of hp.rope, of hp.window_rope
   float2 *angles = nullptr, *window_angles = nullptr;            ///< [rows, dims / 2]
-  int32_t* slots = nullptr;                                      ///< [rows]
+  int32_t *slots = nullptr, *window_slots = nullptr;             ///< [rows], the latter of KvLayer::windowed
   __nv_bfloat16* rounded = nullptr;                              ///< [rows, max(width, q_width)]
   float* factors = nullptr;                                      ///< [rows]
   __nv_bfloat16* normed = nullptr;                               ///< [rows, width]
@@ -48,15 +48,16 @@ struct Matrices::State {
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
-  Bf16* panel =
-      nullptr;  ///< kPanel bytes: rows of quantised matrices, dequantised for cuBLASLt and for grouped products
-  std::byte* packed = nullptr;  ///< SkinnyInput::scratch
-  float* given = nullptr;       ///< [rows, width], what is to be normed before it is added; where models have that
+  Bf16* panel = nullptr;             ///< rows of quantised matrices, dequantised for cuBLASLt and for grouped products
+  int64_t panel_bytes = 0;           ///< at least kPanel
+  std::byte* packed = nullptr;       ///< SkinnyInput::scratch
+  float* given = nullptr;            ///< [rows, width], what is to be normed before it is added; where models have that
 
   // Of recurrent layers, DeltaParams'.
   float *mixed = nullptr, *convolved = nullptr;                                  ///< [rows, mixed_width]
   float *delta_gates = nullptr, *delta_out = nullptr;                            ///< [rows, value_width]
   float *beta = nullptr, *alpha = nullptr, *kept = nullptr, *written = nullptr;  ///< [rows, value_heads]
+  uint32_t* delta_arrived = nullptr;                                             ///< [rows, key_heads]
 
   // Of mixtures of experts; a choice is a row and one of its experts.
   float* router_logits = nullptr;          ///< [rows, experts + 1]
@@ -187,7 +188,7 @@ struct Matrices::State {
                           cudaStream_t stream);
   void prefill_projections(const DeltaWeights& weights, const Weight& norm, const float* x, PassRows pass,
                            cudaStream_t stream);
-  void route(const Layer& layer, const float* x, int first, int rows, cudaStream_t stream);
+  void route(const Layer& layer, const float* x, int first, int rows, bool decode, cudaStream_t stream);
   void decode_experts(const MlpParams& p, cudaStream_t stream);
   void prefill_experts(const MlpParams& p, cudaStream_t stream);
   void decode_by_groups(const MlpParams& p, cudaStream_t stream);

@@ -58,7 +58,8 @@ class SelectClusters {
  private:
   static constexpr int kLeastBlocks = 2, kMostBlocks = 16;  // one alone is no cluster
   int max_context_;
-  std::array<int, kMostBlocks + 1> active_ = {};  // clusters of so many blocks that run at the same time
+  using Active = std::array<int, kMostBlocks + 1>;  // clusters of so many blocks that run at the same time
+  Active active_ = {}, active_of_many_ = {};        // of the usual number of threads, and of twice as many
 };
 /// In two, by single blocks.
 void launch_pool(const SelectArgs& args, cudaStream_t stream);

@@ -28,6 +28,7 @@ __device__ SelectMemory select_memory(char* bytes, int slice_room, int heads) {
 
 /// Clears the memory of this block and says which slice it has. Those that have none (rank >= blocks) may leave once
 /// all of the cluster have met.
+template <int kThreads>
 __device__ SetSlice begin_set(const SelectArgs& args, const RowPolicy& policy, int row, const SelectMemory& memory) {
   const int length = slice_length(policy.context, gridDim.x);
   SelectShared& shared = memory.shared;
@@ -37,13 +38,13 @@ __device__ SetSlice begin_set(const SelectArgs& args, const RowPolicy& policy, i
   slice.begin = slice.rank * length;
   slice.end = min(policy.context, slice.begin + length);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < kSelectDigits * kDigitBins; i += kSelectThreads) (&shared.counts[0][0])[i] = 0;
+  for (int i = threadIdx.x; i < kSelectDigits * kDigitBins; i += kThreads) (&shared.counts[0][0])[i] = 0;
   if (threadIdx.x == 0) shared.mass = shared.reserved_mass = 0, shared.listed_count = 0;
   if (args.kv) {
     const int32_t* const blocks = row_of(args.tables, row).table + slice.begin / kBlockTokens;
     const int count = (slice.end - slice.begin + kBlockTokens - 1) / kBlockTokens;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += kSelectThreads) memory.table[i] = blocks[i];
+    for (int i = threadIdx.x; i < count; i += kThreads) memory.table[i] = blocks[i];
   }
   if (threadIdx.x == 0) {
     for (int digit = 0; digit < kSelectDigits; ++digit) {
@@ -54,14 +55,14 @@ __device__ SetSlice begin_set(const SelectArgs& args, const RowPolicy& policy, i
 }
 
 /// Grid (blocks of a cluster, sets, rows).
-template <Ranking kRanking>
-__global__ void __launch_bounds__(kSelectThreads, 1024 / kSelectThreads)
+template <Ranking kRanking, int kThreads>
+__global__ void __launch_bounds__(kThreads, kMostSelectThreads / kThreads)
     select_kernel(const __grid_constant__ SelectArgs args, int slice_room) {
   extern __shared__ __align__(16) char bytes[];
   const int unit = blockIdx.y, row = args.first_row + static_cast<int>(blockIdx.z);
   const SelectMemory memory = select_memory(bytes, slice_room, args.heads / args.units);
   const RowPolicy policy = row_policy(args.tables, row, args.scan);
-  const SetSlice slice = begin_set(args, policy, row, memory);
+  const SetSlice slice = begin_set<kThreads>(args, policy, row, memory);
   __syncthreads();
   meet_cluster();
   wait_for_kernels_before();
@@ -72,11 +73,11 @@ __global__ void __launch_bounds__(kSelectThreads, 1024 / kSelectThreads)
   search.shift = kBoundedShift;
   search.wanted = max(policy.wanted, 0);
   if (ranks) {
-    const uint32_t top = pool_slice<kRanking>(args, policy, slice, search, memory);
-    search_count(slice, search, memory);
-    if (weighs) search = search_mass<kRanking>(args.scale, policy.top_p, slice, top, search, memory);
+    const uint32_t top = pool_slice<kRanking, kThreads>(args, policy, slice, search, memory);
+    search_count<kThreads>(slice, search, memory);
+    if (weighs) search = search_mass<kRanking, kThreads>(args.scale, policy.top_p, slice, top, search, memory);
   }
-  write_slice(
+  write_slice<kThreads>(
       args, policy, slice, search, ranks, memory,
       args.positions + static_cast<int64_t>(args.row_positions) * row + static_cast<int64_t>(policy.stride) * unit);
   if (slice.rank == 0 && threadIdx.x == 0) {
@@ -88,21 +89,31 @@ __global__ void __launch_bounds__(kSelectThreads, 1024 / kSelectThreads)
 
 using Kernel = void (*)(SelectArgs, int);
 
-Kernel kernel_for(Ranking ranking) {
-  return ranking == Ranking::Raw   ? select_kernel<Ranking::Raw>
-         : ranking == Ranking::Max ? select_kernel<Ranking::Max>
-                                   : select_kernel<Ranking::Sum>;
+template <int kThreads>
+Kernel kernel_of(Ranking ranking) {
+  return ranking == Ranking::Raw   ? select_kernel<Ranking::Raw, kThreads>
+         : ranking == Ranking::Max ? select_kernel<Ranking::Max, kThreads>
+                                   : select_kernel<Ranking::Sum, kThreads>;
+}
+Kernel kernel_for(Ranking ranking, int threads) {
+  return threads == kSelectThreads ? kernel_of<kSelectThreads>(ranking) : kernel_of<kMostSelectThreads>(ranking);
+}
+
+/// By how many scores a block of a cluster pools.
+int select_threads(int heads, int slice) {
+  constexpr int64_t kMany = 32768;
+  return int64_t{heads} * slice < kMany ? kSelectThreads : kMostSelectThreads;
 }
 
 /// A launch in clusters, early.
 struct ClusterLaunch {
-  ClusterLaunch(int blocks, int sets, int rows, size_t bytes, cudaStream_t stream) {
+  ClusterLaunch(int threads, int blocks, int sets, int rows, size_t bytes, cudaStream_t stream) {
     attributes[0].id = cudaLaunchAttributeClusterDimension;
     attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = dim3(blocks, sets, rows);
-    config.blockDim = dim3(kSelectThreads);
+    config.blockDim = dim3(threads);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = attributes;
@@ -117,8 +128,8 @@ struct ClusterLaunch {
 
 constexpr const char* kWhat = "selecting positions";
 
-Kernel prepared(Ranking ranking) {
-  const Kernel kernel = kernel_for(ranking);
+Kernel prepared(Ranking ranking, int threads) {
+  const Kernel kernel = kernel_for(ranking, threads);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()), kWhat);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
   return kernel;
@@ -128,17 +139,20 @@ Kernel prepared(Ranking ranking) {
 
 SelectClusters::SelectClusters(int heads, int max_context) : max_context_(max_context) {
   if (compute_capability() < 90) return;
-  for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
-    const Kernel kernel = prepared(ranking);
-    for (int blocks = kLeastBlocks; blocks <= kMostBlocks; ++blocks) {
-      const size_t bytes = select_shared_bytes(blocks, slice_length(max_context, blocks), heads);
-      if (bytes > static_cast<size_t>(shared_memory_limit())) continue;
-      const ClusterLaunch launch(blocks, 1, 1, bytes, nullptr);
-      int clusters = 0;
-      // Not every device runs clusters of more than 8: an error is an answer.
-      if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
-      cudaGetLastError();
-      active_[blocks] = ranking == Ranking::Raw ? clusters : std::min(active_[blocks], clusters);
+  for (const int threads : {kSelectThreads, kMostSelectThreads}) {
+    Active& active = threads == kSelectThreads ? active_ : active_of_many_;
+    for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
+      const Kernel kernel = prepared(ranking, threads);
+      for (int blocks = kLeastBlocks; blocks <= kMostBlocks; ++blocks) {
+        const size_t bytes = select_shared_bytes(blocks, slice_length(max_context, blocks), heads);
+        if (bytes > static_cast<size_t>(shared_memory_limit())) continue;
+        const ClusterLaunch launch(threads, blocks, 1, 1, bytes, nullptr);
+        int clusters = 0;
+        // Not every device runs clusters of more than 8: an error is an answer.
+        if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) clusters = 0;
+        cudaGetLastError();
+        active[blocks] = ranking == Ranking::Raw ? clusters : std::min(active[blocks], clusters);
+      }
     }
   }
 }
@@ -149,22 +163,23 @@ int SelectClusters::blocks(int sets, int heads) const {
   int best = 0;
   int64_t least = 0;
   for (int blocks = kLeastBlocks; blocks <= kMostBlocks; ++blocks) {
-    if (active_[blocks] == 0) continue;
+    const int slice = slice_length(max_context_, blocks);
+    const Active& active = select_threads(heads, slice) == kSelectThreads ? active_ : active_of_many_;
+    if (active[blocks] == 0) continue;
     // Beside the blocks of other kernels, which come and go, the last eighth does not fit.
-    const int at_once = std::max(1, active_[blocks] * 7 / 8);
+    const int at_once = std::max(1, active[blocks] * 7 / 8);
     const int64_t waves = (sets + at_once - 1) / at_once;
-    const int64_t cost =
-        waves * (kOverhead + kBlockOverhead * blocks + int64_t{heads} * slice_length(max_context_, blocks));
+    const int64_t cost = waves * (kOverhead + kBlockOverhead * blocks + int64_t{heads} * slice);
     if (best == 0 || cost < least) best = blocks, least = cost;
   }
   return best;
 }
 
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream) {
-  const int slice = slice_length(args.max_context, blocks);
-  const ClusterLaunch launch(blocks, args.units, args.run, select_shared_bytes(blocks, slice, args.heads / args.units),
-                             stream);
-  check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(args)), args, slice), kWhat);
+  const int slice = slice_length(args.max_context, blocks), heads = args.heads / args.units;
+  const int threads = select_threads(heads, slice);
+  const ClusterLaunch launch(threads, blocks, args.units, args.run, select_shared_bytes(blocks, slice, heads), stream);
+  check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(args), threads), args, slice), kWhat);
 }
 
 }  // namespace tidal::cuda

@@ -6,11 +6,12 @@
 namespace tidal::cuda {
 
 /// Sends the histogram of a digit to all blocks, each beginning with itself.
+template <int kThreads>
 __device__ inline void send_counts(const SetSlice& slice, int digit, const SelectMemory& memory) {
   constexpr int kQuads = kDigitBins / 4;
   uint32_t* const place = memory.received + (digit % kPlaces * static_cast<int>(gridDim.x) + slice.rank) * kDigitBins;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < slice.blocks * kQuads; i += kSelectThreads) {
+  for (int i = threadIdx.x; i < slice.blocks * kQuads; i += kThreads) {
     const int quad = i % kQuads, to = slice.rank + i / kQuads;
     send(place + 4 * quad, &memory.shared.arrivals[digit],
          *reinterpret_cast<const uint4*>(&memory.shared.counts[digit][4 * quad]),
@@ -19,15 +20,17 @@ __device__ inline void send_counts(const SetSlice& slice, int digit, const Selec
 }
 
 /// The `wanted` highest ranks.
+template <int kThreads>
 __device__ inline void search_count(const SetSlice& slice, Search& search, const SelectMemory& memory) {
   SelectShared& shared = memory.shared;
   for (int digit = 0; digit < kSelectDigits; ++digit) {
     if (digit > 0) {
-      for_within(slice, memory.distances, search.base, search.span,
-                 [&](uint32_t distance, int) { atomicAdd(&shared.counts[digit][search.bin_of(distance)], 1u); });
+      for_within<kThreads>(slice, memory.distances, search.base, search.span, [&](uint32_t distance, int) {
+        atomicAdd(&shared.counts[digit][search.bin_of(distance)], 1u);
+      });
     }
     __syncthreads();
-    send_counts(slice, digit, memory);
+    send_counts<kThreads>(slice, digit, memory);
     const auto gather = [&](int i) {
       wait_for_bytes(&shared.arrivals[digit]);
       const uint32_t* const counts = memory.received + digit % kPlaces * static_cast<int>(gridDim.x) * kDigitBins + i;
@@ -53,7 +56,7 @@ __device__ inline void search_count(const SetSlice& slice, Search& search, const
 
 /// Top-p, apart from what is in everybody's way: of the positions that the search has found as few as hold, with the
 /// reserved ones, enough of the mass.
-template <Ranking kRanking>
+template <Ranking kRanking, int kThreads>
 __device__ __noinline__ Search search_mass(float scale, float top_p, SetSlice slice, uint32_t top, Search search,
                                            SelectMemory memory) {
   SelectShared& shared = memory.shared;
@@ -78,7 +81,7 @@ __device__ __noinline__ Search search_mass(float scale, float top_p, SetSlice sl
   do {
     if (threadIdx.x < kDigitBins) shared.mass_counts[threadIdx.x] = 0, shared.masses[threadIdx.x] = 0;
     __syncthreads();
-    for_within(slice, memory.distances, shorter.base, shorter.span, [&](uint32_t distance, int) {
+    for_within<kThreads>(slice, memory.distances, shorter.base, shorter.span, [&](uint32_t distance, int) {
       const uint32_t bin = shorter.bin_of(distance);
       atomicAdd(&shared.mass_counts[bin], 1u);
       atomicAdd(&shared.masses[bin], mass_at(distance));

@@ -6,11 +6,13 @@
 
 namespace tidal::cuda {
 
-inline constexpr int kSelectThreads = 512;
-inline constexpr int kSelectWarps = kSelectThreads / 32;
-inline constexpr int kSelectPiece = 4 * kSelectThreads;  // positions of a block at a time
-inline constexpr int kLeastSlice = 512;                  // so short contexts take fewer blocks
-inline constexpr uint32_t kHighest = 0xff800000u;        // key of infinity
+/// Of a block: so many, or twice as many where a slice is long, so that more of its scores are on their way at once.
+inline constexpr int kSelectThreads = 512, kMostSelectThreads = 1024;
+/// Positions of a block at a time.
+template <int kThreads>
+inline constexpr int kSelectPiece = 4 * kThreads;
+inline constexpr int kLeastSlice = 512;            // so short contexts take fewer blocks
+inline constexpr uint32_t kHighest = 0xff800000u;  // key of infinity
 inline constexpr uint32_t kUnranked = kFarthest + 1;
 /// Probabilities are powers of two with an error of two units in the last place: a bound on them needs some room.
 inline constexpr uint32_t kBoundRoom = 64;
@@ -30,7 +32,7 @@ struct alignas(16) SelectShared {
   unsigned long long mass, reserved_mass;  // of the slice
   BinSearch search;
   uint32_t listed[kMostListed], listed_count;
-  uint32_t warp_sums[2][kSelectWarps];  // of two pieces in turn
+  uint32_t warp_sums[2][kMostSelectThreads / 32];  // of two pieces in turn
   float sums[kShareThreads / 32];
 };
 
@@ -77,11 +79,11 @@ struct SelectMemory {
 
 /// Calls use(distance, index in the slice) for the positions of the slice that are no farther than `span` from `base`
 /// behind it. Few, mostly.
-template <typename Use>
+template <int kThreads, typename Use>
 __device__ inline void for_within(const SetSlice& slice, const uint32_t* distances, uint32_t base, uint32_t span,
                                   Use use) {
 #pragma unroll 1
-  for (int i = 4 * static_cast<int>(threadIdx.x); i < slice.end - slice.begin; i += kSelectPiece) {
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < slice.end - slice.begin; i += kSelectPiece<kThreads>) {
     const uint4 four = *reinterpret_cast<const uint4*>(distances + i);
     const uint32_t from[4] = {four.x - base, four.y - base, four.z - base, four.w - base};
     if (min(min(from[0], from[1]), min(from[2], from[3])) > span) continue;
@@ -95,14 +97,14 @@ __device__ inline void for_within(const SetSlice& slice, const uint32_t* distanc
 
 /// The shares of the set's heads, and the key from which distances are, above which no position ranks. scores: of the
 /// first head, which is first_head of the run. All threads call it.
-template <Ranking kRanking>
+template <Ranking kRanking, int kThreads>
 __device__ inline uint32_t find_shares(const SelectArgs& args, const RowPolicy& policy, int64_t first_head,
                                        const float* scores, const SelectMemory& memory) {
   const int heads = args.heads / args.units;
   const bool shares = kRanking == Ranking::Sum || (kRanking == Ranking::Raw && policy.top_p < 1);
   bool odd = false;
 #pragma unroll 1
-  for (int h = static_cast<int>(threadIdx.x) / 32; h < heads; h += kSelectWarps) {
+  for (int h = static_cast<int>(threadIdx.x) / 32; h < heads; h += kThreads / 32) {
     const SoftmaxPart of = statistics_of(args, first_head + h);
     odd = odd || (shares && !(is_finite(of.maximum) && is_finite(of.sum)));
     if (threadIdx.x % 32 == 0) memory.shares[h] = {of.maximum, __fdiv_rn(1.0f, of.sum)};
@@ -127,7 +129,7 @@ __device__ inline uint32_t find_shares(const SelectArgs& args, const RowPolicy& 
 }
 
 /// Pools the slice and makes the histogram of the first digit. Returns the key from which distances are.
-template <Ranking kRanking>
+template <Ranking kRanking, int kThreads>
 __device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& policy, const SetSlice& slice,
                                       const Search& search, const SelectMemory& memory) {
   SelectShared& shared = memory.shared;
@@ -138,12 +140,12 @@ __device__ inline uint32_t pool_slice(const SelectArgs& args, const RowPolicy& p
   int at = slice.begin + 4 * static_cast<int>(threadIdx.x);
   float4 next = {};
   if (at < slice.end) next = load4(scores + at);
-  const uint32_t top = find_shares<kRanking>(args, policy, first_head, scores, memory);
+  const uint32_t top = find_shares<kRanking, kThreads>(args, policy, first_head, scores, memory);
   unsigned long long mass = 0, reserved = 0;
   uint32_t last_bin = 0;  // most are far from the top: one count for them all
-  for (; at < slice.end; at += kSelectPiece) {
+  for (; at < slice.end; at += kSelectPiece<kThreads>) {
     const float4 first = next;
-    if (at + kSelectPiece < slice.end) next = load4(scores + at + kSelectPiece);
+    if (at + kSelectPiece<kThreads> < slice.end) next = load4(scores + at + kSelectPiece<kThreads>);
     float ranking[4];
     pool_four<kRanking>(args, first, scores + at, heads, memory.shares, ranking);
     uint32_t distances[4];

@@ -44,6 +44,7 @@ struct TakenBits {
 };
 
 /// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are.
+template <int kThreads>
 __device__ inline void write_slice(const SelectArgs& args, const RowPolicy& policy, const SetSlice& slice,
                                    const Search& search, bool ranks, const SelectMemory& memory, int32_t* positions) {
   constexpr uint32_t kEqual = 0x80000000u;
@@ -62,9 +63,9 @@ __device__ inline void write_slice(const SelectArgs& args, const RowPolicy& poli
   };
 
   // Of a long slice few are taken, mostly: these are listed, and put in order by comparing each with each.
-  const bool lists = length > kSelectPiece;
+  const bool lists = length > kSelectPiece<kThreads>;
 #pragma unroll 1
-  for (int at = 4 * static_cast<int>(threadIdx.x); lists && at < length; at += kSelectPiece) {
+  for (int at = 4 * static_cast<int>(threadIdx.x); lists && at < length; at += kSelectPiece<kThreads>) {
     const TakenBits bits(policy, slice, search, ranks, memory.distances, at);
 #pragma unroll 1
     for (uint32_t rest = bits.above | bits.equal; rest != 0; rest &= rest - 1) {
@@ -88,7 +89,7 @@ __device__ inline void write_slice(const SelectArgs& args, const RowPolicy& poli
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   uint32_t before = 0;  // of the pieces before
 #pragma unroll 1
-  for (int begin = 0, turn = 0; begin < length; begin += kSelectPiece, turn ^= 1) {
+  for (int begin = 0, turn = 0; begin < length; begin += kSelectPiece<kThreads>, turn ^= 1) {
     const int at = begin + 4 * static_cast<int>(threadIdx.x);
     const TakenBits bits(policy, slice, search, ranks, memory.distances, at);
     const uint32_t own = __popc(bits.above) | __popc(bits.equal) << 16, up_to = sum_up_to_lane(own);
@@ -97,7 +98,7 @@ __device__ inline void write_slice(const SelectArgs& args, const RowPolicy& poli
     __syncthreads();
     uint32_t own_before = before + up_to - own;
 #pragma unroll
-    for (int w = 0; w < kSelectWarps; ++w) {
+    for (int w = 0; w < kThreads / 32; ++w) {
       own_before += w < warp ? sums[w] : 0;
       before += sums[w];
     }

@@ -1,16 +1,17 @@
 #include "backend/cuda/weights/quantised.h"
 
+#include <cuda_bf16.h>
+
 #include <string>
 
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/weights/quantised_tiles.cuh"
-#include "backend/cuda/weights/round_bits.cuh"
 
 namespace tidal::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 /// A thread makes what a lane has of a tile; the first of a row's four its scales, too.
 template <class T>
@@ -61,25 +62,34 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A thread makes 8 elements of a row.
+/// Two bf16, as core/bf16.h rounds.
+__device__ uint32_t round_two(float low, float high) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&two);
+}
+
+/// A warp a tile: a lane makes its 32 elements. The grid is `groups` of eight tiles across for every tile down, from
+/// that of row `first` on.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    rows_kernel(const uint8_t* matrix, int64_t first, int64_t count, int cols, int across, Bf16* to) {
-  // Neighbours have the four lanes of a run of a row, then the next run.
-  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int eights = across * (kTileCols / 8);
-  const int64_t row = index / eights;
-  const int in_row = static_cast<int>(index % eights), t = in_row % 4, run = in_row / 4 % 4, tile = in_row / 16;
-  if (row >= count || tile * kTileCols + run * 32 >= cols) return;
-  const int64_t source = first + row;
-  const int lane = static_cast<int>(source % kTileRows) * 4 + t;
-  float values[8];
-  T::eight(matrix + (source / kTileRows * across + tile) * T::kBytes, lane, run, values);
-  uint32_t words[4];
-  for (int w = 0; w < 4; ++w) words[w] = to_bf16_bits(values[2 * w]) | to_bf16_bits(values[2 * w + 1]) << 16;
-  auto* out = reinterpret_cast<uint2*>(to + row * cols + tile * kTileCols);
-  out[tiles::column(t, run * 8) / 4] = make_uint2(words[0], words[1]);
-  out[tiles::column(t, run * 8 + 4) / 4] = make_uint2(words[2], words[3]);
+    rows_kernel(const uint8_t* matrix, int64_t first, int64_t count, int cols, int across, unsigned groups, Bf16* to) {
+  const int tile = static_cast<int>(blockIdx.x % groups * kWarps + threadIdx.x / 32), lane = threadIdx.x % 32;
+  const int64_t down = first / kTileRows + blockIdx.x / groups, row = down * kTileRows + lane / 4 - first;
+  if (tile >= across || row < 0 || row >= count) return;
+  const uint8_t* const from = matrix + (down * across + tile) * T::kBytes;
+  auto* const out = reinterpret_cast<uint2*>(to + row * cols + tile * kTileCols);
+#pragma unroll
+  for (int run = 0; run < kTileCols / 32; ++run) {
+    if (tile * kTileCols + run * 32 >= cols) break;
+    float values[8];
+    T::eight(from, lane, run, values);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* four = values + 4 * half;
+      out[tiles::column(lane % 4, run * 8 + 4 * half) / 4] =
+          make_uint2(round_two(four[0], four[1]), round_two(four[2], four[3]));
+    }
+  }
 }
 
 template <class T>
@@ -135,9 +145,11 @@ void launch_tile(ggml_type type, const std::byte* from, int64_t rows, int64_t co
 void launch_dequantise_rows(const DequantiseRows& p, cudaStream_t stream) {
   if (p.count == 0) return;
   const int64_t across = across_of(p.cols);
+  const int64_t down = (p.first + p.count - 1) / kTileRows - p.first / kTileRows + 1;
+  const unsigned groups = blocks_of(across * 32);
   with(p.type, [&](auto t) {
-    rows_kernel<decltype(t)><<<blocks_of(p.count * across * 16), kThreads, 0, stream>>>(
-        bytes_of(p.matrix), p.first, p.count, static_cast<int>(p.cols), static_cast<int>(across), p.to);
+    rows_kernel<decltype(t)><<<groups* static_cast<unsigned>(down), kThreads, 0, stream>>>(
+        bytes_of(p.matrix), p.first, p.count, static_cast<int>(p.cols), static_cast<int>(across), groups, p.to);
   });
   check_launch("dequantising a panel of weights");
 }

@@ -1,0 +1,168 @@
+// From raw products to q and the cache: bias, norm, rotation.
+#include <string>
+
+#include "backend/cuda/products/elementwise.h"
+#include "backend/cuda/products/row_norm.cuh"
+#include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/launch.h"
+
+namespace tidal::cuda {
+namespace {
+
+constexpr int kBlock = 64;  // positions of a block of the cache
+constexpr int kHeads = 4;   // of a block of threads
+constexpr int kMostDim = 256;
+
+template <int N>
+__device__ void load(const float* from, float (&to)[N]) {
+  if constexpr (N == 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+  } else {
+    to[0] = *from;
+  }
+}
+
+template <int N>
+__device__ void store(const float (&from)[N], float* to) {
+  if constexpr (N == 4) {
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+  } else {
+    *to = from[0];
+  }
+}
+
+template <int N>
+__device__ void store(const float (&from)[N], __nv_bfloat16* to) {
+  if constexpr (N == 4) {
+    const __nv_bfloat162 two[2] = {__floats2bfloat162_rn(from[0], from[1]), __floats2bfloat162_rn(from[2], from[3])};
+    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(two);
+  } else {
+    *to = __float2bfloat16_rn(from[0]);
+  }
+}
+
+/// A warp's head of q (0), k (1) or v (2).
+struct Head {
+  int which, index;
+};
+__device__ Head head_of(const RopeAppendParams& p) {
+  const int all = blockIdx.x * kHeads + threadIdx.y;
+  if (all < p.heads) return {0, all};
+  return all < p.heads + p.kv_heads ? Head{1, all - p.heads} : Head{2, all - p.heads - p.kv_heads};
+}
+
+/// A warp a head, a lane every 32nd N of its elements; the grid is (heads of q, k and v in fours, rows). What is read
+/// is asked for at once.
+template <int N>
+__global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
+  constexpr int kGroups = kMostDim / 32 / N;  // of a lane, at most
+  extern __shared__ __align__(16) float heads[];
+  wait_for_previous();
+  let_next_start();  // only now: attention, which comes next, relies on it
+  const int row = blockIdx.y, lane = threadIdx.x, dim = p.head_dim, pairs = p.dims / 2;
+  const auto [which, head] = head_of(p);
+  if (head >= p.kv_heads && which == 2) return;
+  const float* const whole = (which == 0   ? p.q_raw
+                              : which == 1 ? p.k_raw
+                                           : p.v_raw) +
+                             static_cast<int64_t>(row) * (which == 0 ? p.q_stride : p.kv_stride);
+  const float *const from = whole + head * dim, *const bias = p.bias[which];
+  const float* norm = which == 0 ? p.q_norm : which == 1 ? p.k_norm : nullptr;
+  const int rotated = which < 2 ? p.dims : 0, slot = which > 0 ? __ldcg(p.slots + row) : 0;
+  const float2* const angles = p.angles + static_cast<int64_t>(row) * pairs;
+  const auto first_of = [&](int k) { return (k * 32 + lane) * N; };
+
+  float own[kGroups][N], squares = 0;
+#pragma unroll
+  for (int k = 0; k < kGroups; ++k) {
+    if (const int d = first_of(k); d < dim) load<N>(from + d, own[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kGroups; ++k) {
+    const int d = first_of(k);
+    if (d >= dim) break;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (bias) own[k][j] += __ldg(bias + head * dim + d + j);
+      squares = fmaf(own[k][j], own[k][j], squares);
+    }
+  }
+  if (norm) {
+    int count = dim;
+    if (p.norms_rows) {  // every head for itself: the others' values are in the L2
+      count *= which == 0 ? p.heads : p.kv_heads;
+      squares = 0;
+      for (int d = lane; d < count; d += 32) {
+        const float value = __ldcg(whole + d) + (bias ? __ldg(bias + d) : 0.0f);
+        squares = fmaf(value, value, squares);
+      }
+      norm += head * dim;
+    }
+    const float factor = 1.0f / sqrtf(tree_sum<1, 16>(squares) / static_cast<float>(count) + p.epsilon);
+#pragma unroll
+    for (int k = 0; k < kGroups; ++k) {
+      const int d = first_of(k);
+#pragma unroll
+      for (int j = 0; j < N && d < dim; ++j) own[k][j] = own[k][j] * factor * __ldg(norm + d + j);
+    }
+  }
+  float* const values = heads + threadIdx.y * dim;
+  if (rotated > 0) {
+#pragma unroll
+    for (int k = 0; k < kGroups; ++k) {
+      if (const int d = first_of(k); d < dim) store<N>(own[k], values + d);
+    }
+    __syncwarp();
+  }
+
+  float* const q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
+  __nv_bfloat16* const cache =
+      p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
+      (which == 2 ? dim : 0);
+#pragma unroll
+  for (int k = 0; k < kGroups; ++k) {
+    const int d = first_of(k);
+    if (d >= dim) break;
+    if (d < rotated) {
+      // N elements are of one half, or whole pairs.
+      const bool upper = p.halves && d >= pairs;
+      float other[N];
+      if (p.halves) {
+        load<N>(values + (upper ? d - pairs : d + pairs), other);
+      } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) other[j] = N == 1 ? values[d ^ 1] : own[k][j ^ 1];
+      }
+      float turned[N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float2 angle = __ldcg(angles + (p.halves ? d + j - (upper ? pairs : 0) : (d + j) / 2));
+        const float across = __fmul_rn(other[j], angle.y);  // as the skinny product rotates
+        const bool first = p.halves ? !upper : (d + j) % 2 == 0;
+        turned[j] = __fmaf_rn(own[k][j], angle.x, first ? -across : across);
+      }
+#pragma unroll
+      for (int j = 0; j < N; ++j) own[k][j] = turned[j];
+    }
+    if (which == 0) {
+      store<N>(own[k], q + d);
+    } else {
+      store<N>(own[k], cache + d);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_rope_append(const RopeAppendParams& p, cudaStream_t stream) {
+  if (p.rows == 0) return;
+  if (p.head_dim > kMostDim) fail_with("cuda: no rotation of heads of " + std::to_string(p.head_dim) + " elements");
+  const bool fours =
+      p.head_dim % 4 == 0 && p.dims % (p.halves ? 8 : 4) == 0 && p.q_stride % 4 == 0 && p.kv_stride % 4 == 0;
+  const dim3 grid((p.heads + 2 * p.kv_heads + kHeads - 1) / kHeads, p.rows);
+  launch("rotation and append", Start::Early, fours ? rope_append_kernel<4> : rope_append_kernel<1>, grid,
+         dim3(32, kHeads), sizeof(float) * kHeads * p.head_dim, stream, p);
+}
+
+}  // namespace tidal::cuda
