@@ -20,7 +20,7 @@ namespace tidal {
 /// Of Backend::full_below(): more positions than any context has.
 inline constexpr int kAlwaysFull = 1 << 24;
 
-/// About ten coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
+/// About a dozen coarse operations, so that a backend may fuse inside each as it likes. Every pointer in Rows, KvLayer,
 /// Selection, Weight and Layer is the backend's own memory. One forward pass at a time: begin(), the operations in the
 /// order of model/forward.cpp, logits() or likely() last. Rows of different chunks never influence each other.
 class Backend {
@@ -90,7 +90,7 @@ class Backend {
   /// fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width], likewise: causal attention of every chunk by its role in `layer` (TidalDecode, section 3).
-  /// Scores are q.k / sqrt(head_dim).
+  /// Scores are q.k / sqrt(head_dim), capped where hp.score_cap says so (what is selected: weighs()).
   ///   Dense: all positions that the layer sees (Hyperparameters::window()); other roles are for layers that see all.
   ///   Select: the same, and from the same scores the selection: sinks and recent first, the rest by pooled score, ties
   ///   to the lower position, NaN below everything.

@@ -16,6 +16,8 @@ namespace tidal {
 
 using BlockId = int32_t;
 
+struct KvLayer;
+
 inline constexpr int blocks_for(int64_t positions) {
   return static_cast<int>((positions + kBlockTokens - 1) / kBlockTokens);
 }
@@ -29,6 +31,9 @@ struct Chunk {
   int rows = 0;                     ///< its tokens, >= 1
   int position = 0;                 ///< position of its first token
   std::span<const BlockId> blocks;  ///< [blocks_for(context())], the sequence's block table
+  /// The same of layers whose cache keeps their window only (KvLayer::windowed), [blocks_for(context())]: blocks before
+  /// Hyperparameters::first_seen() may be any. Empty where there are none.
+  std::span<const BlockId> window_blocks = {};
   /// [layers]; empty: Dense in all. With roles, rows == 1 and context() > policy.budget.
   std::span<const Role> roles;
   Policy policy;  ///< in numbers (Policy::at); of no account without roles
@@ -40,6 +45,7 @@ struct Chunk {
   float* state = nullptr;
 
   int context() const { return position + rows; }  ///< positions that its last row attends to
+  inline std::span<const BlockId> blocks_of(const KvLayer& kv) const;
   bool sparse() const { return !roles.empty(); }
   Role role(int layer) const { return sparse() ? roles[layer] : Role::Dense; }
   /// The blocks whose keys the chunk writes and that are full after it, [first, end) of `blocks`: to be sketched.
@@ -83,6 +89,7 @@ struct KvLayer {
   Bf16* data = nullptr;
   int kv_heads = 0;
   int head_dim = 0;
+  bool windowed = false;  ///< its blocks are those of Chunk::window_blocks
   /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
   std::array<std::byte*, kSketchBits.size()> sketches = {};
 
@@ -98,6 +105,10 @@ struct KvLayer {
   }
   bool operator==(const KvLayer&) const = default;
 };
+
+inline std::span<const BlockId> Chunk::blocks_of(const KvLayer& kv) const {
+  return kv.windowed ? window_blocks : blocks;
+}
 
 /// The positions that the last Select or Scan layer chose for every sparse chunk, in the backend's memory. Sparse
 /// chunks have one row and come first in a batch, so `rows` of as many sequences are enough.

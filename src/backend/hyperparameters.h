@@ -103,7 +103,8 @@ struct Hyperparameters {
   float temperature_scale = 0;  ///< of temperature(); 0: there is none
   int temperature_length = 1;   ///< positions, >= 1
   float query_scale = 1;        ///< of queries, behind their norm; part of temperature()
-  float logit_cap = 0;          ///< logits are this times tanh(logit / this); 0: as they are
+  float score_cap = 0;  ///< scores, divided by sqrt(head_dim), are this times tanh(score / this); 0: as they are
+  float logit_cap = 0;  ///< logits are this times tanh(logit / this); 0: as they are
   Activation activation = Activation::Silu;
   Experts experts;
   DeltaNet delta;
@@ -127,6 +128,7 @@ struct Hyperparameters {
   int first_seen(int layer, int position) const {
     return window(layer) > 0 ? std::max(0, position - window(layer) + 1) : 0;
   }
+  int largest_window() const { return windows.empty() ? 0 : *std::max_element(windows.begin(), windows.end()); }
   /// Whether a layer reads the whole context, so that a plan has something to decide about it.
   bool reads_all(int layer) const { return window(layer) == 0 && !recurs(layer); }
   /// The layers that do, ascending.
@@ -144,6 +146,9 @@ struct Hyperparameters {
     for (int l = 0; l < layers; ++l) count += reads_all(l) && has_kv(l) ? 1 : 0;
     return count;
   }
+
+  /// The cap of products of queries and keys that makes that of scores; 0: none.
+  float product_cap(int head_size) const { return score_cap * std::sqrt(static_cast<float>(head_size)); }
 
   bool rotates(int layer) const { return unrotated_every == 0 || (layer + 1) % unrotated_every != 0; }
   bool rotates_by_window_rope(int layer) const { return window(layer) > 0 && window_rope.dims > 0; }
@@ -176,6 +181,12 @@ struct Hyperparameters {
   int64_t kv_bytes_per_token() const {
     int64_t bytes = 0;
     for (int l = 0; l < layers; ++l) bytes += has_kv(l) ? kv(l).row_bytes() : 0;
+    return bytes;
+  }
+  /// Those of them that are in layers with a window.
+  int64_t window_bytes_per_token() const {
+    int64_t bytes = 0;
+    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 && has_kv(l) ? kv(l).row_bytes() : 0;
     return bytes;
   }
   /// Bytes of K and V that full attention reads of a context, all layers.

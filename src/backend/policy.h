@@ -68,12 +68,12 @@ struct Reserved {
 };
 
 /// How the budget of a policy is divided: recent first, then sinks, as far as they fit. What is left goes to the
-/// highest pooled scores of all other positions; ties to the lower position, NaN below everything (even -infinity), -0
-/// as +0. Pooling Max takes the highest raw q.k of the pooled heads, ignoring NaN unless all are NaN. Pooling Sum adds,
-/// in the order of the heads, softmax probabilities over the whole context, where a NaN score counts as -infinity,
-/// positions at +infinity share their head's whole mass evenly, and a head without any score above -infinity adds
-/// nothing. A set of one head (Scope::Head; Scope::Kv where every query head has its own KV head) pools nothing and
-/// ranks raw q.k.
+/// highest pooled scores of all other positions; ties to the lower
+/// position, NaN below everything (even -infinity), -0 as +0. Pooling Max takes the highest raw q.k of the pooled
+/// heads, ignoring NaN unless all are NaN. Pooling Sum adds, in the order of the heads, softmax probabilities over the
+/// whole context, where a NaN score counts as -infinity, positions at +infinity share their head's whole mass evenly,
+/// and a head without any score above -infinity adds nothing. A set of one head (Scope::Head; Scope::Kv where every
+/// query head has its own KV head) pools nothing and ranks raw q.k.
 ///
 /// With top_p below 1 fewer are taken: the reserved positions, then by rank until those taken hold at least top_p of
 /// the sum of all probabilities (of this set's heads).
@@ -90,5 +90,10 @@ inline int scope_units(Scope scope, int heads, int kv_heads) {
 }
 /// Whether a set has several heads, whose scores are pooled.
 inline bool pools(Scope scope, int heads, int kv_heads) { return scope_units(scope, heads, kv_heads) < heads; }
+/// Whether what is selected hangs on softmax probabilities. Then scores that a model caps count as it caps them, else
+/// q.k do as they are: a cap leaves their order.
+inline bool weighs(const Policy& policy, int heads, int kv_heads) {
+  return policy.top_p < 1 || (policy.pooling == Pooling::Sum && pools(policy.scope, heads, kv_heads));
+}
 
 }  // namespace tidal

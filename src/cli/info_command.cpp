@@ -41,6 +41,7 @@ struct Info {
   std::optional<Plan> tidal, sketch;  // of either kind of attention; none where too few layers read the whole context
   std::optional<int> gpu_full_below;  // Plan::full_below of tidal run on a GPU; none in a build without CUDA
   int64_t sketch_bytes = 0;           // memory per token, where a plan scans
+  int64_t cache_bytes = 0;            // K and V of one sequence with the trained context
   std::string rope_scaling;           // "none" where the file does not say
   double rope_base = 0;               // 0 where the file does not say
   std::map<std::string, int> tensor_types;
@@ -86,6 +87,10 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   for (const ChosenPlan& chosen : choose_plans(flags.plan, kinds, hp)) {
     (info.sketch ? info.tidal : info.sketch) = chosen.plan;
   }
+  const EngineOptions longest{.context = hp.context};
+  info.cache_bytes = engine_sizes(backend, hp, longest).window_blocks > 0
+                         ? engine_memory(backend, hp, Plan::full(hp.layers), longest).cache
+                         : hp.kv_bytes_per_token() * hp.context;
   if (info.sketch) info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch->policy.sketch_bits);
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
@@ -164,7 +169,8 @@ std::string as_json(const Info& info) {
       {"plan", plan},
       {"weight_bytes_per_token", info.model.decode_weight_bytes()},
       {"kv_bytes_per_token", hp.kv_bytes_per_token()},
-      {"kv_bytes_at_context", hp.kv_bytes_per_token() * hp.context},
+      {"kv_bytes_at_context", info.cache_bytes},
+      {"kv_bytes_at_context_swa_full", hp.kv_bytes_per_token() * hp.context},
       {"sketch_bits", info.sketch ? Json(info.sketch->policy.sketch_bits) : Json()},
       {"sketch_bytes_per_token", info.sketch_bytes},
       {"sketch_bytes_at_context", info.sketch_bytes * hp.context},
@@ -194,6 +200,19 @@ std::string whole_layers(const Hyperparameters& hp) {
 }
 
 std::string in_megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6); }
+
+std::string cache_text(const Info& info) {
+  const Hyperparameters& hp = info.model.hp;
+  const int64_t token = hp.kv_bytes_per_token(), whole = token * hp.context;
+  std::string text = fmt::format("{:.1f} kB per token, {} at the trained context", static_cast<double>(token) / 1e3,
+                                 in_megabytes(info.cache_bytes));
+  if (info.cache_bytes == whole) return text;
+  const int64_t of_others = token - hp.window_bytes_per_token();
+  return text + fmt::format(
+                    ": {:.1f} kB a token are in layers that read all of it, the others keep their window; {} "
+                    "with --swa-full",
+                    static_cast<double>(of_others) / 1e3, in_megabytes(whole));
+}
 
 std::string as_text(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
@@ -240,8 +259,7 @@ std::string as_text(const Info& info) {
   }
   if (!info.gpu_types.empty()) line("GPU weights", gpu_types_text(info.gpu_types));
   line("weights", fmt::format("{} read per decoded token", in_megabytes(info.model.decode_weight_bytes())));
-  line("KV cache", fmt::format("{:.1f} kB per token, {} at the trained context", hp.kv_bytes_per_token() / 1e3,
-                               in_megabytes(hp.kv_bytes_per_token() * hp.context)));
+  line("KV cache", cache_text(info));
   if (info.sketch) {
     line("sketches", fmt::format("{}: {:.2f} kB per token, {} at the trained context, beside the KV cache, kept only "
                                  "where a plan scans",

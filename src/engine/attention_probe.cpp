@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "backend/reference/math.h"
 #include "backend/reference/select.h"
 #include "engine/read_back.h"
 
@@ -58,13 +59,15 @@ void AttentionProbe::score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv
   for (int h = 0; h < group; ++h) scores_[first_head + h].resize(chunk.context());
   std::vector<float> key(dim);
   for (int begin = 0; begin < chunk.context(); begin += kBlockTokens) {
-    const auto tile = read_back(backend_, kv.tile(chunk.blocks[begin / kBlockTokens], kv_head), kv.tile_elements());
+    const auto tile =
+        read_back(backend_, kv.tile(chunk.blocks_of(kv)[begin / kBlockTokens], kv_head), kv.tile_elements());
     for (int p = begin; p < std::min(chunk.context(), begin + kBlockTokens); ++p) {
       const Bf16* row = tile.data() + static_cast<ptrdiff_t>(p - begin) * 2 * dim;
       for (int d = 0; d < dim; ++d) key[d] = to_float(row[d]);
       for (int h = 0; h < group; ++h) {
         const float* query = queries.data() + static_cast<ptrdiff_t>(h) * dim;
-        scores_[first_head + h][p] = std::inner_product(key.begin(), key.end(), query, 0.0f);
+        const float product = std::inner_product(key.begin(), key.end(), query, 0.0f);
+        scores_[first_head + h][p] = reference::capped(product, hp_.product_cap(dim));
       }
     }
   }
@@ -74,10 +77,11 @@ void AttentionProbe::score_by_sketches(const Chunk& chunk, const Rows& q, KvLaye
   const SketchLayout layout{kv.head_dim, chunk.policy.sketch_bits};
   const std::vector<float> queries = this->queries(chunk, q, kv.head_dim, kv_head);
   for (int b = 0; b < chunk.context() / kBlockTokens; ++b) {
-    const auto sketch = read_back(backend_, kv.sketch(layout.bits, chunk.blocks[b], kv_head), layout.bytes());
+    const auto sketch = read_back(backend_, kv.sketch(layout.bits, chunk.blocks_of(kv)[b], kv_head), layout.bytes());
     for (int h = 0; h < hp_.group(); ++h) {
-      sketch_scores(layout, queries.data() + static_cast<ptrdiff_t>(h) * kv.head_dim, sketch.data(),
-                    scores_[kv_head * hp_.group() + h].data() + static_cast<ptrdiff_t>(b) * kBlockTokens);
+      float* const scores = scores_[kv_head * hp_.group() + h].data() + static_cast<ptrdiff_t>(b) * kBlockTokens;
+      sketch_scores(layout, queries.data() + static_cast<ptrdiff_t>(h) * kv.head_dim, sketch.data(), scores);
+      for (int p = 0; p < kBlockTokens; ++p) scores[p] = reference::capped(scores[p], hp_.product_cap(kv.head_dim));
     }
   }
 }

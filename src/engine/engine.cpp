@@ -10,23 +10,6 @@ namespace {
 constexpr size_t kNoise = size_t{1} << 24;  // elements that fill_random() makes at most
 constexpr size_t kNoiseStep = 64;           // between places in them: copies run best from whole cache lines
 
-int pool_blocks(const EngineOptions& options) {
-  // Every sequence may leave one block partly filled.
-  const int64_t tokens = std::max<int64_t>(options.tokens, options.context);
-  return blocks_for(tokens) + options.sequences - 1;
-}
-
-int pool_states(const EngineOptions& options) { return options.sequences * (1 + options.states); }
-
-int chunk_of(const Backend& backend, const EngineOptions& options) {
-  return std::min(options.chunk.value_or(backend.prefill_rows()), options.context);
-}
-
-int max_rows(const Backend& backend, const EngineOptions& options) {
-  // A whole chunk beside every other sequence's decoded token: where a prompt is cut does not depend on its company.
-  return chunk_of(backend, options) + options.sequences - 1;
-}
-
 double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 /// Better before than after half of it is allocated.
@@ -51,28 +34,6 @@ size_t logit_count(const Engine::Request& request) {
 
 }  // namespace
 
-EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
-                           const EngineOptions& options) {
-  const int64_t blocks = pool_blocks(options), rows = max_rows(backend, options);
-  EngineMemory memory;
-  memory.cache = hp.kv_bytes_per_token() * kBlockTokens * blocks;
-  memory.states = hp.state_bytes() * pool_states(options);
-  if (plan.scans()) {
-    memory.sketches =
-        hp.sketched_layers() * SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * blocks;
-  }
-  const int64_t activations =
-      static_cast<int64_t>(sizeof(float)) * rows * (hp.width + 2 * hp.q_width() + int64_t{hp.layers} * hp.layer_input);
-  memory.workspace = activations + backend.reserved_bytes(hp, static_cast<int>(rows), options.context);
-  if (plan.has_sparse()) {
-    const Policy policy = plan.policy.at(options.context);
-    memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
-                        scope_units(policy.scope, hp.heads, hp.kv_heads) *
-                        (std::min(policy.budget, options.context) + kBlockTokens);
-  }
-  return memory;
-}
-
 Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const EngineOptions& options)
     : backend_(backend), model_(model), plan_(plan), options_(options) {
   const int chunk = options.chunk.value_or(backend.prefill_rows());
@@ -81,14 +42,14 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
          options.sequences);
   }
   plan.check(model.hp);
-  options_.chunk = chunk_of(backend, options);
+  const EngineSizes sizes = engine_sizes(backend, model.hp, options);
+  options_.chunk = sizes.chunk;
   check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
-  pool_ = std::make_unique<KvPool>(backend, model.hp, pool_blocks(options), pool_states(options));
-  const int rows = max_rows(backend, options_);
-  forward_ = std::make_unique<Forward>(backend, model, rows, options.context);
+  pool_ = std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks);
+  forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);
   reserve_selection(plan);
-  for (auto* list : {&positions_, &logit_rows_}) list->reserve(rows);
-  tokens_.reserve(rows);
+  for (auto* list : {&positions_, &logit_rows_}) list->reserve(sizes.rows);
+  tokens_.reserve(sizes.rows);
   order_.reserve(options_.sequences);
   chunks_.reserve(options_.sequences);
   logits_.reserve(static_cast<size_t>(options_.sequences) * model.hp.vocab);
@@ -146,7 +107,7 @@ void Engine::check(std::span<const Request> requests) const {
     }
     rows += chunk;
   }
-  if (const int most = max_rows(backend_, options_); rows > static_cast<size_t>(most)) {
+  if (const int most = engine_sizes(backend_, model_.hp, options_).rows; rows > static_cast<size_t>(most)) {
     fail("engine: {} tokens in one step, at most {}", rows, most);
   }
 }
@@ -184,6 +145,7 @@ void Engine::add_chunk(const Request& request) {
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
   chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
   chunk.cached = std::max(chunk.context(), sequence.length());
+  if (pool_->windows()) chunk.window_blocks = sequence.windows().blocks().first(chunk.blocks.size());
   if (pool_->states()) chunk.state = request.sequence->states().begin();
   if (const Plan& plan = plan_of(request); request.decode && plan.sparse_at(chunk.context())) {
     chunk.policy = plan.policy.at(chunk.context());
@@ -200,12 +162,17 @@ void Engine::add_chunk(const Request& request) {
 }
 
 void Engine::run(std::span<const Request> requests, int count) {
+  const auto begin = [](const Request& request) {
+    return request.correct > 0 ? request.sequence->clean() : request.sequence->length();
+  };
   try {
+    for (const Request& request : requests) request.sequence->windows().hold(begin(request));
     for (const Request& request : requests) {
       Sequence& sequence = *request.sequence;
-      const int first = request.correct > 0 ? sequence.clean() : sequence.length();
+      const int first = begin(request);
       restore(sequence, first);
       sequence.reserve(first, static_cast<int>(request.tokens.size()));
+      sequence.windows().reserve(first, first + static_cast<int>(chunk_rows(request)));
       reserve_state(request);
     }
   } catch (...) {
@@ -242,7 +209,9 @@ void Engine::run(std::span<const Request> requests, int count) {
     Sequence& sequence = *order_[c]->sequence;
     if (order_[c]->correct > 0) sequence.mark_clean(sequence.clean() + order_[c]->correct);
     sequence.append(order_[c]->tokens, !chunks_[c].sparse());
+    record(sequence, chunks_[c]);
     end_state(sequence, chunks_[c]);
+    end_windows(sequence, chunks_[c]);
   }
 }
 
@@ -341,8 +310,15 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
          sequence.length());
   }
   sequence.reserve(count);
+  const int end = sequence.length() + count;
+  const int first_seen = std::max(sequence.length(), end - model_.hp.largest_window() - SequenceWindows::kSlack);
+  if (count > 0) sequence.windows().reserve(first_seen, end);
   const std::span<const BlockId> blocks =
       sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
+  const std::span<const BlockId> windows =
+      pool_->windows() && count > 0
+          ? sequence.windows().blocks().subspan(static_cast<size_t>(first_seen / kBlockTokens))
+          : std::span<const BlockId>();
   // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
   // another place, which the backend's own memory does as fast as it copies.
   const size_t wanted =
@@ -365,13 +341,13 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
     if (!model_.hp.has_kv(l)) continue;
     const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
     const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
-    for (const BlockId to : blocks) {
+    for (const BlockId to : layer.windowed ? windows : blocks) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
       backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                     reinterpret_cast<const std::byte*>(memory.as<Bf16>() + from), sizeof(Bf16) * block);
       next += block;
     }
-    backend_.sketch(layer, blocks);
+    if (!layer.windowed) backend_.sketch(layer, blocks);
   }
   const std::vector<Token> tokens(count, 0);
   sequence.append(tokens, true);
@@ -380,6 +356,8 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
     sequence.states().advance(sequence.length());
     sequence.states().save();  // to come back to
   }
+  sequence.windows().save(sequence.length());
+  sequence.windows().advance(sequence.length());
 }
 
 }  // namespace tidal

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/engine_memory.h"
 #include "engine/kv_pool.h"
 #include "engine/sequence.h"
 #include "model/forward.h"
@@ -15,27 +16,6 @@
 #include "model/plan.h"
 
 namespace tidal {
-
-struct EngineOptions {
-  int context = 4096;             ///< most positions of one sequence
-  int64_t tokens = 0;             ///< positions of all sequences together; 0: one sequence's context
-  std::optional<int> chunk = {};  ///< most tokens of one prefill chunk; nullopt: Backend::prefill_rows()
-  int sequences = 1;              ///< most sequences in one step
-  /// Of hybrid models: states of recurrent layers beside the one that each of these sequences goes on with.
-  int states = SequenceStates::kMostSaved;
-};
-
-/// Bytes of the backend's memory that an engine like this takes, beside the weights, at most.
-struct EngineMemory {
-  int64_t cache = 0;      ///< K and V
-  int64_t states = 0;     ///< of recurrent layers
-  int64_t sketches = 0;   ///< for plans that scan
-  int64_t workspace = 0;  ///< activations and what the backend reserves
-
-  int64_t total() const { return cache + states + sketches + workspace; }
-};
-EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
-                           const EngineOptions& options);
 
 /// Decodes token sequences on one backend. Not thread-safe. The backend and the model must outlive it.
 class Engine {
@@ -126,16 +106,19 @@ class Engine {
   /// One pass over the requests, sorted. `count`: as many likely tokens; 0: logits.
   void run(std::span<const Request> requests, int count);
   void add_chunk(const Request& request);
-  // Of hybrid models (engine_states.cpp); nothing otherwise.
+  // Of hybrids, and where layers keep their window only (engine_states.cpp); nothing otherwise.
 
-  /// Has the sequence's live state be the one behind `position` tokens: the nearest that there is, and the tokens since
-  /// run again, densely, which corrects those of them that are polluted.
+  /// Has a pass be able to begin behind `position` tokens: from the nearest state, or blocks of windows, that there
+  /// are, the tokens since run again, densely, which corrects those of them that are polluted.
   void restore(Sequence& sequence, int position);
-  void run_again(Sequence& sequence, int position, int rows);
+  /// A dense chunk of `rows` tokens from `position` on, and the `rest` that was behind them once.
+  void run_again(Sequence& sequence, int position, int rows, std::span<const Token> rest);
   /// Makes the live state one that the pass may write to; saved before where the pass may be taken back.
   void reserve_state(const Request& request);
-  /// After the pass, and after the tokens were recorded.
+  /// After the pass, and after the tokens were recorded: how they were computed, and on to its end.
+  void record(Sequence& sequence, const Chunk& chunk);
   void end_state(Sequence& sequence, const Chunk& chunk);
+  void end_windows(Sequence& sequence, const Chunk& chunk);
   /// What a step gave, `width` values a row, sorted back from the batch's order to the requests'.
   template <typename Value>
   std::span<const Value> in_request_order(std::span<const Request> requests, int width,

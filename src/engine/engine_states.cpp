@@ -1,5 +1,5 @@
-// What the engine does for recurrent layers: their state goes forward only, so earlier ones are saved, and computed
-// again from the last saved one.
+// What the engine does for recurrent layers, whose state goes forward only, and for layers that keep their window only:
+// earlier ones are saved, and what is needed between them is computed again.
 #include <algorithm>
 
 #include "core/error.h"
@@ -24,38 +24,48 @@ int Engine::text_rows(int position, int rows) const {
 }
 
 void Engine::restore(Sequence& sequence, int position) {
-  if (!pool_->states() || sequence.states().position() == position) return;
+  if (!pool_->states() && !pool_->windows()) return;
   int at = sequence.begin_of_pass(position);
-  sequence.states().return_to(at);
+  if (pool_->states()) sequence.states().return_to(at);
   while (at < position) {
     const int most = std::min(chunk(), position - at);
     // What is clean is computed again as it was computed, so that its K/V stay as they are.
     const int clean = sequence.clean() - at;
-    const int rows = clean > 0 ? sequence.states().rows_again(at, std::min(most, clean), backend_.decode_rows())
-                               : text_rows(at, most);
-    run_again(sequence, at, rows);
-    at += rows;
+    Stretches::Again again{text_rows(at, most), {}};
+    if (clean > 0) again = sequence.stretches().again(at, std::min(most, clean), backend_.decode_rows());
+    if (pool_->states()) again.rest = {};  // a state behind more than the text is of no use
+    run_again(sequence, at, again.rows, again.rest);
+    at += again.rows;
   }
+  sequence.windows().hold(position);
 }
 
-void Engine::run_again(Sequence& sequence, int position, int rows) {
-  sequence.reserve(position, 0);
+void Engine::run_again(Sequence& sequence, int position, int rows, std::span<const Token> rest) {
+  const int end = position + rows + static_cast<int>(rest.size());
+  sequence.reserve(position, std::max(0, end - sequence.length()));
+  sequence.windows().reserve(position, end);
   SequenceStates& states = sequence.states();
-  states.reserve();
+  if (pool_->states()) states.reserve();
   const auto tokens = sequence.tokens().subspan(static_cast<size_t>(position), static_cast<size_t>(rows));
   tokens_.assign(tokens.begin(), tokens.end());
+  tokens_.insert(tokens_.end(), rest.begin(), rest.end());
   positions_.clear();
-  for (int i = 0; i < rows; ++i) positions_.push_back(position + i);
+  for (int p = position; p < end; ++p) positions_.push_back(p);
   Chunk chunk;
-  chunk.rows = rows;
+  chunk.rows = end - position;
   chunk.position = position;
   chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
   chunk.cached = std::max(chunk.context(), sequence.length());
-  chunk.state = states.begin();
+  if (pool_->windows()) chunk.window_blocks = sequence.windows().blocks().first(chunk.blocks.size());
+  if (pool_->states()) chunk.state = states.begin();
   // Nobody watches: it is none of the passes that were asked for.
   forward_->run({tokens_, positions_, {&chunk, 1}, {}}, pool_->layers(), {});
-  sequence.mark_clean(std::max(sequence.clean(), chunk.context()));
+  sequence.mark_clean(std::max(sequence.clean(), position + rows));
   end_state(sequence, chunk);
+  chunk.rows = rows;
+  record(sequence, chunk);
+  end_windows(sequence, chunk);
+  if (!rest.empty()) sequence.release_reserved();
 }
 
 void Engine::reserve_state(const Request& request) {
@@ -75,9 +85,26 @@ void Engine::end_state(Sequence& sequence, const Chunk& chunk) {
   const int end = chunk.context();
   states.advance(end);
   if (sequence.clean() < end) return;
-  states.record(chunk.position, end, backend_.decode_rows());
   // At the ends of blocks: only there others can go on from it (PrefixCache).
   if (end % kBlockTokens == 0 && (chunk.rows >= kBlockTokens || end % kSaveEvery == 0)) states.save();
+}
+
+void Engine::record(Sequence& sequence, const Chunk& chunk) {
+  if ((!pool_->states() && !pool_->windows()) || sequence.clean() < chunk.context()) return;
+  const auto tokens = sequence.tokens().subspan(static_cast<size_t>(chunk.position), static_cast<size_t>(chunk.rows));
+  sequence.stretches().record(chunk.position, tokens, backend_.decode_rows());
+}
+
+void Engine::end_windows(Sequence& sequence, const Chunk& chunk) {
+  if (!pool_->windows()) return;
+  SequenceWindows& windows = sequence.windows();
+  const int end = chunk.context();
+  if (sequence.clean() >= end) {
+    if (chunk.rows >= kBlockTokens || end % kSaveEvery == 0) windows.save(end);
+  } else if (sequence.clean() < end - SequenceWindows::kSlack) {
+    windows.save(sequence.clean());  // for the correction that may come
+  }
+  windows.advance(end);
 }
 
 }  // namespace tidal

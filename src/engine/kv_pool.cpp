@@ -6,25 +6,34 @@
 
 namespace tidal {
 
-KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states)
-    : backend_(backend), references_(blocks, 0), states_(backend, hp, states) {
-  memory_ = backend.allocate(static_cast<size_t>(hp.kv_bytes_per_token()) * kBlockTokens * static_cast<size_t>(blocks),
-                             "KV cache");
+KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks)
+    : backend_(backend),
+      blocks_(blocks),
+      windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
+      states_(backend, hp, states) {
+  memory_ = backend.allocate(static_cast<size_t>(cache_bytes(hp, blocks, window_blocks)), "KV cache");
   auto* own = memory_.as<Bf16>();
   for (int l = 0; l < hp.layers; ++l) {
     const KvShape shape = hp.kv(l);
-    layers_.push_back({.data = hp.has_kv(l) ? own : nullptr, .kv_heads = shape.heads, .head_dim = shape.head_dim});
-    if (hp.has_kv(l)) own += int64_t{2} * kBlockTokens * shape.width() * blocks;
+    const bool windowed = window_blocks > 0 && hp.window(l) > 0;
+    layers_.push_back({.data = hp.has_kv(l) ? own : nullptr,
+                       .kv_heads = shape.heads,
+                       .head_dim = shape.head_dim,
+                       .windowed = windowed});
+    if (hp.has_kv(l)) own += int64_t{2} * kBlockTokens * shape.width() * (windowed ? window_blocks : blocks);
     if (const int source = hp.kv_layer(l); source != l) {
-      layers_.back().data = layers_[static_cast<size_t>(source)].data;
+      layers_.back() = layers_[static_cast<size_t>(source)];
       shared_.emplace_back(l, source);
     }
   }
   for (const int l : hp.layers_that_read_all()) {
     if (hp.has_kv(l)) sketched_.push_back(l);
   }
-  // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
-  for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
+}
+
+int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
+  const int64_t whole = hp.kv_bytes_per_token(), of_windows = window_blocks > 0 ? hp.window_bytes_per_token() : 0;
+  return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
 }
 
 int64_t KvPool::sketch_bytes() const {
@@ -42,7 +51,7 @@ void KvPool::keep_sketches(int bits) {
   memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
   for (BlockId block = 0; block < blocks(); ++block) {
-    if (references_[block] > 0) used.push_back(block);
+    if (references(block) > 0) used.push_back(block);
   }
   std::byte* own = memory.as<std::byte>();
   for (const int l : sketched_) {
@@ -124,23 +133,14 @@ void KvPool::write_sketches(size_t layer, std::span<const BlockId> blocks, const
 }
 
 BlockId KvPool::take() {
-  if (free_.empty()) fail("KV cache: all {} blocks of {} tokens are in use", blocks(), kBlockTokens);
-  const BlockId block = free_.back();
-  free_.pop_back();
-  references_[block] = 1;
-  return block;
+  if (free_blocks() == 0) fail("KV cache: all {} blocks of {} tokens are in use", blocks(), kBlockTokens);
+  return blocks_.take();
 }
 
-void KvPool::add_reference(BlockId block) { ++references_[block]; }
-
-void KvPool::release(BlockId block) {
-  if (--references_[block] == 0) free_.push_back(block);
-}
-
-void KvPool::copy(BlockId to, BlockId from) {
+void KvPool::copy(BlockId to, BlockId from, bool windowed) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const KvLayer& layer = layers_[l];
-    if (!layer.data || shares(l)) continue;
+    if (!layer.data || shares(l) || layer.windowed != windowed) continue;
     backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                   reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l));
     for (const int bits : kSketchBits) {

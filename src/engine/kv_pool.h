@@ -9,19 +9,24 @@
 
 #include "backend/backend.h"
 #include "engine/state_pool.h"
+#include "engine/window_pool.h"
 
 namespace tidal {
 
 /// Memory [layer][block][kv_head][64 tokens][K | V], bf16, of the heads that each layer has, and beside it sketches of
 /// the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent layers have no
-/// part in it: they have states.
+/// part in it: they have states. Where layers with a window keep their window only, they have block ids of their own:
+/// windows().
 class KvPool {
  public:
+  /// `window_blocks`: of layers with a window, kNoBlock with them; 0: these keep the whole context like all others.
   /// Throws Error with the size asked for when the memory cannot be had.
-  KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0);
+  KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0, int window_blocks = 0);
 
-  int blocks() const { return static_cast<int>(references_.size()); }
-  int free_blocks() const { return static_cast<int>(free_.size()); }
+  int blocks() const { return blocks_.blocks(); }
+  int free_blocks() const { return blocks_.free(); }
+  /// Of K and V, for a pool of so many blocks.
+  static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks);
   int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }  ///< of K and V
   int64_t sketch_bytes() const;
 
@@ -31,12 +36,17 @@ class KvPool {
 
   /// A block with one reference. Throws Error when none is free.
   BlockId take();
-  void add_reference(BlockId block);
+  void add_reference(BlockId block) { blocks_.add_reference(block); }
   /// Gives a reference back; the block is free again when it was the last.
-  void release(BlockId block);
-  int references(BlockId block) const { return references_[block]; }
-  /// Copies the content of all layers.
-  void copy(BlockId to, BlockId from);
+  void release(BlockId block) { blocks_.release(block); }
+  int references(BlockId block) const { return blocks_.references(block); }
+  /// Copies the content of all layers that these blocks are of.
+  void copy(BlockId to, BlockId from) { copy(to, from, false); }
+
+  WindowPool& windows() { return windows_; }
+  const WindowPool& windows() const { return windows_; }
+  /// The same as copy() with its blocks.
+  void copy_window(BlockId to, BlockId from) { copy(to, from, true); }
 
   StatePool& states() { return states_; }
   const StatePool& states() const { return states_; }
@@ -72,14 +82,16 @@ class KvPool {
   bool shares(size_t layer) const { return !shared_.empty() && layer >= shared_.front().first; }
   bool keeps_sketches(int bits) const { return sketches_[bits / 2].bytes() > 0; }
 
+  void copy(BlockId to, BlockId from, bool windowed);
+
   Backend& backend_;
   Buffer memory_;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
   std::vector<KvLayer> layers_;
   std::vector<int> sketched_;  // layers that a plan may have scan and that have K and V of their own
   std::vector<std::pair<size_t, size_t>> shared_;  // layers that have not, and whose they read
-  std::vector<int32_t> references_;
-  std::vector<BlockId> free_;
+  BlockIds blocks_;
+  WindowPool windows_;
   StatePool states_;
 };
 

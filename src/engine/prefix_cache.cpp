@@ -20,10 +20,12 @@ struct PrefixCache::Node {
   Node* newer = this;
   Node* older = this;
   BlockId block = 0;
-  int count = 0;       // tokens; only a leaf has fewer than kBlockTokens
-  int clean = 0;       // leading positions of the block that are clean
-  bool saved = false;  // or not worth it
-  StateId state = -1;  // behind the block
+  int count = 0;              // tokens; only a leaf has fewer than kBlockTokens
+  int clean = 0;              // leading positions of the block that are clean
+  bool saved = false;         // or not worth it
+  StateId state = -1;         // behind the block
+  BlockId window = kNoBlock;  // of layers with a window, where they keep that only
+  uint64_t used = 0;          // number of the touch() that was the last
   std::array<Token, kBlockTokens> content = {};
   // By their own content: in this order the longest common prefixes are with the neighbours of a text.
   std::map<std::span<const Token>, std::unique_ptr<Node>, Lexicographic> children;
@@ -50,11 +52,13 @@ struct PrefixCache::Match {
 PrefixCache::PrefixCache(KvPool& pool, SessionStore* store)
     : pool_(pool), store_(store), root_(std::make_unique<Node>()) {
   if (pool_.states()) pool_.states().on_shortage(this, [this](StateId wanted) { return give_state(wanted); });
+  if (pool_.windows()) pool_.windows().on_shortage(this, [this](WindowPool::Shortage) { return give_window(); });
 }
 
 PrefixCache::~PrefixCache() {
   clear();
   if (pool_.states()) pool_.states().on_shortage(this, {});
+  if (pool_.windows()) pool_.windows().on_shortage(this, {});
 }
 
 PrefixCache::Match PrefixCache::best_match(const Node& node, std::span<const Token> tokens, bool clean) {
@@ -98,7 +102,7 @@ void PrefixCache::restore(std::span<const Token> tokens, bool clean) {
 }
 
 Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, int capacity) {
-  std::vector<BlockId> blocks;
+  std::vector<BlockId> blocks, windows;
   Node* node = root_.get();
   std::vector<SequenceStates::Saved> states;
   int length = 0, clean_length = 0;
@@ -111,6 +115,7 @@ Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, 
     if (clean_length == length) clean_length += std::min(match.count, node->clean);
     length += match.count;
     blocks.push_back(node->block);
+    windows.push_back(node->window);
     if (match.count < kBlockTokens) break;
     if (node->state >= 0) states.push_back({length, node->state});
   }
@@ -120,9 +125,12 @@ Sequence PrefixCache::find_in_memory(std::span<const Token> tokens, bool clean, 
     blocks.resize(static_cast<size_t>(blocks_for(length)));
     clean_length = std::min(clean_length, length);
   }
-  Sequence found(pool_, capacity, tokens.first(length), blocks, clean_length);
+  Sequence found(pool_, capacity, tokens.first(length), blocks, clean_length, windows);
+  if (pool_.windows()) {
+    found.truncate(found.windows().nearest(length));
+    found.windows().save(found.clean());
+  }
   for (const auto& [position, state] : states) found.states().save(position, state);
-  if (pool_.states() && length > 0) found.states().record(0, length, 0);
   return found;
 }
 
@@ -131,7 +139,10 @@ void PrefixCache::keep(const Sequence& sequence, int length) {
   for (int first = 0; first < length; first += kBlockTokens) {
     const int count = std::min(kBlockTokens, length - first);
     const auto tokens = sequence.tokens().subspan(first, count);
-    insert(node, tokens, sequence.blocks()[first / kBlockTokens], std::clamp(sequence.clean() - first, 0, count));
+    const auto index = static_cast<size_t>(first / kBlockTokens);
+    const auto windows = sequence.windows().blocks();
+    insert(node, tokens, sequence.blocks()[index], index < windows.size() ? windows[index] : kNoBlock,
+           std::clamp(sequence.clean() - first, 0, count));
     if (count < kBlockTokens) break;
     node = node->children.find(tokens)->second.get();
     if (const StateId state = sequence.states().saved_at(first + count); state >= 0 && node->state < 0) {
@@ -142,13 +153,16 @@ void PrefixCache::keep(const Sequence& sequence, int length) {
   touch(node);
 }
 
-void PrefixCache::insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean) {
+void PrefixCache::insert(Node* parent, std::span<const Token> tokens, BlockId block, BlockId window, int clean) {
   if (const auto known = parent->children.find(tokens); known != parent->children.end()) {
     Node& node = *known->second;
-    if (node.clean >= clean) return;
+    // Both kinds of blocks are of the same computation.
+    const bool lacks_window = node.window == kNoBlock && window != kNoBlock;
+    if (node.clean > clean || (node.clean == clean && !lacks_window)) return;
     pool_.add_reference(block);
     pool_.release(node.block);
     node.block = block;
+    set_window(node, window);
     node.clean = clean;
     node.saved = false;
   } else {
@@ -163,6 +177,7 @@ void PrefixCache::insert(Node* parent, std::span<const Token> tokens, BlockId bl
     auto node = std::make_unique<Node>();
     node->parent = parent;
     node->block = block;
+    set_window(*node, window);
     node->count = static_cast<int>(tokens.size());
     node->clean = clean;
     std::copy(tokens.begin(), tokens.end(), node->content.begin());
@@ -180,17 +195,26 @@ void PrefixCache::insert(Node* parent, std::span<const Token> tokens, BlockId bl
   }
 }
 
+void PrefixCache::set_window(Node& node, BlockId window) {
+  if (window != kNoBlock) pool_.windows().add_reference(window);
+  if (node.window != kNoBlock) pool_.windows().release(node.window);
+  node.window = window;
+}
+
 void PrefixCache::touch(Node* node) {
+  ++touches_;
   // From the leaf up, so that each ends before its children.
   for (; node != root_.get(); node = node->parent) {
     node->leave_ring();
     node->enter_ring_behind(root_.get());
+    node->used = touches_;
   }
 }
 
 void PrefixCache::remove(Node* leaf) {
   leaf->leave_ring();
   pool_.release(leaf->block);
+  set_window(*leaf, kNoBlock);
   if (leaf->state >= 0) pool_.states().release(leaf->state);
   --blocks_;
   leaf->parent->children.erase(leaf->parent->children.find(leaf->tokens()));
@@ -213,6 +237,23 @@ bool PrefixCache::give_state(StateId wanted) {
   for (Node* node = root_->newer; node != root_.get(); node = node->newer) {
     if (node->state < 0 || (pool_.states().references(node->state) > 1 && node->state != wanted)) continue;
     pool_.states().release(std::exchange(node->state, -1));
+    return true;
+  }
+  return false;
+}
+
+bool PrefixCache::give_window() {
+  const auto gives = [&](const Node& node) {
+    return node.window != kNoBlock && pool_.windows().references(node.window) == 1;
+  };
+  for (Node* node = root_->newer; node != root_.get(); node = node->newer) {
+    if (!gives(*node)) continue;
+    // Of a text the beginning first: who goes on with it needs its end.
+    Node* first = node;
+    for (Node* above = node->parent; above != root_.get() && above->used == node->used; above = above->parent) {
+      if (gives(*above)) first = above;
+    }
+    set_window(*first, kNoBlock);
     return true;
   }
   return false;

@@ -12,7 +12,8 @@ namespace tidal {
 
 /// A radix tree over blocks of tokens. It shares its blocks with the sequences that they came from; the least recently
 /// used leaves go first, to disk where there is a store. Of hybrid models it keeps the states that were saved at ends
-/// of blocks, too, and finds nothing but what ends at one of them. Not thread-safe.
+/// of blocks, too, and finds nothing but what ends at one of them; where layers keep their window only, the blocks of
+/// windows that a sequence has, and finds what ends behind a whole window. Not thread-safe.
 class PrefixCache {
  public:
   /// The pool must outlive it, and the store, which may be null.
@@ -49,12 +50,16 @@ class PrefixCache {
   static Match best_match(const Node& node, std::span<const Token> tokens, bool clean);
   /// Makes `node` and its ancestors the last ones used.
   void touch(Node* node);
-  void insert(Node* parent, std::span<const Token> tokens, BlockId block, int clean);
+  void insert(Node* parent, std::span<const Token> tokens, BlockId block, BlockId window, int clean);
+  /// Another block of windows in place of the node's; kNoBlock: none.
+  void set_window(Node& node, BlockId window);
   void remove(Node* leaf);
   void remove_below(Node* node);
   /// Lets go of the state not used for longest of those that nobody else holds, `wanted` counted among them; false when
   /// there is none.
   bool give_state(StateId wanted);
+  /// The same with blocks of windows.
+  bool give_window();
   Sequence find_in_memory(std::span<const Token> tokens, bool clean, int capacity);
   void restore(std::span<const Token> tokens, bool clean);
   void save(Node* leaf);
@@ -63,6 +68,7 @@ class PrefixCache {
   SessionStore* store_;
   std::unique_ptr<Node> root_;  // without a block; also the head of the ring of nodes by last use
   int blocks_ = 0;
+  uint64_t touches_ = 0;
 };
 
 }  // namespace tidal

@@ -39,12 +39,15 @@ void ScheduledJob::begin(PrefixCache& cache) {
     start_ = length;
   } else if (length > start_ && length < prompt_) {
     // On with the chunks as they were: what a chunk computes may hang on its bounds, in the last bits.
-    sequence_->truncate(start_ + (length - start_) / engine_.chunk() * engine_.chunk());
+    int begin = start_ + (length - start_) / engine_.chunk() * engine_.chunk();
+    while (begin > start_ && !sequence_->goes_on_at(begin)) begin -= engine_.chunk();
+    sequence_->truncate(begin);
   }
+  sequence_->windows().advance(sequence_->length());  // others may need what lies before
 }
 
 void ScheduledJob::begin_at_whole_block() {
-  sequence_->truncate(sequence_->length() / kBlockTokens * kBlockTokens);
+  sequence_->truncate(sequence_->begin_of_pass(sequence_->length() / kBlockTokens * kBlockTokens));
   if (!begun_) start_ = sequence_->length();
 }
 

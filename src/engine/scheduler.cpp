@@ -389,6 +389,8 @@ SchedulerState Scheduler::state() const {
   state.free_blocks = impl_->engine.pool().free_blocks();
   state.cached_blocks = impl_->cache.blocks();
   state.blocks = impl_->engine.pool().blocks();
+  state.free_window_blocks = impl_->engine.pool().windows().free_blocks();
+  state.window_blocks = impl_->engine.pool().windows().blocks();
   return state;
 }
 

@@ -65,7 +65,8 @@ struct SchedulerOptions {
 struct SchedulerState {
   int running = 0, waiting = 0;
   int free_blocks = 0, cached_blocks = 0, blocks = 0;
-  int64_t prompt_tokens = 0, cached_tokens = 0;  ///< of jobs that have begun to run; found in the prefix cache
+  int free_window_blocks = 0, window_blocks = 0;  ///< of layers that keep their window only
+  int64_t prompt_tokens = 0, cached_tokens = 0;   ///< of jobs that have begun to run; found in the prefix cache
   int64_t decoded_tokens = 0, preemptions = 0;
   int64_t jobs = 0;                                ///< that have ended
   double prefill_seconds = 0, decode_seconds = 0;  ///< of steps with and without tokens of prompts

@@ -6,6 +6,8 @@
 
 #include "engine/kv_pool.h"
 #include "engine/sequence_states.h"
+#include "engine/sequence_windows.h"
+#include "engine/stretches.h"
 
 namespace tidal {
 
@@ -19,7 +21,9 @@ class Sequence {
   explicit Sequence(KvPool& pool, int capacity = 0);
   /// Tokens whose K/V are in `blocks` [blocks_for(tokens)] already, shared with whoever holds these; the first `clean`
   /// positions hold what dense attention computes.
-  Sequence(KvPool& pool, int capacity, std::span<const Token> tokens, std::span<const BlockId> blocks, int clean);
+  /// `window_blocks`, likewise, of the pool's windows().
+  Sequence(KvPool& pool, int capacity, std::span<const Token> tokens, std::span<const BlockId> blocks, int clean,
+           std::span<const BlockId> window_blocks = {});
   Sequence(Sequence&& other) noexcept;
   Sequence& operator=(Sequence&& other) noexcept;
   ~Sequence();
@@ -35,23 +39,35 @@ class Sequence {
   /// Of hybrid models.
   SequenceStates& states() { return states_; }
   const SequenceStates& states() const { return states_; }
-  /// Where a pass begins that writes from `first` on: there, or earlier, where its state has to be computed again.
+  /// Of models whose layers with a window keep it only.
+  SequenceWindows& windows() { return windows_; }
+  const SequenceWindows& windows() const { return windows_; }
+  /// How clean tokens were computed.
+  Stretches& stretches() { return stretches_; }
+  const Stretches& stretches() const { return stretches_; }
+  /// Whether a pass can begin at `position`, and nothing is to be computed again before.
+  bool goes_on_at(int position) const { return begin_of_pass(position) == position; }
+  /// Where a pass begins that writes from `first` on: there, or earlier, where its state or what is in its windows has
+  /// to be computed again.
   int begin_of_pass(int first) const;
 
   /// A second sequence with the same content, sharing all blocks until either writes to one (copy on write).
   Sequence fork() const;
+  /// Copies what it shares with others. Throws Error as reserve().
+  void own_blocks();
   /// Forgets all positions from `length` on. 0 <= length <= length().
   void truncate(int length);
 
   /// Makes positions [length(), length() + more) writable. Throws Error when the pool is exhausted; then nothing has
   /// changed.
   void reserve(int more) { reserve(length(), more); }
-  /// The same for positions [first, length() + more). 0 <= first <= length().
+  /// The same for positions [first, length() + more). 0 <= first <= length(). Of layers that keep their window only see
+  /// SequenceWindows::reserve().
   void reserve(int first, int more);
   /// How many blocks of the pool reserve() would take, copies of shared ones included.
   int missing_blocks(int first, int more) const;
   /// Gives back the blocks that reserve() took and no token has come to use.
-  void release_reserved() { release_from(blocks_for(length())); }
+  void release_reserved();
   /// Records tokens whose K/V a forward pass has just written at the end. `dense`: by dense attention over clean cache.
   void append(std::span<const Token> tokens, bool dense);
   /// Records that a dense forward pass has just rewritten the K/V of positions [clean(), end). clean() <= end <=
@@ -67,6 +83,8 @@ class Sequence {
   std::vector<BlockId> blocks_;
   int clean_ = 0;
   SequenceStates states_;
+  SequenceWindows windows_;
+  Stretches stretches_;
 };
 
 }  // namespace tidal

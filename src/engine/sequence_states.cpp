@@ -1,7 +1,10 @@
 #include "engine/sequence_states.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
+
+#include "engine/saved_positions.h"
 
 namespace tidal {
 
@@ -10,8 +13,7 @@ SequenceStates::SequenceStates(SequenceStates&& other) noexcept
       live_(std::exchange(other.live_, -1)),
       position_(std::exchange(other.position_, -1)),
       saved_(std::exchange(other.saved_, {})),
-      marked_(std::exchange(other.marked_, -1)),
-      stretches_(std::exchange(other.stretches_, {})) {
+      marked_(std::exchange(other.marked_, -1)) {
   other.announce();
   announce();
 }
@@ -24,7 +26,6 @@ SequenceStates& SequenceStates::operator=(SequenceStates&& other) noexcept {
     position_ = std::exchange(other.position_, -1);
     saved_ = std::exchange(other.saved_, {});
     marked_ = std::exchange(other.marked_, -1);
-    stretches_ = std::exchange(other.stretches_, {});
     other.announce();
     announce();
   }
@@ -33,7 +34,6 @@ SequenceStates& SequenceStates::operator=(SequenceStates&& other) noexcept {
 
 SequenceStates SequenceStates::fork() const {
   SequenceStates copy(*pool_);
-  copy.stretches_ = stretches_;
   copy.saved_ = saved_;
   copy.marked_ = marked_;
   for (const Saved& saved : saved_) pool_->add_reference(saved.state);
@@ -123,55 +123,14 @@ void SequenceStates::announce() {
 }
 
 void SequenceStates::thin() {
-  const auto cost = [&](size_t i) {
-    const int before = i == 0 ? 0 : saved_[i - 1].position;
-    const int gap = saved_[i + 1].position - before;
-    return static_cast<double>(gap) / (saved_.back().position - saved_[i].position);
-  };
-  size_t cheapest = 0;
-  for (size_t i = 1; i + 1 < saved_.size(); ++i) {
-    if (cost(i) < cost(cheapest)) cheapest = i;
-  }
-  forget(cheapest);
+  std::array<int, kMostSaved + 1> positions = {};
+  std::transform(saved_.begin(), saved_.end(), positions.begin(), [](const Saved& saved) { return saved.position; });
+  forget(least_missed(positions));
 }
 
 void SequenceStates::truncate(int length) {
   if (position_ > length) drop_live();
   while (!saved_.empty() && saved_.back().position > length) forget(saved_.size() - 1);
-  while (!stretches_.empty() && stretches_.back().end > length) {
-    const int before = stretches_.size() > 1 ? stretches_[stretches_.size() - 2].end : 0;
-    if (before < length) {
-      stretches_.back().end = length;
-      break;
-    }
-    stretches_.pop_back();
-  }
-}
-
-int SequenceStates::rows_again(int position, int most, int decode_rows) const {
-  const auto stretch = std::upper_bound(stretches_.begin(), stretches_.end(), position,
-                                        [](int value, const Stretch& other) { return value < other.end; });
-  if (stretch == stretches_.end()) return most;
-  const int rows = std::min(most, stretch->end - position);
-  return stretch->decoded ? std::min(rows, decode_rows) : rows;
-}
-
-void SequenceStates::record(int position, int end, int decode_rows) {
-  if (!stretches_.empty() && end <= stretches_.back().end) return;
-  const bool decoded = end - position <= decode_rows;
-  while (!stretches_.empty() && stretches_.back().end > position) {
-    const int before = stretches_.size() > 1 ? stretches_[stretches_.size() - 2].end : 0;
-    if (before < position) {
-      stretches_.back().end = position;
-      break;
-    }
-    stretches_.pop_back();
-  }
-  if (decoded && !stretches_.empty() && stretches_.back().decoded) {
-    stretches_.back().end = end;
-  } else {
-    stretches_.push_back({end, decoded});
-  }
 }
 
 void SequenceStates::drop_live() {
@@ -182,7 +141,6 @@ void SequenceStates::drop_live() {
 void SequenceStates::clear() {
   drop_live();
   while (!saved_.empty()) forget(saved_.size() - 1);
-  stretches_.clear();
   announce();
 }
 

@@ -56,19 +56,7 @@ class SequenceStates {
   /// Forgets all states behind more than `length` tokens.
   void truncate(int length);
 
-  /// How many tokens from `position` on, at most `most`, a chunk has that computes them as they were computed: by the
-  /// same chunk, or by one of up to `decode_rows` where they were decoded.
-  int rows_again(int position, int most, int decode_rows) const;
-  /// Records that [position, end) have been computed by one dense chunk, unless it was by rows_again().
-  void record(int position, int end, int decode_rows);
-
  private:
-  /// Tokens up to `end` that one chunk has computed, or any number of short ones.
-  struct Stretch {
-    int end = 0;
-    bool decoded = false;
-  };
-
   void clear();
   void drop_live();
   void unmark();
@@ -82,7 +70,6 @@ class SequenceStates {
   int position_ = -1;
   std::vector<Saved> saved_;  // by position
   int marked_ = -1;           // the position of one that is there for mark() alone
-  std::vector<Stretch> stretches_;
 };
 
 }  // namespace tidal

@@ -121,6 +121,7 @@ void check_sessions(const Hyperparameters& hp) {
 
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
   if (pool.states()) refuse_states(pool.states().architecture());
+  if (pool.windows()) fail("sessions: files hold the K/V of whole contexts, layers with a window must keep it, too");
   const KvLayer& layer = pool.layers()[0];
   for (const KvLayer& other : pool.layers()) {
     if (std::count_if(pool.layers().begin(), pool.layers().end(),

@@ -24,7 +24,7 @@ struct SessionPart {
 void check_sessions(const Hyperparameters& hp);
 
 /// Whose K/V a file holds: the model's fingerprint, and how a block of the pool is laid out. Throws Error as
-/// check_sessions().
+/// check_sessions(), and where layers keep their window only.
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool);
 
 /// Writes `part`, whose K/V are in `blocks` [blocks_for(tokens)], and the sketches that the pool keeps of them. The

@@ -20,6 +20,7 @@ int kept_tokens(std::span<const CalibrationText> texts, const CalibrationText& t
 EngineOptions engine_options(const Hyperparameters& hp, std::span<const CalibrationText> texts, int batch) {
   EngineOptions options;
   options.sequences = batch + 1;
+  options.whole_windows = true;  // prefixes are cut back to what the next one shares
   // The prefixes of all texts stay, beside a fork for each candidate.
   options.states += static_cast<int>(texts.size()) / options.sequences + 1;
   options.context = 0;

@@ -41,6 +41,9 @@ struct Family {
   bool value_norm = false;        ///< Hyperparameters
   bool logit_cap = false;         ///< keys may give one
   float usual_logit_cap = 0;      ///< where they do not
+  float usual_score_cap = 0;      ///< likewise of scores; 0: there is none, nor a key; else neither cap may be 0
+  int usual_window = 0;           ///< where keys do not give one
+  int by_width_at = 0;            ///< with so many layers scores go by heads of width / heads elements
   bool expert_norms = false;      ///< Experts::own_norms
   bool expert_biases = false;     ///< of the router and the experts
   bool embedding_root = false;    ///< embeddings are multiplied by the root of the width

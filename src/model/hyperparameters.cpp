@@ -75,9 +75,11 @@ std::span<const float> read_divisors(const GgufFile& file, const std::string& na
 /// The windows of all layers; none where the keys give none. As libllama: a list says which layers have it, a number is
 /// has_window()'s.
 std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& family, int layers) {
-  // libllama refuses such files without, and with 0 their layers see nothing.
-  const int window = family.kinds || family.architecture == "gpt-oss" ? keys.size("attention.sliding_window")
-                                                                      : keys.nonzero_or("attention.sliding_window", 0);
+  // libllama refuses some files without, and with 0 their layers see nothing.
+  const bool needed = family.kinds || family.architecture == "gpt-oss";
+  const int window = needed                    ? keys.size("attention.sliding_window")
+                     : family.usual_window > 0 ? keys.size_or("attention.sliding_window", family.usual_window)
+                                               : keys.nonzero_or("attention.sliding_window", 0);
   if (window == 0) return {};
   const std::string key = std::string(family.architecture) + ".attention.sliding_window_pattern";
   const auto values = file.integers(key);
@@ -192,22 +194,31 @@ void check_heads(const GgufFile& file, const Hyperparameters& hp) {
   }
 }
 
-/// As libllama, which tells Gemma 3 27B by its depth: its scores go by a head of width / heads elements (in integers).
-float gemma3_query_scale(const GgufFile& file, const Hyperparameters& hp) {
-  constexpr int kLayersOf27b = 62;
-  if (hp.layers != kLayersOf27b) return 1;
+/// As libllama, which tells the largest Gemma 2 and 3 by their depth: their scores go by a head of width / heads
+/// elements (in integers).
+float query_scale_by_width(const GgufFile& file, const Hyperparameters& hp) {
   if (hp.width < hp.heads) fail("{}: {} heads are more than the width {}", file.path(), hp.heads, hp.width);
   const int own = hp.width / hp.heads;
   return std::sqrt(static_cast<float>(hp.head_dim) / static_cast<float>(own));
 }
 
-float read_logit_cap(const GgufFile& file, Keys& keys, const Family& family) {
+/// Where a cap is optional 0 stands for none.
+float read_cap(const GgufFile& file, Keys& keys, const char* key, float usual, bool optional) {
   constexpr double kLeast = 1e-3, kMost = 1e9;
-  const double cap = keys.number_or("final_logit_softcapping", family.usual_logit_cap);
-  if (cap != 0 && (cap < kLeast || cap > kMost)) {
-    fail("{}: logits are capped at {}, expected {:g} to {:g}, or 0 for no cap", file.path(), cap, kLeast, kMost);
+  const double cap = keys.number_or(key, usual);
+  if (!(optional && cap == 0) && (cap < kLeast || cap > kMost)) {
+    fail("{}: key '{}' is {}, expected {:g} to {:g}{}", file.path(), key, cap, kLeast, kMost,
+         optional ? ", or 0 for no cap" : "");
   }
   return static_cast<float>(cap);
+}
+
+void read_caps(const GgufFile& file, Keys& keys, const Family& family, Hyperparameters& hp) {
+  const bool both = family.usual_score_cap > 0;
+  if (family.logit_cap) {
+    hp.logit_cap = read_cap(file, keys, "final_logit_softcapping", family.usual_logit_cap, !both);
+  }
+  if (both) hp.score_cap = read_cap(file, keys, "attn_logit_softcapping", family.usual_score_cap, false);
 }
 
 void read_scales(Keys& keys, Hyperparameters& hp) {
@@ -283,9 +294,9 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   check_heads(file, hp);
   read_delta(file, keys, *family, all_layers, hp);
-  if (family->logit_cap) hp.logit_cap = read_logit_cap(file, keys, *family);
+  read_caps(file, keys, *family, hp);
   if (family->embedding_root) hp.embedding_scale = std::sqrt(static_cast<float>(hp.width));
-  if (family->architecture == "gemma3") hp.query_scale = gemma3_query_scale(file, hp);
+  if (hp.layers == family->by_width_at) hp.query_scale = query_scale_by_width(file, hp);
   if (!(hp.rms_epsilon > 0) || hp.rms_epsilon > 1) {
     fail("{}: the RMS epsilon is {}, expected a number above 0 and at most 1", file.path(), hp.rms_epsilon);
   }

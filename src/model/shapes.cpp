@@ -42,6 +42,9 @@ constexpr Shape kShapes[] = {
     {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768, 1000000, {8, 2, 14336}},
     {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 1024, 50304, 4096, 10000, {64, 8, 1024}},
     {"qwen1.5-moe-a2.7b", "qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, 8192, 1000000, {60, 4, 1408, 5632}},
+    {"gemma2-2b", "gemma2", 26, 2304, 8, 4, 256, 9216, 256000, 8192, 10000, {}, 4096},
+    {"gemma2-9b", "gemma2", 42, 3584, 16, 8, 256, 14336, 256000, 8192, 10000, {}, 4096},
+    {"gemma2-27b", "gemma2", 46, 4608, 32, 16, 128, 36864, 256000, 8192, 10000, {}, 4096},
     {"gemma3-270m", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1000000, {}, 512},
     {"gemma3-1b", "gemma3", 26, 1152, 4, 1, 256, 6912, 262144, 32768, 1000000, {}, 512},
     {"gemma3-4b", "gemma3", 34, 2560, 8, 4, 256, 10240, 262208, 131072, 1000000, {}, 1024},
@@ -113,6 +116,7 @@ Hyperparameters known_shape(const std::string& name) {
     hp.shared_kv_layers = shape.shared_kv_layers;
     hp.value_norm = family.value_norm;
     hp.logit_cap = family.usual_logit_cap;
+    hp.score_cap = family.usual_score_cap;
     if (family.hybrid) {
       hp.delta = shape.delta;
       hp.gated_attention = true;

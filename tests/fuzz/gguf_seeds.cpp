@@ -81,7 +81,7 @@ int main(int argc, char** argv) try {
     tidal::test::small_model(architecture, mixture).save(folder / (architecture + "-experts.gguf"));
   }
   for (const std::string architecture :
-       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma3"}) {
+       {"olmo2", "smollm3", "seed_oss", "phi3", "glm4", "granite", "mistral3", "gemma2", "gemma3"}) {
     tidal::test::small_model(architecture, shape).save(folder / (architecture + ".gguf"));
   }
   using tidal::test::small_gemma4;
@@ -94,6 +94,7 @@ int main(int argc, char** argv) try {
   mixture.expert_ffn = 16;
   small_gemma4(mixture).save(folder / "gemma4-experts.gguf");
   gemma.layers = 4;
+  gemma.width = 8;
   gemma.shared_kv = 2;
   gemma.layer_input = 2;
   gemma.double_wide = true;

@@ -54,10 +54,10 @@ class Architectures : public testing::TestWithParam<Kind> {
 };
 
 inline const std::vector<Kind> kKinds = {
-    Kind{"llama"},         Kind{"qwen2"},    Kind{"qwen3"},       Kind{"llama", 4},      Kind{"qwen2moe", 5},
-    Kind{"qwen3moe", 8},   Kind{"olmoe", 6}, Kind{"olmo2"},       Kind{"smollm3", 0, 4}, Kind{"seed_oss"},
-    Kind{"phi3"},          Kind{"glm4"},     Kind{"granite"},     Kind{"gemma3"},        Kind{"gpt-oss", 5},
-    Kind{"granitemoe", 4}, Kind{"mistral3"}, Kind{"mistral3", 4}, Kind{"qwen35"},        Kind{"qwen35moe", 8},
-    Kind{"qwen3next", 8}};
+    Kind{"llama"},        Kind{"qwen2"},         Kind{"qwen3"},    Kind{"llama", 4},      Kind{"qwen2moe", 5},
+    Kind{"qwen3moe", 8},  Kind{"olmoe", 6},      Kind{"olmo2"},    Kind{"smollm3", 0, 4}, Kind{"seed_oss"},
+    Kind{"phi3"},         Kind{"glm4"},          Kind{"granite"},  Kind{"gemma2"},        Kind{"gemma3"},
+    Kind{"gpt-oss", 5},   Kind{"granitemoe", 4}, Kind{"mistral3"}, Kind{"mistral3", 4},   Kind{"qwen35"},
+    Kind{"qwen35moe", 8}, Kind{"qwen3next", 8}};
 
 }  // namespace tidal::golden

@@ -22,7 +22,9 @@ bool has_windows(const Family& family) { return family.window_pattern > 0; }
 bool has_own_base(const Family& family) {
   return has_windows(family) && family.window_rope != Family::WindowRope::Unscaled;
 }
-bool needs_no_window(const Family& family) { return has_windows(family) && family.architecture != "gpt-oss"; }
+bool needs_no_window(const Family& family) {
+  return has_windows(family) && family.architecture != "gpt-oss" && family.usual_window == 0;
+}
 
 /// LongRoPE's two sets of factors, of which the context, 128 and 256 in libllama, and the original one choose.
 void add_long_rope(GgufWriter& file, const std::string& prefix, uint32_t original_context) {
@@ -94,6 +96,12 @@ const Change kChanges[] = {
        file.set(prefix + "rope.scaling.original_context_length", 32u).set(prefix + "rope.scaling.attn_factor", 0.8f);
      },
      has_windows},
+    {"other cap of scores",
+     [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "attn_logit_softcapping", 0.5f); },
+     [](const Family& family) { return family.usual_score_cap > 0; }},
+    {"usual cap of scores",
+     [](GgufWriter& file, const std::string& prefix) { file.erase(prefix + "attn_logit_softcapping"); },
+     [](const Family& family) { return family.usual_score_cap > 0; }},
     {"capped logits",
      [](GgufWriter& file, const std::string& prefix) { file.set(prefix + "final_logit_softcapping", 2.0f); },
      [](const Family& family) { return family.logit_cap; }},

@@ -113,5 +113,36 @@ TEST_F(Gemma, GreedyTextPartsOnlyWhereRoundingDecides) {
   EXPECT_LT(margin, 4 * std::sqrt(2.0) * rounding);
 }
 
+TEST_F(Gemma, KeepingWindowsOnlyChangesNoBit) {
+  ASSERT_TRUE(engine_->pool().windows()) << "the layers keep the whole context, so this tests nothing";
+  EngineOptions options = engine_->options();
+  options.whole_windows = true;
+  Engine whole(*backend_, model_, engine_->plan(), options);
+  EXPECT_LT(engine_->pool().bytes(), whole.pool().bytes());
+  const Plan sparse = Plan::sketch(model_.hp, 1, sketch_policy(256));
+  const auto texts = [&](Engine& engine) {
+    Sequence sequence = engine.create();
+    std::vector<float> all = copy(engine.prefill(sequence, tokens_));
+    std::vector<Token> text;
+    // By full attention; once more behind half of the tokens, whose windows are gone; by a sparse plan.
+    for (const size_t length : {tokens_.size(), size_t{700}, size_t{701}}) {
+      sequence.truncate(static_cast<int>(length));
+      engine.set_plan(length == 701 ? sparse : Plan::full(model_.hp.layers));
+      Token token = tokens_[length / 2];
+      for (int i = 0; i < kGreedy; ++i) {
+        const auto logits = engine.decode(sequence, token);
+        token = argmax(logits);
+        text.push_back(token);
+        all.insert(all.end(), logits.begin(), logits.end());
+      }
+    }
+    return std::pair(text, all);
+  };
+  const auto [ours, logits] = texts(*engine_);
+  const auto [theirs, expected] = texts(whole);
+  EXPECT_EQ(ours, theirs);
+  EXPECT_TRUE(logits == expected);
+}
+
 }  // namespace
 }  // namespace tidal::golden

@@ -177,6 +177,23 @@ TEST_P(AttentionParity, RowsOfOthersChangeNothing) {
   }
 }
 
+TEST_P(AttentionParity, CappedScores) {
+  if (backend() == "cuda") GTEST_SKIP() << "refused there";
+  std::vector<ChunkShape> chunks = decoding(true);
+  for (const auto& [position, rows] : {std::pair{60, 3}, {70, 33}}) chunks.push_back({position, rows});
+  Inputs in(shape(), chunks, random_);
+  const std::vector<float> uncapped = attend("reference", in);
+  in.hp.score_cap = 0.8f;  // of scores of standard deviation 1
+  EXPECT_NE(attend("reference", in), uncapped);
+  expect_close("attend", attend(backend(), in), attend("reference", in),
+               attention_bounds(in.hp, in.batch, in.cache, in.q, true));
+  const Policy policy{.scope = Scope::Kv, .budget = kBudget};
+  const std::vector<int32_t> positions = random_selection(in, policy, random_);
+  expect_close("attend_sparse", attend_sparse(backend(), in, policy, positions),
+               attend_sparse("reference", in, policy, positions),
+               attention_bounds(in.hp, in.batch, in.cache, in.q, true, policy, positions));
+}
+
 // Whatever is not finite goes where the reference has it, and nowhere else.
 TEST_P(AttentionParity, NotFinite) {
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();

@@ -159,7 +159,7 @@ Bounded hidden_layer(const HostWeight& gate, const HostWeight& b_gate, const Hos
 }
 
 std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
-                                     std::span<const int32_t> positions, bool bf16, const float* sink) {
+                                     std::span<const int32_t> positions, bool bf16, const float* sink, double cap) {
   const int dim = cache.head_dim;
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   const size_t count = positions.size();
@@ -173,6 +173,7 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
       magnitudes[i] += std::abs(product);
       squares[i] += product * product;
     }
+    if (cap > 0) scores[i] = cap * std::tanh(scores[i] / cap);
     top = std::max(top, scores[i]);
   }
   std::vector<double> weights(count);
@@ -185,6 +186,10 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
     const Bf16* value = cache.row(chunk, kv_head, positions[i]) + dim;
     for (int d = 0; d < dim; ++d) out[d] += weights[i] * to_float(value[d]);
   }
+  // A cap makes errors no larger, and has some of its own: cap (2 / (1 + exp(-z)) - 1), where exp is off by 2 units in
+  // the last place, sum, quotient and difference by one each, and rounding z, which is small where the slope is not,
+  // moves it by another: less than 8.
+  const double of_cap = 8 * kFloat * cap * scale;
   // An error d_i of score i moves the output by sum_i p_i d_i (v_i - out).
   std::vector<double> chance(dim, 0.0), certain(dim, 0.0);
   for (size_t i = 0; i < count; ++i) {
@@ -192,7 +197,8 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
     const double rounded_q = bf16 ? kBf16 * scale * std::sqrt(squares[i]) : 0.0;
     // Float32: the sum of the score, the scaled score and its distance to the maximum, exp, the sums over positions.
     const double floats = kFloat * (2 * (dim + 8) * scale * magnitudes[i] +
-                                    4 * scale * (std::abs(scores[i]) + std::abs(top)) + 2.0 * count + 64);
+                                    4 * scale * (std::abs(scores[i]) + std::abs(top)) + 2.0 * count + 64) +
+                          2 * of_cap;
     for (int d = 0; d < dim; ++d) {
       const double v = to_float(value[d]);
       // 1.1 leaves room for the second order.
@@ -225,7 +231,8 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
         }
         const float* head = q.data() + static_cast<size_t>(row) * hp.q_width() + h * hp.head_dim;
         const auto own = attention_bounds(head, cache, chunk, h / hp.group(), positions, bf16,
-                                          sink_logits.empty() ? nullptr : &sink_logits[static_cast<size_t>(h)]);
+                                          sink_logits.empty() ? nullptr : &sink_logits[static_cast<size_t>(h)],
+                                          hp.product_cap(hp.head_dim));
         bounds.insert(bounds.end(), own.begin(), own.end());
       }
     }

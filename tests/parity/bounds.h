@@ -48,10 +48,11 @@ double activation_exponent(Activation activation, double gate);
 Bounded hidden_layer(const HostWeight& gate, const HostWeight& b_gate, const HostWeight& up, const HostWeight& b_up,
                      std::span<const float> x, Rounding rounding, Activation activation = Activation::Silu);
 
-/// The bounds of one query head's attention over some rows of the cache (and its sink, or null), when q and the softmax
-/// weights are rounded to bf16 (`bf16`) or everything is float32: [head_dim].
+/// The bounds of one query head's attention over some rows of the cache (and its sink, or null), q.k capped (0: not),
+/// when q and the softmax weights are rounded to bf16 (`bf16`) or everything is float32: [head_dim].
 std::vector<double> attention_bounds(const float* q, const HostCache& cache, const Chunk& chunk, int kv_head,
-                                     std::span<const int32_t> positions, bool bf16, const float* sink = nullptr);
+                                     std::span<const int32_t> positions, bool bf16, const float* sink = nullptr,
+                                     double cap = 0);
 
 /// The same for all rows and heads of a batch: [rows, q_width]. Sparse chunks read `selected` [rows, units, budget],
 /// unless it is empty.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/reference/math.h"
 #include "model/plan.h"
 #include "parity/bounds.h"
 
@@ -112,17 +113,18 @@ std::vector<int32_t> set_of(const std::vector<int32_t>& all, const Policy& polic
   return {first, std::find(first, first + most_selected(policy), -1)};
 }
 
-TEST_P(ScanParity, SketchesSetsAndOutput) {
-  const Inputs in(shape(), kContexts, random_);
+/// Sketches bit for bit, the selected positions of all policies, and the output.
+void expect_scans(const std::string& backend, const Inputs& in, int bits) {
+  const float cap = in.hp.product_cap(in.hp.head_dim);
   const double scale = 1 / std::sqrt(static_cast<double>(in.hp.head_dim));
   std::vector<std::vector<reference::Scores>> scores;  // [chunk][head]
   for (const Chunk& chunk : in.batch->chunks) {
     scores.emplace_back();
-    for (int h = 0; h < in.hp.heads; ++h) scores.back().push_back(in.scores(chunk, h, bits()));
+    for (int h = 0; h < in.hp.heads; ++h) scores.back().push_back(in.scores(chunk, h, bits));
   }
   int exact = 0, undecided = 0;
-  for (const Policy& policy : policies(bits())) {
-    const Scanned ours = scan(backend(), in, policy), theirs = scan("reference", in, policy);
+  for (const Policy& policy : policies(bits)) {
+    const Scanned ours = scan(backend, in, policy), theirs = scan("reference", in, policy);
     ASSERT_EQ(ours.sketches, theirs.sketches);
     const int units = scope_units(policy.scope, in.hp.heads, in.hp.kv_heads), heads = in.hp.heads / units;
     for (const Chunk& chunk : in.batch->chunks) {
@@ -138,8 +140,12 @@ TEST_P(ScanParity, SketchesSetsAndOutput) {
           ASSERT_EQ(a[a.size() - i], chunk.context() - i);
         }
         for (int i = 0; i < policy.sinks; ++i) ASSERT_EQ(a[i], i);
-        const std::span own(scores[&chunk - in.batch->chunks.data()].data() + static_cast<ptrdiff_t>(unit) * heads,
-                            heads);
+        std::vector<reference::Scores> own(scores[&chunk - in.batch->chunks.data()].begin() + unit * heads,
+                                           scores[&chunk - in.batch->chunks.data()].begin() + (unit + 1) * heads);
+        const bool capped = weighs(own_policy, in.hp.heads, in.hp.kv_heads);
+        for (reference::Scores& head : own) {
+          for (float& score : head) score = reference::capped(score, capped ? cap : 0);
+        }
         EXPECT_EQ(b, reference::select_positions(own, own_policy, scale));
         const bool pooled = policy.pooling == Pooling::Sum && heads > 1;
         if (a != b && pooled && rounding_decides(own, own_policy, scale, b)) {
@@ -155,12 +161,21 @@ TEST_P(ScanParity, SketchesSetsAndOutput) {
             return std::vector<float>(out.begin() + first, out.begin() + first + in.hp.head_dim);
           };
           expect_close("scan", row(ours.out), row(theirs.out),
-                       attention_bounds(in.query(chunk, h), in.cache, chunk, h / in.hp.group(), a, true));
+                       attention_bounds(in.query(chunk, h), in.cache, chunk, h / in.hp.group(), a, true, nullptr, cap));
         }
       }
     }
   }
   EXPECT_GE(exact, 9 * undecided) << "too many sets hang on rounding for this to be a test";
+}
+
+TEST_P(ScanParity, SketchesSetsAndOutput) { expect_scans(backend(), Inputs(shape(), kContexts, random_), bits()); }
+
+TEST_P(ScanParity, CappedScores) {
+  if (backend() == "cuda") GTEST_SKIP() << "refused there";
+  Inputs in(shape(), kContexts, random_);
+  in.hp.score_cap = 2;
+  expect_scans(backend(), in, bits());
 }
 
 TEST_P(ScanParity, ThreadsChangeNothing) {

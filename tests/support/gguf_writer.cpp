@@ -281,10 +281,14 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
     writer.set(prefix + "embedding_scale", 12.0f).set(prefix + "residual_scale", 0.6f);
     writer.set(prefix + "attention.scale", 0.4f).set(prefix + "logit_scale", 3.0f);
   }
-  if (architecture == "gemma3" || architecture == "olmo2" || gpt_oss) {
+  const bool gemma = architecture == "gemma2" || architecture == "gemma3";
+  if (gemma || architecture == "olmo2" || gpt_oss) {
     writer.set(prefix + "attention.sliding_window", 32u).set(prefix + "attention.sliding_window_pattern", 2u);
   }
-  if (architecture == "gemma3" || gpt_oss) writer.set(prefix + "rope.freq_base_swa", 500.0f);
+  if (gemma || gpt_oss) writer.set(prefix + "rope.freq_base_swa", 500.0f);
+  if (architecture == "gemma2") {  // so that they bite
+    writer.set(prefix + "attn_logit_softcapping", 2.0f).set(prefix + "final_logit_softcapping", 3.0f);
+  }
   if (architecture == "mistral3") {
     writer.set(prefix + "attention.temperature_scale", 0.1f);
     writer.set(prefix + "rope.scaling.original_context_length", 16u);
@@ -333,7 +337,7 @@ GgufWriter small_model(const std::string& architecture, const SmallShape& shape)
     if (!recurrent) matrix(block + "attn_output.weight", shape.width, q_width);
     if (gpt_oss) vector(block + "attn_output.bias", shape.width, 0.0f);
     if (gpt_oss) vector(block + "attn_sinks.weight", shape.heads, 1.0f);
-    const bool post_norms = architecture == "olmo2" || architecture == "glm4" || architecture == "gemma3";
+    const bool post_norms = architecture == "olmo2" || architecture == "glm4" || gemma;
     const bool named_post = architecture == "seed_oss" || hybrid || gpt_oss;  // the norm before the MLP
     if (post_norms || named_post) vector(block + "post_attention_norm.weight", shape.width, 1.0f);
     if (post_norms) vector(block + "post_ffw_norm.weight", shape.width, 1.0f);

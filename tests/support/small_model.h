@@ -37,6 +37,16 @@ inline Hyperparameters small_hybrid() {
   return hp;
 }
 
+/// Of every three layers two see a window, as in Gemma 3; `sinks`: heads have sink logits, as in gpt-oss.
+inline Hyperparameters small_windowed(int window, bool sinks = false) {
+  Hyperparameters hp = small_shape(9);
+  hp.architecture = sinks ? "gpt-oss" : "gemma3";
+  for (int l = 0; l < hp.layers; ++l) hp.windows.push_back(l % 3 == 2 ? 0 : window);
+  hp.sink_logits = sinks;
+  if (!sinks) hp.window_rope = make_rope(Rope::Pairing::Halves, hp.head_dim, 1000, {}, {});
+  return hp;
+}
+
 /// Every matrix in `type`, norms of 1.
 inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backend& backend, uint64_t stream = 77) {
   Random random(stream);
@@ -89,6 +99,8 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
       layer.window_rope = hp.rotates_by_window_rope(l);
       if (hp.gated_attention) layer.attn_gate = matrix(hp.q_width(), hp.width);
     }
+    layer.window_rope = hp.rotates_by_window_rope(l);
+    if (hp.sink_logits) layer.sink_logits = floats(1, hp.heads, 0, 1);
     layer.ffn_norm = ones(hp.width);
     layer.gate = matrix(hp.ffn, hp.width);
     layer.up = matrix(hp.ffn, hp.width);

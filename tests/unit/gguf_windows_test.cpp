@@ -114,6 +114,31 @@ TEST(GgufWindows, GemmaScalesEmbeddingsAndAtOneSizeQueries) {
   }
 }
 
+TEST(GgufWindows, Gemma2CapsScoresAndLogits) {
+  GgufWriter writer = small_model("gemma2", {.layers = 4});
+  Hyperparameters hp = hyperparameters(writer);
+  EXPECT_EQ(hp.score_cap, 2.0f);
+  EXPECT_EQ(hp.logit_cap, 3.0f);
+  EXPECT_EQ(hp.product_cap(16), 8.0f);
+  EXPECT_FALSE(hp.scales_queries());
+  writer.erase("gemma2.attn_logit_softcapping").erase("gemma2.final_logit_softcapping");
+  writer.erase("gemma2.attention.sliding_window").erase("gemma2.rope.freq_base_swa");
+  hp = hyperparameters(writer);
+  EXPECT_EQ(hp.score_cap, 50.0f);
+  EXPECT_EQ(hp.logit_cap, 30.0f);
+  EXPECT_THAT(hp.windows, ElementsAre(4096, 0, 4096, 0));
+  EXPECT_EQ(hp.window_rope.frequencies, hp.rope.frequencies);
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    GgufWriter wrong = writer;
+    EXPECT_EQ(refusal(wrong.set("gemma2." + std::string(key), 0.0f)),
+              "test.gguf: key '" + std::string(key) + "' is 0, expected 0.001 to 1e+09");
+  }
+  EXPECT_EQ(refusal(writer.set("gemma2.attention.sliding_window", 0u)),
+            "test.gguf: key 'gemma2.attention.sliding_window' is 0, expected 1 to 2^24");
+  const SmallShape largest{.layers = 46, .width = 100, .heads = 3, .kv_heads = 1, .ffn = 16, .head_size = 16};
+  EXPECT_FLOAT_EQ(hyperparameters(small_model("gemma2", largest)).query_scale, std::sqrt(16.0f / 33));
+}
+
 TEST(GgufWindows, GptOssHasAWindowASinkAHeadAndBiases) {
   GgufWriter writer = small_model("gpt-oss", {.layers = 3});
   const Bytes bytes = writer.bytes();

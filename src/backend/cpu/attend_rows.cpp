@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "backend/cpu/vector_ops.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/attend_rows.cpp"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
@@ -244,7 +246,9 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
     }
     for (int h = 0; h < a.heads; ++h) {
       float* scores = weights + h * kRound;
-      if (a.scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
+      if (a.scores && !a.capped_scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
+      if (a.cap > 0) cap_by(a.cap, count, scores);
+      if (a.scores && a.capped_scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
       const float shrink = SoftmaxRound(scores, count, a.scale, a.part.maximum[h], a.part.sum[h]);
       if (shrink != 1.0f) ScaleOutput(output + h * padded, padded, shrink);
     }

@@ -24,9 +24,11 @@ struct AttendRowsArgs {
   int head_dim = 0;                   ///< multiple of 16, at most kMostHeadDim
   const Bf16* const* rows = nullptr;  ///< [count] rows [K head_dim | V head_dim]
   int count = 0;
+  float cap = 0;            ///< q.k become cap * tanh(q.k / cap) for the softmax; 0: they stay
   float scale = 1;          ///< factor on q.k before the softmax
   float* scores = nullptr;  ///< when set: raw q.k of head h and row i goes to scores[h * scores_stride + i]
   std::ptrdiff_t scores_stride = 0;
+  bool capped_scores = false;  ///< `scores` gets them with their cap
   AttentionPart part;
 };
 

@@ -87,16 +87,17 @@ void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, con
 void Attention::find_rows(const Item& item, KvLayer kv, const Bf16** rows) const {
   const int kv_head = item.first_head / group_;
   const int64_t row_elements = int64_t{2} * head_dim_;
+  const std::span<const BlockId> blocks = item.chunk->blocks_of(kv);
   if (item.selected) {
     for (int i = item.begin; i < item.end; ++i) {
       const auto position = static_cast<uint32_t>(item.selected[i]);
-      *rows++ = kv.tile(item.chunk->blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_elements;
+      *rows++ = kv.tile(blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_elements;
     }
     return;
   }
   for (int begin = item.begin; begin < item.end;) {
     const int first = begin % kBlockTokens, count = std::min(item.end - begin, kBlockTokens - first);
-    const Bf16* tile = kv.tile(item.chunk->blocks[begin / kBlockTokens], kv_head);
+    const Bf16* tile = kv.tile(blocks[begin / kBlockTokens], kv_head);
     for (int i = first; i < first + count; ++i) *rows++ = tile + i * row_elements;
     begin += count;
   }
@@ -124,8 +125,10 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   args.head_dim = head_dim_;
   args.rows = rows;
   args.count = count;
+  args.cap = options_.cap;
   args.scale = scale_;
   if (scores) {
+    args.capped_scores = weighs(item.chunk->policy, heads_, heads_ / group_);
     args.scores = scores + item.first_head * score_stride_ + item.begin;
     args.scores_stride = score_stride_;
   }
@@ -166,7 +169,7 @@ void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& 
 }
 
 void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  scan_.select(chunk, q.row(chunk.first_row), kv, scores_.as<float>(), score_stride_, selection);
+  scan_.select(chunk, q.row(chunk.first_row), kv, options_.cap, scores_.as<float>(), score_stride_, selection);
   add_sparse(chunk, selection);
   run_items(q, kv, out, nullptr);
 }

@@ -18,6 +18,7 @@ namespace tidal {
 /// What a layer's attention has of its own.
 struct LayerOptions {
   int window = 0;                      ///< Hyperparameters::window()
+  float cap = 0;                       ///< Hyperparameters::product_cap()
   const float* sink_logits = nullptr;  ///< [heads], of Backend::attend(); null: none
 };
 

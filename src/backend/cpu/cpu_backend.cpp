@@ -160,7 +160,8 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
       const float* key = k.row(row) + h * dim;
       float* value = v.row(row) + h * dim;
       if (hp_.value_norm) rms_norm(value, kOnes.data(), dim, hp_.rms_epsilon, value);
-      Bf16* to = kv.tile(chunk.blocks[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
+      Bf16* to =
+          kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
       floats_to_bf16(key, dim, to);
       floats_to_bf16(value, dim, to + dim);
     }
@@ -169,7 +170,7 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
 #pragma omp parallel for schedule(static) num_threads(threads_) if (chunk.rows > kShortChunk)
     for (int i = 0; i < chunk.rows; ++i) finish_row(chunk, i);
     if (const int first = chunk.first_full(), end = chunk.end_full(); layer.wk && first < end) {
-      sketch(kv, chunk.blocks.subspan(first, end - first));
+      sketch(kv, chunk.blocks_of(kv).subspan(first, end - first));
     }
   }
 }

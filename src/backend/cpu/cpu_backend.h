@@ -47,7 +47,8 @@ class CpuBackend final : public Backend {
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
               const Weight& sink_logits) override {
-    attention_.attend(batch, layer, {hp_.window(layer), sink_logits.floats()}, q, kv, selection, out);
+    attention_.attend(batch, layer, {hp_.window(layer), hp_.product_cap(kv.head_dim), sink_logits.floats()}, q, kv,
+                      selection, out);
   }
   void gate(const Layer& layer, Rows x, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;

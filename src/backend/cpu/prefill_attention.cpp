@@ -64,6 +64,7 @@ struct Task {
 void pack_span(const Task& task, int kv_head, int begin, int count, int end, const Tile& t) {
   constexpr int kPiece = 16;  // every head size is a multiple of this
   const int dim = task.kv.head_dim;
+  const std::span<const BlockId> blocks = task.chunk.blocks_of(task.kv);
   for (int i = 0; i < count; ++i) {
     const int position = begin + i;
     const size_t at = static_cast<size_t>(dim) * i;
@@ -73,7 +74,7 @@ void pack_span(const Task& task, int kv_head, int begin, int count, int end, con
       std::memset(t.v + task.elements.bytes() * at, 0, bytes);
       return;
     }
-    const Bf16* from = task.kv.tile(task.chunk.blocks[position / kBlockTokens], kv_head) +
+    const Bf16* from = task.kv.tile(blocks[position / kBlockTokens], kv_head) +
                        static_cast<int64_t>(position % kBlockTokens) * 2 * dim;
     if (task.elements.bf16()) {
       auto* k = reinterpret_cast<Bf16*>(t.k) + at;
@@ -97,6 +98,7 @@ void weigh_row(const Task& task, const Tile& t, int index, int first, int visibl
   const int dim = task.kv.head_dim;
   float* scores = t.s + index * kSpan;
   float shrink = 1;
+  if (task.options.cap > 0 && visible > first) cap_by(task.options.cap, visible - first, scores + first);
   std::fill_n(scores, first, -std::numeric_limits<float>::infinity());
   if (visible <= first) {
     std::fill_n(scores, columns, 0.0f);

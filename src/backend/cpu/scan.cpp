@@ -91,12 +91,16 @@ bool Scan::find_factors() {
 
 void Scan::select_by_scores(const Row& row, const Policy& policy, const Selection& selection) {
   const int pieces = static_cast<int>(ends_.size()), context = row.chunk->context();
-  const bool weighs = policy.top_p < 1 || selector_.takes_terms(policy);
+  const bool weighs = tidal::weighs(policy, heads_, heads_ / group_);
 #pragma omp parallel num_threads(threads_)
   {
 #pragma omp for schedule(static)
     for (int task = 0; task < heads_ / group_ * pieces; ++task) {
-      score(row, task / pieces, begin_of(task % pieces), ends_[task % pieces], nullptr);
+      const int kv_head = task / pieces, begin = begin_of(task % pieces), end = ends_[task % pieces];
+      score(row, kv_head, begin, end, nullptr);
+      for (int h = kv_head * group_; weighs && row.cap > 0 && h < (kv_head + 1) * group_; ++h) {
+        cap_by(row.cap, end - begin, row.scores + h * row.stride + begin);
+      }
     }
 #pragma omp for schedule(static)
     for (int h = 0; h < (weighs ? heads_ : 0); ++h) {
@@ -107,12 +111,13 @@ void Scan::select_by_scores(const Row& row, const Policy& policy, const Selectio
                    policy, selection);
 }
 
-void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float* scores, int64_t stride,
+void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float cap, float* scores, int64_t stride,
                   const Selection& selection) {
-  const Row row{&chunk, q, &kv, scores, stride};
+  const Row row{&chunk, q, &kv, cap, scores, stride};
   const Policy policy = scan_policy(chunk.policy, chunk.context());
   divide(chunk.context());
-  if (!selector_.takes_terms(policy)) return select_by_scores(row, policy, selection);
+  // Terms are made of scores as they are.
+  if (cap > 0 || !selector_.takes_terms(policy)) return select_by_scores(row, policy, selection);
   const int pieces = static_cast<int>(ends_.size());
 #pragma omp parallel num_threads(threads_)
   {

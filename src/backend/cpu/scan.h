@@ -13,8 +13,9 @@ class Scan {
   Scan(int threads, Selector& selector) : threads_(threads), selector_(selector) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
-  /// Selects for the row of a chunk, by scan_policy(). q: [heads, head_dim]; scores: work space [heads, stride].
-  void select(const Chunk& chunk, const float* q, const KvLayer& kv, float* scores, int64_t stride,
+  /// Selects for the row of a chunk, by scan_policy(). q: [heads, head_dim]; cap: of q.k, 0: none; scores: work space
+  /// [heads, stride].
+  void select(const Chunk& chunk, const float* q, const KvLayer& kv, float cap, float* scores, int64_t stride,
               const Selection& selection);
 
  private:
@@ -23,6 +24,7 @@ class Scan {
     const Chunk* chunk;
     const float* q;
     const KvLayer* kv;
+    float cap;
     float* scores;
     int64_t stride;
   };

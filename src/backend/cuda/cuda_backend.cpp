@@ -84,6 +84,7 @@ class CudaBackend final : public Backend {
     if (hp.value_norm || hp.shared_kv_layers > 0 || hp.layer_input > 0 || !hp.ffns.empty()) {
       return "models of Gemma 4's kind";
     }
+    if (hp.score_cap != 0) return "models whose scores of attention are capped";
     if (hp.logit_cap != 0) return "models whose logits are capped";
     if (experts.own_norms) return "experts with norms of their own";
     if (hp.head_dim > kMostDim) return "heads of more than 256 elements";
@@ -180,7 +181,8 @@ void CudaBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
 int64_t CudaBackend::reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const {
   return Matrices::workspace_bytes(hp, max_rows) +
          static_cast<int64_t>(attention_.workspace_bytes(hp, max_rows, max_context) +
-                              StepUpload::bytes(max_rows, max_context) + Results::bytes(hp.vocab, max_rows));
+                              StepUpload::bytes(max_rows, max_context, !hp.windows.empty()) +
+                              Results::bytes(hp.vocab, max_rows));
 }
 
 void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
@@ -193,7 +195,7 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   graphs_.clear();
   matrices_.reserve(hp, max_rows);
   attention_.reserve(hp, max_rows, max_context);
-  upload_.reserve(max_rows, max_context);
+  upload_.reserve(max_rows, max_context, !hp.windows.empty());
   results_.reserve(hp.vocab, max_rows);
 }
 
@@ -220,6 +222,7 @@ void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
   }
   upload_.begin(batch, stream_);
   shape.tables = upload_.tables();
+  shape.window_tables = upload_.window_tables();
   list_.shape = shape;
   list_.ops.emplace_back(AnglesOp{});
 }

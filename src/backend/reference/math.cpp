@@ -33,6 +33,8 @@ void rms_norm(const float* x, const Weight& weight, int count, float epsilon, fl
   for (int i = 0; i < count; ++i) out[i] = static_cast<float>(x[i] * factor * (weight ? weight.floats()[i] : 1.0f));
 }
 
+float capped(float x, float cap) { return cap == 0 ? x : cap * std::tanh(x / cap); }
+
 float activate(Activation activation, float gate, float up) {
   const auto swish = [&](float exponent) { return gate / (1.0f + std::exp(-exponent)) * up; };
   switch (activation) {

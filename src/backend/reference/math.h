@@ -31,6 +31,8 @@ void dequantise(const Weight& weight, int64_t row, float* to);
 void multiply(const Weight& weight, const Weight& bias, Rows x, Rows y);
 /// out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]; `out` may be `x`, an absent weight is 1.
 void rms_norm(const float* x, const Weight& weight, int count, float epsilon, float* out);
+/// cap * tanh(x / cap); a cap of 0 is none.
+float capped(float x, float cap);
 /// What a hidden layer makes of one gate and up.
 float activate(Activation activation, float gate, float up);
 /// The hidden layer of gate x + its bias and up x + its bias for every row: [rows, gate.rows]; biases may be absent.

@@ -27,13 +27,14 @@ void free_memory(std::byte* data, size_t) { ::operator delete(data, kAlignment);
 
 /// The row [K | V] of one position and KV head.
 Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
-  return kv.tile(chunk.blocks[position / kBlockTokens], kv_head) +
+  return kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], kv_head) +
          static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
 }
 
 /// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
+/// cap: of these scores in the softmax; 0: none.
 Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
-                   const float* sink_logit, float* out) {
+                   float cap, const float* sink_logit, float* out) {
   const int dim = kv.head_dim;
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
   Scores scores(positions.size());
@@ -43,13 +44,13 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
     double sum = 0;
     for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
     scores[i] = static_cast<float>(sum);
-    top = std::fmax(top, scores[i]);
+    top = std::fmax(top, reference::capped(scores[i], cap));
   }
   double total = 0;
   std::vector<double> result(dim, 0.0);
   for (size_t i = 0; i < positions.size(); ++i) {
     const Bf16* value = kv_row(chunk, kv, kv_head, positions[i]) + dim;
-    const double weight = std::exp((static_cast<double>(scores[i]) - top) * scale);
+    const double weight = std::exp((static_cast<double>(reference::capped(scores[i], cap)) - top) * scale);
     total += weight;
     for (int d = 0; d < dim; ++d) result[d] += weight * to_float(value[d]);
   }
@@ -104,8 +105,7 @@ class ReferenceBackend final : public Backend {
   std::vector<Scores> attend_row(const Chunk& chunk, int index, int first, Rows q, KvLayer kv, const float* sink_logits,
                                  Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
-  void select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
-              const Selection& selection) const;
+  void select(const Chunk& chunk, const Policy& policy, std::vector<Scores> scores, const Selection& selection) const;
   /// Every head's scores of a sparse chunk's row: full blocks by their sketches, the last one by its keys.
   std::vector<Scores> scan(const Chunk& chunk, Rows q, KvLayer kv) const;
   /// All heads of a sparse chunk's row over their selected positions.
@@ -184,7 +184,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
         }
       }
     }
-    for (int b = chunk.first_full(); layer.wk && b < chunk.end_full(); ++b) sketch(kv, chunk.blocks.subspan(b, 1));
+    for (int b = chunk.first_full(); layer.wk && b < chunk.end_full(); ++b)
+      sketch(kv, chunk.blocks_of(kv).subspan(b, 1));
   }
 }
 
@@ -197,7 +198,8 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   for (int h = 0; h < hp_.heads; ++h) {
     const int64_t offset = int64_t{h} * kv.head_dim;
     scores.push_back(attend_head(q.row(row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, positions,
-                                 sink_logits ? sink_logits + h : nullptr, out.row(row) + offset));
+                                 hp_.product_cap(kv.head_dim), sink_logits ? sink_logits + h : nullptr,
+                                 out.row(row) + offset));
   }
   return scores;
 }
@@ -217,7 +219,7 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
       sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
     }
     if (!filling.empty()) {
-      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, nullptr, unused.data());
+      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, 0, nullptr, unused.data());
       own.insert(own.end(), exact.begin(), exact.end());
     }
     scores.push_back(std::move(own));
@@ -225,11 +227,15 @@ std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer k
   return scores;
 }
 
-void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, const std::vector<Scores>& scores,
+void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, std::vector<Scores> scores,
                               const Selection& selection) const {
   const int units = scope_units(policy.scope, hp_.heads, hp_.kv_heads);
   const int heads = hp_.heads / units;  // that share one set
   const double scale = 1.0 / std::sqrt(static_cast<double>(hp_.head_dim));
+  const float cap = weighs(policy, hp_.heads, hp_.kv_heads) ? hp_.product_cap(hp_.head_dim) : 0;
+  for (Scores& head : scores) {
+    for (float& score : head) score = reference::capped(score, cap);
+  }
   for (int unit = 0; unit < units; ++unit) {
     const std::span<const Scores> own(scores.data() + static_cast<size_t>(unit) * heads, heads);
     const auto chosen = reference::select_positions(own, policy, scale);
@@ -246,7 +252,8 @@ void ReferenceBackend::attend_selected(const Chunk& chunk, Rows q, KvLayer kv, c
     const std::span<const int32_t> chosen(selection.unit(chunk, unit), selection.count(chunk, unit));
     const int64_t offset = int64_t{h} * kv.head_dim;
     attend_head(q.row(chunk.first_row) + offset, chunk, kv, h * kv.kv_heads / hp_.heads, chosen,
-                sink_logits ? sink_logits + h : nullptr, out.row(chunk.first_row) + offset);
+                hp_.product_cap(kv.head_dim), sink_logits ? sink_logits + h : nullptr,
+                out.row(chunk.first_row) + offset);
   }
 }
 
@@ -379,8 +386,7 @@ void ReferenceBackend::logits(const Weight& norm, const Weight& output, const Ba
     reference::rms_norm(x.row(batch.logit_rows[i]), norm, x.width, hp_.rms_epsilon, normed->row(i));
   }
   reference::multiply(output, {}, normed, {logits.data(), normed->rows, static_cast<int>(output.rows)});
-  if (hp_.logit_cap == 0) return;
-  for (float& logit : logits) logit = hp_.logit_cap * std::tanh(logit / hp_.logit_cap);
+  for (float& logit : logits) logit = reference::capped(logit, hp_.logit_cap);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "cli/options/backend_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/thread_count.h"
+#include "cli/options/window_options.h"
 #include "core/error.h"
 #include "core/utf8.h"
 #include "model/load.h"
@@ -29,7 +30,7 @@ struct BenchFlags {
   std::string depths = "0", batches = "1", baseline, fill = "prefill", format = "md";
   BackendOptions backend;
   std::optional<std::string> attention;
-  bool details = false;
+  bool details = false, whole_windows = false;
   PlanOptions plan;
 };
 
@@ -86,6 +87,7 @@ void run_bench(const BenchFlags& flags) {
   run.generate = flags.generate;
   run.repetitions = flags.repetitions;
   run.random = flags.fill == "random";
+  run.whole_windows = flags.whole_windows;
   run.stopped = [&] { return interrupt.raised(); };
   run.progress = [&](const std::string& text) { status.show(text); };
 
@@ -141,7 +143,7 @@ void run_bench(const BenchFlags& flags) {
   try {
     const int64_t sketches = bench_tidal(run, *backend, *model, plans);
     const int64_t peak = peak_memory(), weights = model->file_bytes;
-    const int64_t cache = run.hp.kv_bytes_per_token() * run.context() * run.batches.back();
+    const int64_t cache = engine_memory(*backend, run.hp, plans[0].plan, engine_options(run)).cache;
     if (peak > 0 && weights > 0) {
       notes.push_back(fmt::format("tidal's peak memory: {}; the model file has {}, the KV cache {}{}.", mebibytes(peak),
                                   mebibytes(weights), mebibytes(cache),
@@ -177,6 +179,7 @@ void add_bench_command(CLI::App& app) {
   bench->add_option("-t,--threads", flags->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   bench->add_option("--attention", flags->attention, std::string(kBenchAttentionHelp) + "; exact takes batch 1")
       ->type_name("WORD,...");
+  add_window_option(*bench, flags->whole_windows);
   add_backend_options(*bench, flags->backend);
   bench->add_option("--baseline", flags->baseline, "Also measure another engine in this process: llama.cpp");
   bench->add_option("--fill", flags->fill, "How the cache gets to the depth: prefill, or random numbers (fast)")

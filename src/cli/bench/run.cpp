@@ -50,12 +50,9 @@ void say(const BenchRun& run, const BenchCase& which, const std::string& what) {
 }
 
 // Another sequence with the same content in blocks of its own: a fork would make a batch read the same memory again.
-Sequence copy_of(Engine& engine, const Sequence& from) {
-  Sequence copy = engine.create();
-  copy.reserve(from.length());
-  for (int b = 0; b < blocks_for(from.length()); ++b) engine.pool().copy(copy.blocks()[b], from.blocks()[b]);
-  copy.append(from.tokens(), true);
-  copy.states() = from.states().fork();
+Sequence copy_of(const Sequence& from) {
+  Sequence copy = from.fork();
+  copy.own_blocks();
   return copy;
 }
 
@@ -71,6 +68,7 @@ void extend(const BenchRun& run, Engine& engine, Sequence& sequence, int depth) 
     run.progress(fmt::format("tidal: prefilling {} of {} tokens", from + done, depth));
     return true;
   });
+  sequence.windows().save(depth);
   sequence.states().save();  // what every test goes back to, none is to pay for
 }
 
@@ -227,6 +225,7 @@ EngineOptions engine_options(const BenchRun& run) {
   options.context = run.context();
   options.sequences = run.batches.back();
   options.tokens = int64_t{options.context} * options.sequences;
+  options.whole_windows = run.whole_windows;
   return options;
 }
 
@@ -241,7 +240,7 @@ int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, s
     copies.reserve(largest);
     for (const int batch : run.batches) {
       while (static_cast<int>(sequences.size()) < batch) {
-        copies.push_back(copy_of(engine, first));
+        copies.push_back(copy_of(first));
         sequences.push_back(&copies.back());
       }
       for (const BenchPlan& plan : plans) {

@@ -66,7 +66,8 @@ class LongBenchRun {
             session_.backend(), session_.model(), Plan::full(session_.model().hp.layers),
             EngineOptions{.context = room,
                           .tokens = room + greedy_answer_tokens(std::min(plans, kStepSequences) + 1, 1, most_),
-                          .sequences = std::min(plans, kStepSequences)});
+                          .sequences = std::min(plans, kStepSequences),
+                          .whole_windows = true});  // prompts are cut back to what the next one shares
         cache.emplace(*engine);
       }
       ask(*engine, *cache, example, missing);

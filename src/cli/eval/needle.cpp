@@ -135,7 +135,8 @@ class NeedleRun {
                        EngineOptions{.context = room,
                                      .tokens = room + greedy_answer_tokens(std::min(cases, kStepSequences) + 1,
                                                                            question + 64, 2 * asked.answer_tokens),
-                                     .sequences = std::min(cases, kStepSequences)});
+                                     .sequences = std::min(cases, kStepSequences),
+                                     .whole_windows = true});  // prompts are cut back to what the next one shares
         cache.emplace(*engine);
       }
       answer(*engine, *cache, asked, which, needle_prompt_key(length, depth, key));

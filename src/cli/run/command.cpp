@@ -34,6 +34,7 @@ class Run {
  private:
   /// What the cache and the rest will take, as far as the flags tell before the prompt is read.
   int64_t memory_beside(const Hyperparameters& hp) const;
+  EngineOptions engine_options(int context) const;
   void make_engine(int context);
   void tell_plan() const;
   /// One prompt: all of the conversation, by the chat template or as it is.
@@ -77,20 +78,26 @@ Run::Run(const RunOptions& options)
   warn_of_long_context(context, hp.context);
   if (options.plan.attention != "full") check_budget(options.plan, context > 0 ? context : hp.context);
   plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
+  if (!options.session.empty() && !options.whole_windows) tell_whole_windows("--session", hp);
   if (!options.save_plan.empty()) save_plan(options.save_plan, plan_.plan, hp);
 }
 
 int64_t Run::memory_beside(const Hyperparameters& hp) const {
   const int given = options_.context.value_or(std::min(hp.context, std::max(options_.predict, 1)));
   return engine_memory(*backend_, hp, choose_plan(options_.plan, hp).plan,
-                       {.context = given > 0 ? given : hp.context, .chunk = options_.chunk})
+                       engine_options(given > 0 ? given : hp.context))
       .total();
+}
+
+EngineOptions Run::engine_options(int context) const {
+  EngineOptions options{.context = context, .chunk = options_.chunk};
+  options.whole_windows = options_.whole_windows || !options_.session.empty();
+  return options;
 }
 
 void Run::make_engine(int context) {
   sampler_ = std::make_unique<Sampler>(*tokenizer_, sampler_options(options_, context));
-  engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan,
-                                     EngineOptions{.context = context, .chunk = options_.chunk});
+  engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine_options(context));
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
   if (options_.exact.given()) {
     if (options_.exact.drafts > context) {

@@ -79,6 +79,7 @@ void add_run_options(CLI::App& app, RunOptions& options) {
   app.add_option("--ubatch-size", options.chunk, "Tokens of one prefill pass (default: 512, on a GPU 2048)")
       ->envname("TIDAL_UBATCH_SIZE")
       ->type_name("N");
+  add_window_option(app, options.whole_windows);
   add_backend_options(app, options.backend);
   add_text_options(app, options);
   add_choice_options(app, options);

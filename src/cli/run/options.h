@@ -9,6 +9,7 @@
 #include "cli/options/chat_template_options.h"
 #include "cli/options/generation_options.h"
 #include "cli/options/plan_options.h"
+#include "cli/options/window_options.h"
 #include "text/sampler.h"
 
 namespace tidal {
@@ -22,7 +23,8 @@ struct RunOptions {
   /// Positions; 0: what the model was trained for; nullopt: as many as the run can need, at most that.
   std::optional<int> context;
   std::optional<int> threads;
-  std::optional<int> chunk;  ///< tokens of one prefill pass
+  std::optional<int> chunk;    ///< tokens of one prefill pass
+  bool whole_windows = false;  ///< layers with a window keep the whole context
   int64_t seed = -1;
   SamplerOptions sampler;
   std::string grammar, grammar_file;

@@ -53,6 +53,8 @@ EngineOptions Loaded::engine_options(const Hyperparameters& hp) const {
   options.tokens = options_.cache_tokens > 0 ? options_.cache_tokens : 2 * int64_t{options.context};
   options.chunk = options_.chunk;
   options.sequences = options_.parallel;
+  options.windows = 4;  // for what the prefix cache goes on with
+  options.whole_windows = options_.whole_windows || !options_.cache_dir.empty();
   return options;
 }
 
@@ -74,6 +76,7 @@ Loaded::Loaded(const ServeOptions& options)
   }
   if (options.plan.attention != "full") check_budget(options.plan, engine.context);
   plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
+  if (!options.cache_dir.empty() && !options.whole_windows) tell_whole_windows("--cache-dir", hp);
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine);
   server::ServiceParts parts{*engine_, tokenizer_};
   parts.scheduler = {.queue = options.queue, .prefill_share = options.prefill_share, .sessions = open_sessions()};

@@ -56,6 +56,7 @@ void add_batch_options(CLI::App& app, ServeOptions& options) {
       "TIDAL_PREFILL_SHARE");
   add("-t,--threads", options.threads, "Threads (default: all processors)", "TIDAL_THREADS");
   add("--ubatch-size", options.chunk, "Tokens of one prefill pass (default: 512, on a GPU 2048)", "TIDAL_UBATCH_SIZE");
+  add_window_option(app, options.whole_windows, "Batch");
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "cli/options/chat_template_options.h"
 #include "cli/options/generation_options.h"
 #include "cli/options/plan_options.h"
+#include "cli/options/window_options.h"
 #include "text/sampler.h"
 
 namespace tidal {
@@ -34,6 +35,7 @@ struct ServeOptions {
   int prefill_share = 0;  ///< prompt tokens of a step beside running answers; 0: a whole chunk
   std::optional<int> threads;
   std::optional<int> chunk;
+  bool whole_windows = false;  ///< layers with a window keep the whole context
 
   int64_t seed = -1;
   SamplerOptions sampler;

@@ -80,6 +80,8 @@ void metrics(Service& service, const ExchangePointer& exchange) {
   gauge("kv_blocks", "Blocks of 64 positions in the cache.", state.blocks);
   gauge("kv_blocks_free", "Blocks that hold nothing.", state.free_blocks);
   gauge("kv_blocks_prefix", "Blocks that the prefix cache holds.", state.cached_blocks);
+  gauge("kv_window_blocks", "Blocks of layers that keep their window only.", state.window_blocks);
+  gauge("kv_window_blocks_free", "Those of them that hold nothing.", state.free_window_blocks);
   exchange->respond(200, "text/plain; version=0.0.4; charset=utf-8", std::move(text));
 }
 

@@ -126,6 +126,7 @@ using Op =
 /// The shape of a pass: what launches depend on beside the operations.
 struct PassShape {
   StepTables tables{};
+  StepTables window_tables{};  ///< for layers whose cache is KvLayer::windowed
   int rows = 0;
   int decode_rows = 0;
   int chunks = 0;
@@ -133,6 +134,7 @@ struct PassShape {
   int longest = 0;     ///< rows of the longest chunk
   bool fills = false;  ///< a chunk of decode rows fills a block: of 64 passes with one row one does
 
+  const StepTables& tables_of(const KvLayer& kv) const { return kv.windowed ? window_tables : tables; }
   bool operator==(const PassShape&) const = default;
 };
 

@@ -18,7 +18,10 @@ void PassLauncher::launch(const OpList& list, const Hyperparameters& hp, std::sp
   }
 }
 
-void PassLauncher::launch(const AnglesOp&) { matrices_.begin(list_->shape.tables, list_->shape.rows, stream_); }
+void PassLauncher::launch(const AnglesOp&) {
+  const PassShape& shape = list_->shape;
+  matrices_.begin(shape.tables, shape.window_tables, shape.rows, stream_);
+}
 
 void PassLauncher::launch(const EmbedOp& op) {
   matrices_.embed({.embedding = op.embedding, .tables = list_->shape.tables, .rows = list_->shape.rows, .x = op.x},
@@ -28,7 +31,7 @@ void PassLauncher::launch(const EmbedOp& op) {
 void PassLauncher::launch(const QkvOp& op) {
   const PassShape& shape = list_->shape;
   matrices_.qkv({.layer = &list_->layers[op.layer],
-                 .tables = shape.tables,
+                 .tables = shape.tables_of(op.kv),
                  .pass = pass_rows(),
                  .x = op.x,
                  .q = op.q,
@@ -37,13 +40,15 @@ void PassLauncher::launch(const QkvOp& op) {
   // Apart, so that the grid of the many short chunks is not made for the longest.
   const int longs = shape.chunks - shape.decode_chunks;
   if (shape.fills) {
-    launch_sketch_filled(op.kv, shape.tables, 0, shape.decode_chunks, std::min(shape.longest, kDecodeRows), stream_);
+    launch_sketch_filled(op.kv, shape.tables_of(op.kv), 0, shape.decode_chunks, std::min(shape.longest, kDecodeRows),
+                         stream_);
   }
-  if (longs > 0) launch_sketch_filled(op.kv, shape.tables, shape.decode_chunks, longs, shape.longest, stream_);
+  if (longs > 0)
+    launch_sketch_filled(op.kv, shape.tables_of(op.kv), shape.decode_chunks, longs, shape.longest, stream_);
 }
 
 void PassLauncher::launch(const AttendOp& op) {
-  attention_.attend({.tables = list_->shape.tables,
+  attention_.attend({.tables = list_->shape.tables_of(op.kv),
                      .first_row = op.first_row,
                      .rows = op.rows,
                      .role = op.role,
@@ -65,7 +70,7 @@ void PassLauncher::launch(const AttendOp& op) {
 void PassLauncher::launch(const PrefillOp& op) {
   launch_prefill_attention({.q = op.q.row(op.first_row),
                             .kv = op.kv.data,
-                            .blocks = upload_.blocks(op.chunk),
+                            .blocks = upload_.blocks(op.chunk, op.kv.windowed),
                             .out = op.out.row(op.first_row),
                             .rows = op.rows,
                             .position = op.position,

@@ -22,13 +22,14 @@ void set_policy(const Chunk& chunk, DeviceChunk& to) {
 
 }  // namespace
 
-size_t StepUpload::bytes(int max_rows, int max_context) {
-  const size_t row = 4 * sizeof(int32_t) + sizeof(DeviceChunk) + sizeof(int32_t) * blocks_for(max_context);
+size_t StepUpload::bytes(int max_rows, int max_context, bool windows) {
+  const size_t table = sizeof(int32_t) * static_cast<size_t>(blocks_for(max_context));
+  const size_t row = 4 * sizeof(int32_t) + sizeof(DeviceChunk) + (windows ? 2 : 1) * table;
   return row * static_cast<size_t>(max_rows);
 }
 
-void StepUpload::reserve(int max_rows, int max_context) {
-  const size_t needed = bytes(max_rows, max_context);
+void StepUpload::reserve(int max_rows, int max_context, bool windows) {
+  const size_t needed = bytes(max_rows, max_context, windows);
   if (needed <= device_.bytes()) return;
   if (!copied_) copied_ = make_event();
   pinned_ = allocate_pinned(needed, "tables of a batch");
@@ -39,9 +40,12 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
   // The last pass's copy must have left the pinned memory.
   check(cudaEventSynchronize(copied_), "waiting for the tables of a batch");
   const size_t rows = batch.tokens.size(), wanted = batch.logit_rows.size(), count = batch.chunks.size();
-  size_t entries = 0;
-  for (const Chunk& chunk : batch.chunks) entries += chunk.blocks.size();
-  used_ = sizeof(int32_t) * (3 * rows + wanted + entries) + sizeof(DeviceChunk) * count;
+  size_t entries = 0, window_entries = 0;
+  for (const Chunk& chunk : batch.chunks) {
+    entries += chunk.blocks.size();
+    window_entries += chunk.window_blocks.size();
+  }
+  used_ = sizeof(int32_t) * (3 * rows + wanted + entries + window_entries) + sizeof(DeviceChunk) * count;
   if (used_ > pinned_.bytes()) {
     fail("cuda backend: a batch of {} rows and {} blocks, more than was reserved", rows, entries);
   }
@@ -55,6 +59,7 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
   int32_t* const row_chunk = take(rows);
   int32_t* const logit_rows = take(wanted);
   int32_t* const blocks = take(entries);
+  int32_t* const window_blocks = take(window_entries);
   std::copy(batch.tokens.begin(), batch.tokens.end(), tokens);
   std::copy(batch.positions.begin(), batch.positions.end(), positions);
   std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), logit_rows);
@@ -72,6 +77,7 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
     to.table = table;
     set_policy(chunk, to);
     std::copy(chunk.blocks.begin(), chunk.blocks.end(), blocks + table);
+    std::copy(chunk.window_blocks.begin(), chunk.window_blocks.end(), window_blocks + table);
     table += static_cast<int32_t>(chunk.blocks.size());
   }
   tables_ = {.tokens = on_device(tokens),
@@ -80,6 +86,8 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
              .blocks = on_device(blocks),
              .chunks = reinterpret_cast<const DeviceChunk*>(on_device(chunks)),
              .logit_rows = on_device(logit_rows)};
+  window_tables_ = tables_;
+  if (window_entries > 0) window_tables_.blocks = on_device(window_blocks);
   copy(stream);
 }
 

@@ -11,10 +11,11 @@ namespace tidal::cuda {
 /// other, so their addresses follow from the numbers of rows, chunks and logit rows.
 class StepUpload {
  public:
-  /// Bytes on the device for passes of up to `max_rows` rows over up to `max_context` positions.
-  static size_t bytes(int max_rows, int max_context);
+  /// Bytes on the device for passes of up to `max_rows` rows over up to `max_context` positions, of models with layers
+  /// that have a window or without.
+  static size_t bytes(int max_rows, int max_context, bool windows);
   /// Makes room. Addresses may change.
-  void reserve(int max_rows, int max_context);
+  void reserve(int max_rows, int max_context, bool windows);
 
   /// Makes the tables of `batch` and starts their copy.
   void begin(const Batch& batch, cudaStream_t stream);
@@ -24,8 +25,12 @@ class StepUpload {
   void set_policies(const Batch& batch, cudaStream_t stream);
 
   const StepTables& tables() const { return tables_; }
+  /// The same with Chunk::window_blocks in place of Chunk::blocks, where chunks have them.
+  const StepTables& window_tables() const { return window_tables_; }
   /// Where the block table of a chunk starts, device memory.
-  const int32_t* blocks(int chunk) const { return tables_.blocks + chunks_[chunk].table; }
+  const int32_t* blocks(int chunk, bool windowed) const {
+    return (windowed ? window_tables_ : tables_).blocks + chunks_[chunk].table;
+  }
 
  private:
   void copy(cudaStream_t stream);
@@ -34,7 +39,7 @@ class StepUpload {
   Event copied_;
   size_t used_ = 0;  // bytes
   DeviceChunk* chunks_ = nullptr;
-  StepTables tables_{};
+  StepTables tables_{}, window_tables_{};
 };
 
 }  // namespace tidal::cuda

@@ -16,17 +16,17 @@ namespace {
 
 /// The parts of the workspace for passes of up to `rows` rows, in bytes.
 struct Sizes {
-  int64_t frequencies, window_frequencies, angles, window_angles, slots, rounded, factors, normed, squares, raw,
-      gate_up, hidden, products, panel, packed;
+  int64_t frequencies, window_frequencies, angles, window_angles, slots, window_slots, rounded, factors, normed,
+      squares, raw, gate_up, hidden, products, panel, packed;
   int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given;
   int64_t mixed, delta_values, delta_heads, delta_arrived;
 
   Sizes(const Hyperparameters& hp, int64_t rows) : Sizes(hp, rows, hp.experts ? hp.experts.shared_ffn : hp.ffn) {}
   int64_t total() const {
-    return frequencies + window_frequencies + angles + window_angles + slots + rounded + factors + normed + squares +
-           raw + gate_up + hidden + products + panel + packed + router_logits + arrived + shared + kChoices * choice +
-           kExpertLists * expert + chosen_hidden + chosen_results + given + 2 * (mixed + delta_values) +
-           4 * delta_heads + delta_arrived;
+    return frequencies + window_frequencies + angles + window_angles + slots + window_slots + rounded + factors +
+           normed + squares + raw + gate_up + hidden + products + panel + packed + router_logits + arrived + shared +
+           kChoices * choice + kExpertLists * expert + chosen_hidden + chosen_results + given +
+           2 * (mixed + delta_values) + 4 * delta_heads + delta_arrived;
   }
   static constexpr int kChoices = 5, kExpertLists = 3;  // lists of numbers, one a choice, and one an expert
 
@@ -37,6 +37,7 @@ struct Sizes {
         angles(part(rows * (hp.rope.dims / 2) * sizeof(float2))),
         window_angles(part(rows * (hp.window_rope.dims / 2) * sizeof(float2))),
         slots(part(rows * sizeof(int32_t))),
+        window_slots(hp.windows.empty() ? 0 : part(rows * sizeof(int32_t))),
         rounded(part(rows * widest(hp) * 2)),
         factors(part(rows * sizeof(float))),
         normed(part(rows * hp.width * 2)),
@@ -93,6 +94,7 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.angles, sizes.angles);
   place(s.window_angles, sizes.window_angles);
   place(s.slots, sizes.slots);
+  place(s.window_slots, sizes.window_slots);
   place(s.rounded, sizes.rounded);
   place(s.factors, sizes.factors);
   place(s.normed, sizes.normed);
@@ -134,21 +136,30 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   check(cudaDeviceSynchronize(), "rotation frequencies");  // streams of passes wait for nothing
 }
 
-void Matrices::begin(const StepTables& tables, int rows, cudaStream_t stream) {
+void Matrices::begin(const StepTables& tables, const StepTables& window_tables, int rows, cudaStream_t stream) {
   State& s = *state_;
   s.normed_x = {};
-  const auto find_angles = [&](const Rope& rope, const double* frequencies, float2* angles) {
-    launch_angles({.tables = tables,
-                   .frequencies = frequencies,
-                   .magnitude = rope.magnitude,
-                   .rows = rows,
-                   .pairs = rope.dims / 2,
-                   .angles = angles,
-                   .slots = s.slots},
-                  stream);
-  };
-  find_angles(s.hp.rope, s.frequencies, s.angles);
-  if (s.hp.window_rope.dims > 0) find_angles(s.hp.window_rope, s.window_frequencies, s.window_angles);
+  const AnglesParams whole{.tables = tables,
+                           .frequencies = s.frequencies,
+                           .magnitude = s.hp.rope.magnitude,
+                           .rows = rows,
+                           .pairs = s.hp.rope.dims / 2,
+                           .angles = s.angles,
+                           .slots = s.slots};
+  launch_angles(whole, stream);
+  const bool windowed = !(window_tables == tables), own_rope = s.hp.window_rope.dims > 0;
+  if (!windowed && !own_rope) return;
+  AnglesParams windows = whole;
+  windows.tables = window_tables;
+  if (windowed) windows.slots = s.window_slots;
+  windows.pairs = 0;  // slots alone
+  if (own_rope) {
+    windows.frequencies = s.window_frequencies;
+    windows.magnitude = s.hp.window_rope.magnitude;
+    windows.pairs = s.hp.window_rope.dims / 2;
+    windows.angles = s.window_angles;
+  }
+  launch_angles(windows, stream);
 }
 
 void Matrices::embed(const EmbedParams& p, cudaStream_t stream) {
@@ -171,7 +182,7 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .norms_rows = layer.q_norm && layer.q_norm.cols > hp.head_dim,
           .epsilon = hp.rms_epsilon,
           .angles = angles_of(layer) + static_cast<int64_t>(first) * (rope_of(layer).dims / 2),
-          .slots = slots + first,
+          .slots = (p.kv.windowed ? window_slots : slots) + first,
           .q = p.q + static_cast<int64_t>(first) * hp.q_width(),
           .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
           .rows = rows,
@@ -217,7 +228,7 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   product.kv_width = kv_width;
   product.fused = inside;
   product.rope = {.angles = angles_of(layer),
-                  .slots = slots,
+                  .slots = rope.slots,
                   .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
                   .kv_heads = hp.kv_heads,
                   .head_dim = hp.head_dim,

@@ -97,8 +97,9 @@ class Matrices {
   /// Synchronises.
   void reserve(const Hyperparameters& hp, int max_rows);
 
-  /// First launch of a pass, before qkv(): cosines and sines of the rows' positions, for all layers.
-  void begin(const StepTables& tables, int rows, cudaStream_t stream);
+  /// First launch of a pass, before qkv(): cosines and sines of the rows' positions, for all layers, and where their
+  /// keys go. `window_tables` are `tables` where no layer has blocks of its own (KvLayer::windowed).
+  void begin(const StepTables& tables, const StepTables& window_tables, int rows, cudaStream_t stream);
   void embed(const EmbedParams& params, cudaStream_t stream);
   void qkv(const QkvParams& params, cudaStream_t stream);
   void project(const ProjectParams& params, cudaStream_t stream);

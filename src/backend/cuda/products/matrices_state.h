@@ -39,7 +39,7 @@ struct Matrices::State {
 
   double *frequencies = nullptr, *window_frequencies = nullptr;  ///< [dims / 2] of hp.rope, of hp.window_rope
   float2 *angles = nullptr, *window_angles = nullptr;            ///< [rows, dims / 2]
-  int32_t* slots = nullptr;                                      ///< [rows]
+  int32_t *slots = nullptr, *window_slots = nullptr;             ///< [rows], the latter of KvLayer::windowed
   __nv_bfloat16* rounded = nullptr;                              ///< [rows, max(width, q_width)]
   float* factors = nullptr;                                      ///< [rows]
   __nv_bfloat16* normed = nullptr;                               ///< [rows, width]

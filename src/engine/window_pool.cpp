@@ -1,0 +1,52 @@
+#include "engine/window_pool.h"
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.h"
+
+namespace tidal {
+
+BlockIds::BlockIds(int blocks) : references_(static_cast<size_t>(blocks), 0) {
+  // Handed out from the back: the first sequence gets ascending ids, which neighbours in memory.
+  for (BlockId block = blocks; block-- > 0;) free_.push_back(block);
+}
+
+BlockId BlockIds::take() {
+  const BlockId block = free_.back();
+  free_.pop_back();
+  references_[static_cast<size_t>(block)] = 1;
+  return block;
+}
+
+WindowPool::WindowPool(int blocks, int window) : blocks_(blocks), window_(window) {
+  if (blocks > 0) blocks_.take();  // kNoBlock
+}
+
+BlockId WindowPool::take() {
+  if (free_blocks() == 0) fail("KV cache: all {} blocks of layers with a window are in use", blocks());
+  return blocks_.take();
+}
+
+void WindowPool::make_room(int blocks) {
+  for (const Shortage shortage : {Shortage::Saved, Shortage::All}) {
+    // What one lets go of another may then hold alone: each time from the first on.
+    while (free_blocks() < blocks &&
+           std::any_of(holders_.begin(), holders_.end(), [&](const auto& holder) { return holder.second(shortage); })) {
+    }
+  }
+}
+
+void WindowPool::on_shortage(const void* holder, std::function<bool(Shortage)> give) {
+  const auto known =
+      std::find_if(holders_.begin(), holders_.end(), [&](const auto& other) { return other.first == holder; });
+  if (known != holders_.end() && give) {
+    known->second = std::move(give);
+  } else if (known != holders_.end()) {
+    holders_.erase(known);
+  } else if (give) {
+    holders_.emplace_back(holder, std::move(give));
+  }
+}
+
+}  // namespace tidal
