@@ -8,6 +8,7 @@
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/weights/quantised.h"
 #include "backend/cuda/weights/quantised_tiles.cuh"
 
 namespace tidal::cuda {

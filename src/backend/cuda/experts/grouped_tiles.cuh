@@ -139,7 +139,7 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
         for (int m = 0; m < M; ++m) {
           const uint2 upper = *reinterpret_cast<const uint2*>(from + m * 16 * kRowBytes);
           const uint2 lower = *reinterpret_cast<const uint2*>(from + (m * 16 + 8) * kRowBytes);
-          a[m] = {upper.x, lower.x, upper.y, lower.y};
+          a[m].r[0] = upper.x, a[m].r[1] = lower.x, a[m].r[2] = upper.y, a[m].r[3] = lower.y;
         }
 #pragma unroll
         for (int m = 0; m < M; ++m) {
