@@ -86,8 +86,9 @@ class Backend {
   /// Only of models that have such.
   virtual void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs);
   /// q [rows, q_width] and the appended K, V, of as many and as large heads as `kv` has: RMS norm of x, projections,
-  /// bias, q/k norm, RoPE where the layer rotates; K and V go to the cache at the rows' positions. Blocks that this
-  /// fills (Chunk::first_full()) get the sketches that `kv` keeps.
+  /// bias, q/k norm, RoPE where the layer rotates, norm of V where hp.value_norm says so; K and V go to the cache at
+  /// the rows' positions, unless the layer has no wk: then it reads another one's. Blocks that this fills
+  /// (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width], likewise: causal attention of every chunk by its role in `layer` (TidalDecode, section 3).
   /// Scores are q.k / sqrt(head_dim), capped where hp.score_cap says so (what is selected: weighs()).

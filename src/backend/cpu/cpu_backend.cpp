@@ -44,6 +44,8 @@ void CpuBackend::reserve(const Hyperparameters& hp, int max_rows, int max_contex
     if (hp.experts.own_norms) *of_experts = allocate_memory(sizeof(float) * rows * hp.width, "activations");
   }
   hidden_ = allocate_memory(sizeof(float) * rows * hp.layer_input, "activations");
+  embedded_ =
+      allocate_memory(sizeof(float) * static_cast<size_t>(threads_) * hp.layers * hp.layer_input, "activations");
   if (hp.gated_attention) gates_ = allocate_memory(sizeof(float) * rows * hp.q_width(), "activations");
   factors_ = allocate_memory(sizeof(float) * rows, "activations");
   angles_ = allocate_memory(sizeof(float) * rows * (hp.rope.dims + hp.window_rope.dims), "rotary angles");

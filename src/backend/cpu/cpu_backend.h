@@ -99,6 +99,7 @@ class CpuBackend final : public Backend {
   Buffer routed_, part_;   // [rows, width], where experts have norms of their own
   Buffer gates_;           // [rows, q_width], where attention is gated
   Buffer hidden_;          // [rows, layer_input], where layers have inputs of their own
+  Buffer embedded_;        // [threads, layers * layer_input], likewise
   Buffer kv_;              // [rows, 2 * kv_width]: K, then V
   Buffer elements_;        // [rows, widest] in the products' element type
   Buffer factors_;         // [rows], of a shared expert

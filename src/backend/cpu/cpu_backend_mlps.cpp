@@ -1,4 +1,6 @@
 // The CPU backend's operations before, between and behind the layers' attention: embeddings, MLPs, logits.
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -34,21 +36,18 @@ void CpuBackend::layer_inputs(const LayerInputs& weights, const Batch& batch, Ro
   const Weight& embedding = weights.embedding;
   const Product product{&weights.projection, nullptr, inputs};
   multiply({&product, 1}, x);
-#pragma omp parallel num_threads(threads_) if (x.rows > kShortChunk)
-  {
-    std::vector<float> own(static_cast<size_t>(inputs.width));
-#pragma omp for schedule(static)
-    for (int r = 0; r < x.rows; ++r) {
-      float* const row = inputs.row(r);
-      dequantise_row(embedding, batch.tokens[r], own.data());
-      scale_by(1 / width_root, inputs.width, row);
-      for (int i = 0; i < inputs.width; i += count) {
-        rms_norm(row + i, weights.norm.floats(), count, hp_.rms_epsilon, row + i);
-      }
-      scale_by(root, inputs.width, own.data());
-      add_to(own.data(), inputs.width, row);
-      scale_by(std::numbers::sqrt2_v<float> / 2, inputs.width, row);
+#pragma omp parallel for schedule(static) num_threads(threads_) if (x.rows > kShortChunk)
+  for (int r = 0; r < x.rows; ++r) {
+    float* const row = inputs.row(r);
+    float* const own = embedded_.as<float>() + static_cast<ptrdiff_t>(omp_get_thread_num()) * inputs.width;
+    dequantise_row(embedding, batch.tokens[r], own);
+    scale_by(1 / width_root, inputs.width, row);
+    for (int i = 0; i < inputs.width; i += count) {
+      rms_norm(row + i, weights.norm.floats(), count, hp_.rms_epsilon, row + i);
     }
+    scale_by(root, inputs.width, own);
+    add_to(own, inputs.width, row);
+    scale_by(std::numbers::sqrt2_v<float> / 2, inputs.width, row);
   }
 }
 
@@ -99,8 +98,8 @@ void CpuBackend::experts(const Layer& layer, Rows x) {
     mlp_.add({&layer.shared_gate, &layer.shared_up, &layer.shared_down}, input, part);
     add_normed(part, layer.shared_post_norm, given);
   }
-  if (layer.expert_norm)
-    normed = normalise(x, layer.expert_norm);  // which is as it was: the norm behind is still to come
+  // Where the experts have a norm of their own x is as it was: what is given goes through another one first.
+  if (layer.expert_norm) normed = normalise(x, layer.expert_norm);
   const Rows part = before_norm(given, layer.expert_post_norm, part_);
   experts_.add(layer, chunks_, layer.router_norm ? normalise(x, layer.router_norm, routed_) : normed, normed, part);
   add_normed(part, layer.expert_post_norm, given);
