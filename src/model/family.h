@@ -32,7 +32,7 @@ struct Family {
   bool expert_scales = false;         ///< ffn_*_exps.scale count, as in libllama in such files only
   bool pre_norms = true;              ///< of what attention and MLP get
   bool post_norms = false;            ///< of what they give
-  int window_pattern = 0;  ///< keys may give a window, to layers by has_window() or as the keys say; 0: none
+  int window_pattern = 0;             ///< keys may give a window, to layers by has_window() or as the keys say; 0: none
   WindowRope window_rope = WindowRope::Unscaled;
   Activation activation = Activation::Silu;
   bool sink_logits = false;       ///< a further score of each softmax

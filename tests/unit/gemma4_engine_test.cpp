@@ -1,6 +1,8 @@
 // The engine on small Gemma 4 models in all their forms: what a row gets depends neither on its company nor on threads.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "engine/engine.h"
 #include "model/plan.h"
 #include "support/loading.h"
@@ -85,6 +87,36 @@ TEST_P(Gemma4Engine, LayersThatReadAllScan) {
   const std::vector<float> dense = test::copy(engine.decode(full, 7));
   EXPECT_NE(scanned, dense);
   for (const float logit : scanned) EXPECT_LE(std::abs(logit), 3.0f) << "the cap";
+}
+
+// The shapes that benchmarks know, with fewer and smaller layers.
+TEST(Gemma4Shapes, RandomWeightsRun) {
+  for (const char* name : {"gemma4-31b", "gemma4-26b-a4b", "gemma4-e4b", "gemma2-2b"}) {
+    SCOPED_TRACE(name);
+    Hyperparameters hp = known_shape(name);
+    hp.layers = 12;
+    hp.windows.resize(12);
+    hp.shared_kv_layers = hp.shared_kv_layers > 0 ? 6 : 0;
+    hp.width = 256;
+    hp.ffn = 128;
+    hp.vocab = 64;
+    if (hp.experts) {
+      hp.experts.count = 6;
+      hp.experts.used = 2;
+      hp.experts.ffn = 64;
+      hp.experts.shared_ffn = 128;
+    }
+    const auto backend = make_backend("cpu", 2);
+    const Model model = random_model(hp, GGML_TYPE_Q8_0, 1, *backend);
+    Engine engine(*backend, model, Plan::full(12), {.context = 128, .tokens = 1024, .chunk = 64, .sequences = 4});
+    Sequence sequence = engine.create();
+    engine.fill_random(sequence, 70, 2);
+    for (const float logit : engine.decode(sequence, 9)) ASSERT_TRUE(std::isfinite(logit));
+    engine.set_plan(Plan::sketch(hp, 0, sketch_policy(16)));
+    const std::vector<float> scanned = test::copy(engine.decode(sequence, 9));
+    for (const float logit : scanned) ASSERT_TRUE(std::isfinite(logit));
+    EXPECT_NE(scanned, std::vector<float>(scanned.size(), scanned.front()));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -1,5 +1,5 @@
-// Grouped products with matrices that stay quantised: 128 rows of W (of gate and up 64 each) by up to 128 places a
-// tile, in steps of the 128 columns of a quantised tile; 8 warps with 16 rows of W each and all places, cp.async two
+// Grouped products with matrices that stay quantised: 256 rows of W (of gate and up 128 each) by up to 128 places a
+// tile, in steps of the 128 columns of a quantised tile; 16 warps with 16 rows of W each and all places, cp.async two
 // steps ahead.
 //
 // A lane has its elements of W in the order of the tile's: 4 neighbours of 16 columns are what it has of an operand of
@@ -17,10 +17,10 @@
 
 namespace tidal::cuda::grouped {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32, kStages = 3;
+constexpr int kThreads = 512, kWarps = kThreads / 32, kStages = 3;
 constexpr int kPlaces = kWideTile;
 constexpr int kRowBytes = kTileCols * 2;  // of x in a step
-constexpr int kPieces = kRowBytes / 16;   // of 16 bytes, in other places for every row, so that rows lie in other banks
+constexpr int kPieces = kRowBytes / 16;   // of 16 bytes
 constexpr int kRowsAtOnce = kThreads / kPieces;
 
 template <class T>
@@ -139,7 +139,7 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
         for (int m = 0; m < M; ++m) {
           const uint2 upper = *reinterpret_cast<const uint2*>(from + m * 16 * kRowBytes);
           const uint2 lower = *reinterpret_cast<const uint2*>(from + (m * 16 + 8) * kRowBytes);
-          a[m] = {upper.x, lower.x, upper.y, lower.y};
+          a[m].r[0] = upper.x, a[m].r[1] = lower.x, a[m].r[2] = upper.y, a[m].r[3] = lower.y;
         }
 #pragma unroll
         for (int m = 0; m < M; ++m) {
@@ -203,6 +203,10 @@ void launch_tiles(const typename P::Params& p, cudaStream_t stream) {
          stream, p);
 }
 
+template <class T>
+int ProductsOf<T>::shared_bytes() {
+  return kStages * kStageBytes<T>;
+}
 template <class T>
 void ProductsOf<T>::gate_up(const GroupedGateUp& p, cudaStream_t stream) {
   launch_tiles<T, GateUpTiles>(p, stream);
