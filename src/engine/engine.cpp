@@ -167,10 +167,11 @@ void Engine::run(std::span<const Request> requests, int count) {
   };
   try {
     for (const Request& request : requests) request.sequence->windows().hold(begin(request));
+    // All of them before anybody has room for its chunk: one chunk is all that there may be room for.
+    for (const Request& request : requests) restore(*request.sequence, begin(request));
     for (const Request& request : requests) {
       Sequence& sequence = *request.sequence;
       const int first = begin(request);
-      restore(sequence, first);
       sequence.reserve(first, static_cast<int>(request.tokens.size()));
       sequence.windows().reserve(first, first + static_cast<int>(chunk_rows(request)));
       reserve_state(request);

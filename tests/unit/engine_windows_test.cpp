@@ -63,7 +63,11 @@ class WindowsOnly : public testing::TestWithParam<Case> {
 INSTANTIATE_TEST_SUITE_P(All, WindowsOnly, testing::ValuesIn([] {
                            std::vector<Case> cases;
                            for (const std::string& backend : test::kBackends) {
-                             for (const int window : {5, 64, 100}) cases.push_back({backend, window, window == 64});
+                             for (const int window : {5, 64, 100}) {
+                               // The reference is slow, and has one arithmetic for all chunks.
+                               if (backend != "reference" || window == 64)
+                                 cases.push_back({backend, window, window == 64});
+                             }
                            }
                            return cases;
                          }()),
@@ -156,7 +160,6 @@ TEST_P(WindowsOnly, AnythingInAnyOrderGivesTheSame) {
   int batches = 0, truncated = 0, corrected = 0, forks = 0;
   {
     std::deque<Pair> pairs;
-    // The reference is slow, and has one arithmetic for all chunks.
     const int rounds = GetParam().backend == "reference" ? 120 : 400;
     for (int round = 0; round < rounds; ++round) {
       const int what = random.integer(0, 9);
