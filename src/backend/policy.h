@@ -68,8 +68,8 @@ struct Reserved {
 };
 
 /// How the budget of a policy is divided: recent first, then sinks, as far as they fit. What is left goes to the
-/// highest pooled scores of all other positions; ties to the lower
-/// position, NaN below everything (even -infinity), -0 as +0. Pooling Max takes the highest raw q.k of the pooled
+/// highest pooled scores of all other positions; ties to the lower position, NaN below everything (even -infinity), -0
+/// as +0. Pooling Max takes the highest raw q.k of the pooled
 /// heads, ignoring NaN unless all are NaN. Pooling Sum adds, in the order of the heads, softmax probabilities over the
 /// whole context, where a NaN score counts as -infinity, positions at +infinity share their head's whole mass evenly,
 /// and a head without any score above -infinity adds nothing. A set of one head (Scope::Head; Scope::Kv where every

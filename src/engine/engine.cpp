@@ -176,12 +176,15 @@ void Engine::run(std::span<const Request> requests, int count) {
       sequence.windows().reserve(first, first + static_cast<int>(chunk_rows(request)));
       reserve_state(request);
     }
+    run_reserved(requests, count);
   } catch (...) {
     // What some sequences have reserved must not starve the others.
     for (const Request& request : requests) request.sequence->release_reserved();
     throw;
   }
+}
 
+void Engine::run_reserved(std::span<const Request> requests, int count) {
   // Short chunks first, as Batch promises; the sort must be stable so that a batch is the same every time.
   order_.clear();
   for (const Request& request : requests) order_.push_back(&request);

@@ -94,6 +94,10 @@ class Engine {
   /// Has every forward pass watched; null for none.
   void set_observer(ForwardObserver* observer) { observer_ = observer; }
 
+  /// Truncates a sequence of clean tokens, and computes again now what its next pass would begin with: nothing, but for
+  /// hybrids and where layers keep their window only.
+  void go_back(Sequence& sequence, int length);
+
   /// Appends `count` positions with random K/V (a partly filled block is overwritten whole), for benchmarks that need a
   /// long context but not its content.
   void fill_random(Sequence& sequence, int count, uint64_t seed);
@@ -105,6 +109,8 @@ class Engine {
   void prepare(std::span<const Request> requests);
   /// One pass over the requests, sorted. `count`: as many likely tokens; 0: logits.
   void run(std::span<const Request> requests, int count);
+  /// The pass itself, with room for it.
+  void run_reserved(std::span<const Request> requests, int count);
   void add_chunk(const Request& request);
   // Of hybrids, and where layers keep their window only (engine_states.cpp); nothing otherwise.
 

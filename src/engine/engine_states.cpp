@@ -40,6 +40,17 @@ void Engine::restore(Sequence& sequence, int position) {
   sequence.windows().hold(position);
 }
 
+void Engine::go_back(Sequence& sequence, int length) {
+  sequence.truncate(length);
+  try {
+    restore(sequence, length);
+  } catch (...) {
+    sequence.release_reserved();
+    throw;
+  }
+  sequence.release_reserved();
+}
+
 void Engine::run_again(Sequence& sequence, int position, int rows, std::span<const Token> rest) {
   const int end = position + rows + static_cast<int>(rest.size());
   sequence.reserve(position, std::max(0, end - sequence.length()));
@@ -100,7 +111,8 @@ void Engine::end_windows(Sequence& sequence, const Chunk& chunk) {
   SequenceWindows& windows = sequence.windows();
   const int end = chunk.context();
   if (sequence.clean() >= end) {
-    if (chunk.rows >= kBlockTokens || end % kSaveEvery == 0) windows.save(end);
+    const bool passes = end / kSaveEvery != chunk.position / kSaveEvery;
+    if (chunk.rows >= kBlockTokens || passes) windows.save(end);
   } else if (sequence.clean() < end - SequenceWindows::kSlack) {
     windows.save(sequence.clean());  // for the correction that may come
   }

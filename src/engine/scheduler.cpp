@@ -390,7 +390,7 @@ SchedulerState Scheduler::state() const {
   state.cached_blocks = impl_->cache.blocks();
   state.blocks = impl_->engine.pool().blocks();
   state.free_window_blocks = impl_->engine.pool().windows().free_blocks();
-  state.window_blocks = impl_->engine.pool().windows().blocks();
+  state.window_blocks = std::max(0, impl_->engine.pool().windows().blocks() - 1);  // without kNoBlock
   return state;
 }
 

@@ -117,11 +117,22 @@ uint64_t SessionPart::id() const { return XXH3_64bits_withSeed(tokens.data(), si
 
 void check_sessions(const Hyperparameters& hp) {
   if (hp.recurrent_layers() > 0) refuse_states(hp.architecture);
+  if (hp.window_kv) {
+    fail(
+        "sessions: files for architecture '{}' are not supported, its layers have KV heads of different number or size",
+        hp.architecture);
+  }
+  if (hp.shared_kv_layers > 0) {
+    fail("sessions: files for architecture '{}' are not supported, some of its layers share K and V", hp.architecture);
+  }
 }
 
 uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
   if (pool.states()) refuse_states(pool.states().architecture());
-  if (pool.windows()) fail("sessions: files hold the K/V of whole contexts, layers with a window must keep it, too");
+  if (pool.windows())
+    fail(
+        "sessions: files hold the K/V of whole contexts, and layers with a window keep their window only; --swa-full "
+        "has them keep all");
   const KvLayer& layer = pool.layers()[0];
   for (const KvLayer& other : pool.layers()) {
     if (std::count_if(pool.layers().begin(), pool.layers().end(),

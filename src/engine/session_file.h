@@ -20,7 +20,8 @@ struct SessionPart {
   uint64_t id() const;
 };
 
-/// Throws Error for models with recurrent layers, whose states files do not hold.
+/// Throws Error for models with recurrent layers, whose states files do not hold, and for those whose layers differ in
+/// their KV heads or share K and V.
 void check_sessions(const Hyperparameters& hp);
 
 /// Whose K/V a file holds: the model's fingerprint, and how a block of the pool is laid out. Throws Error as

@@ -81,9 +81,10 @@ class CudaBackend final : public Backend {
   std::string unsupported(const Hyperparameters& hp) const override {
     const Experts& experts = hp.experts;
     if (hp.window_kv) return "models whose layers with a window have KV heads of their own";
-    if (hp.value_norm || hp.shared_kv_layers > 0 || hp.layer_input > 0 || !hp.ffns.empty()) {
-      return "models of Gemma 4's kind";
-    }
+    if (hp.value_norm) return "values that are normed";
+    if (hp.shared_kv_layers > 0) return "layers that share K and V";
+    if (hp.layer_input > 0) return "layers with inputs of their own";
+    if (!hp.ffns.empty()) return "layers whose MLPs differ in size";
     if (hp.score_cap != 0) return "models whose scores of attention are capped";
     if (hp.logit_cap != 0) return "models whose logits are capped";
     if (experts.own_norms) return "experts with norms of their own";

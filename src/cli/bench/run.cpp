@@ -69,7 +69,7 @@ void extend(const BenchRun& run, Engine& engine, Sequence& sequence, int depth) 
     return true;
   });
   sequence.windows().save(depth);
-  sequence.states().save();  // what every test goes back to, none is to pay for
+  sequence.states().save();  // what tests go back to
 }
 
 double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {
@@ -78,7 +78,7 @@ double time_prefill(const BenchRun& run, Engine& engine, Sequence& sequence) {
   const Timer timer;
   engine.prefill(sequence, run.prompt_at(depth));
   const double seconds = timer.seconds();
-  sequence.truncate(depth);
+  engine.go_back(sequence, depth);  // no test pays for what the one before has displaced
   return seconds;
 }
 
@@ -100,7 +100,7 @@ void time_decode(const BenchRun& run, Engine& engine, std::span<Sequence* const>
     engine.step(requests, 1);
     seconds.push_back(timer.seconds());
   }
-  for (Sequence* sequence : sequences) sequence->truncate(depth);
+  for (Sequence* sequence : sequences) engine.go_back(*sequence, depth);
 }
 
 /// `run.repetitions` greedy texts in exact mode: seconds per token of each.
@@ -119,7 +119,7 @@ void test_exact(const BenchRun& run, Engine& engine, Sequence& sequence, const B
       token = more.back();
     }
     seconds.push_back(timer.seconds() / run.generate);
-    sequence.truncate(depth);
+    engine.go_back(sequence, depth);
   }
   const ExactStatistics& statistics = decoder.statistics();
   const double tokens = static_cast<double>(run.generate) * run.repetitions;

@@ -171,7 +171,8 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
                  .tokens = flags.places.prefix +
                            teacher_forced_tokens(static_cast<int>(session.plans().size()), flags.places.steps),
                  // Of the prefix and of a fork for each plan and full attention.
-                 .states = SequenceStates::kMostSaved + static_cast<int>(session.plans().size()) + 1});
+                 .states = SequenceStates::kMostSaved + static_cast<int>(session.plans().size()) + 1,
+                 .whole_windows = true});  // a fork that had to give up its window would be corrected
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }
