@@ -13,6 +13,7 @@ struct Mixture {
   int width;
   Experts experts;
   bool biased = false;  ///< the router and the experts, whose activation is gpt-oss'
+  bool many = false;    ///< rows, so that experts have whole tiles of them
 };
 
 const Mixture kChosen{"chosen", 256, {.count = 6, .used = 2, .ffn = 256, .weights_sum_to_one = true}};
@@ -23,8 +24,15 @@ const Mixture kAll{"all", 64, {.count = 3, .used = 3, .ffn = 32}};
 const Mixture kBiased{"biased", 96, {.count = 6, .used = 3, .ffn = 64, .weights_sum_to_one = true}, true};
 const Mixture kOne{"one", 64, {.count = 9, .used = 1, .ffn = 32, .weights_sum_to_one = true}};
 
+/// Sizes that no tile divides.
+const Mixture kMany{"many", 672, {.count = 9, .used = 2, .ffn = 288, .weights_sum_to_one = true}, false, true};
+const Mixture kManyBlocks{"many_blocks", 768, {.count = 4, .used = 1, .ffn = 512}, false, true};
+
 /// Chunks whose rows are few for any expert, few for some, many for all.
-std::vector<ChunkShape> ragged() { return {{0, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {120, 9}, {0, 17}, {300, 30}}; }
+std::vector<ChunkShape> ragged(bool many) {
+  if (many) return {{7, 1}, {300, 30}, {64, 400}};
+  return {{0, 1}, {64, 1}, {4096, 1}, {62, 2}, {5, 8}, {120, 9}, {0, 17}, {300, 30}};
+}
 
 class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, ggml_type>> {
  protected:
@@ -191,7 +199,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
 
   Random random_{static_cast<uint64_t>(type()) + 3000};
   Hyperparameters hp_;
-  HostBatch batch_{ragged(), 333, random_};
+  HostBatch batch_{ragged(mixture().many), 333, random_};
   HostWeight norm_, router_, gate_, up_, down_, shared_gate_, shared_up_, shared_down_, switch_;
   HostWeight router_bias_, gate_biases_, up_biases_, down_biases_;
   std::vector<float> x_;  // [rows, width]
@@ -246,6 +254,17 @@ INSTANTIATE_TEST_SUITE_P(Types, ExpertsParity,
                          testing::Combine(testing::Values("cpu", "cuda"), testing::Values(kChosen),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K,
                                                           GGML_TYPE_Q6_K, GGML_TYPE_MXFP4)),
+                         name_of);
+
+INSTANTIATE_TEST_SUITE_P(Many, ExpertsParity,
+                         testing::Combine(testing::Values("cpu", "cuda"), testing::Values(kMany),
+                                          testing::Values(GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
+                                                          GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,
+                                                          GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(ManyBlocks, ExpertsParity,
+                         testing::Combine(testing::Values("cpu", "cuda"), testing::Values(kManyBlocks),
+                                          testing::Values(GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_IQ4_XS)),
                          name_of);
 
 }  // namespace

@@ -59,6 +59,12 @@ TEST_P(LongContext, Dense) { expect_dense({{131071, 1}, {99999, 1}, {65535, 3}, 
 
 TEST_P(LongContext, Select) { expect_sets({131072, 100001, 65536, 32769}); }
 
+// On a device these have clusters with more threads.
+TEST_P(LongContext, SelectOfManyHeads) {
+  hp_ = attention_shape(8, 1, 64);
+  expect_sets({131072, 100001, 70000, 513});
+}
+
 // What is equal lies in every piece that a context is cut into: the lowest positions are taken, by count and by mass.
 TEST_P(LongContext, SelectAmongEqualScores) {
   for (const auto& [contexts, budget, values] : {std::tuple{std::vector{131072, 65537, 513, 300}, 256, 1},

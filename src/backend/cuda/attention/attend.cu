@@ -47,7 +47,7 @@ struct Sizes {
         dense(hp.heads, hp.kv_heads, hp.group()),
         single(hp.heads, hp.kv_heads, 1),
         clusters(hp.heads, context),
-        in_clusters(may_cluster && clusters.blocks(1, 1) > 0),
+        in_clusters(may_cluster && clusters.blocks(1, 1) > 0 && clusters.blocks(1, hp.heads) > 0),
         shared_memory(may_cluster ? shared_memory_limit() : std::min(shared_memory_limit(), kLeastSharedMemory)),
         // At least two, so that 128 positions are cut the same way whoever reads them.
         dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),

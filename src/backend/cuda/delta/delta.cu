@@ -3,8 +3,6 @@
 // registers: a warp has four columns of a head's S, a lane every 32nd key element of them; one norms and gates.
 #include "backend/cuda/delta/delta.h"
 
-#include <string>
-
 #include "backend/cuda/delta/delta_chunks.h"
 #include "backend/cuda/delta/delta_device.cuh"
 #include "backend/cuda/delta/delta_steps.h"
@@ -16,8 +14,9 @@ constexpr int kWarps = 8, kColumns = kDeltaColumns;  // of a block; of a warp
 constexpr int kBlockColumns = kWarps * kColumns;
 constexpr int kHeads = 4;     // heads that a block convolves, or norms
 constexpr int kMostTaps = 4;  // that a lane keeps in registers
-/// As good as -infinity for a logarithm, and differences of sums of them are numbers.
-constexpr float kLeastLog = -200;
+/// As good as -infinity for a logarithm, and differences of sums of them are numbers. What is kept behind such rows has
+/// fewer bits, the sums' last.
+constexpr float kLeastLog = -104;
 
 /// Rows [first, first + rows) of the batch. `logs`: kept is to be log(a).
 struct RowRun {
@@ -28,7 +27,7 @@ struct RowRun {
 __device__ void find_shares(const DeltaParams& p, const DeltaSizes& net, int row, int head, bool logs) {
   const int64_t at = static_cast<int64_t>(row) * net.value_heads + head;
   const float log = log_kept(__ldcg(p.alpha + at), __ldg(p.alpha_bias + head), __ldg(p.decay + head));
-  p.kept[at] = logs ? fmaxf(log, kLeastLog) : kept_share(log);
+  p.kept[at] = !logs ? kept_share(log) : log < kLeastLog ? kLeastLog : log;  // NaN stays
   p.written[at] = written_share(__ldcg(p.beta + at));
 }
 

@@ -34,8 +34,9 @@ struct DeltaParams {
 inline constexpr int kMostDeltaDim = 256;
 
 /// Takes the rows of every chunk into its state and reads it. Decode rows take one launch, long chunks two and two
-/// each; heads of more than 128 elements and convolutions of more than 4 taps three for all. A chunk's results do not
-/// depend on the others, and those of a decode row not on how many come with it.
+/// each; three go row by row: for heads of more than 128 elements, decode rows of convolutions of more than 4 taps, and
+/// long chunks where a block has less than 148 KiB of shared memory. A chunk's results do not depend on the others, and
+/// those of a decode row not on how many come with it.
 void launch_delta(const DeltaParams& params, cudaStream_t stream);
 /// The least that a long chunk needs.
 int64_t delta_scratch_bytes(const DeltaNet& net);

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int r = row + g + i / 2 * 8, c = column + 8 * tile + 2 * t + i % 2;
         const float ratio = c <= r ? expf(shared.logs[r] - shared.logs[c]) : 0.0f;
         shared.lower[r * kSquare + c] = c < r ? shared.written[r] * ratio * of_keys[tile][i] : 0.0f;
-        to.shares[r * kRows + c] = ratio * of_queries[tile][i];
+        to.shares[r * kRows + c] = c <= r ? ratio * of_queries[tile][i] : 0.0f;
       }
     }
   }

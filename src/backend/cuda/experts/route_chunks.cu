@@ -1,8 +1,7 @@
 // Which experts the rows of long chunks go through: a block has rows that lie in shared memory, normed, and goes
 // through the router once for all of them, a warp four experts at a time.
-#include <algorithm>
-
 #include "backend/cuda/experts/route_device.cuh"
+#include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/launch.h"
 
 namespace tidal::cuda {
@@ -126,7 +125,14 @@ bool launch_rows(const RouteParams& p, cudaStream_t stream) {
 }  // namespace
 
 void launch_route_chunks(const RouteParams& p, cudaStream_t stream) {
-  if (p.rows == 0 || launch_rows<16>(p, stream) || launch_rows<8>(p, stream) || launch_rows<4>(p, stream)) return;
+  if (p.rows == 0) return;
+  // A block goes through the whole router, so few rows are spread; the sums of a row are the same.
+  const int each = (p.rows + multiprocessors() - 1) / multiprocessors();
+  if (each > 8 && launch_rows<16>(p, stream)) return;
+  if (each > 4 && launch_rows<8>(p, stream)) return;
+  if (each > 2 && launch_rows<4>(p, stream)) return;
+  if (each > 1 && launch_rows<2>(p, stream)) return;
+  if (launch_rows<1>(p, stream)) return;
   launch_route(p, stream);
 }
 

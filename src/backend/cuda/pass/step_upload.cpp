@@ -24,7 +24,7 @@ void set_policy(const Chunk& chunk, DeviceChunk& to) {
 
 size_t StepUpload::bytes(int max_rows, int max_context, bool windows) {
   const size_t table = sizeof(int32_t) * static_cast<size_t>(blocks_for(max_context));
-  const size_t row = 4 * sizeof(int32_t) + sizeof(DeviceChunk) + (windows ? 2 : 1) * table;
+  const size_t row = 4 * sizeof(int32_t) + (windows ? 2 : 1) * (sizeof(DeviceChunk) + table);
   return row * static_cast<size_t>(max_rows);
 }
 
@@ -45,7 +45,9 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
     entries += chunk.blocks.size();
     window_entries += chunk.window_blocks.size();
   }
-  used_ = sizeof(int32_t) * (3 * rows + wanted + entries + window_entries) + sizeof(DeviceChunk) * count;
+  const size_t window_chunks = window_entries > 0 ? count : 0;
+  used_ =
+      sizeof(int32_t) * (3 * rows + wanted + entries + window_entries) + sizeof(DeviceChunk) * (count + window_chunks);
   if (used_ > pinned_.bytes()) {
     fail("cuda backend: a batch of {} rows and {} blocks, more than was reserved", rows, entries);
   }
@@ -53,17 +55,20 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
   auto* next = pinned_.as<int32_t>();
   const auto take = [&](size_t words) { return std::exchange(next, next + words); };
   const auto on_device = [&](const int32_t* host) { return device_.as<int32_t>() + (host - pinned_.as<int32_t>()); };
-  int32_t* const chunks = take(sizeof(DeviceChunk) / sizeof(int32_t) * count);  // first: they hold addresses
+  constexpr size_t kChunkWords = sizeof(DeviceChunk) / sizeof(int32_t);
+  int32_t* const chunks = take(kChunkWords * count);  // first: they hold addresses
+  int32_t* const of_windows = take(kChunkWords * window_chunks);
   int32_t* const tokens = take(rows);
   int32_t* const positions = take(rows);
   int32_t* const row_chunk = take(rows);
   int32_t* const logit_rows = take(wanted);
   int32_t* const blocks = take(entries);
-  int32_t* const window_blocks = take(window_entries);
+  int32_t* const window_blocks = take(window_entries);  // counted from `blocks`, too: how many those are may change
   std::copy(batch.tokens.begin(), batch.tokens.end(), tokens);
   std::copy(batch.positions.begin(), batch.positions.end(), positions);
   std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), logit_rows);
   chunks_ = reinterpret_cast<DeviceChunk*>(chunks);
+  window_chunks_ = window_chunks > 0 ? reinterpret_cast<DeviceChunk*>(of_windows) : nullptr;
   int32_t table = 0;
   for (size_t c = 0; c < count; ++c) {
     const Chunk& chunk = batch.chunks[c];
@@ -78,6 +83,10 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
     set_policy(chunk, to);
     std::copy(chunk.blocks.begin(), chunk.blocks.end(), blocks + table);
     std::copy(chunk.window_blocks.begin(), chunk.window_blocks.end(), window_blocks + table);
+    if (window_chunks_) {
+      window_chunks_[c] = to;
+      window_chunks_[c].table += static_cast<int32_t>(entries);
+    }
     table += static_cast<int32_t>(chunk.blocks.size());
   }
   tables_ = {.tokens = on_device(tokens),
@@ -87,7 +96,7 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
              .chunks = reinterpret_cast<const DeviceChunk*>(on_device(chunks)),
              .logit_rows = on_device(logit_rows)};
   window_tables_ = tables_;
-  if (window_entries > 0) window_tables_.blocks = on_device(window_blocks);
+  if (window_chunks_) window_tables_.chunks = reinterpret_cast<const DeviceChunk*>(on_device(of_windows));
   copy(stream);
 }
 

@@ -8,7 +8,7 @@
 namespace tidal::cuda {
 
 /// Pinned memory in which a batch's tables are made, and their place on the device. The tables lie one behind the
-/// other, so their addresses follow from the numbers of rows, chunks and logit rows.
+/// other, the chunks' block tables last, so their addresses follow from the numbers of rows, chunks and logit rows.
 class StepUpload {
  public:
   /// Bytes on the device for passes of up to `max_rows` rows over up to `max_context` positions, of models with layers
@@ -29,7 +29,7 @@ class StepUpload {
   const StepTables& window_tables() const { return window_tables_; }
   /// Where the block table of a chunk starts, device memory.
   const int32_t* blocks(int chunk, bool windowed) const {
-    return (windowed ? window_tables_ : tables_).blocks + chunks_[chunk].table;
+    return tables_.blocks + (windowed && window_chunks_ ? window_chunks_ : chunks_)[chunk].table;
   }
 
  private:
@@ -37,8 +37,8 @@ class StepUpload {
 
   Buffer pinned_, device_;
   Event copied_;
-  size_t used_ = 0;  // bytes
-  DeviceChunk* chunks_ = nullptr;
+  size_t used_ = 0;                                           // bytes
+  DeviceChunk *chunks_ = nullptr, *window_chunks_ = nullptr;  // of window_tables_; null: the same as the others
   StepTables tables_{}, window_tables_{};
 };
 

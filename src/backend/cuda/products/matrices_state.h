@@ -48,7 +48,7 @@ struct Matrices::State {
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
-  Bf16* panel = nullptr;             ///< rows of quantised matrices, dequantised for cuBLASLt and for grouped products
+  Bf16* panel = nullptr;             ///< rows of quantised matrices, dequantised for products; DeltaParams::scratch
   int64_t panel_bytes = 0;           ///< at least kPanel
   std::byte* packed = nullptr;       ///< SkinnyInput::scratch
   float* given = nullptr;            ///< [rows, width], what is to be normed before it is added; where models have that

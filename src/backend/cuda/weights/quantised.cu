@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Two bf16, as core/bf16.h rounds.
+/// Two bf16, to the nearest, ties to even.
 __device__ uint32_t round_two(float low, float high) {
   const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&two);
