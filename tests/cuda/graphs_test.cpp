@@ -54,6 +54,32 @@ TEST_F(CudaGraphs, GiveWhatTheirLaunchesGive) {
   }
 }
 
+// Tables of layers with a window lie behind those of whole contexts, which grow.
+TEST_F(CudaGraphs, StayWhileContextsGrow) {
+  for (const bool windows : {false, true}) {
+    const auto backend = cuda::make_backend();
+    Hyperparameters hp = small_shape();
+    if (windows) {
+      hp.windows.assign(static_cast<size_t>(hp.layers), 70);
+      hp.windows.back() = 0;
+    }
+    const Model model = random_small_model(hp, GGML_TYPE_F32, *backend);
+    Engine engine(*backend, model, Plan::full(hp.layers),
+                  {.context = 1024, .tokens = 4096, .chunk = 64, .sequences = 2});
+    std::vector<Sequence> sequences;
+    for (int i = 0; i < 2; ++i) {
+      sequences.push_back(engine.create());
+      engine.prefill(sequences.back(), random_tokens(200, i));
+    }
+    const std::vector<Token> token = {1};
+    std::vector<Engine::Request> requests;
+    for (Sequence& sequence : sequences) requests.push_back({.sequence = &sequence, .tokens = token, .decode = true});
+    for (int step = 0; step < 400; ++step) engine.step(requests, 1);
+    // One where a block is filled, one where none is.
+    EXPECT_LE(cuda::captured_steps(*backend), 2) << windows;
+  }
+}
+
 // Devices of compute capability 8 have none: the kernels that they take are tested where there are some, too.
 TEST_F(CudaGraphs, ClustersSelectWhatTheOthersSelect) {
   for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {

@@ -124,6 +124,7 @@ class CudaBackend final : public Backend {
               std::span<LikelyToken> out) override;
 
   int kernels() const { return graphs_.kernels(); }
+  int captured() const { return graphs_.captured(); }
 
  private:
   /// Ends a pass with logits, or with the most likely tokens of each row. take(first, rows) when a slice of the logit
@@ -386,5 +387,6 @@ std::unique_ptr<Backend> make_backend(const Options& options) {
 }
 
 int kernels_of_a_step(const Backend& backend) { return dynamic_cast<const CudaBackend&>(backend).kernels(); }
+int captured_steps(const Backend& backend) { return dynamic_cast<const CudaBackend&>(backend).captured(); }
 
 }  // namespace tidal::cuda

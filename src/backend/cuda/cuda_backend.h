@@ -21,5 +21,7 @@ std::unique_ptr<Backend> make_backend(const Options& options = {});
 /// Kernels that a decode step launches: those of the graph that a backend of make_backend() made last, 0 where it has
 /// made none yet. Throws std::bad_cast for another backend.
 int kernels_of_a_step(const Backend& backend);
+/// Graphs that it has made until now. Throws likewise.
+int captured_steps(const Backend& backend);
 
 }  // namespace tidal::cuda

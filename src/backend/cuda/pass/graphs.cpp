@@ -73,6 +73,7 @@ void Graphs::run(const OpList& list, cudaStream_t stream, const std::function<vo
   entry->used = now_;
   if (!entry->graph) {
     const Graph graph = capture(stream, launch);
+    ++captured_;
     kernels_ = count_kernels(graph);
     entry->graph = instantiate(graph);
   }

@@ -19,6 +19,8 @@ class Graphs {
   void clear() { entries_.clear(); }
   /// Kernels in the graph that was captured last; 0: none was yet.
   int kernels() const { return kernels_; }
+  /// Graphs that were captured until now.
+  int captured() const { return captured_; }
 
  private:
   struct Entry {
@@ -32,7 +34,7 @@ class Graphs {
 
   std::vector<Entry> entries_;
   uint64_t now_ = 0;
-  int kernels_ = 0;
+  int kernels_ = 0, captured_ = 0;
 };
 
 }  // namespace tidal::cuda
