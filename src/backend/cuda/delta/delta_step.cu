@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kGroups* kMostStepDim)
       const float mixed = convolves ? channel.next(net, value) : 0;
       if (convolves) shared.mixed[part][in_head] = mixed;
       const float squares = tree_sum<1, 16>(__fmul_rn(mixed, mixed));
-      if (lane == 0) shared.squares[part][warp % K] = squares;
+      // A value's are of no account, and where they would be the last row's reading may still be normed by.
+      if (part < 2 && lane == 0) shared.squares[part][warp % K] = squares;
     } else if (warp == 3 * K) {
       const int64_t at = row * net.value_heads + head;
       if (lane == 0) shared.kept = kept_share(log_kept(__ldcg(p.alpha + at), bias, decay));
