@@ -10,7 +10,7 @@ import json
 import sys
 
 # The least ratio. Full attention must keep up; tidal attention, by model, batch and depth, must gain what its floor of
-# weights and K/V leaves room for (docs/performance.md).
+# weights and K/V leaves room for (docs/performance_cuda.md).
 FULL = 0.95
 TIDAL = {
     ("llama-2-7b", 1, 10240): 1.35,

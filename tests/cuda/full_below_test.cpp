@@ -26,7 +26,7 @@ struct Measured {
   int least, most;  ///< 0: the measurements end before
 };
 
-// One H200 (docs/performance.md, "Where sketch attention begins"): the last measured context where sketch attention
+// One H200 (docs/performance_cuda.md, "Where sketch attention begins"): the last measured context where sketch attention
 // took .5 % more than full, and the first where it took 5 % less; of Qwen2.5-1.5B, for which the constants know no
 // better, 8 %.
 constexpr Measured kMeasured[] = {
