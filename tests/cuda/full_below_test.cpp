@@ -26,9 +26,9 @@ struct Measured {
   int least, most;  ///< 0: the measurements end before
 };
 
-// One H200 (docs/performance_cuda.md, "Where sketch attention begins"): the last measured context where sketch attention
-// took .5 % more than full, and the first where it took 5 % less; of Qwen2.5-1.5B, for which the constants know no
-// better, 8 %.
+// One H200 (docs/performance_cuda.md, "Where sketch attention begins"): the last measured context where sketch
+// attention took .5 % more than full, and the first where it took 5 % less; of Qwen2.5-1.5B, for which the constants
+// know no better, 8 %.
 constexpr Measured kMeasured[] = {
     {"llama-2-7b", 4096, 8192},     {"smollm2-1.7b", 4096, 16384},  {"llama-3-8b", 8192, 32768},
     {"qwen3-4b", 8192, 32768},      {"llama-3.2-3b", 16384, 32768}, {"qwen3-0.6b", 8192, 32768},

@@ -13,8 +13,8 @@ namespace {
 // sum of the squares of what is later (in logarithms) is least, of 12 shapes of 2 to 32 KV heads at 4,096 to 98,304
 // positions, one NVIDIA H200 (read stream 4.6 TB/s), 2026-11-30, by
 //   tidal bench --shape NAME --type bf16 -p 0 -n 48 -r 3 -d DEPTHS --fill random --attention full,sketch
-// (docs/performance_cuda.md). Devices whose memory is slower cross earlier, since launches cost them the same: there full
-// attention goes on for longer than it need.
+// (docs/performance_cuda.md). Devices whose memory is slower cross earlier, since launches cost them the same: there
+// full attention goes on for longer than it need.
 constexpr double kBytes = 4.3e6;        // of K/V that a Dense layer reads in a microsecond
 constexpr double kDense = .0425e-3;     // a position, beside its bytes
 constexpr double kScan = .3;            // launches and the choice
