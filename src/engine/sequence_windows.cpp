@@ -84,7 +84,9 @@ int SequenceWindows::nearest(int position) const {
 }
 
 void SequenceWindows::hold(int first) {
-  if (!windows() || !goes_on_at(first)) return;
+  if (!windows()) return;
+  let_go();
+  if (!goes_on_at(first)) return;
   held_first_ = first_read(first);
   held_end_ = static_cast<size_t>(blocks_for(first));
 }

@@ -98,9 +98,11 @@ std::vector<int> read_windows(const GgufFile& file, Keys& keys, const Family& fa
   return windows;
 }
 
-void check_rotated(const GgufFile& file, int dims, int head_dim) {
+/// `where`: which layers.
+void check_rotated(const GgufFile& file, int dims, int head_dim, std::string_view where = "") {
   if (dims % 2 != 0 || dims > head_dim) {
-    fail("{}: rope rotates {} elements, expected an even number up to the head size {}", file.path(), dims, head_dim);
+    fail("{}: rope rotates {} elements{}, expected an even number up to the head size {}", file.path(), dims, where,
+         head_dim);
   }
 }
 
@@ -319,7 +321,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   }
   if (!hp.windows.empty()) {
     const int window_dims = family->kinds ? keys.size_or("rope.dimension_count_swa", dims) : dims;
-    check_rotated(file, window_dims, hp.window_kv ? hp.window_kv.head_dim : hp.head_dim);
+    check_rotated(file, window_dims, hp.window_kv ? hp.window_kv.head_dim : hp.head_dim, " in layers with a window");
     hp.window_rope = read_window_rope(file, keys, *family, window_dims, base, scaling);
   }
   if (family->mixed_sections) check_mixed_sections(file, *architecture, dims);

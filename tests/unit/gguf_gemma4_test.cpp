@@ -92,8 +92,9 @@ TEST(GgufGemma4, HeadsThatDoNotFit) {
             "test.gguf: 4 attention heads cannot share 3 KV heads evenly");
   EXPECT_EQ(with("attention.key_length_swa", 32u),
             "test.gguf: keys and values of different head sizes are not supported");
-  EXPECT_EQ(with("rope.dimension_count_swa", 32u),
-            "test.gguf: rope rotates 32 elements, expected an even number up to the head size 16");
+  EXPECT_EQ(
+      with("rope.dimension_count_swa", 32u),
+      "test.gguf: rope rotates 32 elements in layers with a window, expected an even number up to the head size 16");
   GgufWriter odd = small_gemma4();
   odd.set("gemma4.attention.key_length_swa", 24u).set("gemma4.attention.value_length_swa", 24u);
   EXPECT_EQ(refusal(odd), "test.gguf: the head size is 24, expected a multiple of 16 up to 512");
