@@ -1,6 +1,5 @@
 #include "engine/state_pool.h"
 
-#include <algorithm>
 #include <optional>
 
 #include "core/error.h"
@@ -21,12 +20,7 @@ void StatePool::make_room(StateId state) {
       short_of_memory = error;
     }
   }
-  // What one lets go of another may then hold alone: each time from the first on. `state` last of all.
-  for (const StateId wanted : {-1, state}) {
-    while (!enough() &&
-           std::any_of(holders_.begin(), holders_.end(), [&](const auto& holder) { return holder.second(wanted); })) {
-    }
-  }
+  for (const StateId wanted : {-1, state}) holders_.ask(wanted, enough);  // `state` last of all
   if (enough()) return;
   if (short_of_memory) throw Error(*short_of_memory);
   fail("states of recurrent layers: all {} are in use", most_);
@@ -47,18 +41,6 @@ StateId StatePool::own(StateId state) {
   copy(copied, state);
   release(state);
   return copied;
-}
-
-void StatePool::on_shortage(const void* holder, std::function<bool(StateId wanted)> give) {
-  const auto known =
-      std::find_if(holders_.begin(), holders_.end(), [&](const auto& other) { return other.first == holder; });
-  if (known != holders_.end() && give) {
-    known->second = std::move(give);
-  } else if (known != holders_.end()) {
-    holders_.erase(known);
-  } else if (give) {
-    holders_.emplace_back(holder, std::move(give));
-  }
 }
 
 void StatePool::release(StateId state) {

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/holders.h"
 
 namespace tidal {
 
@@ -47,7 +47,7 @@ class StatePool {
 
   /// `give(wanted)` lets go of a reference, to `wanted` too though others hold that (-1: to none of them in
   /// particular); false when it has none to give. Empty: `holder` is asked no more.
-  void on_shortage(const void* holder, std::function<bool(StateId wanted)> give);
+  void on_shortage(const void* holder, Holders<StateId>::Give give) { holders_.set(holder, std::move(give)); }
 
  private:
   /// Until free_ is not empty, or `state` has only one reference; -1 where it is of no account.
@@ -60,7 +60,7 @@ class StatePool {
   std::vector<Buffer> memory_;
   std::vector<int32_t> references_;
   std::vector<StateId> free_;
-  std::vector<std::pair<const void*, std::function<bool(StateId)>>> holders_;
+  Holders<StateId> holders_;
 };
 
 }  // namespace tidal

@@ -1,8 +1,5 @@
 #include "engine/window_pool.h"
 
-#include <algorithm>
-#include <array>
-
 #include "core/error.h"
 
 namespace tidal {
@@ -30,22 +27,7 @@ BlockId WindowPool::take() {
 
 void WindowPool::make_room(int blocks) {
   for (const Shortage shortage : {Shortage::Saved, Shortage::All}) {
-    // What one lets go of another may then hold alone: each time from the first on.
-    while (free_blocks() < blocks &&
-           std::any_of(holders_.begin(), holders_.end(), [&](const auto& holder) { return holder.second(shortage); })) {
-    }
-  }
-}
-
-void WindowPool::on_shortage(const void* holder, std::function<bool(Shortage)> give) {
-  const auto known =
-      std::find_if(holders_.begin(), holders_.end(), [&](const auto& other) { return other.first == holder; });
-  if (known != holders_.end() && give) {
-    known->second = std::move(give);
-  } else if (known != holders_.end()) {
-    holders_.erase(known);
-  } else if (give) {
-    holders_.emplace_back(holder, std::move(give));
+    holders_.ask(shortage, [&] { return free_blocks() >= blocks; });
   }
 }
 

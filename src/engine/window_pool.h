@@ -2,11 +2,11 @@
 // they run out.
 #pragma once
 
-#include <functional>
 #include <utility>
 #include <vector>
 
 #include "backend/batch.h"
+#include "engine/holders.h"
 
 namespace tidal {
 
@@ -62,12 +62,12 @@ class WindowPool {
   enum class Shortage { Saved, All };
   /// `give()` lets go of references, of all that it can spare or of some; false when there are none. Empty: `holder` is
   /// asked no more.
-  void on_shortage(const void* holder, std::function<bool(Shortage)> give);
+  void on_shortage(const void* holder, Holders<Shortage>::Give give) { holders_.set(holder, std::move(give)); }
 
  private:
   BlockIds blocks_;
   int window_;
-  std::vector<std::pair<const void*, std::function<bool(Shortage)>>> holders_;
+  Holders<Shortage> holders_;
 };
 
 }  // namespace tidal

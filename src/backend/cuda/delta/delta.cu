@@ -10,7 +10,7 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr int kWarps = 8, kColumns = kDeltaColumns;  // of a block; of a warp
+constexpr int kWarps = 8, kColumns = 4;  // of a block; of a warp
 constexpr int kBlockColumns = kWarps * kColumns;
 constexpr int kHeads = 4;     // heads that a block convolves, or norms
 constexpr int kMostTaps = 4;  // that a lane keeps in registers
@@ -145,6 +145,39 @@ struct Row {
     written = __ldcg(p.written + static_cast<int64_t>(row) * net.value_heads + head);
   }
 };
+
+/// Every sum over all lanes.
+__device__ void add_over_lanes(float (&sums)[kColumns]) {
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) sums[c] = tree_sum<1, 16>(sums[c]);
+}
+
+/// S of one row more, and what it is read with: of kColumns columns.
+template <int K>
+__device__ void delta_step(float (&s)[K][kColumns], const float (&q)[K], const float (&k)[K],
+                           const float (&v)[kColumns], float kept, float written, float (&read)[kColumns]) {
+  float sums[kColumns] = {};
+#pragma unroll
+  for (int m = 0; m < K; ++m) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      s[m][c] = __fmul_rn(s[m][c], kept);
+      sums[c] = __fmaf_rn(s[m][c], k[m], sums[c]);
+    }
+  }
+  add_over_lanes(sums);
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const float correction = __fmul_rn(written, __fsub_rn(v[c], sums[c]));
+    read[c] = 0;
+#pragma unroll
+    for (int m = 0; m < K; ++m) {
+      s[m][c] = __fmaf_rn(k[m], correction, s[m][c]);
+      read[c] = __fmaf_rn(s[m][c], q[m], read[c]);
+    }
+  }
+  add_over_lanes(read);
+}
 
 /// The grid is (groups of columns, value heads, chunks). K: ceil(head_dim / 32).
 template <int K>

@@ -56,43 +56,6 @@ __device__ inline float gated(float read, float factor, float weight, float gate
   return read * factor * weight * silu(gate);
 }
 
-/// Columns of S that a warp has where rows go one after the other.
-inline constexpr int kDeltaColumns = 4;
-
-/// Every sum over all lanes.
-__device__ inline void add_over_lanes(float (&sums)[kDeltaColumns]) {
-#pragma unroll
-  for (int c = 0; c < kDeltaColumns; ++c) sums[c] = tree_sum<1, 16>(sums[c]);
-}
-
-/// S of one row more, and what it is read with: of kDeltaColumns columns.
-template <int K>
-__device__ inline void delta_step(float (&s)[K][kDeltaColumns], const float (&q)[K], const float (&k)[K],
-                                  const float (&v)[kDeltaColumns], float kept, float written,
-                                  float (&read)[kDeltaColumns]) {
-  float sums[kDeltaColumns] = {};
-#pragma unroll
-  for (int m = 0; m < K; ++m) {
-#pragma unroll
-    for (int c = 0; c < kDeltaColumns; ++c) {
-      s[m][c] = __fmul_rn(s[m][c], kept);
-      sums[c] = __fmaf_rn(s[m][c], k[m], sums[c]);
-    }
-  }
-  add_over_lanes(sums);
-#pragma unroll
-  for (int c = 0; c < kDeltaColumns; ++c) {
-    const float correction = __fmul_rn(written, __fsub_rn(v[c], sums[c]));
-    read[c] = 0;
-#pragma unroll
-    for (int m = 0; m < K; ++m) {
-      s[m][c] = __fmaf_rn(k[m], correction, s[m][c]);
-      read[c] = __fmaf_rn(s[m][c], q[m], read[c]);
-    }
-  }
-  add_over_lanes(read);
-}
-
 /// Writes what the convolution is going to have seen behind the chunk, for the next pass. By `threads` threads, each
 /// its channels: what one reads it has not written yet.
 __device__ inline void keep_tail(const DeltaParams& p, const DeltaSizes& net, const DeviceChunk& chunk, float* tail,
