@@ -31,43 +31,69 @@ void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int
     case 160: return attend_rows<160>(args, stream, ctas);
     case 192: return attend_rows<192>(args, stream, ctas);
     case 256: return attend_rows<256>(args, stream, ctas);
+    case 512: return attend_rows<512>(args, stream, ctas);
     default:
       fail_with("cuda: heads of " + std::to_string(head_dim) +
-                " elements are not supported, expected 16, 32, 48, 64, 80, 96, 112, 128, 160, 192 or 256");
+                " elements are not supported, expected 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256 or 512");
   }
 }
 
-/// Sizes of the workspace. What a row is cut into must not depend on the batch or on what was reserved.
+/// How layers with such KV heads are cut. That must not depend on the batch or on what was reserved.
+struct Geometry {
+  Geometry(int heads, KvShape kv, int processors)
+      : kv(kv),
+        dense(heads, kv.heads, heads / kv.heads),
+        single(heads, kv.heads, 1),
+        scan_splits(std::clamp(scan_ctas(kv.head_dim) * processors / dense.tiles(), 1, kMaxSplits)) {
+    const int ctas = std::max(1, attend_rows_ctas(kv.head_dim)) * processors;
+    // At least two, so that 128 positions are cut the same way whoever reads them.
+    dense_splits = std::clamp(ctas / dense.tiles(), 2, kMaxSplits);
+    single_splits = std::clamp(ctas / single.tiles(), 2, kMaxSplits);
+  }
+
+  float scale() const {
+    return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(kv.head_dim)));
+  }
+  int most_splits() const { return std::max({dense_splits, single_splits, scan_splits}); }
+  int64_t part_floats() const { return int64_t{std::max(dense_splits, single_splits)} * kv.head_dim; }
+
+  KvShape kv;
+  HeadTiles dense, single;
+  int dense_splits = 2, single_splits = 2, scan_splits;
+};
+
+/// Of layers with a window.
+KvShape window_kv(const Hyperparameters& hp) { return hp.window_kv ? hp.window_kv : KvShape{hp.kv_heads, hp.head_dim}; }
+
+/// Sizes of the workspace.
 struct Sizes {
-  Sizes(const Hyperparameters& hp, int rows, int context, int ctas, int processors, bool may_cluster)
+  Sizes(const Hyperparameters& hp, int rows, int context, int processors, bool may_cluster)
       : max_context(context),
         heads(hp.heads),
-        kv_heads(hp.kv_heads),
-        head_dim(hp.head_dim),
-        dense(hp.heads, hp.kv_heads, hp.group()),
-        single(hp.heads, hp.kv_heads, 1),
+        whole(hp.heads, {hp.kv_heads, hp.head_dim}, processors),
+        window(hp.heads, window_kv(hp), processors),
         clusters(hp.heads, context),
         in_clusters(may_cluster && clusters.blocks(1, 1) > 0 && clusters.blocks(1, hp.heads) > 0),
         shared_memory(may_cluster ? shared_memory_limit() : std::min(shared_memory_limit(), kLeastSharedMemory)),
-        // At least two, so that 128 positions are cut the same way whoever reads them.
-        dense_splits(std::clamp(ctas * processors / dense.tiles(), 2, kMaxSplits)),
-        single_splits(std::clamp(ctas * processors / single.tiles(), 2, kMaxSplits)),
-        scan_splits(std::clamp(scan_ctas(hp.head_dim) * processors / dense.tiles(), 1, kMaxSplits)),
         max_rows(rows),
         wave(std::clamp(rows, 1, kWave)),
         score_stride((int64_t{context} + 63) / 64 * 64 + 64) {
     score_wave = std::clamp(static_cast<int>(kScoreBytes / score_row_bytes()), 1, wave);
   }
 
-  int most_splits() const { return std::max({dense_splits, single_splits, scan_splits}); }
+  const Geometry& of(const KvLayer& layer) const {
+    return layer.kv_heads == whole.kv.heads && layer.head_dim == whole.kv.head_dim ? whole : window;
+  }
   /// Scores and, where clusters do not keep it to themselves, what they are pooled to.
   size_t score_row_bytes() const {
     return (in_clusters ? 1 : 2) * sizeof(float) * heads * static_cast<size_t>(score_stride);
   }
   size_t part_floats() const {
-    return static_cast<size_t>(wave) * heads * std::max(dense_splits, single_splits) * head_dim;
+    return static_cast<size_t>(wave) * heads * std::max(whole.part_floats(), window.part_floats());
   }
-  size_t part_statistics() const { return static_cast<size_t>(wave) * heads * most_splits(); }
+  size_t part_statistics() const {
+    return static_cast<size_t>(wave) * heads * std::max(whole.most_splits(), window.most_splits());
+  }
   size_t sets() const { return static_cast<size_t>(score_wave) * heads; }
   size_t histogram_sets() const { return in_clusters ? 0 : sets(); }
   size_t bytes() const {
@@ -76,19 +102,18 @@ struct Sizes {
            histogram_sets() * (kBins * sizeof(uint32_t) + sizeof(unsigned long long));
   }
 
-  int max_context, heads, kv_heads, head_dim;
-  HeadTiles dense, single;
+  int max_context, heads;
+  Geometry whole, window;  // of layers that read the whole context, and of those with a window
   SelectClusters clusters;
   bool in_clusters;   // sets are selected
   int shared_memory;  // of a CTA that scores by sketches
-  int dense_splits, single_splits, scan_splits;
   int max_rows;
   int wave, score_wave = 1;  // rows of a launch; of one with scores
   int64_t score_stride;
 };
 
 Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context, bool may_cluster) {
-  return {hp, max_rows, max_context, std::max(1, attend_rows_ctas(hp.head_dim)), multiprocessors(), may_cluster};
+  return {hp, max_rows, max_context, multiprocessors(), may_cluster};
 }
 
 }  // namespace
@@ -121,22 +146,25 @@ struct DecodeAttention::Workspace {
 
   AttendRowsArgs attend_args(const AttendParams& params, int first_row, int rows) const {
     const bool alone = params.role != Role::Dense && params.role != Role::Select && params.scope == Scope::Head;
+    const Geometry& geometry = sizes.of(params.kv);
+    const int splits = alone ? geometry.single_splits : geometry.dense_splits;
     AttendRowsArgs args{.tables = params.tables,
                         .first_row = first_row,
                         .run = rows,
-                        .tiles = alone ? sizes.single : sizes.dense,
-                        .head_dim = sizes.head_dim,
+                        .tiles = alone ? geometry.single : geometry.dense,
+                        .head_dim = geometry.kv.head_dim,
                         .window = params.window,
                         .sink_logits = params.sink_logits,
-                        .scale = scale(),
+                        .scale = geometry.scale(),
+                        .cap = params.cap,
                         .early = params.early && params.role != Role::Scan,
                         // Behind the selection, which has waited for the scores, which have waited for the queries.
                         .early_query = params.role == Role::Scan,
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
-                        .splits = alone ? sizes.single_splits : sizes.dense_splits,
-                        .used_splits = alone ? sizes.single_splits : sizes.dense_splits,
+                        .splits = splits,
+                        .used_splits = splits,
                         .parts = parts.as<float>(),
                         .part_statistics = part_statistics.as<SoftmaxPart>(),
                         .done = done.as<uint32_t>()};
@@ -145,6 +173,7 @@ struct DecodeAttention::Workspace {
     if (params.role == Role::Select) {
       args.scores = scores.as<float>();
       args.score_stride = sizes.score_stride;
+      args.pools_sums = pools_sums(params);
       args.statistics = statistics.as<SoftmaxPart>();
     }
     if (reads_selected(params.role)) {
@@ -152,7 +181,7 @@ struct DecodeAttention::Workspace {
       args.counts = params.selection.counts;
       args.row_positions = params.selection.row_positions;
       args.row_units = params.selection.row_units;
-      args.units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
+      args.units = units_of(params);
       // No set has more positions than there is room for.
       args.used_splits = std::min(args.splits, blocks_for(args.row_positions / args.units));
     }
@@ -163,18 +192,19 @@ struct DecodeAttention::Workspace {
     return {.tables = params.tables,
             .first_row = first_row,
             .run = rows,
-            .tiles = sizes.dense,
-            .head_dim = sizes.head_dim,
-            .scale = scale(),
+            .tiles = sizes.whole.dense,
+            .head_dim = sizes.whole.kv.head_dim,
+            .scale = sizes.whole.scale(),
+            .cap = params.cap,
             .early = params.early,
             .q = params.q.data,
             .kv = params.kv.data,
             .sketches = params.kv.sketches[params.sketch_bits / 2],
             .bits = params.sketch_bits,
-            .needs_sums = params.pooling == Pooling::Sum && pools(params.scope, sizes.heads, sizes.kv_heads),
+            .needs_sums = pools_sums(params),
             .scores = scores.as<float>(),
             .score_stride = sizes.score_stride,
-            .splits = sizes.scan_splits,
+            .splits = sizes.whole.scan_splits,
             .shared_memory = sizes.shared_memory,
             .part_statistics = part_statistics.as<SoftmaxPart>()};
   }
@@ -185,15 +215,15 @@ struct DecodeAttention::Workspace {
             .first_row = first_row,
             .run = rows,
             .heads = sizes.heads,
-            .units = scope_units(params.scope, sizes.heads, sizes.kv_heads),
+            .units = units_of(params),
             .pooling = params.pooling,
             .scan = scan,
-            .scale = scale(),
+            .scale = sizes.whole.scale(),
             .scores = scores.as<float>(),
             .score_stride = sizes.score_stride,
             .max_context = sizes.max_context,
             .statistics = scan ? part_statistics.as<SoftmaxPart>() : statistics.as<SoftmaxPart>(),
-            .statistic_parts = scan ? sizes.scan_splits : 1,
+            .statistic_parts = scan ? sizes.whole.scan_splits : 1,
             .pooled = pooled(),
             .histogram = histogram.as<uint32_t>(),
             .mass = mass.as<unsigned long long>(),
@@ -202,12 +232,13 @@ struct DecodeAttention::Workspace {
             .row_positions = params.selection.row_positions,
             .row_units = params.selection.row_units,
             .kv = scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
-            .kv_heads = sizes.kv_heads,
-            .head_dim = sizes.head_dim};
+            .kv_heads = sizes.whole.kv.heads,
+            .head_dim = sizes.whole.kv.head_dim};
   }
 
-  float scale() const {
-    return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(sizes.head_dim)));
+  int units_of(const AttendParams& params) const { return scope_units(params.scope, sizes.heads, sizes.whole.kv.heads); }
+  bool pools_sums(const AttendParams& params) const {
+    return params.pooling == Pooling::Sum && pools(params.scope, sizes.heads, sizes.whole.kv.heads);
   }
 
   void select(const SelectArgs& args, cudaStream_t stream) const {
@@ -229,11 +260,10 @@ DecodeAttention::~DecodeAttention() = default;
 void DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
   if (workspace_) {
     const Sizes& has = workspace_->sizes;
-    if (has.heads == hp.heads && has.kv_heads == hp.kv_heads && has.head_dim == hp.head_dim &&
-        has.max_rows >= max_rows && has.max_context >= max_context) {
-      return;
-    }
-    if (has.heads == hp.heads && has.kv_heads == hp.kv_heads && has.head_dim == hp.head_dim) {
+    const bool same = has.heads == hp.heads && has.whole.kv == KvShape{hp.kv_heads, hp.head_dim} &&
+                      has.window.kv == window_kv(hp);
+    if (same && has.max_rows >= max_rows && has.max_context >= max_context) return;
+    if (same) {
       max_rows = std::max(max_rows, has.max_rows);
       max_context = std::max(max_context, has.max_context);
     }

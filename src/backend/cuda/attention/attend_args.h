@@ -24,6 +24,7 @@ struct AttendRowsArgs {
   int window = 0;                      ///< of whole contexts: a row sees the last so many positions; 0: all
   const float* sink_logits = nullptr;  ///< [heads], AttendParams
   float scale = 0;                     ///< log2(e) / sqrt(head_dim)
+  float cap = 0;                       ///< AttendParams
   bool early = false;                  ///< AttendParams
   bool early_query = false;            ///< of a selection: q may be read before the kernels before are through
   const float* q = nullptr;            ///< [rows of the batch, heads, head_dim]
@@ -34,8 +35,9 @@ struct AttendRowsArgs {
   int row_positions = 0;
   int row_units = 0;
   int units = 0;            ///< sets of positions of a row
-  float* scores = nullptr;  ///< [run, heads, score_stride] raw scores, or null
+  float* scores = nullptr;  ///< [run, heads, score_stride] scores that positions are ranked by, or null
   int64_t score_stride = 0;
+  bool pools_sums = false;                 ///< probabilities rank them, even with a top-p of 1
   SoftmaxPart* statistics = nullptr;       ///< [run, heads], where scores are wanted
   int splits = 0;                          ///< that a row is cut into at most, whatever its positions
   int used_splits = 0;                     ///< no row of the run takes more
@@ -50,5 +52,7 @@ int attend_rows_ctas(int head_dim);
 /// The same for one head size: launches, or where `ctas` is not null only tells how many.
 template <int kDim>
 void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas);
+template <>
+void attend_rows<512>(const AttendRowsArgs& args, cudaStream_t stream, int* ctas);
 
 }  // namespace tidal::cuda

@@ -40,6 +40,7 @@ struct AttendTask {
   int begin;  // position in the context or the selection
   int count;
   int unseen = 0;  // of these, the first, which are before the window
+  bool ranks_capped = true;  // positions are ranked by scores with their cap: weighs()
 };
 
 /// Factor of a part in a merge: 2^((maximum - top) * scale). Nothing but -infinity: 0 beside others, else NaN, as the
@@ -53,6 +54,11 @@ __device__ inline float with_sink(const AttendRowsArgs& args, int head, float to
   if (!args.sink_logits) return sum;
   constexpr float kLog2e = 1.4426950408889634f;
   return __fadd_rn(sum, power_of_two(__fmaf_rn(__ldg(args.sink_logits + head), kLog2e, -__fmul_rn(top, args.scale))));
+}
+
+/// What the selection learns of a head. Of scores without their cap nobody has the maximum: they are ranked below any.
+__device__ inline SoftmaxPart ranked_part(const AttendTask& task, float top, float sum) {
+  return {task.ranks_capped ? top : -negative_infinity(), sum};
 }
 
 /// Merges the splits of a tile of heads, in order, and writes the output.
@@ -102,7 +108,7 @@ __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask
     for (int apart = 16; apart > 0; apart /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
     if (lane == 0) {
       inverse[h] = __fdiv_rn(1.0f, with_sink(args, task.first_head + h, top, sum));
-      if (args.scores) args.statistics[first + h] = {top, sum};
+      if (args.scores) args.statistics[first + h] = ranked_part(task, top, sum);
     }
   }
   __syncthreads();
@@ -166,7 +172,7 @@ __device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask&
     if (used == 1) {
       args.out[(static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim + i] =
           __fmul_rn(value, __fdiv_rn(1.0f, with_sink(args, task.first_head + h, top, sum)));
-      if (args.scores && d == 0) args.statistics[first + h] = {top, sum};
+      if (args.scores && d == 0) args.statistics[first + h] = ranked_part(task, top, sum);
     } else {
       args.parts[((first + h) * args.splits + blockIdx.x) * kDim + d] = value;
       if (d == 0) args.part_statistics[(first + h) * args.splits + blockIdx.x] = {top, sum};

@@ -75,25 +75,33 @@ __device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int 
   }
 }
 
-/// 16 scores of each head, raw: score[0], [1] of position g and heads 2t, 2t + 1, score[2], [3] of position g + 8.
-template <int kDim>
-__device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
-                                    const Query<kDim>& q, float (&score)[4]) {
-  using Sizes = AttendSizes<kDim>;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const uint32_t keys = shared_address(shared) + lane % 16 * Sizes::kStride + lane / 16 * 16;
+/// Products of 16 positions' kOwn channels with those of each head: score[0], [1] of position g and heads 2t, 2t + 1,
+/// score[2], [3] of position g + 8. channels: where these begin in the slice, in shared memory.
+template <int kOwn, int kStride>
+__device__ inline void slice_products(uint32_t channels, const Query<kOwn>& q, float (&score)[4]) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t keys = channels + lane % 16 * kStride + lane / 16 * 16;
   float upper[4] = {}, middle[4] = {}, lower[4] = {};
 #pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
+  for (int k = 0; k < kOwn / 16; ++k) {
     const Fragment a = load_matrix(keys + k * 32);
     multiply_add(upper, a, q[k][0][0], q[k][1][0]);
     multiply_add(middle, a, q[k][0][1], q[k][1][1]);
     multiply_add(lower, a, q[k][0][2], q[k][1][2]);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) score[i] = __fadd_rn(upper[i], __fadd_rn(middle[i], lower[i]));
+}
+
+/// Has scores that are not finite be what they are.
+template <int kDim>
+__device__ inline void mend_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
+                                   float (&score)[4]) {
+  using Sizes = AttendSizes<kDim>;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   bool odd = false;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    score[i] = __fadd_rn(upper[i], __fadd_rn(middle[i], lower[i]));
     odd = odd || (g + i / 2 * 8 < valid && 2 * t + i % 2 < task.heads && !is_finite(score[i]));
   }
   if (__any_sync(0xffffffffu, odd)) {
@@ -108,11 +116,38 @@ __device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask
   }
 }
 
-/// Adds positions [first, valid) of a slice to the softmax and the output.
-template <int kDim>
-__device__ inline void add_slice(const char* shared, int first, int valid, float (&score)[4], float scale,
-                                 WarpState<kDim>& state) {
-  using Sizes = AttendSizes<kDim>;
+/// Stores the scores of positions from `at` of the piece on.
+__device__ inline void store_scores(const AttendRowsArgs& args, const AttendTask& task, int at, int valid,
+                                    const float (&score)[4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  float* const to =
+      args.scores +
+      (static_cast<int64_t>(task.run_row) * args.tiles.heads + task.first_head + 2 * t) * args.score_stride +
+      task.begin + at + g;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (g + j / 2 * 8 < valid && 2 * t + j % 2 < task.heads) to[j % 2 * args.score_stride + j / 2 * 8] = score[j];
+  }
+}
+
+/// Stores what positions are ranked by, where that is wanted, and gives scores their cap, where they have one.
+__device__ inline void cap_scores(const AttendRowsArgs& args, const AttendTask& task, bool stores, int at, int valid,
+                                  float (&score)[4]) {
+  if (args.cap == 0) {
+    if (stores) store_scores(args, task, at, valid, score);
+    return;
+  }
+  if (stores && !task.ranks_capped) store_scores(args, task, at, valid, score);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) score[i] = soft_capped(score[i], args.cap);
+  if (stores && task.ranks_capped) store_scores(args, task, at, valid, score);
+}
+
+/// Adds positions [first, valid) of a slice to the softmax and kOwn channels of the output. channels: where these begin
+/// in the slice, in shared memory.
+template <int kOwn, int kStride>
+__device__ inline void add_slice(uint32_t channels, int first, int valid, float (&score)[4], float scale,
+                                 WarpState<kOwn>& state) {
   const int lane = threadIdx.x % 32, g = lane / 4;
   if (g < first || g >= valid) score[0] = score[1] = negative_infinity();
   if (g + 8 < first || g + 8 >= valid) score[2] = score[3] = negative_infinity();
@@ -137,7 +172,7 @@ __device__ inline void add_slice(const char* shared, int first, int valid, float
       state.maximum[h] = highest[h];
       state.sum[h] = __fmul_rn(state.sum[h], factor);
 #pragma unroll
-      for (int i = 0; i < kDim / 16; ++i) {
+      for (int i = 0; i < kOwn / 16; ++i) {
         state.out[i][h] = __fmul_rn(state.out[i][h], factor);
         state.out[i][2 + h] = __fmul_rn(state.out[i][2 + h], factor);
       }
@@ -155,20 +190,19 @@ __device__ inline void add_slice(const char* shared, int first, int valid, float
   const __nv_bfloat162 low = __floats2bfloat162_rn(p[0], p[1]), high = __floats2bfloat162_rn(p[2], p[3]);
   const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&low));
   const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&high));
-  const uint32_t values =
-      shared_address(shared) + (lane % 8 + lane / 16 * 8) * Sizes::kStride + 2 * kDim + lane / 8 % 2 * 16;
+  const uint32_t values = channels + (lane % 8 + lane / 16 * 8) * kStride + lane / 8 % 2 * 16;
 #pragma unroll
-  for (int i = 0; i < kDim / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
+  for (int i = 0; i < kOwn / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
 }
 
-/// The queries of a tile of heads, as slice_scores() needs them.
-template <int kDim>
-__device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kDim>& q) {
+/// The queries of a tile of heads, as slice_products() needs them: kOwn channels of kDim, from `first` on.
+template <int kDim, int kOwn = kDim>
+__device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kOwn>& q, int first = 0) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const float* const from =
-      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + 2 * t;
+      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + first + 2 * t;
 #pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
+  for (int k = 0; k < kOwn / 16; ++k) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float2 value = {0, 0};
@@ -185,7 +219,7 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
                                   WarpState<kDim>& state) {
   using Sizes = AttendSizes<kDim>;
   constexpr int kStages = Sizes::kStages;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int warp = threadIdx.x / 32;
   char* const own = shared + warp * kStages * Sizes::kSliceBytes;
   const RowFinder<kSelected> finder{table,
                                     selected,
@@ -241,18 +275,11 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
     char* const slice = own + stage * Sizes::kSliceBytes;
     const int at = place(i) * kSlice, valid = task.count - at;
     float score[4];
-    slice_scores<kDim>(args, task, slice, valid, q, score);
-    if (!kSelected && args.scores) {
-      float* const to =
-          args.scores +
-          (static_cast<int64_t>(task.run_row) * args.tiles.heads + task.first_head + 2 * t) * args.score_stride +
-          task.begin + at + g;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (g + j / 2 * 8 < valid && 2 * t + j % 2 < task.heads) to[j % 2 * args.score_stride + j / 2 * 8] = score[j];
-      }
-    }
-    add_slice<kDim>(slice, first_of(place(i)), valid, score, args.scale, state);
+    slice_products<kDim, Sizes::kStride>(shared_address(slice), q, score);
+    mend_scores<kDim>(args, task, slice, valid, score);
+    cap_scores(args, task, !kSelected && args.scores, at, valid, score);
+    add_slice<kDim, Sizes::kStride>(shared_address(slice) + 2 * kDim, first_of(place(i)), valid, score, args.scale,
+                                    state);
     __syncwarp();
     copy(i + kStages, stage, next_row);
     next_row = find(next_position);
@@ -269,11 +296,8 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   }
 }
 
-template <int kDim, bool kSelected>
-__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
-    attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
-  extern __shared__ __align__(16) char shared[];
-  __shared__ uint32_t flag;
+/// The row and heads of this CTA.
+__device__ inline AttendTask task_of(const AttendRowsArgs& args) {
   const HeadTiles& tiles = args.tiles;
   AttendTask task;
   task.run_row = blockIdx.z;
@@ -281,14 +305,19 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   const int tile = blockIdx.y, in_set = tile % tiles.per_set * kTileHeads;
   task.first_head = tile / tiles.per_set * tiles.set + in_set;
   task.heads = min(kTileHeads, tiles.set - in_set);
-  const DeviceRow row = row_of(args.tables, task.row);
-  const int32_t* selected = nullptr;
+  if (args.cap != 0 && args.scores) {
+    task.ranks_capped = args.pools_sums || args.tables.chunks[args.tables.row_chunk[task.row]].top_p < 1;
+  }
+  return task;
+}
+
+/// Gives a task its piece, and says of how many it is one. `selected`: those of its set, or null.
+template <bool kSelected>
+__device__ inline int cut_piece(const AttendRowsArgs& args, const DeviceRow& row, AttendTask& task,
+                                const int32_t*& selected) {
   int all = row.context;
-  Query<kDim> q;
-  if (kSelected && args.early_query) load_query<kDim>(args, task, q);
-  if (!args.early) wait_for_kernels_before();
   if constexpr (kSelected) {
-    const int unit = static_cast<int>(static_cast<int64_t>(task.first_head) * args.units / tiles.heads);
+    const int unit = static_cast<int>(static_cast<int64_t>(task.first_head) * args.units / args.tiles.heads);
     selected = args.positions + static_cast<int64_t>(args.row_positions) * task.row +
                static_cast<int64_t>(row.budget + kBlockTokens - 1) * unit;
     all = args.counts[args.row_units * task.row + unit];
@@ -301,9 +330,23 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
     all -= first;
   }
   const int piece = ((all + args.splits - 1) / args.splits + kPieceStep - 1) / kPieceStep * kPieceStep;
-  const int used = (all + piece - 1) / piece;
   task.begin = first + blockIdx.x * piece;
   task.count = min(piece, first + all - task.begin);
+  return (all + piece - 1) / piece;
+}
+
+template <int kDim, bool kSelected>
+__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
+    attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ uint32_t flag;
+  AttendTask task = task_of(args);
+  const DeviceRow row = row_of(args.tables, task.row);
+  const int32_t* selected = nullptr;
+  Query<kDim> q;
+  if (kSelected && args.early_query) load_query<kDim>(args, task, q);
+  if (!args.early) wait_for_kernels_before();
+  const int used = cut_piece<kSelected>(args, row, task, selected);
   if (task.count <= 0) {
     if (args.early) wait_for_kernels_before();
     return;
@@ -313,7 +356,7 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, q,
                               shared, state);
   merge_warps<kDim>(args, task, used, state, shared);
-  if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + tile, used, &flag)) {
+  if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }
 }

@@ -20,11 +20,12 @@ struct AttendParams {
   Role role = Role::Dense;
   int window = 0;                      ///< of a Dense layer: rows see the last so many positions; 0: all
   const float* sink_logits = nullptr;  ///< [heads], of Backend::attend(); optional
+  float cap = 0;                       ///< Hyperparameters::product_cap(); 0: none
   Scope scope = Scope::Shared;         ///< of no account where Dense
   Pooling pooling = Pooling::Sum;      ///< Select and Scan
   int sketch_bits = 2;                 ///< Scan
   Rows q;                              ///< [rows of the batch, heads * head_dim], after RoPE
-  KvLayer kv;                          ///< holds the rows' own keys and values, too
+  KvLayer kv;                          ///< holds the rows' own keys and values, too; heads as hp.kv() has them
   Selection selection;                 ///< written by Select and Scan, read by Sparse
   Rows out;                            ///< [rows of the batch, heads * head_dim]
   /// Says of the kernel before this one in the stream that it lets the next one start only after its own
@@ -46,8 +47,8 @@ class DecodeAttention {
   DecodeAttention(const DecodeAttention&) = delete;
   DecodeAttention& operator=(const DecodeAttention&) = delete;
 
-  /// Makes room; what was captured before is void. Throws Error where head_dim is none of 16, 32, 48, 64, 80, 96, 112,
-  /// 128, 160, 192, 256, or the memory is not there.
+  /// Makes room; what was captured before is void. Throws Error where a head size is none of 16, 32, 48, 64, 80, 96,
+  /// 112, 128, 160, 192, 256, 512, or the memory is not there.
   void reserve(const Hyperparameters& hp, int max_rows, int max_context);
   /// Bytes that reserve() takes on the device at most, for the estimate before a model is loaded.
   size_t workspace_bytes(const Hyperparameters& hp, int max_rows, int max_context) const;

@@ -2,6 +2,9 @@
 // warps 16 or 32 of them, and walks over the blocks up to the diagonal. K and V of a block and head are one contiguous
 // run of memory; it comes by cp.async, one block ahead. Rows in shared memory are padded by 16 bytes: their length in
 // 16-byte pieces is then odd, so that the eight rows of an ldmatrix lie in eight different groups of banks.
+//
+// Heads of 512 are too large for that: a CTA has half of the output's channels, by half a block at a time, and two of
+// them make the same scores.
 #include <cuda_bf16.h>
 
 #include <cmath>
@@ -9,6 +12,7 @@
 
 #include "backend/cuda/attention/prefill_attention.h"
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/launch.h"
 #include "backend/sketch.h"
 
 namespace tidal::cuda {
@@ -16,20 +20,23 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kPad = 8;              // elements
-constexpr int kPiece = 8;            // elements of 16 bytes
-constexpr int kKeys = kBlockTokens;  // of a tile
+constexpr int kPad = 8;    // elements
+constexpr int kPiece = 8;  // elements of 16 bytes
 
 /// Sizes for one head size. Wide heads leave registers for 16 rows of the output in a warp only.
 template <int kDim>
 struct Sizes {
   static constexpr int kRowTiles = kDim <= 128 ? 2 : 1;  // of 16 rows, in a warp
   static constexpr int kRows = 16 * kRowTiles * kWarps;
+  static constexpr int kKeys = kDim <= 256 ? kBlockTokens : kBlockTokens / 2;  // of a tile
+  static constexpr int kOut = kDim <= 256 ? kDim : kDim / 2;                   // channels of V, of a CTA
+  static constexpr int kParts = kDim / kOut;                                   // CTAs that share a row and head
   static constexpr int kQueryStride = kDim + kPad;
-  static constexpr int kStride = 2 * kDim + kPad;  // of a row [K | V]
+  static constexpr int kStride = kDim + kOut + kPad;  // of a row [K | V]
   static constexpr int kStage = kKeys * kStride;
   static constexpr int kSharedBytes = 2 * (kRows * kQueryStride + 2 * kStage);
   static constexpr int kCtas = kDim <= 128 ? 2 : 1;  // on one multiprocessor
+  static_assert(kDim <= 256 || kSharedBytes <= kWideHeadMemory);
 };
 
 __device__ inline uint32_t shared_address(const void* pointer) {
@@ -74,6 +81,12 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+/// cap * tanh(x / cap), as cap * (1 - 2 / (1 + e^(2 |x| / cap))) with x's sign; cap_scale: log2(e) * 2 / cap.
+__device__ inline float capped(float x, float cap, float cap_scale) {
+  const float power = exp2_fast(fabsf(x) * cap_scale);
+  return copysignf(fmaf(-2.0f * cap, __fdividef(1.0f, 1.0f + power), cap), x);
+}
+
 /// Over the four lanes that hold one row.
 __device__ inline float row_max(float value) {
   value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
@@ -102,14 +115,22 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
   }
 }
 
-/// Starts to load rows [unseen, valid) of a block, [K | V]; zeros in place of the others, where the pool may hold
+/// Starts to load rows [unseen, valid) of a tile, [K | part of V]; zeros in place of the others, where the pool may hold
 /// anything.
 template <int kDim>
-__device__ inline void load_block(const Bf16* from, int unseen, int valid, uint32_t to) {
+__device__ inline void load_tile(const Bf16* from, int part, int unseen, int valid, uint32_t to) {
   using S = Sizes<kDim>;
-  constexpr unsigned kPieces = 2 * kDim / kPiece;  // of a row
-  constexpr unsigned kCopies = kKeys * kPieces / kThreads;
-  if constexpr (kThreads % kPieces == 0) {
+  constexpr unsigned kPieces = (kDim + S::kOut) / kPiece;  // of a row
+  constexpr unsigned kCopies = S::kKeys * kPieces / kThreads;
+  if constexpr (S::kParts > 1) {
+#pragma unroll
+    for (unsigned i = 0; i < kCopies; ++i) {
+      const unsigned piece = i * kThreads + threadIdx.x, row = piece / kPieces, at = piece % kPieces * kPiece;
+      const unsigned skipped = at < kDim ? 0 : part * S::kOut;
+      copy_async(to + 2 * (row * S::kStride + at), from + row * 2 * kDim + at + skipped,
+                 static_cast<int>(row) >= unseen && static_cast<int>(row) < valid);
+    }
+  } else if constexpr (kThreads % kPieces == 0) {
     // Whole rows at a time: one address and constant distances.
     constexpr unsigned kStep = kThreads / kPieces;
     const unsigned row = threadIdx.x / kPieces;
@@ -131,14 +152,20 @@ __device__ inline void load_block(const Bf16* from, int unseen, int valid, uint3
   commit_copies();
 }
 
-/// s [16 * kRowTiles x 64] = q k^T.
+/// Of a warp: scores, and softmax weights as the operand of the product with V.
 template <int kDim>
-__device__ inline void scores(uint32_t queries, uint32_t keys, float (&s)[Sizes<kDim>::kRowTiles][kKeys / 8][4]) {
+using Scores = float[Sizes<kDim>::kRowTiles][Sizes<kDim>::kKeys / 8][4];
+template <int kDim>
+using Weights = uint32_t[Sizes<kDim>::kRowTiles][Sizes<kDim>::kKeys / 16][4];
+
+/// s [16 * kRowTiles x kKeys] = q k^T.
+template <int kDim>
+__device__ inline void scores(uint32_t queries, uint32_t keys, Scores<kDim>& s) {
   using S = Sizes<kDim>;
 #pragma unroll
   for (int m = 0; m < S::kRowTiles; ++m) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+    for (int n = 0; n < S::kKeys / 8; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
   }
 #pragma unroll
   for (int k = 0; k < kDim; k += 16) {
@@ -146,7 +173,7 @@ __device__ inline void scores(uint32_t queries, uint32_t keys, float (&s)[Sizes<
 #pragma unroll
     for (int m = 0; m < S::kRowTiles; ++m) load_matrices(a[m], queries + 2 * (16 * m * S::kQueryStride + k));
 #pragma unroll
-    for (int n = 0; n < kKeys / 16; ++n) {
+    for (int n = 0; n < S::kKeys / 16; ++n) {
       uint32_t b[4];
       load_matrices(b, keys + 2 * (16 * n * S::kStride + k));
 #pragma unroll
@@ -158,15 +185,15 @@ __device__ inline void scores(uint32_t queries, uint32_t keys, float (&s)[Sizes<
   }
 }
 
-/// out [16 * kRowTiles x kDim] += p v, with p = the softmax weights.
+/// out [16 * kRowTiles x kOut] += p v, with p = the softmax weights.
 template <int kDim>
-__device__ inline void add_values(const uint32_t (&p)[Sizes<kDim>::kRowTiles][kKeys / 16][4], uint32_t values,
-                                  float (&out)[Sizes<kDim>::kRowTiles][kDim / 8][4]) {
+__device__ inline void add_values(const Weights<kDim>& p, uint32_t values,
+                                  float (&out)[Sizes<kDim>::kRowTiles][Sizes<kDim>::kOut / 8][4]) {
   using S = Sizes<kDim>;
 #pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
+  for (int k = 0; k < S::kKeys / 16; ++k) {
 #pragma unroll
-    for (int d = 0; d < kDim / 16; ++d) {
+    for (int d = 0; d < S::kOut / 16; ++d) {
       uint32_t b[4];
       load_transposed(b, values + 2 * (16 * k * S::kStride + 16 * d));
 #pragma unroll
@@ -180,12 +207,12 @@ __device__ inline void add_values(const uint32_t (&p)[Sizes<kDim>::kRowTiles][kK
 
 /// The scores behind a row's own position, and `window` or more before it, become -infinity. `row`: position of the
 /// lane's first row, `key`: of its first column.
-template <int kRowTiles>
-__device__ inline void mask(int row, int key, int window, float (&s)[kRowTiles][kKeys / 8][4]) {
+template <int kRowTiles, int kColumns>
+__device__ inline void mask(int row, int key, int window, float (&s)[kRowTiles][kColumns][4]) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
+    for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int behind = key + 8 * n + (e & 1) - (row + 16 * m + 8 * (e >> 1));
@@ -197,9 +224,9 @@ __device__ inline void mask(int row, int key, int window, float (&s)[kRowTiles][
 
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
-    prefill_attention(PrefillAttentionParams p, float scale) {
+    prefill_attention(PrefillAttentionParams p, float scale, float cap_scale) {
   using S = Sizes<kDim>;
-  constexpr int kRowTiles = S::kRowTiles;
+  constexpr int kRowTiles = S::kRowTiles, kKeys = S::kKeys, kOut = S::kOut;
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   __nv_bfloat16* const queries = shared;
   const uint32_t stages = shared_address(shared + S::kRows * S::kQueryStride);
@@ -215,12 +242,18 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
   const int window = p.window > 0 ? p.window : context;  // all is seen
   const int seen = max(0, p.position + first - window + 1), first_tile = seen / kKeys;
 
-  const int64_t tile_elements = int64_t{2} * kKeys * kDim;
+  const int64_t tile_elements = int64_t{2} * kBlockTokens * kDim;
   const Bf16* const own = p.kv + kv_head * tile_elements;
   const int64_t block_elements = p.kv_heads * tile_elements;
-  load_block<kDim>(own + p.blocks[first_tile] * block_elements, seen - first_tile * kKeys, context - first_tile * kKeys,
-                   stages + first_tile % 2 * 2 * S::kStage);
-  int next = tiles > first_tile + 1 ? p.blocks[first_tile + 1] : 0;
+  constexpr int kOfBlock = kBlockTokens / kKeys;  // tiles
+  const int part = S::kParts > 1 ? static_cast<int>(blockIdx.y) : 0;
+  const auto load = [&](int tile, int block, int unseen) {
+    const int in_block = kOfBlock > 1 ? tile % kOfBlock * kKeys * 2 * kDim : 0;
+    load_tile<kDim>(own + block * block_elements + in_block, part, unseen, context - tile * kKeys,
+                    stages + tile % 2 * 2 * S::kStage);
+  };
+  load(first_tile, p.blocks[first_tile / kOfBlock], seen - first_tile * kKeys);
+  int next = tiles > first_tile + 1 ? p.blocks[(first_tile + 1) / kOfBlock] : 0;
   load_queries<kDim>(p, first, head, queries);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -231,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
   const uint32_t my_keys = 2 * ((lane % 8 + lane / 16 * 8) * S::kStride + lane / 8 % 2 * 8);
   const uint32_t my_values = 2 * (lane % 16 * S::kStride + kDim + lane / 16 * 8);
 
-  float out[kRowTiles][kDim / 8][4] = {};
+  float out[kRowTiles][kOut / 8][4] = {};
   float top[kRowTiles][2], sum[kRowTiles][2];  // of rows lane / 4 and lane / 4 + 8; sums of this lane's columns only
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
@@ -244,19 +277,28 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
     __syncthreads();  // the block is there for all, and all are done with the other stage
     const uint32_t stage = stages + tile % 2 * 2 * S::kStage;
     if (tile + 1 < tiles) {
-      load_block<kDim>(own + next * block_elements, 0, context - (tile + 1) * kKeys,
-                       stages + (tile + 1) % 2 * 2 * S::kStage);
-      next = tile + 2 < tiles ? p.blocks[tile + 2] : 0;
+      load(tile + 1, next, 0);
+      next = tile + 2 < tiles ? p.blocks[(tile + 2) / kOfBlock] : 0;
     }
     if (tile * kKeys > warp_last || tile * kKeys + kKeys - 1 <= warp_first - window) continue;
 
-    float s[kRowTiles][kKeys / 8][4];
+    Scores<kDim> s;
     scores<kDim>(my_queries, stage + my_keys, s);
+    if (p.cap != 0) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+          for (float& one : s[m][n]) one = capped(one, p.cap, cap_scale);
+        }
+      }
+    }
     if (tile * kKeys + kKeys - 1 > warp_first || tile * kKeys <= warp_last - window) {
       mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, window, s);
     }
 
-    uint32_t weights[kRowTiles][kKeys / 16][4];
+    Weights<kDim> weights;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       float factor[2];
@@ -285,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
       // The factors of rows whose maximum stays are 1.
       if (!__any_sync(0xffffffffu, higher)) continue;
 #pragma unroll
-      for (int d = 0; d < kDim / 8; ++d) {
+      for (int d = 0; d < kOut / 8; ++d) {
         out[m][d][0] *= factor[0];
         out[m][d][1] *= factor[0];
         out[m][d][2] *= factor[1];
@@ -305,9 +347,9 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
         total += exp2_fast(fmaf(__ldg(p.sink_logits + head), 1.4426950408889634f, -top[m][half] * scale));
       if (row >= p.rows) continue;
       const float share = 1.0f / total;
-      float* const to = p.out + (static_cast<int64_t>(row) * p.heads + head) * kDim + lane % 4 * 2;
+      float* const to = p.out + (static_cast<int64_t>(row) * p.heads + head) * kDim + part * kOut + lane % 4 * 2;
 #pragma unroll
-      for (int d = 0; d < kDim / 8; ++d) {
+      for (int d = 0; d < kOut / 8; ++d) {
         *reinterpret_cast<float2*>(to + 8 * d) =
             make_float2(out[m][d][2 * half] * share, out[m][d][2 * half + 1] * share);
       }
@@ -323,7 +365,9 @@ void launch(const PrefillAttentionParams& p, cudaStream_t stream) {
   check(allowed, "prefill attention");
   const int row_tiles = (p.rows + S::kRows - 1) / S::kRows;
   const float scale = static_cast<float>(1.4426950408889634 / sqrt(static_cast<double>(kDim)));  // of exp2
-  prefill_attention<kDim><<<row_tiles * p.heads, kThreads, S::kSharedBytes, stream>>>(p, scale);
+  const float cap_scale = p.cap != 0 ? 2.885390081777927f / p.cap : 0.0f;                        // log2(e) * 2 / cap
+  prefill_attention<kDim>
+      <<<dim3(row_tiles * p.heads, S::kParts), kThreads, S::kSharedBytes, stream>>>(p, scale, cap_scale);
   check_launch("prefill attention");
 }
 
@@ -342,10 +386,11 @@ void launch_prefill_attention(const PrefillAttentionParams& params, cudaStream_t
     case 160: return launch<160>(params, stream);
     case 192: return launch<192>(params, stream);
     case 256: return launch<256>(params, stream);
+    case 512: return launch<512>(params, stream);
     default: {
       std::string message = "cuda: heads of ";
       message += std::to_string(params.head_dim);
-      message += " elements have no attention kernel, expected 16 to 128 in steps of 16, 160, 192 or 256";
+      message += " elements have no attention kernel, expected 16 to 128 in steps of 16, 160, 192, 256 or 512";
       fail_with(message);
     }
   }

@@ -18,9 +18,10 @@ struct PrefillAttentionParams {
   int position = 0;                    ///< of the first row: row r attends to positions up to position + r
   int window = 0;                      ///< the last so many of them; 0: all
   const float* sink_logits = nullptr;  ///< [heads], one more score of each softmax, of no value; optional
+  float cap = 0;                       ///< Hyperparameters::product_cap(); 0: none
   int heads = 0;
   int kv_heads = 0;
-  int head_dim = 0;  ///< a multiple of 16 up to 256
+  int head_dim = 0;  ///< a multiple of 16 up to 256, or 512
 };
 
 /// Softmax weights are rounded to bf16, everything else is float32. A row's result does not depend on other rows.

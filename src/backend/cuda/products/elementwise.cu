@@ -3,6 +3,7 @@
 #include "backend/cuda/products/activation.cuh"
 #include "backend/cuda/products/packed_rows.cuh"
 #include "backend/cuda/products/row_norm.cuh"
+#include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
 
 namespace tidal::cuda {
@@ -149,6 +150,20 @@ __global__ void scale_kernel(float* values, int64_t count, float factor) {
   if (i < count) values[i] *= factor;
 }
 
+__global__ void scale_by_kernel(float* values, int64_t count, const float* factor) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) values[i] *= __ldg(factor);
+}
+
+__global__ void cap_kernel(float* values, int64_t count, float cap) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) values[i] = soft_capped(values[i], cap);
+}
+
 /// A block has a row.
 __global__ void temperature_kernel(const __grid_constant__ TemperatureParams p) {
   wait_for_previous();
@@ -176,6 +191,7 @@ __global__ void __launch_bounds__(kRowThreads) add_normed_kernel(const __grid_co
     squares = add_squares(v, squares);
   }
   const float factor = block_norm_factor(squares, warps, p.width, p.epsilon);
+  const float scale = p.scale ? __ldg(p.scale) : 1.0f;
   for (int i = threadIdx.x; i < p.width / 4; i += kRowThreads) {
     const float4 v = __ldcg(given + i), w = __ldg(reinterpret_cast<const float4*>(p.norm) + i);
     float4 sum = x[i];
@@ -183,7 +199,7 @@ __global__ void __launch_bounds__(kRowThreads) add_normed_kernel(const __grid_co
     sum.y += v.y * factor * w.y;
     sum.z += v.z * factor * w.z;
     sum.w += v.w * factor * w.w;
-    x[i] = sum;
+    x[i] = make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
   }
 }
 
@@ -228,6 +244,18 @@ void launch_scale(float* values, int64_t count, float factor, cudaStream_t strea
   if (count == 0) return;
   launch("scaling", Start::Early, scale_kernel, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0, stream,
          values, count, factor);
+}
+
+void launch_scale(float* values, int64_t count, const float* factor, cudaStream_t stream) {
+  if (count == 0) return;
+  launch("scaling", Start::Early, scale_by_kernel, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0,
+         stream, values, count, factor);
+}
+
+void launch_cap(float* values, int64_t count, float cap, cudaStream_t stream) {
+  if (count == 0) return;
+  launch("a soft cap", Start::Early, cap_kernel, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0, stream,
+         values, count, cap);
 }
 
 void launch_temperature(const TemperatureParams& params, cudaStream_t stream) {

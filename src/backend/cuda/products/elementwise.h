@@ -31,6 +31,12 @@ void launch_embed(const __nv_bfloat16* embedding, const int32_t* tokens, int row
 /// values [count] *= factor.
 void launch_scale(float* values, int64_t count, float factor, cudaStream_t stream);
 
+/// The same with a factor [1] in device memory.
+void launch_scale(float* values, int64_t count, const float* factor, cudaStream_t stream);
+
+/// values [count] get a soft cap: cap * tanh(value / cap).
+void launch_cap(float* values, int64_t count, float cap, cudaStream_t stream);
+
 /// q [rows, width] *= Hyperparameters::temperature() of each row's position.
 struct TemperatureParams {
   const int32_t* positions = nullptr;  ///< [rows]
@@ -40,14 +46,47 @@ struct TemperatureParams {
 };
 void launch_temperature(const TemperatureParams& params, cudaStream_t stream);
 
-/// x [rows, width] += the RMS norm of `given` [rows, width], with its weight; width a multiple of 8.
+/// x [rows, width] += the RMS norm of `given` [rows, width], with its weight, then times `scale`; width a multiple of 8.
 struct AddNormedParams {
   const float *given = nullptr, *norm = nullptr;
+  const float* scale = nullptr;  ///< [1], device memory; optional
   float epsilon = 0;
   int rows = 0, width = 0;
   float* x = nullptr;
 };
 void launch_add_normed(const AddNormedParams& params, cudaStream_t stream);
+
+/// x [rows, width] += norm(shared_norm(shared) + chosen_norm(chosen)), Experts::own_norms' way; all [rows, width], width
+/// a multiple of 8.
+struct AddExpertsParams {
+  const float *shared = nullptr, *chosen = nullptr;
+  const float *shared_norm = nullptr, *chosen_norm = nullptr, *norm = nullptr;  ///< [width]; optional
+  float epsilon = 0;
+  int rows = 0, width = 0;
+  float* x = nullptr;
+};
+void launch_add_experts(const AddExpertsParams& params, cudaStream_t stream);
+
+/// inputs [rows, layers * count] = (norm(inputs / sqrt(width)) + sqrt(count) * embedding) / sqrt(2), that norm layer by
+/// layer: Backend::layer_inputs().
+struct LayerInputsParams {
+  const float* embedding = nullptr;  ///< [rows, layers * count], of the rows' tokens
+  const float* norm = nullptr;       ///< [count]
+  float epsilon = 0;
+  int rows = 0, layers = 0, count = 0, width = 0;
+  float* inputs = nullptr;
+};
+void launch_layer_inputs(const LayerInputsParams& params, cudaStream_t stream);
+
+/// hidden [rows, count] = what `activation` says of gate [rows, count] and a layer's part of each row's inputs.
+struct InputHiddenParams {
+  Activation activation = Activation::Silu;
+  const float* gate = nullptr;
+  const float* inputs = nullptr;  ///< [rows, count], a row every `stride` elements
+  int rows = 0, count = 0, stride = 0;
+  __nv_bfloat16* hidden = nullptr;
+};
+void launch_input_hidden(const InputHiddenParams& params, cudaStream_t stream);
 
 /// Rows rounded to bf16 for a product.
 struct RoundParams {
@@ -84,13 +123,15 @@ struct RopeAppendParams {
   const float* bias[3] = {};                         ///< of q, k, v; optional
   const float *q_norm = nullptr, *k_norm = nullptr;  ///< [head_dim], or of rows; optional
   bool norms_rows = false;                           ///< all heads of a row as one: weights are as long
+  bool norms_values = false;                         ///< heads of v, by no weights
   float epsilon = 0;                                 ///< of the norms
   const float2* angles = nullptr;                    ///< [rows, dims / 2]
   const int32_t* slots = nullptr;                    ///< [rows]
   float* q = nullptr;                                ///< [rows, heads * head_dim], may be q_raw
   __nv_bfloat16* kv = nullptr;                       ///< KvLayer::data
-  int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, dims = 0;
-  bool halves = false;  ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
+  int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, dims = 0;  ///< no KV heads: q alone
+  bool halves = false;    ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
+  float query_scale = 1;  ///< of q, behind its rotation
 };
 void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream);
 

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kBlock = 64;  // positions of a block of the cache
 constexpr int kHeads = 4;   // of a block of threads
-constexpr int kMostDim = 256;
 
 template <int N>
 __device__ void load(const float* from, float (&to)[N]) {
@@ -52,9 +51,9 @@ __device__ Head head_of(const RopeAppendParams& p) {
   return all < p.heads + p.kv_heads ? Head{1, all - p.heads} : Head{2, all - p.heads - p.kv_heads};
 }
 
-/// A warp a head, a lane every 32nd N of its elements; the grid is (heads of q, k and v in fours, rows). What is read
-/// is asked for at once.
-template <int N>
+/// A warp a head of at most kMostDim elements, a lane every 32nd N of them; the grid is (heads of q, k and v in fours,
+/// rows). What is read is asked for at once.
+template <int N, int kMostDim>
 __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
   constexpr int kGroups = kMostDim / 32 / N;  // of a lane, at most
   extern __shared__ __align__(16) float heads[];
@@ -88,9 +87,9 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
       squares = fmaf(own[k][j], own[k][j], squares);
     }
   }
-  if (norm) {
+  if (norm || (which == 2 && p.norms_values)) {
     int count = dim;
-    if (p.norms_rows) {  // every head for itself: the others' values are in the L2
+    if (norm && p.norms_rows) {  // every head for itself: the others' values are in the L2
       count *= which == 0 ? p.heads : p.kv_heads;
       squares = 0;
       for (int d = lane; d < count; d += 32) {
@@ -104,7 +103,7 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
     for (int k = 0; k < kGroups; ++k) {
       const int d = first_of(k);
 #pragma unroll
-      for (int j = 0; j < N && d < dim; ++j) own[k][j] = own[k][j] * factor * __ldg(norm + d + j);
+      for (int j = 0; j < N && d < dim; ++j) own[k][j] = own[k][j] * factor * (norm ? __ldg(norm + d + j) : 1.0f);
     }
   }
   float* const values = heads + threadIdx.y * dim;
@@ -146,6 +145,8 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
       for (int j = 0; j < N; ++j) own[k][j] = turned[j];
     }
     if (which == 0) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) own[k][j] *= p.query_scale;
       store<N>(own[k], q + d);
     } else {
       store<N>(own[k], cache + d);
@@ -157,12 +158,15 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
 
 void launch_rope_append(const RopeAppendParams& p, cudaStream_t stream) {
   if (p.rows == 0) return;
-  if (p.head_dim > kMostDim) fail_with("cuda: no rotation of heads of " + std::to_string(p.head_dim) + " elements");
+  if (p.head_dim > kMostHeadDim) fail_with("cuda: no rotation of heads of " + std::to_string(p.head_dim) + " elements");
   const bool fours =
       p.head_dim % 4 == 0 && p.dims % (p.halves ? 8 : 4) == 0 && p.q_stride % 4 == 0 && p.kv_stride % 4 == 0;
   const dim3 grid((p.heads + 2 * p.kv_heads + kHeads - 1) / kHeads, p.rows);
-  launch("rotation and append", Start::Early, fours ? rope_append_kernel<4> : rope_append_kernel<1>, grid,
-         dim3(32, kHeads), sizeof(float) * kHeads * p.head_dim, stream, p);
+  const auto kernel = !fours              ? rope_append_kernel<1, kMostHeadDim>
+                      : p.head_dim <= 256 ? rope_append_kernel<4, 256>
+                                          : rope_append_kernel<4, kMostHeadDim>;
+  launch("rotation and append", Start::Early, kernel, grid, dim3(32, kHeads), sizeof(float) * kHeads * p.head_dim,
+         stream, p);
 }
 
 }  // namespace tidal::cuda

@@ -33,6 +33,9 @@ __device__ inline DeviceRow row_of(const StepTables& tables, int row) {
 __device__ inline float negative_infinity() { return __int_as_float(0xff800000); }
 __device__ inline bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
+/// cap * tanh(x / cap), Hyperparameters::score_cap's way; NaN stays.
+__device__ inline float soft_capped(float x, float cap) { return __fmul_rn(cap, tanhf(__fdiv_rn(x, cap))); }
+
 /// 2^x to two units in the last place; 0 where it is below 2^-126.
 __device__ inline float power_of_two(float x) {
   float result;

@@ -16,6 +16,8 @@ bool overlaps_launches();
 int shared_memory_limit();
 /// What every supported device has, compute capability 8.6 the least.
 inline constexpr int kLeastSharedMemory = 99 * 1024;
+/// What attention to heads of more than 256 elements needs: compute capability 8.0 and 9.0 have it.
+inline constexpr int kWideHeadMemory = 163 * 1024;
 
 enum class Start {
   Early,  ///< before the previous kernel has ended: the kernel must call wait_for_previous()

@@ -30,7 +30,7 @@ struct ScanVariant {
   static constexpr int kBits = bits, kPlanes = kLayout.planes();
   static constexpr int kVectors = kLayout.vectors(), kCodesOffset = kLayout.codes_offset();
   static constexpr int kChunks = (kVectors + 7) / 8;     ///< of 8 vectors in a stripe
-  static constexpr int kQuads = most_dim > 128 ? 2 : 1;  ///< of channels a lane: 4 * lane on, and 4 * lane + 128 on
+  static constexpr int kQuads = (most_dim + 127) / 128;  ///< of channels a lane: 4 * lane on, 4 * lane + 128 on, ...
   static constexpr int kHeads = heads;
   static constexpr int kSums = most_dim / 16;  ///< products in each of the 16 sums of a base, at most
   /// Floats between the queries of two heads in shared memory, and words between their weights, which lie together:

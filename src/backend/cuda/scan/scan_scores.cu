@@ -12,7 +12,7 @@ namespace {
 constexpr int kStaticBytes = sizeof(SoftmaxPart) * kScanWarps * kTileHeads;
 
 template <class V, bool kRing>
-__global__ void __launch_bounds__(kScanThreads, V::kChunks == 4 ? 1 : 2)
+__global__ void __launch_bounds__(kScanThreads, V::kChunks >= 4 || V::kQuads == 4 ? 1 : 2)
     scan_scores_kernel(const __grid_constant__ ScanArguments args) {
   extern __shared__ __align__(16) char memory[];
   auto& shared = *reinterpret_cast<ScanShared<V, kRing>*>(memory);
@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kScanThreads, V::kChunks == 4 ? 1 : 2)
                         heads,
                         sums,
                         args.of.scale,
+                        sums ? args.of.cap : 0.0f,
                         {}};
   score_blocks(args, ring, shared.q, heads, shared.of_warps[warp], keeper);
   if (fills) keeper.add_keys(filling, V::dim(args), at.context, shared.q);
@@ -92,6 +93,7 @@ void launch_usual(const ScanArguments& args, cudaStream_t stream) {
 
 template <int kBits>
 void launch_other(const ScanArguments& args, cudaStream_t stream) {
+  if (args.of.head_dim > 256) return launch_variant<ScanVariant<kBits, 512, true, kTileHeads>>(args, stream);
   if (args.of.head_dim > 128) return launch_variant<ScanVariant<kBits, 256, false, kTileHeads>>(args, stream);
   return launch_variant<ScanVariant<kBits, 128, false, kTileHeads>>(args, stream);
 }

@@ -12,7 +12,7 @@
 
 namespace tidal::cuda {
 
-/// Raw scores of a Scan layer: [run, heads, score_stride].
+/// Scores of a Scan layer that positions are ranked by: [run, heads, score_stride].
 struct ScanScoresArgs {
   StepTables tables = {};
   int first_row = 0;
@@ -20,12 +20,14 @@ struct ScanScoresArgs {
   HeadTiles tiles;
   int head_dim = 0;
   float scale = 0;                      ///< log2(e) / sqrt(head_dim)
+  float cap = 0;                        ///< AttendParams
   bool early = false;                   ///< AttendParams
   const float* q = nullptr;             ///< [rows of the batch, heads, head_dim]
   const Bf16* kv = nullptr;             ///< KvLayer::data
   const std::byte* sketches = nullptr;  ///< KvLayer::sketches of `bits`
   int bits = 0;
-  bool needs_sums = false;  ///< of the softmaxes, even with a top-p of 1; maxima are always there
+  bool needs_sums = false;  ///< of the softmaxes, even with a top-p of 1; maxima are always there. With them scores
+                            ///< have their cap
   float* scores = nullptr;
   int64_t score_stride = 0;
   int splits = 0;

@@ -161,10 +161,18 @@ struct ScoreKeeper {
   int heads;
   bool sums;  ///< whether anybody asks for those of the softmax
   float scale;
+  float cap;  ///< of scores; 0: none
   RunningSoftmax softmax[2];
 
-  __device__ void add_block(const float (&score)[2][2 * kStripes]) {
+  __device__ void add_block(float (&score)[2][2 * kStripes]) {
     const int t = threadIdx.x % 4;
+    if (cap != 0) {
+#pragma unroll
+      for (int h = 0; h < kOwn; ++h) {
+#pragma unroll
+        for (float& one : score[h]) one = soft_capped(one, cap);
+      }
+    }
 #pragma unroll
     for (int h = 0; h < kOwn; ++h) {
       if (2 * t + h < heads) {
@@ -208,6 +216,7 @@ struct ScoreKeeper {
 #pragma unroll
     for (int h = 0; h < kOwn; ++h) {
       if (position >= filling.count || 2 * t + h >= heads) continue;
+      if (cap != 0) score[h] = soft_capped(score[h], cap);
       scores[h * stride + context / kBlockTokens * kBlockTokens + position] = score[h];
       const float one[1] = {score[h]};
       add(softmax[h], one);

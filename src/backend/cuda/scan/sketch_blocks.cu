@@ -12,7 +12,6 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr int kMaxDim = 256;
 constexpr int kWidths = kSketchBits.size();
 static_assert(kSketchBits == std::array<int, 3>{1, 2, 4});  // 1 << index
 
@@ -46,10 +45,12 @@ __device__ uint16_t rounded(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/// Grid (blocks, KV heads, chunks), head_dim threads.
-__global__ void __launch_bounds__(kMaxDim) sketch_kernel(const Bf16* kv, int dim, const __grid_constant__ Blocks blocks,
-                                                         const __grid_constant__ Widths widths) {
-  __shared__ __align__(4) uint8_t codes[kBlockTokens][kMaxDim];
+/// Grid (blocks, KV heads, chunks), head_dim threads, at most kMostDim.
+template <int kMostDim>
+__global__ void __launch_bounds__(kMostDim)
+    sketch_kernel(const Bf16* kv, int dim, const __grid_constant__ Blocks blocks,
+                  const __grid_constant__ Widths widths) {
+  __shared__ __align__(4) uint8_t codes[kBlockTokens][kMostDim];
   wait_for_kernels_before();
   const int64_t block = own_block(blocks);
   if (block < 0) return;
@@ -124,8 +125,8 @@ void launch_sketches(const KvLayer& kv, const Blocks& blocks, dim3 grid, cudaStr
     any = any || kv.sketches[w];
   }
   if (!any || grid.x == 0 || grid.z == 0) return;
-  launch("sketches", Start::Early, sketch_kernel, grid, dim3(kv.head_dim), 0, stream, kv.data, kv.head_dim, blocks,
-         widths);
+  const auto kernel = kv.head_dim <= 256 ? sketch_kernel<256> : sketch_kernel<512>;
+  launch("sketches", Start::Early, kernel, grid, dim3(kv.head_dim), 0, stream, kv.data, kv.head_dim, blocks, widths);
 }
 
 }  // namespace
