@@ -48,6 +48,7 @@ struct LayerInputs {
   Weight norm;        // [layer_input]
 
   explicit operator bool() const { return static_cast<bool>(embedding); }
+  bool operator==(const LayerInputs&) const = default;
 };
 
 /// One transformer layer. Biases and the q/k norms are present in some families only. Heads, q_width and kv_width are

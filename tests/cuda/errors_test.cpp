@@ -48,6 +48,41 @@ TEST_F(CudaErrors, MemoryThatIsNotThere) {
   EXPECT_EQ(backend->allocate(1024, "a test").bytes(), 1024u);
 }
 
+TEST_F(CudaErrors, WhatItCannotComputeIsNamed) {
+  const auto backend = cuda::make_backend();
+  const auto said = [&](auto&& change) {
+    Hyperparameters hp = small_shape();
+    change(hp);
+    return backend->unsupported(hp);
+  };
+  EXPECT_EQ(said([](Hyperparameters&) {}), "");
+  for (const int dim : {8, 40, 136, 320}) {
+    EXPECT_EQ(said([&](Hyperparameters& hp) { hp.head_dim = dim; }), "heads of " + std::to_string(dim) + " elements");
+  }
+  EXPECT_EQ(said([](Hyperparameters& hp) { hp.window_kv = {.heads = 2, .head_dim = 24}; }), "heads of 24 elements");
+  const Experts few{.count = 8, .used = 2, .ffn = 64};
+  EXPECT_EQ(said([&](Hyperparameters& hp) { hp.experts = few; }), "");
+  EXPECT_EQ(said([&](Hyperparameters& hp) { (hp.experts = few).used = 33; }),
+            "models whose tokens go through more than 32 experts each");
+  EXPECT_EQ(said([&](Hyperparameters& hp) { (hp.experts = few).count = 1025; }), "models of more than 1024 experts");
+  EXPECT_EQ(said([&](Hyperparameters& hp) { (hp.experts = few).ffn = 1 << 20; }),
+            "mixtures of experts as wide as these, on this device,");
+  EXPECT_EQ(said([&](Hyperparameters& hp) {
+              hp.experts = few;
+              hp.post_norms = true;
+            }),
+            "norms behind experts or recurrent layers");
+  const auto recurrent = [](int dim, int values) {
+    return [=](Hyperparameters& hp) { hp.delta = {.taps = 4, .head_dim = dim, .key_heads = 1, .value_heads = values}; };
+  };
+  EXPECT_EQ(said(recurrent(64, 2)), "");
+  EXPECT_EQ(said(recurrent(20, 2)), "recurrent layers with heads of other sizes than multiples of 8 up to 256");
+  EXPECT_EQ(said(recurrent(64, 1)), "recurrent layers of a single value head");
+  for (const char* name : {"gemma2-9b", "gemma4-31b", "gemma4-26b-a4b", "gemma4-e4b"}) {
+    EXPECT_EQ(backend->unsupported(known_shape(name)), "") << name;
+  }
+}
+
 TEST_F(CudaErrors, AContextThatDoesNotFit) {
   const auto backend = cuda::make_backend();
   const Model model = random_small_model(small_shape(), GGML_TYPE_F32, *backend);

@@ -43,6 +43,9 @@ class Gemma4 : public testing::TestWithParam<Form> {
     std::nth_element(tokens.begin(), tokens.begin() + kTokens / 4, tokens.end());
     return tokens[kTokens / 4];
   }
+  static std::vector<size_t> device_chunks() {
+    return has_cuda_device() ? std::vector<size_t>{1, 7, 40, kTokens} : std::vector<size_t>{};
+  }
   static double size_of(const std::vector<float>& logits) { return apart(logits, std::vector<float>(logits.size())); }
 
   std::string save(const GgufWriter& file, const std::string& name) const {
@@ -68,6 +71,12 @@ TEST_P(Gemma4, LogitsAreLlamas) {
     std::printf("    cpu, chunks of %-3zu apart by %.5f\n", chunk, distance);
     EXPECT_LT(distance, 2 * factor * most_rounding(size)) << "chunks of " << chunk;
   }
+  // A device multiplies in bf16 however many rows there are.
+  for (const size_t chunk : device_chunks()) {
+    const double distance = apart(our_logits(path, tokens_, "cuda", chunk), theirs);
+    std::printf("    cuda, chunks of %-3zu apart by %.5f\n", chunk, distance);
+    EXPECT_LT(distance, 2 * 3 * most_rounding(size)) << "chunks of " << chunk;
+  }
 }
 
 // libllama rounds activations to 8 bits for these types, as we do. Of Q8_0's half unit, 1/254 of the largest in a block
@@ -86,6 +95,11 @@ TEST_P(Gemma4, QuantisedLogitsAreLlamas) {
     const double distance = apart(our_logits(path, tokens_, "cpu", chunk), theirs);
     std::printf("    %s, quantised, chunks of %-3zu: logits of size %.3f, apart by %.5f\n", GetParam().name, chunk,
                 size, distance);
+    EXPECT_LT(distance, 2 * 3 * most_rounding(size)) << "chunks of " << chunk;
+  }
+  for (const size_t chunk : device_chunks()) {
+    const double distance = apart(our_logits(path, tokens_, "cuda", chunk), theirs);
+    std::printf("    %s, quantised, cuda, chunks of %-3zu: apart by %.5f\n", GetParam().name, chunk, distance);
     EXPECT_LT(distance, 2 * 3 * most_rounding(size)) << "chunks of " << chunk;
   }
 }

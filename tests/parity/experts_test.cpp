@@ -14,6 +14,7 @@ struct Mixture {
   Experts experts;
   bool biased = false;  ///< the router and the experts, whose activation is gpt-oss'
   bool many = false;    ///< rows, so that experts have whole tiles of them
+  bool fused = false;   ///< each expert's gate is followed by its up, in one matrix
 };
 
 const Mixture kChosen{"chosen", 256, {.count = 6, .used = 2, .ffn = 256, .weights_sum_to_one = true}};
@@ -23,6 +24,19 @@ const Mixture kShared{"shared", 160, {.count = 5, .used = 3, .ffn = 96, .shared_
 const Mixture kAll{"all", 64, {.count = 3, .used = 3, .ffn = 32}};
 const Mixture kBiased{"biased", 96, {.count = 6, .used = 3, .ffn = 64, .weights_sum_to_one = true}, true};
 const Mixture kOne{"one", 64, {.count = 9, .used = 1, .ffn = 32, .weights_sum_to_one = true}};
+
+/// Gemma 4's.
+const Mixture kOwnNorms{
+    "own_norms",
+    256,
+    {.count = 6, .used = 2, .ffn = 256, .shared_ffn = 256, .weights_sum_to_one = true, .own_norms = true}};
+const Mixture kFused = [] {
+  Mixture mixture = kOwnNorms;
+  mixture.name = "fused";
+  mixture.fused = true;
+  return mixture;
+}();
+const Mixture kFusedMany{"fused_many", 288, {.count = 5, .used = 2, .ffn = 160}, false, true, true};
 
 /// Sizes that no tile divides.
 const Mixture kMany{"many", 672, {.count = 9, .used = 2, .ffn = 288, .weights_sum_to_one = true}, false, true};
@@ -56,6 +70,13 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     norm_ = random_vector(hp_.width, 1, 0.2f, random_);
     router_ = random_weight(GGML_TYPE_F32, experts.count, hp_.width, random_);
     gate_ = matrix(experts.count * experts.ffn, hp_.width);
+    if (mixture().fused) fused_ = matrix(2 * experts.count * experts.ffn, hp_.width);
+    if (experts.own_norms) {
+      hp_.post_norms = true;
+      for (HostWeight* norm : {&router_norm_, &expert_norm_, &shared_post_norm_, &expert_post_norm_, &post_norm_}) {
+        *norm = random_vector(hp_.width, 1, 0.2f, random_);
+      }
+    }
     up_ = random_weight(is_mixed() ? GGML_TYPE_Q6_K : type(), experts.count * experts.ffn, hp_.width, random_);
     down_ = matrix(experts.count * hp_.width, experts.ffn);
     if (mixture().biased) {
@@ -75,7 +96,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
       shared_gate_ = matrix(experts.shared_ffn, hp_.width);
       shared_up_ = matrix(experts.shared_ffn, hp_.width);
       shared_down_ = matrix(hp_.width, experts.shared_ffn);
-      switch_ = random_weight(GGML_TYPE_F32, 1, hp_.width, random_);
+      if (!experts.own_norms) switch_ = random_weight(GGML_TYPE_F32, 1, hp_.width, random_);
     }
     for (int r = 0; r < batch_->rows(); ++r) {
       // Where two experts are as good as each other, rounding may choose either.
@@ -83,7 +104,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
       do {
         own.clear();
         for (int i = 0; i < hp_.width; ++i) own.push_back(random_.normal(2.0f));
-      } while (choose(normed(own, norm_)).experts.empty());
+      } while (choose(normed(own, router_norm())).experts.empty());
       x_.insert(x_.end(), own.begin(), own.end());
     }
   }
@@ -114,6 +135,14 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     return choices;
   }
 
+  const HostWeight& router_norm() const { return hp_.experts.own_norms ? router_norm_ : norm_; }
+  const HostWeight& chosen_norm() const { return hp_.experts.own_norms ? expert_norm_ : norm_; }
+  /// Gate (0) or up (1) of one expert.
+  HostWeight gate_or_up(int which, int expert) const {
+    if (mixture().fused) return part(fused_, 2 * expert + which, hp_.experts.ffn);
+    return part(which == 0 ? gate_ : up_, expert, hp_.experts.ffn);
+  }
+
   /// One expert's part of a matrix.
   static HostWeight part(const HostWeight& all, int expert, int rows) {
     HostWeight own = all;
@@ -132,44 +161,74 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     return own;
   }
 
-  /// What is added to one row. `rows_of(expert)`: how many rows of the chunk it has.
+  /// What is added up of one or several experts.
+  struct Sum {
+    explicit Sum(size_t width) : values(width), bounds(width) {}
+    Bounded result() const { return {{values.begin(), values.end()}, bounds}; }
+    std::vector<double> values, bounds;
+  };
+  static Bounded normed_part(const Bounded& part, const HostWeight& norm) {
+    return {normed(part.values, norm), norm_bounds(part.values, part.bounds, norm.values)};
+  }
+
+  /// What is added to one row, x. `rows_of(expert)`: how many rows of the chunk it has.
   template <typename RowsOf>
-  Bounded added(std::span<const float> x, int chunk_rows, RowsOf&& rows_of) const {
-    const Experts& experts = hp_.experts;
-    std::vector<double> sum(x.size(), 0.0);
-    Bounded result{{}, std::vector<double>(x.size(), 0.0)};
-    const auto add = [&](const Bounded& hidden, const HostWeight& down, const HostWeight& down_bias, double weight,
-                         double error, int rows) {
-      const std::vector<float> values = product(down, down_bias, hidden.values);
-      const auto bounds =
-          product_bounds(down, hidden.values, rounding_of(backend(), rows, down.view.type), hidden.bounds);
-      for (size_t i = 0; i < x.size(); ++i) {
-        sum[i] += weight * values[i];
-        // The weight's own error; product and sum in float32.
-        result.bounds[i] += (weight + error) * bounds[i] + (error + 4 * 0x1p-24 * weight) * std::abs(values[i]);
-      }
-    };
-    if (experts.shared_ffn > 0) {
-      const double logit = product(switch_, {}, x)[0], share = 1 / (1 + std::exp(-logit));
-      const double error = product_bounds(switch_, x, Rounding::None)[0] / 4 + 8 * 0x1p-24;  // the slope is 1/4 at most
-      const auto rounding = rounding_of(backend(), chunk_rows, shared_gate_.view.type);
-      add(hidden_layer(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, {}, share, error, chunk_rows);
+  Bounded added(std::span<const float> row, int chunk_rows, RowsOf&& rows_of) const {
+    Sum shared(row.size()), chosen(row.size());
+    add_shared(normed(row, norm_), chunk_rows, shared);
+    add_chosen(row, chunk_rows, rows_of, hp_.experts.own_norms ? chosen : shared);
+    if (!hp_.experts.own_norms) return shared.result();
+    const Bounded a = normed_part(shared.result(), shared_post_norm_);
+    const Bounded b = normed_part(chosen.result(), expert_post_norm_);
+    Bounded both = a;
+    for (size_t i = 0; i < row.size(); ++i) {
+      both.values[i] += b.values[i];
+      both.bounds[i] += b.bounds[i] + 0x1p-23 * (std::abs(a.values[i]) + std::abs(b.values[i]));
     }
-    const Choices choices = choose(x);
+    return normed_part(both, post_norm_);
+  }
+
+  /// `error`: of the weight.
+  void add(const Bounded& hidden, const HostWeight& down, const HostWeight& down_bias, double weight, double error,
+           int rows, Sum& to) const {
+    const std::vector<float> values = product(down, down_bias, hidden.values);
+    const auto bounds =
+        product_bounds(down, hidden.values, rounding_of(backend(), rows, down.view.type), hidden.bounds);
+    for (size_t i = 0; i < values.size(); ++i) {
+      to.values[i] += weight * values[i];
+      // The weight's own error; product and sum in float32.
+      to.bounds[i] += (weight + error) * bounds[i] + (error + 4 * 0x1p-24 * weight) * std::abs(values[i]);
+    }
+  }
+
+  void add_shared(const std::vector<float>& x, int chunk_rows, Sum& to) const {
+    if (hp_.experts.shared_ffn == 0) return;
+    double share = 1, error = 0;
+    if (!switch_.values.empty()) {
+      share = 1 / (1 + std::exp(-static_cast<double>(product(switch_, {}, x)[0])));
+      error = product_bounds(switch_, x, Rounding::None)[0] / 4 + 8 * 0x1p-24;  // the slope is 1/4 at most
+    }
+    const auto rounding = rounding_of(backend(), chunk_rows, shared_gate_.view.type);
+    add(hidden_layer(shared_gate_, {}, shared_up_, {}, x, rounding), shared_down_, {}, share, error, chunk_rows, to);
+  }
+
+  template <typename RowsOf>
+  void add_chosen(std::span<const float> row, int chunk_rows, RowsOf&& rows_of, Sum& to) const {
+    const Experts& experts = hp_.experts;
+    const std::vector<float> x = normed(row, chosen_norm());
+    const Choices choices = choose(normed(row, router_norm()));
     for (const auto& [expert, weight] : choices.experts) {
       // The device takes a chunk's rows one way, however many an expert has of them.
       // As those of long ones where gate and up differ in type.
       const int there = is_mixed() ? batch_->rows() : chunk_rows;
       const int rows = backend() == "cuda" ? there : rows_of(expert);
       const Bounded hidden =
-          hidden_layer(part(gate_, expert, experts.ffn), bias(gate_biases_, expert), part(up_, expert, experts.ffn),
+          hidden_layer(gate_or_up(0, expert), bias(gate_biases_, expert), gate_or_up(1, expert),
                        bias(up_biases_, expert), x, rounding_of(backend(), rows, gate_.view.type), hp_.activation);
       // Of a quotient of exponentials: each logit's error, and the roundings of as many terms.
       const double error = weight * (2 * choices.bound + (16 + experts.count) * 0x1p-23);
-      add(hidden, part(down_, expert, hp_.width), bias(down_biases_, expert), weight, error, rows);
+      add(hidden, part(down_, expert, hp_.width), bias(down_biases_, expert), weight, error, rows, to);
     }
-    for (const double value : sum) result.values.push_back(static_cast<float>(value));
-    return result;
   }
 
   std::vector<float> run(const std::string& name, const HostBatch& batch, const std::vector<float>& x) const {
@@ -178,12 +237,17 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
     const Rows rows = device.rows(x, hp_.width);
     Layer layer;
     layer.ffn_norm = device.weight(norm_);
+    layer.router_norm = device.weight(router_norm_);
+    layer.expert_norm = device.weight(expert_norm_);
+    layer.shared_post_norm = device.weight(shared_post_norm_);
+    layer.expert_post_norm = device.weight(expert_post_norm_);
+    layer.ffn_post_norm = device.weight(post_norm_);
     const auto exact = [&](const HostWeight& host) {
       return host.bytes.empty() ? Weight{} : device->upload_exact(host.view);
     };
     layer.router = exact(router_);
-    layer.expert_gate = device.weight(gate_);
-    layer.expert_up = device.weight(up_);
+    layer.expert_gate = device.weight(mixture().fused ? fused_ : gate_);
+    if (!mixture().fused) layer.expert_up = device.weight(up_);
     layer.expert_down = device.weight(down_);
     layer.router_bias = device.weight(router_bias_);
     layer.gate_biases = exact(gate_biases_);
@@ -202,6 +266,7 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
   HostBatch batch_{ragged(mixture().many), 333, random_};
   HostWeight norm_, router_, gate_, up_, down_, shared_gate_, shared_up_, shared_down_, switch_;
   HostWeight router_bias_, gate_biases_, up_biases_, down_biases_;
+  HostWeight fused_, router_norm_, expert_norm_, shared_post_norm_, expert_post_norm_, post_norm_;
   std::vector<float> x_;  // [rows, width]
 };
 
@@ -211,11 +276,12 @@ TEST_P(ExpertsParity, ChosenOnesAreAdded) {
   for (const Chunk& chunk : batch_->chunks) {
     std::vector<int> rows(hp_.experts.count);
     for (int i = 0; i < chunk.rows; ++i) {
-      for (const auto& [expert, weight] : choose(normed(row(chunk.first_row + i), norm_)).experts) ++rows[expert];
+      const std::vector<float> routed = normed(row(chunk.first_row + i), router_norm());
+      for (const auto& [expert, weight] : choose(routed).experts) ++rows[expert];
     }
     for (int i = 0; i < chunk.rows; ++i) {
       const std::span<const float> x = row(chunk.first_row + i);
-      const Bounded sum = added(normed(x, norm_), chunk.rows, [&](int expert) { return rows[expert]; });
+      const Bounded sum = added(x, chunk.rows, [&](int expert) { return rows[expert]; });
       for (size_t d = 0; d < x.size(); ++d) {
         expected.push_back(x[d] + sum.values[d]);
         // The residual is added to in float32, once for each expert.
@@ -245,6 +311,15 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ExpertsParity,
                          testing::Combine(testing::Values("reference", "cpu", "cuda"),
                                           testing::Values(kShared, kAll, kBiased, kOne),
                                           testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Gemma4, ExpertsParity,
+                         testing::Combine(testing::Values("reference", "cpu", "cuda"),
+                                          testing::Values(kOwnNorms, kFused),
+                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(FusedMany, ExpertsParity,
+                         testing::Combine(testing::Values("cpu", "cuda"), testing::Values(kFusedMany),
+                                          testing::Values(GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_MXFP4)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Mixed, ExpertsParity,
                          testing::Combine(testing::ValuesIn(kBackends), testing::Values(kMixed),

@@ -28,6 +28,10 @@ struct LayerShape {
   bool mixed = false;  ///< v and up are of another type
   float temperature_scale = 0;
   bool gemma = false;  ///< a rope of windows, GELU, a factor on queries
+  enum class Values { Plain, Normed, NormedKeys, Others };
+  Values values = Values::Plain;  ///< as the products are; normed; products of the keys, normed; another layer's
+  float layer_query_scale = 1;
+  float logit_cap = 0;
 };
 
 /// Chunks for whom the ways part: 1 to 8 rows are short, more are long.
@@ -52,6 +56,8 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
     hp_.rope.magnitude = shape().magnitude;
     hp_.embedding_scale = shape().embedding_scale;
     hp_.post_norms = shape().post_norms;
+    hp_.value_norm = shape().values != LayerShape::Values::Plain;
+    hp_.logit_cap = shape().logit_cap;
     hp_.temperature_scale = shape().temperature_scale;
     hp_.temperature_length = 60;  // within and between the chunks
     if (shape().gemma) {
@@ -71,6 +77,8 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
       return random_weight(shape().mixed ? other_type() : type(), rows, cols, random_);
     };
     wv_ = other(hp_.kv_width(), hp_.width);
+    if (shape().values == LayerShape::Values::NormedKeys) wv_ = {};
+    if (shape().values == LayerShape::Values::Others) wk_ = wv_ = {};
     wo_ = matrix(hp_.width, hp_.q_width());
     gate_ = matrix(hp_.ffn, hp_.width);
     up_ = other(hp_.ffn, hp_.width);
@@ -123,6 +131,7 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
     layer.ffn_post_norm = device.weight(ffn_post_norm_);
     layer.rotates = shape().rotates;
     layer.window_rope = shape().gemma;
+    layer.query_scale = shape().layer_query_scale;
     layer.wq = device.weight(wq_);
     layer.wk = device.weight(wk_);
     layer.wv = device.weight(wv_);
@@ -192,6 +201,18 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
       }
     }
     return result;
+  }
+
+  /// Bounds of all heads of v, of which `raw` are the products.
+  std::vector<double> value_bounds(const std::vector<float>& raw, std::vector<double> bounds) const {
+    const size_t dim = hp_.head_dim;
+    const std::vector<float> ones(dim, 1.0f);
+    for (size_t h = 0; hp_.value_norm && h < raw.size(); h += dim) {
+      const std::vector<double> own =
+          norm_bounds(std::span(raw).subspan(h, dim), std::span(bounds).subspan(h, dim), ones);
+      std::copy(own.begin(), own.end(), bounds.begin() + static_cast<ptrdiff_t>(h));
+    }
+    return bounds;
   }
 
   template <typename Run>

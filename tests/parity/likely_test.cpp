@@ -45,6 +45,7 @@ class LikelyParity : public BackendTest<std::string> {
     const size_t vocab = static_cast<size_t>(output.view().rows);
     Hyperparameters hp = attention_shape(1, 1, kWidth);
     hp.vocab = static_cast<int>(vocab);
+    hp.logit_cap = cap_;
     const HostBatch batch(chunks, 90, random_);
     Device device(GetParam());
     std::vector<float> x = random_.uniform(static_cast<size_t>(batch->rows()) * kWidth, 1.0f);
@@ -78,6 +79,7 @@ class LikelyParity : public BackendTest<std::string> {
   }
 
   Random random_{4242};
+  float cap_ = 0;
 };
 
 INSTANTIATE_TEST_SUITE_P(Backends, LikelyParity, testing::ValuesIn(kAllBackends),
@@ -98,6 +100,11 @@ TEST_P(LikelyParity, OfRandomLogits) {
 TEST_P(LikelyParity, OfManyRows) {
   // More than are made at once, some of a long chunk.
   compare({{0, 90}, {5, 1}, {64, 3}, {10, 20}}, random_output(5000, random_), {1, 40});
+}
+
+TEST_P(LikelyParity, OfCappedLogits) {
+  cap_ = 4;  // of logits of about the size of 4
+  compare({{0, 20}, {5, 1}, {64, 3}}, random_output(5000, random_), {1, 40, 200});
 }
 
 TEST_P(LikelyParity, TiesGoToTheLowerToken) {

@@ -27,10 +27,9 @@ struct Case {
 class WindowsOnly : public testing::TestWithParam<Case> {
  protected:
   static Plan sparse_plan() { return Plan::sketch(hp(), 1, sketch_policy(test::kBudget)); }
-  /// On the CPU as in Gemma 4, too: with KV heads of their own, or with last layers that share K and V.
+  /// As in Gemma 4, too: with KV heads of their own, or with last layers that share K and V.
   static Hyperparameters hp() {
     Hyperparameters hp = small_windowed(GetParam().window, GetParam().sinks);
-    if (GetParam().backend == "cuda") return hp;
     if (GetParam().window == 5) hp.window_kv = {.heads = 1, .head_dim = 32};
     if (GetParam().window == 100) hp.shared_kv_layers = 3;
     return hp;

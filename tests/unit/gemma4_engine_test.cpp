@@ -19,8 +19,14 @@ struct Form {
   SmallGemma4 shape;
 };
 
-class Gemma4Engine : public testing::TestWithParam<Form> {
+class Gemma4Engine : public test::BackendTest<std::tuple<std::string, Form>> {
  protected:
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (!IsSkipped()) small_gemma4(std::get<1>(GetParam()).shape).save(folder_.file("model.gguf"));
+  }
+  std::unique_ptr<Backend> backend(int threads = 2) const { return make_backend(std::get<0>(GetParam()), threads); }
+  Model load(Backend& backend) const { return load_model(folder_.file("model.gguf"), backend); }
   static std::vector<Token> tokens(int count, int stream) {
     std::vector<Token> result;
     for (int i = 0; i < count; ++i) result.push_back((i * i + stream * i + stream) % 32);
@@ -28,14 +34,13 @@ class Gemma4Engine : public testing::TestWithParam<Form> {
   }
   static constexpr EngineOptions kOptions = {.context = 128, .tokens = 1024, .chunk = 128, .sequences = 4};
 
-  test::Bytes bytes_ = small_gemma4(GetParam().shape).bytes();
-  Model model_ = test::load_bytes(bytes_, bytes_.size());  // host memory is the CPU backend's, too
-  int layers_ = model_.hp.layers;
+  test::TemporaryFolder folder_;
 };
 
 TEST_P(Gemma4Engine, ChunksAndStepsAgree) {
-  const auto backend = make_backend("cpu", 2);
-  Engine engine(*backend, model_, Plan::full(layers_), kOptions);
+  const auto backend = this->backend();
+  const Model model = load(*backend);
+  Engine engine(*backend, model, Plan::full(model.hp.layers), kOptions);
   const std::vector<Token> tokens = this->tokens(100, 4);
   Sequence steps = engine.create();
   engine.prefill(steps, std::span(tokens).first(60));
@@ -52,8 +57,9 @@ TEST_P(Gemma4Engine, ChunksAndStepsAgree) {
 TEST_P(Gemma4Engine, CompanyAndThreadsChangeNothing) {
   const std::vector<std::vector<Token>> more = {tokens(90, 1), tokens(5, 2), tokens(1, 3)};
   const auto logits = [&](int threads, bool together) {
-    const auto backend = make_backend("cpu", threads);
-    Engine engine(*backend, model_, Plan::full(layers_), kOptions);
+    const auto backend = this->backend(threads);
+    const Model model = load(*backend);
+    Engine engine(*backend, model, Plan::full(model.hp.layers), kOptions);
     std::vector<Sequence> sequences;
     std::vector<Engine::Request> requests;
     for (size_t s = 0; s < more.size(); ++s) {
@@ -76,21 +82,26 @@ TEST_P(Gemma4Engine, CompanyAndThreadsChangeNothing) {
 }
 
 TEST_P(Gemma4Engine, LayersThatReadAllScan) {
-  const auto backend = make_backend("cpu", 2);
-  const Plan plan = Plan::sketch(model_.hp, 0, sketch_policy(16));
-  Engine engine(*backend, model_, plan, kOptions);
+  const auto backend = this->backend();
+  const Model model = load(*backend);
+  const Plan plan = Plan::sketch(model.hp, 0, sketch_policy(16));
+  Engine engine(*backend, model, plan, kOptions);
   Sequence sequence = engine.create();
   engine.prefill(sequence, tokens(100, 5));
   Sequence full = sequence.fork();
   const std::vector<float> scanned = test::copy(engine.decode(sequence, 7));
-  engine.set_plan(Plan::full(layers_));
+  engine.set_plan(Plan::full(model.hp.layers));
   const std::vector<float> dense = test::copy(engine.decode(full, 7));
   EXPECT_NE(scanned, dense);
   for (const float logit : scanned) EXPECT_LE(std::abs(logit), 3.0f) << "the cap";
 }
 
 // The shapes that benchmarks know, with fewer and smaller layers.
-TEST(Gemma4Shapes, RandomWeightsRun) {
+class Gemma4Shapes : public test::BackendTest<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Backends, Gemma4Shapes, testing::Values("cpu", "cuda"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(Gemma4Shapes, RandomWeightsRun) {
   for (const char* name : {"gemma4-31b", "gemma4-26b-a4b", "gemma4-e4b", "gemma2-2b"}) {
     SCOPED_TRACE(name);
     Hyperparameters hp = known_shape(name);
@@ -106,7 +117,8 @@ TEST(Gemma4Shapes, RandomWeightsRun) {
       hp.experts.ffn = 64;
       hp.experts.shared_ffn = 128;
     }
-    const auto backend = make_backend("cpu", 2);
+    const auto backend = make_backend(GetParam(), 2);
+    ASSERT_EQ(backend->unsupported(hp), "");
     const Model model = random_model(hp, GGML_TYPE_Q8_0, 1, *backend);
     Engine engine(*backend, model, Plan::full(12), {.context = 128, .tokens = 1024, .chunk = 64, .sequences = 4});
     Sequence sequence = engine.create();
@@ -121,10 +133,13 @@ TEST(Gemma4Shapes, RandomWeightsRun) {
 
 INSTANTIATE_TEST_SUITE_P(
     Forms, Gemma4Engine,
-    testing::Values(
-        Form{"dense", {}}, Form{"experts", {.experts = 6}}, Form{"experts_apart", {.experts = 6, .fused = false}},
-        Form{"shared", {.layers = 6, .keys_as_values = false, .shared_kv = 2, .double_wide = true, .layer_input = 16}}),
-    [](const auto& info) { return std::string(info.param.name); });
+    testing::Combine(
+        testing::Values("cpu", "cuda"),
+        testing::Values(
+            Form{"dense", {}}, Form{"experts", {.experts = 6}}, Form{"experts_apart", {.experts = 6, .fused = false}},
+            Form{"shared",
+                 {.layers = 6, .keys_as_values = false, .shared_kv = 2, .double_wide = true, .layer_input = 16}})),
+    [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param).name; });
 
 }  // namespace
 }  // namespace tidal

@@ -93,7 +93,7 @@ TEST_P(SharedKvEngine, ALayerScansTheSketchesOfAnother) {
   EXPECT_LT(most, few / 4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, SharedKvEngine, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, SharedKvEngine, testing::ValuesIn(test::kBackends),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

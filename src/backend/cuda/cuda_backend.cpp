@@ -1,6 +1,9 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
+#include <iterator>
 
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/delta/delta.h"
@@ -27,7 +30,8 @@ namespace {
 
 /// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
 constexpr int kPrefillRows = 2048;
-constexpr int kMostDim = 256;  // elements of a head
+/// Elements of a head that attention has kernels for.
+constexpr int kHeadDims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 512};
 
 bool same_rope(const Rope& a, const Rope& b) {
   return a.pairing == b.pairing && a.dims == b.dims && a.frequencies == b.frequencies && a.magnitude == b.magnitude;
@@ -40,7 +44,22 @@ bool same_shape(const Hyperparameters& a, const Hyperparameters& b) {
          a.vocab == b.vocab && a.windows == b.windows && a.activation == b.activation &&
          a.rms_epsilon == b.rms_epsilon && a.embedding_scale == b.embedding_scale && a.query_scale == b.query_scale &&
          a.temperature_scale == b.temperature_scale && a.temperature_length == b.temperature_length &&
+         a.window_kv == b.window_kv && a.ffns == b.ffns && a.value_norm == b.value_norm &&
+         a.layer_input == b.layer_input && a.score_cap == b.score_cap && a.logit_cap == b.logit_cap &&
          same_rope(a.rope, b.rope) && same_rope(a.window_rope, b.window_rope);
+}
+
+/// What of its heads it cannot compute; "" where it can.
+std::string unsupported_heads(const Hyperparameters& hp) {
+  for (const int dim : {hp.head_dim, hp.window_kv ? hp.window_kv.head_dim : hp.head_dim}) {
+    if (std::find(std::begin(kHeadDims), std::end(kHeadDims), dim) == std::end(kHeadDims)) {
+      return fmt::format("heads of {} elements", dim);
+    }
+    if (dim > 256 && shared_memory_limit() < kWideHeadMemory) {
+      return fmt::format("heads of {} elements, on this device,", dim);
+    }
+  }
+  return "";
 }
 
 /// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
@@ -80,21 +99,14 @@ class CudaBackend final : public Backend {
   }
   std::string unsupported(const Hyperparameters& hp) const override {
     const Experts& experts = hp.experts;
-    if (hp.window_kv) return "models whose layers with a window have KV heads of their own";
-    if (hp.value_norm) return "values that are normed";
-    if (hp.shared_kv_layers > 0) return "layers that share K and V";
-    if (hp.layer_input > 0) return "layers with inputs of their own";
-    if (!hp.ffns.empty()) return "layers whose MLPs differ in size";
-    if (hp.score_cap != 0) return "models whose scores of attention are capped";
-    if (hp.logit_cap != 0) return "models whose logits are capped";
-    if (experts.own_norms) return "experts with norms of their own";
-    if (hp.head_dim > kMostDim) return "heads of more than 256 elements";
+    if (const std::string heads = unsupported_heads(hp); !heads.empty()) return heads;
     if (experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
     if (experts.count > kMostExperts) return "models of more than 1024 experts";
     if (experts && !chosen_fit(std::max(hp.width, experts.used * padded_ffn(experts.ffn)))) {
       return "mixtures of experts as wide as these, on this device,";
     }
-    if (hp.post_norms && (experts || hp.delta)) return "norms behind experts or recurrent layers";
+    if (hp.post_norms && ((experts && !experts.own_norms) || hp.delta))
+      return "norms behind experts or recurrent layers";
     if (!hp.delta) return "";
     if (hp.delta.head_dim % 8 != 0 || hp.delta.head_dim > kMostDeltaDim) {
       return "recurrent layers with heads of other sizes than multiples of 8 up to 256";
@@ -111,6 +123,7 @@ class CudaBackend final : public Backend {
 
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
+  void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
               const Weight& sink_logits) override;
@@ -119,6 +132,7 @@ class CudaBackend final : public Backend {
   void gate(const Layer& layer, Rows x, Rows out) override;
   void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;
   void experts(const Layer& layer, Rows x) override;
+  void finish(const Layer& layer, int index, Rows inputs, Rows x) override;
   void logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x, std::span<float> logits) override;
   void likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
               std::span<LikelyToken> out) override;
@@ -130,7 +144,7 @@ class CudaBackend final : public Backend {
   /// Ends a pass with logits, or with the most likely tokens of each row. take(first, rows) when a slice of the logit
   /// rows is in host memory.
   template <typename Take>
-  void finish(const LogitsOp& op, const Batch& batch, Take&& take);
+  void end_pass(const LogitsOp& op, const Batch& batch, Take&& take);
   /// Launches what is written down. `whole`: it is a whole pass, which may come again.
   void flush(bool whole = false);
   void launch() { launcher_.launch(list_, hp_, long_chunks_, stream_); }
@@ -233,6 +247,10 @@ void CudaBackend::embed(const Weight& embedding, const Batch&, Rows x) {
   list_.ops.emplace_back(EmbedOp{embedding, x.data});
 }
 
+void CudaBackend::layer_inputs(const LayerInputs& weights, const Batch&, Rows x, Rows inputs) {
+  list_.ops.emplace_back(LayerInputsOp{weights, x.data, inputs.data});
+}
+
 void CudaBackend::qkv(const Layer& layer, const Batch&, Rows x, Rows q, KvLayer kv) {
   list_.ops.emplace_back(QkvOp{list_.add(layer), x.data, q.data, kv});
 }
@@ -301,8 +319,12 @@ void CudaBackend::mlp(const Layer& layer, Rows x) { list_.ops.emplace_back(MlpOp
 
 void CudaBackend::experts(const Layer& layer, Rows x) { list_.ops.emplace_back(ExpertsOp{list_.add(layer), x.data}); }
 
+void CudaBackend::finish(const Layer& layer, int index, Rows inputs, Rows x) {
+  list_.ops.emplace_back(FinishOp{list_.add(layer), index, inputs.data, x.data});
+}
+
 template <typename Take>
-void CudaBackend::finish(const LogitsOp& op, const Batch& batch, Take&& take) {
+void CudaBackend::end_pass(const LogitsOp& op, const Batch& batch, Take&& take) {
   const int wanted = static_cast<int>(batch.logit_rows.size());
   const int most = std::min(kLogitRows, max_rows_);
   // Chunks that want few rows take the skinny product, even long ones. Every chunk decides for itself, so that its
@@ -341,15 +363,15 @@ void CudaBackend::finish(const LogitsOp& op, const Batch& batch, Take&& take) {
 void CudaBackend::logits(const Weight& norm, const Weight& output, const Batch& batch, Rows x,
                          std::span<float> logits) {
   const auto vocab = static_cast<size_t>(output.rows);
-  finish({.norm = norm, .output = output, .x = x.data}, batch,
-         [&](size_t first, size_t rows) { results_.read(logits.subspan(first * vocab, rows * vocab)); });
+  end_pass({.norm = norm, .output = output, .x = x.data}, batch,
+           [&](size_t first, size_t rows) { results_.read(logits.subspan(first * vocab, rows * vocab)); });
 }
 
 void CudaBackend::likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
                          std::span<LikelyToken> out) {
   const auto width = static_cast<size_t>(count);
-  finish({.norm = norm, .output = output, .likely = count, .x = x.data}, batch,
-         [&](size_t first, size_t rows) { results_.read(out.subspan(first * width, rows * width)); });
+  end_pass({.norm = norm, .output = output, .likely = count, .x = x.data}, batch,
+           [&](size_t first, size_t rows) { results_.read(out.subspan(first * width, rows * width)); });
 }
 
 void CudaBackend::flush(bool whole) {

@@ -51,9 +51,7 @@ struct Geometry {
     single_splits = std::clamp(ctas / single.tiles(), 2, kMaxSplits);
   }
 
-  float scale() const {
-    return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(kv.head_dim)));
-  }
+  float scale() const { return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(kv.head_dim))); }
   int most_splits() const { return std::max({dense_splits, single_splits, scan_splits}); }
   int64_t part_floats() const { return int64_t{std::max(dense_splits, single_splits)} * kv.head_dim; }
 
@@ -236,7 +234,9 @@ struct DecodeAttention::Workspace {
             .head_dim = sizes.whole.kv.head_dim};
   }
 
-  int units_of(const AttendParams& params) const { return scope_units(params.scope, sizes.heads, sizes.whole.kv.heads); }
+  int units_of(const AttendParams& params) const {
+    return scope_units(params.scope, sizes.heads, sizes.whole.kv.heads);
+  }
   bool pools_sums(const AttendParams& params) const {
     return params.pooling == Pooling::Sum && pools(params.scope, sizes.heads, sizes.whole.kv.heads);
   }
@@ -260,8 +260,8 @@ DecodeAttention::~DecodeAttention() = default;
 void DecodeAttention::reserve(const Hyperparameters& hp, int max_rows, int max_context) {
   if (workspace_) {
     const Sizes& has = workspace_->sizes;
-    const bool same = has.heads == hp.heads && has.whole.kv == KvShape{hp.kv_heads, hp.head_dim} &&
-                      has.window.kv == window_kv(hp);
+    const bool same =
+        has.heads == hp.heads && has.whole.kv == KvShape{hp.kv_heads, hp.head_dim} && has.window.kv == window_kv(hp);
     if (same && has.max_rows >= max_rows && has.max_context >= max_context) return;
     if (same) {
       max_rows = std::max(max_rows, has.max_rows);

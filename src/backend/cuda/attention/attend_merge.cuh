@@ -39,7 +39,7 @@ struct AttendTask {
   int heads;  // <= kTileHeads
   int begin;  // position in the context or the selection
   int count;
-  int unseen = 0;  // of these, the first, which are before the window
+  int unseen = 0;            // of these, the first, which are before the window
   bool ranks_capped = true;  // positions are ranked by scores with their cap: weighs()
 };
 

@@ -1,7 +1,7 @@
 // Heads of 512 elements: as attend_rows.cuh, but what a warp would have to hold of them is more than it can. So the CTA
 // goes through all slices of a piece together, each warp with a quarter of the channels: it multiplies these of q and
-// the keys, the four parts of a score meet in shared memory, and each warp adds its channels of the values. Two barriers
-// a slice, of 32 KiB; the slices ahead are on their way meanwhile.
+// the keys, the four parts of a score meet in shared memory, and each warp adds its channels of the values. Two
+// barriers a slice, of 32 KiB; the slices ahead are on their way meanwhile.
 #include "backend/cuda/attention/attend_rows.cuh"
 
 namespace tidal::cuda {
@@ -36,8 +36,8 @@ class SliceRing {
   /// Of slice i, in shared memory.
   __device__ static int offset(int i) { return i % kStages * Sizes::kSliceBytes; }
 
-  /// Asks for the first slices; what lies at `settled` or behind it when the kernels before are through. Returns whether
-  /// it has waited for them.
+  /// Asks for the first slices; what lies at `settled` or behind it when the kernels before are through. Returns
+  /// whether it has waited for them.
   __device__ bool start(int settled) {
     bool waited = !args_.early;
 #pragma unroll
@@ -186,8 +186,7 @@ __global__ void __launch_bounds__(kAttendThreads, 1) attend_wide_kernel(const __
     }
   }
   store_piece(args, task, used, state);
-  if (used > 1 &&
-      arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
+  if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }
 }

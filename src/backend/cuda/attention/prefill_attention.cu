@@ -115,8 +115,8 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
   }
 }
 
-/// Starts to load rows [unseen, valid) of a tile, [K | part of V]; zeros in place of the others, where the pool may hold
-/// anything.
+/// Starts to load rows [unseen, valid) of a tile, [K | part of V]; zeros in place of the others, where the pool may
+/// hold anything.
 template <int kDim>
 __device__ inline void load_tile(const Bf16* from, int part, int unseen, int valid, uint32_t to) {
   using S = Sizes<kDim>;

@@ -44,7 +44,7 @@ struct ChosenGateUpEpilogue {
   __device__ static RowOf row(const Params& p, int tile, int, int r) {
     const Place place(p, tile);
     const int expert = __ldcg(p.choices.experts + place.choice);
-    return {(r < 8 ? p.gate : p.up).data, expert * p.ffn + min(place.first + r % 8, p.ffn - 1)};
+    return {(r < 8 ? p.gate : p.up).data, expert * p.expert_rows + min(place.first + r % 8, p.ffn - 1)};
   }
   __device__ static int sum_of(int index) { return index; }
   template <int NT>

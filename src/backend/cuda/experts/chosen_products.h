@@ -25,7 +25,9 @@ __host__ __device__
 struct ChosenGateUp {
   Activation activation = Activation::Silu;
   SkinnyInput in;         ///< float32 rows with the norm, or what the product before left
-  SkinnyMatrix gate, up;  ///< [count * ffn, cols], of one type; ffn a multiple of 8
+  SkinnyMatrix gate, up;  ///< [ffn, cols] of the first expert, of one type; ffn a multiple of 8
+  int expert_rows =
+      0;  ///< from an expert's matrix to the next one's: ffn, or twice as many where gate and up take turns
   const float *gate_scales = nullptr, *up_scales = nullptr, *down_scales = nullptr;  ///< [count]; optional
   const float *gate_biases = nullptr, *up_biases = nullptr;                          ///< [count, ffn]; optional
   Choices choices;

@@ -88,7 +88,7 @@ struct GateUp {
     const int row = first + r / 32 * 16 + r % 16;
     inside = row < p.panel.rows;
     const auto* from = r % 32 < 16 ? p.panel.w : p.panel.up;
-    return from + (static_cast<int64_t>(expert) * p.panel.rows + (inside ? row : 0)) * p.cols;
+    return from + (static_cast<int64_t>(expert) * p.panel.expert_rows + (inside ? row : 0)) * p.cols;
   }
 };
 struct Down {
@@ -99,7 +99,7 @@ struct Down {
   }
   __device__ static const __nv_bfloat16* w(const Params& p, int expert, int first, int r, bool& inside) {
     inside = first + r < p.panel.rows;
-    return p.panel.w + (static_cast<int64_t>(expert) * p.panel.rows + (inside ? first + r : 0)) * p.cols;
+    return p.panel.w + (static_cast<int64_t>(expert) * p.panel.expert_rows + (inside ? first + r : 0)) * p.cols;
   }
 };
 
@@ -226,13 +226,13 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_kernel(const __grid_const
 }
 
 /// A block has four columns a thread of a row.
-__global__ void combine_kernel(const float* results, const int32_t* place, int used, int width, float* x) {
+__global__ void combine_kernel(const float* results, const int32_t* place, int used, int width, float* x, bool add) {
   let_next_start();
   wait_for_previous();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= width / 4) return;
   float4* to = reinterpret_cast<float4*>(x + static_cast<int64_t>(blockIdx.y) * width) + i;
-  float4 sum = *to;
+  float4 sum = add ? *to : make_float4(0, 0, 0, 0);
   for (int k = 0; k < used; ++k) {
     const int from = __ldcg(place + static_cast<int64_t>(blockIdx.y) * used + k);
     const float4 v = __ldcg(reinterpret_cast<const float4*>(results + static_cast<int64_t>(from) * width) + i);
@@ -274,11 +274,11 @@ void launch_grouped_tiles(const GroupedDown& params, cudaStream_t stream) {
   tiles::with_type(params.tiles.type, [&](auto t) { grouped::ProductsOf<decltype(t)>::down(params, stream); });
 }
 
-void launch_combine(const float* results, const int32_t* place, int rows, int used, int width, float* x,
+void launch_combine(const float* results, const int32_t* place, int rows, int used, int width, float* x, bool add,
                     cudaStream_t stream) {
   if (rows == 0) return;
   launch("adding experts up", Start::Early, combine_kernel, dim3((width / 4 + 255) / 256, rows), dim3(256), 0, stream,
-         results, place, used, width, x);
+         results, place, used, width, x, add);
 }
 
 }  // namespace tidal::cuda

@@ -30,14 +30,16 @@ void launch_group(const Choices& choices, int rows, const Experts& experts, cons
 /// Experts [first, first + count) whose matrices, or the same rows of each, lie in a panel of bf16.
 struct ExpertPanel {
   int first = 0, count = 0;
-  const __nv_bfloat16 *w = nullptr, *up = nullptr;  ///< [count, rows, cols]
+  const __nv_bfloat16 *w = nullptr, *up = nullptr;  ///< [rows, cols] of the first
   int begin = 0, rows = 0;                          ///< which rows of each expert's matrix
+  int expert_rows = 0;                              ///< from one of them to the next expert's
 };
 
 /// All experts' matrices one behind the other in tiles (weights/quantised.h).
 struct ExpertTiles {
   ggml_type type = GGML_TYPE_Q4_0;
   const std::byte *w = nullptr, *up = nullptr;
+  int expert_rows = 0;  ///< from an expert's matrix to the next one's, a multiple of 8
 };
 
 /// hidden [choices, stride] = weight * what `activation` says of gate x and up x, by place; columns [begin, begin +
@@ -71,8 +73,8 @@ bool groups_tiles(ggml_type type, int rows);
 void launch_grouped_tiles(const GroupedGateUp& params, cudaStream_t stream);
 void launch_grouped_tiles(const GroupedDown& params, cudaStream_t stream);
 
-/// x [rows, width] += the results of each row's choices, in the order of their ranks.
-void launch_combine(const float* results, const int32_t* place, int rows, int used, int width, float* x,
+/// x [rows, width] += the results of each row's choices, in the order of their ranks; without `add` it is their sum.
+void launch_combine(const float* results, const int32_t* place, int rows, int used, int width, float* x, bool add,
                     cudaStream_t stream);
 
 }  // namespace tidal::cuda

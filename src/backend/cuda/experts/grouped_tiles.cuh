@@ -85,7 +85,7 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     const int row = min(P::row(task.first_row, warp, n), p.panel.rows - kTileRows);
-    const int64_t down = (static_cast<int64_t>(p.panel.first + task.expert) * p.panel.rows + row) / kTileRows;
+    const int64_t down = (static_cast<int64_t>(p.panel.first + task.expert) * p.tiles.expert_rows + row) / kTileRows;
     matrix[n] = reinterpret_cast<const uint8_t*>(P::matrix(p, n)) + down * steps * T::kBytes;
   }
   const auto copy = [&](int step) {

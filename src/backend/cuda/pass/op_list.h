@@ -24,6 +24,14 @@ struct EmbedOp {
   bool operator==(const EmbedOp&) const = default;
 };
 
+struct LayerInputsOp {
+  LayerInputs weights;
+  const float* x = nullptr;
+  float* inputs = nullptr;
+
+  bool operator==(const LayerInputsOp&) const = default;
+};
+
 /// Layers are kept once for the operations that follow each other: `layer` is an index into OpList::layers.
 struct QkvOp {
   int layer = 0;
@@ -108,6 +116,16 @@ struct ExpertsOp {
   bool operator==(const ExpertsOp&) const = default;
 };
 
+/// The end of a layer that has an input or an output scale.
+struct FinishOp {
+  int layer = 0;
+  int index = 0;
+  const float* inputs = nullptr;
+  float* x = nullptr;
+
+  bool operator==(const FinishOp&) const = default;
+};
+
 /// The logits of a slice of the logit rows, or the best of them, and their way to the host.
 struct LogitsOp {
   Weight norm, output;
@@ -120,8 +138,8 @@ struct LogitsOp {
   bool operator==(const LogitsOp&) const = default;
 };
 
-using Op =
-    std::variant<AnglesOp, EmbedOp, QkvOp, AttendOp, PrefillOp, GateOp, DeltaOp, ProjectOp, MlpOp, ExpertsOp, LogitsOp>;
+using Op = std::variant<AnglesOp, EmbedOp, LayerInputsOp, QkvOp, AttendOp, PrefillOp, GateOp, DeltaOp, ProjectOp, MlpOp,
+                        ExpertsOp, FinishOp, LogitsOp>;
 
 /// The shape of a pass: what launches depend on beside the operations.
 struct PassShape {

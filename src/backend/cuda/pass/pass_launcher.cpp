@@ -28,6 +28,12 @@ void PassLauncher::launch(const EmbedOp& op) {
                   stream_);
 }
 
+void PassLauncher::launch(const LayerInputsOp& op) {
+  matrices_.layer_inputs(
+      {.weights = op.weights, .tables = list_->shape.tables, .pass = pass_rows(), .x = op.x, .inputs = op.inputs},
+      stream_);
+}
+
 void PassLauncher::launch(const QkvOp& op) {
   const PassShape& shape = list_->shape;
   matrices_.qkv({.layer = &list_->layers[op.layer],
@@ -37,6 +43,7 @@ void PassLauncher::launch(const QkvOp& op) {
                  .q = op.q,
                  .kv = op.kv},
                 stream_);
+  if (!list_->layers[op.layer].wk) return;  // another layer's K and V have their sketches
   // Apart, so that the grid of the many short chunks is not made for the longest.
   const int longs = shape.chunks - shape.decode_chunks;
   if (shape.fills) {
@@ -54,6 +61,7 @@ void PassLauncher::launch(const AttendOp& op) {
                      .role = op.role,
                      .window = op.window,
                      .sink_logits = op.sink_logits,
+                     .cap = hp_->product_cap(op.kv.head_dim),
                      .scope = op.scope,
                      .pooling = op.pooling,
                      .sketch_bits = op.sketch_bits,
@@ -76,9 +84,10 @@ void PassLauncher::launch(const PrefillOp& op) {
                             .position = op.position,
                             .window = op.window,
                             .sink_logits = op.sink_logits,
+                            .cap = hp_->product_cap(op.kv.head_dim),
                             .heads = hp_->heads,
-                            .kv_heads = hp_->kv_heads,
-                            .head_dim = hp_->head_dim},
+                            .kv_heads = op.kv.kv_heads,
+                            .head_dim = op.kv.head_dim},
                            stream_);
 }
 
@@ -109,6 +118,12 @@ MlpParams PassLauncher::mlp_params(int layer, float* x) const {
 void PassLauncher::launch(const MlpOp& op) { matrices_.mlp(mlp_params(op.layer, op.x), stream_); }
 
 void PassLauncher::launch(const ExpertsOp& op) { matrices_.experts(mlp_params(op.layer, op.x), stream_); }
+
+void PassLauncher::launch(const FinishOp& op) {
+  matrices_.finish(
+      {.layer = &list_->layers[op.layer], .pass = pass_rows(), .index = op.index, .inputs = op.inputs, .x = op.x},
+      stream_);
+}
 
 void PassLauncher::launch(const LogitsOp& op) {
   matrices_.logits({.norm = op.norm,

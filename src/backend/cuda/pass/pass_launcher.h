@@ -25,6 +25,7 @@ class PassLauncher {
  private:
   void launch(const AnglesOp& op);
   void launch(const EmbedOp& op);
+  void launch(const LayerInputsOp& op);
   void launch(const QkvOp& op);
   void launch(const AttendOp& op);
   void launch(const PrefillOp& op);
@@ -33,6 +34,7 @@ class PassLauncher {
   void launch(const ProjectOp& op);
   void launch(const MlpOp& op);
   void launch(const ExpertsOp& op);
+  void launch(const FinishOp& op);
   void launch(const LogitsOp& op);
 
   /// Of an MLP, or of experts.

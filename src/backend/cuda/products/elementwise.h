@@ -46,7 +46,8 @@ struct TemperatureParams {
 };
 void launch_temperature(const TemperatureParams& params, cudaStream_t stream);
 
-/// x [rows, width] += the RMS norm of `given` [rows, width], with its weight, then times `scale`; width a multiple of 8.
+/// x [rows, width] += the RMS norm of `given` [rows, width], with its weight, then times `scale`; width a multiple
+/// of 8.
 struct AddNormedParams {
   const float *given = nullptr, *norm = nullptr;
   const float* scale = nullptr;  ///< [1], device memory; optional
@@ -56,8 +57,8 @@ struct AddNormedParams {
 };
 void launch_add_normed(const AddNormedParams& params, cudaStream_t stream);
 
-/// x [rows, width] += norm(shared_norm(shared) + chosen_norm(chosen)), Experts::own_norms' way; all [rows, width], width
-/// a multiple of 8.
+/// x [rows, width] += norm(shared_norm(shared) + chosen_norm(chosen)), Experts::own_norms' way; all [rows, width],
+/// width a multiple of 8.
 struct AddExpertsParams {
   const float *shared = nullptr, *chosen = nullptr;
   const float *shared_norm = nullptr, *chosen_norm = nullptr, *norm = nullptr;  ///< [width]; optional
@@ -120,18 +121,18 @@ void launch_add_bias(float* x, const float* bias, int rows, int width, cudaStrea
 struct RopeAppendParams {
   const float *q_raw = nullptr, *k_raw = nullptr, *v_raw = nullptr;  ///< rows of heads, a row every `.._stride` floats
   int q_stride = 0, kv_stride = 0;
-  const float* bias[3] = {};                         ///< of q, k, v; optional
-  const float *q_norm = nullptr, *k_norm = nullptr;  ///< [head_dim], or of rows; optional
-  bool norms_rows = false;                           ///< all heads of a row as one: weights are as long
-  bool norms_values = false;                         ///< heads of v, by no weights
-  float epsilon = 0;                                 ///< of the norms
-  const float2* angles = nullptr;                    ///< [rows, dims / 2]
-  const int32_t* slots = nullptr;                    ///< [rows]
-  float* q = nullptr;                                ///< [rows, heads * head_dim], may be q_raw
-  __nv_bfloat16* kv = nullptr;                       ///< KvLayer::data
+  const float* bias[3] = {};                                      ///< of q, k, v; optional
+  const float *q_norm = nullptr, *k_norm = nullptr;               ///< [head_dim], or of rows; optional
+  bool norms_rows = false;                                        ///< all heads of a row as one: weights are as long
+  bool norms_values = false;                                      ///< heads of v, by no weights
+  float epsilon = 0;                                              ///< of the norms
+  const float2* angles = nullptr;                                 ///< [rows, dims / 2]
+  const int32_t* slots = nullptr;                                 ///< [rows]
+  float* q = nullptr;                                             ///< [rows, heads * head_dim], may be q_raw
+  __nv_bfloat16* kv = nullptr;                                    ///< KvLayer::data
   int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, dims = 0;  ///< no KV heads: q alone
-  bool halves = false;    ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
-  float query_scale = 1;  ///< of q, behind its rotation
+  bool halves = false;                                            ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
+  float query_scale = 1;                                          ///< of q, behind its rotation
 };
 void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream);
 

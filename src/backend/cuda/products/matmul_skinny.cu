@@ -69,11 +69,15 @@ void launch_skinny_gate_up(const SkinnyGateUp& params, cudaStream_t stream) {
 void launch_skinny_qkv(const SkinnyQkv& qkv, cudaStream_t stream) {
   // Matrices of one type go together.
   SkinnyQkv params = qkv;
-  const bool one_type = params.w[0].type == params.w[1].type && params.w[1].type == params.w[2].type;
+  bool one_type = true;
+  bool done[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    done[i] = !params.w[i].data;
+    one_type = one_type && (done[i] || params.w[i].type == params.w[0].type);
+  }
   if (!one_type && !params.in.packed && params.rows > 1 && params.rows <= kQuantisedRows) {
     params.in.packed = skinny::launch_pack(params.in, params.rows, params.cols, stream);  // once for all
   }
-  bool done[3] = {};
   for (int i = 0; i < 3; ++i) {
     if (done[i]) continue;
     SkinnyQkv part = params;

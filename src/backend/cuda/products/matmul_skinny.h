@@ -98,9 +98,9 @@ struct SkinnyRope {
 
 struct SkinnyQkv {
   SkinnyInput in;
-  SkinnyMatrix w[3];                         ///< q [q_width, cols], k and v [kv_width, cols]; of any types
-  const float* bias[3] = {};                 ///< optional
-  float* q = nullptr;                        ///< [rows, q_width]
+  SkinnyMatrix w[3];          ///< q [q_width, cols], k and v [kv_width, cols]; of any types, v or both may be absent
+  const float* bias[3] = {};  ///< optional
+  float* q = nullptr;         ///< [rows, q_width]
   float *k_raw = nullptr, *v_raw = nullptr;  ///< [rows, kv_width]; of no account with `rope`
   int rows = 0, cols = 0, q_width = 0, kv_width = 0;
   bool fused = false;  ///< whether `rope` holds

@@ -18,15 +18,17 @@ namespace {
 struct Sizes {
   int64_t frequencies, window_frequencies, angles, window_angles, slots, window_slots, rounded, factors, normed,
       squares, raw, gate_up, hidden, products, panel, packed;
-  int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given;
+  int64_t router_logits, arrived, shared, choice, expert, chosen_hidden, chosen_results, given, given_chosen,
+      token_inputs;
   int64_t mixed, delta_values, delta_heads, delta_arrived;
 
-  Sizes(const Hyperparameters& hp, int64_t rows) : Sizes(hp, rows, hp.experts ? hp.experts.shared_ffn : hp.ffn) {}
+  Sizes(const Hyperparameters& hp, int64_t rows)
+      : Sizes(hp, rows, std::max(hp.experts ? hp.experts.shared_ffn : hp.ffn, hp.layer_input)) {}
   int64_t total() const {
     return frequencies + window_frequencies + angles + window_angles + slots + window_slots + rounded + factors +
            normed + squares + raw + gate_up + hidden + products + panel + packed + router_logits + arrived + shared +
-           kChoices * choice + kExpertLists * expert + chosen_hidden + chosen_results + given +
-           2 * (mixed + delta_values) + 4 * delta_heads + delta_arrived;
+           kChoices * choice + kExpertLists * expert + chosen_hidden + chosen_results + given + given_chosen +
+           token_inputs + 2 * (mixed + delta_values) + 4 * delta_heads + delta_arrived;
   }
   static constexpr int kChoices = 5, kExpertLists = 3;  // lists of numbers, one a choice, and one an expert
 
@@ -42,7 +44,7 @@ struct Sizes {
         factors(part(rows * sizeof(float))),
         normed(part(rows * hp.width * 2)),
         squares(part(rows * ((hp.width + 15) / 16) * sizeof(float))),
-        raw(part(rows * (hp.q_width() + 2 * hp.kv_width()) * sizeof(float))),
+        raw(part(rows * std::max(hp.q_width() + 2 * hp.kv_width(), hp.layer_input) * sizeof(float))),
         gate_up(part(rows * 2 * ffn * 2)),
         hidden(part(rows * ffn * 2)),
         products(LtMatmul::kWorkspace),
@@ -56,7 +58,9 @@ struct Sizes {
         expert(part((hp.experts.count + 1) * sizeof(int32_t))),
         chosen_hidden(part(rows * hp.experts.used * padded_ffn(hp.experts.ffn) * 2)),
         chosen_results(part(rows * hp.experts.used * hp.width * sizeof(float))),
-        given(hp.post_norms ? part(rows * hp.width * sizeof(float)) : 0),
+        given(hp.post_norms || hp.experts.own_norms || hp.layer_input > 0 ? part(rows * hp.width * sizeof(float)) : 0),
+        given_chosen(hp.experts.own_norms ? part(rows * hp.width * sizeof(float)) : 0),
+        token_inputs(part(rows * hp.layers * hp.layer_input * sizeof(float))),
         mixed(part(rows * hp.delta.mixed_width() * sizeof(float))),
         delta_values(part(rows * hp.delta.value_width() * sizeof(float))),
         delta_heads(part(rows * hp.delta.value_heads * sizeof(float))),
@@ -120,6 +124,8 @@ void Matrices::reserve(const Hyperparameters& hp, int max_rows) {
   place(s.chosen_hidden, sizes.chosen_hidden);
   place(s.chosen_results, sizes.chosen_results);
   place(s.given, sizes.given);
+  place(s.given_chosen, sizes.given_chosen);
+  place(s.token_inputs, sizes.token_inputs);
   for (float** one : {&s.mixed, &s.convolved}) place(*one, sizes.mixed);
   for (float** one : {&s.delta_gates, &s.delta_out}) place(*one, sizes.delta_values);
   for (float** one : {&s.beta, &s.alpha, &s.kept, &s.written}) place(*one, sizes.delta_heads);
@@ -179,36 +185,39 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
   return {.bias = {floats(layer.bq), floats(layer.bk), floats(layer.bv)},
           .q_norm = floats(layer.q_norm),
           .k_norm = floats(layer.k_norm),
-          .norms_rows = layer.q_norm && layer.q_norm.cols > hp.head_dim,
+          .norms_rows = layer.q_norm && layer.q_norm.cols > p.kv.head_dim,
+          .norms_values = hp.value_norm,
           .epsilon = hp.rms_epsilon,
           .angles = angles_of(layer) + static_cast<int64_t>(first) * (rope_of(layer).dims / 2),
           .slots = (p.kv.windowed ? window_slots : slots) + first,
-          .q = p.q + static_cast<int64_t>(first) * hp.q_width(),
+          .q = p.q + first * layer.wq.rows,
           .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
           .rows = rows,
           .heads = hp.heads,
-          .kv_heads = hp.kv_heads,
-          .head_dim = hp.head_dim,
+          .kv_heads = layer.wk ? p.kv.kv_heads : 0,
+          .head_dim = p.kv.head_dim,
           .dims = rotated_dims(layer),
-          .halves = halves()};
+          .halves = halves(),
+          .query_scale = scales_in_rope(p) ? hp.query_scale * layer.query_scale : 1.0f};
 }
 
-void Matrices::State::scale_queries(const QkvParams& p, int first, int rows, cudaStream_t stream) const {
-  if (!hp.scales_queries()) return;
-  launch_temperature({.positions = p.tables.positions + first,
-                      .query_scale = hp.query_scale,
+void Matrices::State::scale_queries(const QkvParams& p, cudaStream_t stream) const {
+  const float factor = hp.query_scale * p.layer->query_scale;
+  if (scales_in_rope(p) || (factor == 1 && hp.temperature_scale == 0)) return;
+  launch_temperature({.positions = p.tables.positions,
+                      .query_scale = factor,
                       .scale = hp.temperature_scale,
                       .length = hp.temperature_length,
-                      .rows = rows,
-                      .width = hp.q_width(),
-                      .q = p.q + static_cast<int64_t>(first) * hp.q_width()},
+                      .rows = p.pass.rows,
+                      .width = static_cast<int>(p.layer->wq.rows),
+                      .q = p.q},
                      stream);
 }
 
 void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
-  const int rows = p.pass.decode_rows, q_width = hp.q_width(), kv_width = hp.kv_width();
-  const bool inside = rotates_inside(layer);
+  const int rows = p.pass.decode_rows, q_width = hp.heads * p.kv.head_dim, kv_width = p.kv.kv_heads * p.kv.head_dim;
+  const bool inside = rotates_inside(layer, p.kv.head_dim);
   SkinnyQkv product;
   product.in = normed_input(p.x, layer.attn_norm, rows, {&layer.wq, &layer.wk, &layer.wv}, stream);
   const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};
@@ -230,15 +239,15 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   product.rope = {.angles = angles_of(layer),
                   .slots = rope.slots,
                   .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
-                  .kv_heads = hp.kv_heads,
-                  .head_dim = hp.head_dim,
+                  .kv_heads = p.kv.kv_heads,
+                  .head_dim = p.kv.head_dim,
                   .dims = rotated_dims(layer),
                   .halves = halves()};
   launch_skinny_qkv(product, stream);
   if (inside) return;
   rope.q_raw = product.q;
   rope.k_raw = product.k_raw;
-  rope.v_raw = product.v_raw;
+  rope.v_raw = layer.wv ? product.v_raw : product.k_raw;
   rope.q_stride = q_width;
   rope.kv_stride = kv_width;
   launch_rope_append(rope, stream);
@@ -247,13 +256,13 @@ void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
 void Matrices::qkv(const QkvParams& p, cudaStream_t stream) {
   if (p.pass.decode_rows > 0) state_->decode_qkv(p, stream);
   if (p.pass.rows > p.pass.decode_rows) state_->prefill_qkv(p, stream);
-  state_->scale_queries(p, 0, p.pass.rows, stream);
+  state_->scale_queries(p, stream);
 }
 
 void Matrices::project(const ProjectParams& p, cudaStream_t stream) {
   State& s = *state_;
   const Layer& layer = *p.layer;
-  const int width = s.hp.width, q_width = s.hp.q_width(), first = p.pass.decode_rows;
+  const int width = s.hp.width, q_width = static_cast<int>(layer.wo.cols), first = p.pass.decode_rows;
   if (first > 0) {
     SkinnyRows product;
     product.in = s.input(p.out, {}, nullptr, first, {&layer.wo}, stream);
@@ -319,7 +328,7 @@ void Matrices::mlp(const MlpParams& p, cudaStream_t stream) {
     down.bias = floats(layer.b_down);
     down.y = s.target(layer.ffn_post_norm, p.x, 0);
     down.rows = rows;
-    down.cols = s.hp.ffn;
+    down.cols = static_cast<int>(layer.down.cols);
     down.w_rows = s.hp.width;
     down.add = !layer.ffn_post_norm;
     down.next = s.norm_next(p.x, p.next && down.add ? p.next->attn_norm : Weight{}, rows);
@@ -344,6 +353,7 @@ void Matrices::logits(const LogitsParams& p, cudaStream_t stream) {
   }
   if (p.pass.rows > first) s.prefill_logits(p, stream);
   if (p.output.scale != 1) launch_scale(p.logits, p.pass.rows * p.output.rows, p.output.scale, stream);
+  if (s.hp.logit_cap != 0) launch_cap(p.logits, p.pass.rows * p.output.rows, s.hp.logit_cap, stream);
 }
 
 }  // namespace tidal::cuda

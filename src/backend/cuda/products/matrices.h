@@ -1,7 +1,7 @@
-// Everything of a layer that multiplies with weights: embedding, q/k/v with norm, rotation and append, gate of
-// attention, output projection, recurrent layers, MLP or experts, logits. Decode rows go through the skinny product
-// (matmul_skinny.cu), the others through cuBLASLt, chunk by chunk: it orders its sums by the number of rows, and what a
-// chunk gets must not depend on its company.
+// Everything of a layer that multiplies with weights: embedding, inputs of layers, q/k/v with norm, rotation and
+// append, gate of attention, output projection, recurrent layers, MLP or experts, logits. Decode rows go through the
+// skinny product (matmul_skinny.cu), the others through cuBLASLt, chunk by chunk: it orders its sums by the number of
+// rows, and what a chunk gets must not depend on its company.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -32,13 +32,22 @@ struct EmbedParams {
   float* x = nullptr;  ///< [rows, width], written
 };
 
+struct LayerInputsOfRows {
+  LayerInputs weights;
+  StepTables tables;
+  PassRows pass;
+  const float* x = nullptr;  ///< [rows, width]
+  float* inputs = nullptr;   ///< [rows, layers * layer_input], written
+};
+
 struct QkvParams {
   const Layer* layer = nullptr;
   StepTables tables;
   PassRows pass;
   const float* x = nullptr;  ///< [rows, width]
   float* q = nullptr;        ///< [rows, q_width], written
-  KvLayer kv;                ///< K and V are appended at the rows' positions; sketches are the caller's
+  KvLayer kv;                ///< K and V are appended at the rows' positions, unless the layer has none; sketches are
+                             ///< the caller's
 };
 
 struct ProjectParams {
@@ -60,6 +69,14 @@ struct GateParams {
   PassRows pass;
   const float* x = nullptr;  ///< [rows, width]
   float* out = nullptr;      ///< [rows, q_width], gated
+};
+
+struct FinishParams {
+  const Layer* layer = nullptr;
+  PassRows pass;
+  int index = 0;                  ///< of the layer
+  const float* inputs = nullptr;  ///< [rows, layers * layer_input], where the layer has an input
+  float* x = nullptr;             ///< [rows, width], changed
 };
 
 struct DeltaLayerParams {
@@ -101,12 +118,14 @@ class Matrices {
   /// keys go. `window_tables` are `tables` where no layer has blocks of its own (KvLayer::windowed).
   void begin(const StepTables& tables, const StepTables& window_tables, int rows, cudaStream_t stream);
   void embed(const EmbedParams& params, cudaStream_t stream);
+  void layer_inputs(const LayerInputsOfRows& params, cudaStream_t stream);
   void qkv(const QkvParams& params, cudaStream_t stream);
   void project(const ProjectParams& params, cudaStream_t stream);
   void gate(const GateParams& params, cudaStream_t stream);
   void delta(const DeltaLayerParams& params, cudaStream_t stream);
   void mlp(const MlpParams& params, cudaStream_t stream);
   void experts(const MlpParams& params, cudaStream_t stream);
+  void finish(const FinishParams& params, cudaStream_t stream);
   void logits(const LogitsParams& params, cudaStream_t stream);
 
  private:

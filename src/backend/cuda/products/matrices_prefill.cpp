@@ -88,22 +88,30 @@ void Matrices::State::multiply(LtProduct product, std::initializer_list<const We
 void Matrices::State::prefill_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int first = p.pass.decode_rows, rows = p.pass.rows - first;
-  const int q_width = hp.q_width(), kv_width = hp.kv_width(), all = q_width + 2 * kv_width;
+  const int q_width = hp.heads * p.kv.head_dim, kv_width = p.kv.kv_heads * p.kv.head_dim;
+  const int all = q_width + (layer.wk ? kv_width : 0) + (layer.wv ? kv_width : 0);
   const __nv_bfloat16* x =
       round_whole(p.x + static_cast<int64_t>(first) * hp.width, layer.attn_norm, nullptr, p.pass, hp.width, stream);
   float* to = raw + static_cast<int64_t>(first) * all;
-  multiply({.x = x, .y = to, .cols = hp.width, .stride = all}, {&layer.wq, &layer.wk, &layer.wv}, p.pass, stream);
+  const LtProduct product{.x = x, .y = to, .cols = hp.width, .stride = all};
+  if (!layer.wk) {
+    multiply(product, {&layer.wq}, p.pass, stream);
+  } else if (!layer.wv) {
+    multiply(product, {&layer.wq, &layer.wk}, p.pass, stream);
+  } else {
+    multiply(product, {&layer.wq, &layer.wk, &layer.wv}, p.pass, stream);
+  }
   RopeAppendParams rope = rope_append(p, first, rows);
   rope.q_raw = to;
   rope.k_raw = to + q_width;
-  rope.v_raw = to + q_width + kv_width;
+  rope.v_raw = layer.wv ? rope.k_raw + kv_width : rope.k_raw;
   rope.q_stride = rope.kv_stride = all;
   launch_rope_append(rope, stream);
 }
 
 void Matrices::State::prefill_project(const ProjectParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
-  const int first = p.pass.decode_rows, width = hp.width, q_width = hp.q_width();
+  const int first = p.pass.decode_rows, width = hp.width, q_width = static_cast<int>(layer.wo.cols);
   const int rows = p.pass.rows - first;
   const __nv_bfloat16* out =
       round_whole(p.out + static_cast<int64_t>(first) * q_width, {}, nullptr, p.pass, q_width, stream);
@@ -144,7 +152,8 @@ void Matrices::State::prefill_mlp(const MlpParams& p, cudaStream_t stream) {
   const __nv_bfloat16* activated =
       prefill_hidden(layer.gate, layer.up, layer.b_gate, layer.b_up, nullptr, normed, p.pass, stream);
   float* to = target(layer.ffn_post_norm, p.x, first);
-  multiply({.x = activated, .y = to, .cols = hp.ffn, .stride = hp.width, .add = !layer.ffn_post_norm}, {&layer.down},
+  const auto ffn = static_cast<int>(layer.down.cols);
+  multiply({.x = activated, .y = to, .cols = ffn, .stride = hp.width, .add = !layer.ffn_post_norm}, {&layer.down},
            p.pass, stream);
   if (layer.b_down) launch_add_bias(to, floats(layer.b_down), rows, hp.width, stream);
   add_normed(layer.ffn_post_norm, p.x, first, rows, stream);

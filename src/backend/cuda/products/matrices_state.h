@@ -1,5 +1,6 @@
 // What the products of a pass share: the workspace, and the ways in. Decode rows are in matrices.cpp, the others in
-// matrices_prefill.cpp, mixtures of experts in matrices_experts.cpp, recurrent layers and gates in matrices_delta.cpp.
+// matrices_prefill.cpp, mixtures of experts in matrices_experts.cpp, recurrent layers and gates in matrices_delta.cpp,
+// inputs of layers in matrices_inputs.cpp.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +45,7 @@ struct Matrices::State {
   float* factors = nullptr;                                      ///< [rows]
   __nv_bfloat16* normed = nullptr;                               ///< [rows, width]
   float* squares = nullptr;                                      ///< [rows, (width + 15) / 16]
-  float* raw = nullptr;              ///< [rows, q_width + 2 kv_width], products before rotation
+  float* raw = nullptr;              ///< [rows, q_width + 2 kv_width], products before rotation; of layers' inputs
   __nv_bfloat16* gate_up = nullptr;  ///< [rows, 2 ffn]
   __nv_bfloat16* hidden = nullptr;   ///< [rows, ffn]
   std::byte* products = nullptr;     ///< cuBLASLt's own
@@ -52,6 +53,8 @@ struct Matrices::State {
   int64_t panel_bytes = 0;           ///< at least kPanel
   std::byte* packed = nullptr;       ///< SkinnyInput::scratch
   float* given = nullptr;            ///< [rows, width], what is to be normed before it is added; where models have that
+  float* given_chosen = nullptr;     ///< the same of chosen experts, where they have norms of their own
+  float* token_inputs = nullptr;     ///< [rows, layers * layer_input], second embeddings of the rows' tokens
 
   // Of recurrent layers, DeltaParams'.
   float *mixed = nullptr, *convolved = nullptr;                                  ///< [rows, mixed_width]
@@ -79,20 +82,23 @@ struct Matrices::State {
   const Rope& rope_of(const Layer& layer) const { return layer.window_rope ? hp.window_rope : hp.rope; }
   const float2* angles_of(const Layer& layer) const { return layer.window_rope ? window_angles : angles; }
   /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
-  bool rotates_inside(const Layer& layer) const {
-    return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && rope_of(layer).dims % 16 == 0;
+  bool rotates_inside(const Layer& layer, int head_dim) const {
+    const bool norms = layer.q_norm || layer.k_norm || (layer.wk && (hp.value_norm || !layer.wv));
+    return !norms && head_dim % 16 == 0 && rope_of(layer).dims % 16 == 0;
   }
 
   /// Where the product of a row of x goes: to x, or, to be normed before it is added, elsewhere.
   float* target(const Weight& post_norm, float* x, int first) const {
     return (post_norm ? given : x) + static_cast<int64_t>(first) * hp.width;
   }
-  /// Rows [first, first + rows) of x += the norms of what lies in `given`, if there is such a norm.
-  void add_normed(const Weight& post_norm, float* x, int first, int rows, cudaStream_t stream) {
+  /// Rows [first, first + rows) of x += the norms of what lies in `given`, if there is such a norm; then times `scale`.
+  void add_normed(const Weight& post_norm, float* x, int first, int rows, cudaStream_t stream,
+                  const Weight& scale = {}) {
     if (!post_norm) return;
     const int64_t at = static_cast<int64_t>(first) * hp.width;
     launch_add_normed({.given = given + at,
                        .norm = floats(post_norm),
+                       .scale = floats(scale),
                        .epsilon = hp.rms_epsilon,
                        .rows = rows,
                        .width = hp.width,
@@ -100,11 +106,12 @@ struct Matrices::State {
                       stream);
   }
   /// The input of skinny products with `weights` from float32 rows: as it is where these are few, rounded by a launch
-  /// of its own otherwise, and packed if all take it so.
+  /// of its own otherwise, and packed if all take it so. The first of `weights` is there, others may be absent.
   SkinnyInput input(const float* x, const Weight& norm, const int32_t* row_ids, int rows,
                     std::initializer_list<const Weight*> weights, cudaStream_t stream) {
+    const auto there = std::count_if(weights.begin(), weights.end(), [](const Weight* w) { return bool{*w}; });
     const auto quantised =
-        std::count_if(weights.begin(), weights.end(), [](const Weight* w) { return w->type != GGML_TYPE_BF16; });
+        std::count_if(weights.begin(), weights.end(), [](const Weight* w) { return *w && w->type != GGML_TYPE_BF16; });
     const auto cols = static_cast<int>((*weights.begin())->cols);
     SkinnyInput in;
     in.scratch = packed;
@@ -115,7 +122,7 @@ struct Matrices::State {
       in.epsilon = hp.rms_epsilon;
       return in;
     }
-    const bool packs = quantised == static_cast<std::ptrdiff_t>(weights.size());
+    const bool packs = quantised == there;
     launch_round({.x = x,
                   .row_ids = row_ids,
                   .norm = floats(norm),
@@ -188,17 +195,33 @@ struct Matrices::State {
                           cudaStream_t stream);
   void prefill_projections(const DeltaWeights& weights, const Weight& norm, const float* x, PassRows pass,
                            cudaStream_t stream);
+  /// y [rows, weight.rows] = weight * x.
+  void project_rows(const float* x, const Weight& weight, float* y, PassRows pass, cudaStream_t stream);
+  void add_input(const FinishParams& p, cudaStream_t stream);
   void route(const Layer& layer, const float* x, int first, int rows, bool decode, cudaStream_t stream);
   void decode_experts(const MlpParams& p, cudaStream_t stream);
   void prefill_experts(const MlpParams& p, cudaStream_t stream);
   void decode_by_groups(const MlpParams& p, cudaStream_t stream);
   void add_shared(const Layer& layer, float* x, int rows, cudaStream_t stream);
+  /// Where the results of chosen experts go: to x, or, to be normed before they are added, elsewhere.
+  float* chosen_target(float* x, int first) const {
+    return (hp.experts.own_norms ? given_chosen : x) + static_cast<int64_t>(first) * hp.width;
+  }
+  const Weight& chosen_norm(const Layer& layer) const {
+    return hp.experts.own_norms ? layer.expert_norm : layer.ffn_norm;
+  }
+  /// Rows [first, first + rows) of x += what lies in `given` and `given_chosen`, where experts have norms of their own.
+  void add_own_normed(const Layer& layer, float* x, int first, int rows, cudaStream_t stream) const;
   void prefill_chosen(const Layer& layer, const __nv_bfloat16* normed, cudaStream_t stream);
   /// Rotation of raw products of the rows from `first` on.
   RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
   int rotated_dims(const Layer& layer) const { return layer.rotates ? rope_of(layer).dims : 0; }
-  /// Queries of the rows from `first` on get their temperature, if the model has one.
-  void scale_queries(const QkvParams& p, int first, int rows, cudaStream_t stream) const;
+  /// Whether rope_append() gives all queries their factor: one that does not depend on positions.
+  bool scales_in_rope(const QkvParams& p) const {
+    return hp.temperature_scale == 0 && !rotates_inside(*p.layer, p.kv.head_dim);
+  }
+  /// Queries of all rows get their temperature, if the model has one and they do not have it yet.
+  void scale_queries(const QkvParams& p, cudaStream_t stream) const;
 };
 
 }  // namespace tidal::cuda
