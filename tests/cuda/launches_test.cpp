@@ -51,7 +51,7 @@ TEST_F(CudaLaunches, OfALayer) {
   const Case cases[] = {
       {"full", [](int layers) { return Plan::full(layers); }, 5, 6, 9},
       {"tidal", [](int layers) { return Plan::tidal(layers, 4, default_policy(kBudget)); }, 5, 6, 9},
-      {"sketch", [](int layers) { return Plan::sketch(layers, 1, sketch_policy(kBudget)); }, 7, 8, 11},
+      {"sketch", [](int layers) { return Plan::sketch(layers, 1, sketch_policy(kBudget)); }, 6, 7, 10},
   };
   for (const Case& one : cases) {
     const auto check = [&](ggml_type type, int sequences, double most) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "backend/cuda/attention/attend_args.h"
+#include "backend/cuda/attention/select_attend.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
@@ -71,7 +72,8 @@ struct Sizes {
         whole(hp.heads, {hp.kv_heads, hp.head_dim}, processors),
         window(hp.heads, window_kv(hp), processors),
         clusters(hp.heads, context),
-        in_clusters(may_cluster && clusters.blocks(1, 1) > 0 && clusters.blocks(1, hp.heads) > 0),
+        one_launch(hp.group(), hp.head_dim, context),
+        in_clusters(may_cluster && clusters.choose(1, 1).blocks > 0 && clusters.choose(1, hp.heads).blocks > 0),
         shared_memory(may_cluster ? shared_memory_limit() : std::min(shared_memory_limit(), kLeastSharedMemory)),
         max_rows(rows),
         wave(std::clamp(rows, 1, kWave)),
@@ -103,6 +105,7 @@ struct Sizes {
   int max_context, heads;
   Geometry whole, window;  // of layers that read the whole context, and of those with a window
   SelectClusters clusters;
+  SelectAttend one_launch;
   bool in_clusters;   // sets are selected
   int shared_memory;  // of a CTA that scores by sketches
   int max_rows;
@@ -209,11 +212,12 @@ struct DecodeAttention::Workspace {
 
   SelectArgs select_args(const AttendParams& params, int first_row, int rows) const {
     const bool scan = params.role == Role::Scan;
+    const int units = units_of(params);
     return {.tables = params.tables,
             .first_row = first_row,
             .run = rows,
             .heads = sizes.heads,
-            .units = units_of(params),
+            .units = units,
             .pooling = params.pooling,
             .scan = scan,
             .scale = sizes.whole.scale(),
@@ -229,9 +233,27 @@ struct DecodeAttention::Workspace {
             .counts = params.selection.counts,
             .row_positions = params.selection.row_positions,
             .row_units = params.selection.row_units,
-            .kv = scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
+            .kv = scan && units >= sizes.whole.kv.heads ? params.kv.data : nullptr,
             .kv_heads = sizes.whole.kv.heads,
             .head_dim = sizes.whole.kv.head_dim};
+  }
+
+  /// A Scan layer behind its scores: in one launch where that is the cheaper way.
+  void select_and_attend(const AttendParams& params, int first_row, int rows, cudaStream_t stream) const {
+    const SelectArgs select_from = select_args(params, first_row, rows);
+    const AttendRowsArgs attend = attend_args(params, first_row, rows);
+    const int units = select_from.units, sets = units * rows;
+    ClusterChoice one, two;
+    if (sizes.in_clusters) two = sizes.clusters.choose(sets, sizes.heads / units);
+    if (sizes.in_clusters && units == sizes.whole.kv.heads) {
+      one = sizes.one_launch.choose(sets, attend.row_positions / units, sizes.whole.dense_splits);
+    }
+    if (one.blocks > 0 && one.cost < two.cost) {
+      launch_select_attend(select_from, attend, one.blocks, stream);
+    } else {
+      select(select_from, stream);
+      launch_attend_rows(attend, stream);
+    }
   }
 
   int units_of(const AttendParams& params) const {
@@ -243,7 +265,7 @@ struct DecodeAttention::Workspace {
 
   void select(const SelectArgs& args, cudaStream_t stream) const {
     if (sizes.in_clusters) {
-      launch_select_cluster(args, sizes.clusters.blocks(args.units * args.run, args.heads / args.units), stream);
+      launch_select_cluster(args, sizes.clusters.choose(args.units * args.run, args.heads / args.units).blocks, stream);
     } else {
       launch_pool(args, stream);
       launch_top_k(args, stream);
@@ -283,14 +305,13 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
   const int wave = selects(params.role) ? workspace.sizes.score_wave : workspace.sizes.wave;
   for (int begin = 0; begin < params.rows; begin += wave) {
     const int first_row = params.first_row + begin, rows = std::min(wave, params.rows - begin);
-    const bool scans = params.role == Role::Scan;
-    if (scans) {
-      launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
-    } else {
+    if (params.role != Role::Scan) {
       launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+      if (params.role == Role::Select) workspace.select(workspace.select_args(params, first_row, rows), stream);
+      continue;
     }
-    if (selects(params.role)) workspace.select(workspace.select_args(params, first_row, rows), stream);
-    if (scans) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
+    workspace.select_and_attend(params, first_row, rows, stream);
   }
 }
 

@@ -136,17 +136,18 @@ __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask
   }
 }
 
-/// Merges the warps' parts; writes the output where the row has one split only, else the split's part.
-template <int kDim>
-__device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask& task, int used,
-                                   const WarpState<kDim>& state, char* shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+/// Merges the parts of the four warps that have a piece: take(head, channel, {maximum, sum}, value) of each. thread:
+/// among theirs; synchronise(): waits for these. `shared` holds nothing that they still need.
+template <int kDim, typename Synchronise, typename Take>
+__device__ inline void merge_warps(int thread, int heads, float scale, const WarpState<kDim>& state, char* shared,
+                                   Synchronise synchronise, Take take) {
+  const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   auto* const outs = reinterpret_cast<float*>(shared);  // [warps, heads, channels]
   auto* const statistics = reinterpret_cast<SoftmaxPart*>(outs + kAttendWarps * kTileHeads * kDim);  // [warps, heads]
-  __syncthreads();
+  synchronise();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    if (2 * t + h >= task.heads) continue;
+    if (2 * t + h >= heads) continue;
     float* const to = outs + (warp * kTileHeads + 2 * t + h) * kDim + g;
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
@@ -155,9 +156,8 @@ __device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask&
     }
     if (g == 0) statistics[warp * kTileHeads + 2 * t + h] = {state.maximum[h], state.sum[h]};
   }
-  __syncthreads();
-  const int64_t first = static_cast<int64_t>(task.run_row) * args.tiles.heads + task.first_head;
-  for (int i = threadIdx.x; i < task.heads * kDim; i += kAttendThreads) {
+  synchronise();
+  for (int i = thread; i < heads * kDim; i += kAttendThreads) {
     const int h = i / kDim, d = i % kDim;
     float top = negative_infinity(), sum = 0, value = 0;
 #pragma unroll
@@ -165,19 +165,32 @@ __device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask&
 #pragma unroll
     for (int w = 0; w < kAttendWarps; ++w) {
       const SoftmaxPart part = statistics[w * kTileHeads + h];
-      const float factor = part_factor(part.maximum, top, args.scale);
+      const float factor = part_factor(part.maximum, top, scale);
       sum = __fmaf_rn(factor, part.sum, sum);
       value = __fmaf_rn(factor, outs[(w * kTileHeads + h) * kDim + d], value);
     }
-    if (used == 1) {
-      args.out[(static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim + i] =
-          __fmul_rn(value, __fdiv_rn(1.0f, with_sink(args, task.first_head + h, top, sum)));
-      if (args.scores && d == 0) args.statistics[first + h] = ranked_part(task, top, sum);
-    } else {
-      args.parts[((first + h) * args.splits + blockIdx.x) * kDim + d] = value;
-      if (d == 0) args.part_statistics[(first + h) * args.splits + blockIdx.x] = {top, sum};
-    }
+    take(h, d, SoftmaxPart{top, sum}, value);
   }
+}
+
+/// Merges the warps' parts; writes the output where the row has one split only, else the split's part.
+template <int kDim>
+__device__ inline void merge_piece(const AttendRowsArgs& args, const AttendTask& task, int used,
+                                   const WarpState<kDim>& state, char* shared) {
+  const int64_t first = static_cast<int64_t>(task.run_row) * args.tiles.heads + task.first_head;
+  float* const out = args.out + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim;
+  merge_warps<kDim>(
+      threadIdx.x, task.heads, args.scale, state, shared, [] { __syncthreads(); },
+      [&](int h, int d, SoftmaxPart part, float value) {
+        if (used == 1) {
+          const float sum = with_sink(args, task.first_head + h, part.maximum, part.sum);
+          out[h * kDim + d] = __fmul_rn(value, __fdiv_rn(1.0f, sum));
+          if (args.scores && d == 0) args.statistics[first + h] = ranked_part(task, part.maximum, part.sum);
+        } else {
+          args.parts[((first + h) * args.splits + blockIdx.x) * kDim + d] = value;
+          if (d == 0) args.part_statistics[(first + h) * args.splits + blockIdx.x] = part;
+        }
+      });
 }
 
 }  // namespace tidal::cuda

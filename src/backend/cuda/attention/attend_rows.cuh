@@ -195,6 +195,18 @@ __device__ inline void add_slice(uint32_t channels, int first, int valid, float 
   for (int i = 0; i < kOwn / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
 }
 
+/// The sums of the lanes become their heads'.
+template <int kDim>
+__device__ inline void add_lanes(WarpState<kDim>& state) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int apart = 4; apart < 32; apart *= 2) {
+      state.sum[h] = __fadd_rn(state.sum[h], __shfl_xor_sync(0xffffffffu, state.sum[h], apart));
+    }
+  }
+}
+
 /// The queries of a tile of heads, as slice_products() needs them: kOwn channels of kDim, from `first` on.
 template <int kDim, int kOwn = kDim>
 __device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kOwn>& q, int first = 0) {
@@ -287,13 +299,7 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   wait_for_copies<0>();
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int apart = 4; apart < 32; apart *= 2) {
-      state.sum[h] = __fadd_rn(state.sum[h], __shfl_xor_sync(0xffffffffu, state.sum[h], apart));
-    }
-  }
+  add_lanes(state);
 }
 
 /// The row and heads of this CTA.
@@ -355,7 +361,7 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   WarpState<kDim> state;
   run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, q,
                               shared, state);
-  merge_warps<kDim>(args, task, used, state, shared);
+  merge_piece<kDim>(args, task, used, state, shared);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }

@@ -178,13 +178,7 @@ __global__ void __launch_bounds__(kAttendThreads, 1) attend_wide_kernel(const __
     add_slice<kOwn, Sizes::kStride>(channels + 2 * kDim, ring.first(i), ring.valid(i), score, args.scale, state);
   }
   wait_for_copies<0>();
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int apart = 4; apart < 32; apart *= 2) {
-      state.sum[h] = __fadd_rn(state.sum[h], __shfl_xor_sync(0xffffffffu, state.sum[h], apart));
-    }
-  }
+  add_lanes(state);
   store_piece(args, task, used, state);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);

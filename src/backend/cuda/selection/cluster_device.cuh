@@ -36,6 +36,20 @@ __device__ inline void expect_bytes(uint64_t* barrier, uint32_t bytes) {
 #endif
 }
 
+/// The same in two steps, where bytes may come before their number is known.
+__device__ inline void make_barrier(uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+__device__ inline void tell_bytes(uint64_t* barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.relaxed.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+
 __device__ inline void wait_for_bytes(uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done = 0;
@@ -60,6 +74,18 @@ __device__ inline void send(uint32_t* to, uint64_t* barrier, uint4 value, int ra
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there),
       "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(its_barrier)
       : "memory");
+#endif
+}
+
+/// The same with 4 bytes.
+__device__ inline void send(void* to, uint64_t* barrier, uint32_t value, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t there, its_barrier;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(its_barrier) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(there),
+               "r"(value), "r"(its_barrier)
+               : "memory");
 #endif
 }
 

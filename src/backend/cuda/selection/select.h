@@ -47,19 +47,25 @@ struct SelectArgs {
 };
 /// In one launch, by clusters of so many blocks a set.
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);
+/// Blocks of a cluster; one alone is none.
+inline constexpr int kLeastClusterBlocks = 2, kMostClusterBlocks = 16;
+using ClusterCounts = std::array<int, kMostClusterBlocks + 1>;  ///< by so many blocks
+/// How a launch is cut into clusters, and what it costs: in scores that a block pools.
+struct ClusterChoice {
+  int blocks = 0;  ///< of a cluster; 0: the device has no clusters, or no room in them
+  int64_t waves = 0;
+  int64_t cost = 0;
+};
 /// Which clusters the device runs for a model and contexts up to a longest.
 class SelectClusters {
  public:
   SelectClusters(int heads, int max_context);
-  /// Blocks a set, where there are so many sets of so many heads each; 0 where the device has no clusters, or no room
-  /// in them.
-  int blocks(int sets, int heads) const;
+  /// Where there are so many sets of so many heads each.
+  ClusterChoice choose(int sets, int heads) const;
 
  private:
-  static constexpr int kLeastBlocks = 2, kMostBlocks = 16;  // one alone is no cluster
   int max_context_;
-  using Active = std::array<int, kMostBlocks + 1>;  // clusters of so many blocks that run at the same time
-  Active active_ = {}, active_of_many_ = {};        // of the usual number of threads, and of twice as many
+  ClusterCounts active_ = {}, active_of_many_ = {};  // of the usual number of threads, and of twice as many
 };
 /// In two, by single blocks.
 void launch_pool(const SelectArgs& args, cudaStream_t stream);

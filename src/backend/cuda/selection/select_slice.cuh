@@ -51,7 +51,7 @@ __host__ __device__ constexpr size_t select_fixed_bytes(int blocks, int slice, i
   const size_t words = kPlaces * blocks * kDigitBins + slice / kBlockTokens + 2;
   return (sizeof(SelectShared) + words * sizeof(uint32_t) + heads * sizeof(HeadShare) + 15) / 16 * 16;
 }
-constexpr size_t select_shared_bytes(int blocks, int slice, int heads) {
+__host__ __device__ constexpr size_t select_shared_bytes(int blocks, int slice, int heads) {
   return select_fixed_bytes(blocks, slice, heads) + slice * sizeof(uint32_t);
 }
 

@@ -43,23 +43,24 @@ struct TakenBits {
   }
 };
 
-/// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are.
-template <int kThreads>
-__device__ inline void write_slice(const SelectArgs& args, const RowPolicy& policy, const SetSlice& slice,
-                                   const Search& search, bool ranks, const SelectMemory& memory, int32_t* positions) {
+/// Writes what is selected of the slice, in order. `ranks`: whether any but the reserved positions are. Calls
+/// taken(place in the set, position) for each.
+template <int kThreads, typename Taken>
+__device__ inline void write_slice(const RowPolicy& policy, const SetSlice& slice, const Search& search, bool ranks,
+                                   const SelectMemory& memory, int32_t* positions, Taken taken) {
   constexpr uint32_t kEqual = 0x80000000u;
   SelectShared& shared = memory.shared;
   const int length = slice.end - slice.begin;
   // Of the equal ones the first `wanted` of all blocks.
   const uint32_t taken_before = min(search.sharing_before, search.wanted), left = search.wanted - taken_before;
-  int32_t* const to = positions + min(policy.first, slice.begin) + max(0, slice.begin - policy.last) +
-                      search.above_before + taken_before;
+  const uint32_t first_place =
+      min(policy.first, slice.begin) + max(0, slice.begin - policy.last) + search.above_before + taken_before;
   // `before`: of the slice and before `at`, those above in the lower half, equal ones in the upper.
   const auto write = [&](int at, bool equal, uint32_t before) {
     if (equal && before >> 16 >= left) return;
-    const int position = slice.begin + at;
-    to[(before & 0xffffu) + min(before >> 16, left)] = position;
-    if (args.kv) fetch_row(args, memory.table[position / kBlockTokens - slice.begin / kBlockTokens], position);
+    const uint32_t place = first_place + (before & 0xffffu) + min(before >> 16, left);
+    positions[place] = slice.begin + at;
+    taken(static_cast<int>(place), slice.begin + at);
   };
 
   // Of a long slice few are taken, mostly: these are listed, and put in order by comparing each with each.
