@@ -15,6 +15,7 @@
 #include "cli/options/plan_options.h"
 #include "cli/options/plan_text.h"
 #include "cli/options/thread_count.h"
+#include "cli/options/window_options.h"
 #include "core/error.h"
 #include "core/utf8.h"
 #include "core/whole_file.h"
@@ -30,7 +31,7 @@ struct InspectCommand {
   int answer = 64;
   int exact = kDefaultDrafts;
   const CLI::Option* exact_option = nullptr;
-  bool raw = false;
+  bool raw = false, whole_windows = false;
   std::optional<int> context, threads;
   ChatTemplateOptions chat_template;
   BackendOptions backend;
@@ -110,7 +111,10 @@ void run(const InspectCommand& options) {
   // Exact mode has its own copy of what follows the document.
   const int64_t again = exact ? context - static_cast<int64_t>(prompt.document.size()) + kBlockTokens : 0;
   Engine engine(*backend, model, plan,
-                EngineOptions{.context = context, .tokens = context + again, .sequences = exact ? 2 : 1});
+                EngineOptions{.context = context,
+                              .tokens = context + again,
+                              .sequences = exact ? 2 : 1,
+                              .whole_windows = options.whole_windows});
   Inspection inspection = inspect(engine, tokenizer, prompt,
                                   {.answer = options.answer,
                                    .dense_question = options.question_as == "dense",
@@ -164,6 +168,7 @@ void add_inspect_command(CLI::App& app) {
   add_chat_template_options(*command, options->chat_template);
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   add_plan_options(*command, options->plan);
+  add_window_option(*command, options->whole_windows);
   command->callback([options] {
     find_plan_file(options->plan, options->model);
     run(*options);

@@ -39,6 +39,19 @@ class Windows(ProgramTest):
         self.assertIn(f"{info['kv_bytes_at_context'] / 1e6:.1f} MB at the trained context", text)
         self.assertIn(f"{whole / 1e6:.1f} MB with --swa-full", text)
 
+    def test_comparisons_and_pages_take_the_flag(self):
+        document = os.path.join(self.folder, "document.txt")
+        with open(document, "w", encoding="utf-8") as file:
+            file.write(PROMPT)
+        page = os.path.join(self.folder, "page.html")
+        for command in (["compare", "--attention", "full,sketch"], ["inspect", "-o", page]):
+            answers = []
+            for flags in ([], ["--swa-full"]):
+                result = self.tidal(*command, "-m", GEMMA, "-f", document, "-p", "Who wanted it?", "-n", "4", *flags)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                answers.append([line for line in result.stdout.decode().splitlines() if "|" not in line][:2])
+            self.assertEqual(answers[0], answers[1])
+
     def test_files_of_texts_hold_whole_contexts(self):
         path = os.path.join(self.folder, "text.kv")
         said = "--session: files hold the K/V of whole contexts, --swa-full is on"

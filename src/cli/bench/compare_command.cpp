@@ -20,6 +20,7 @@
 #include "cli/options/plan_options.h"
 #include "cli/options/plan_text.h"
 #include "cli/options/thread_count.h"
+#include "cli/options/window_options.h"
 #include "core/error.h"
 #include "core/timer.h"
 #include "eval/exact_text.h"
@@ -32,7 +33,7 @@ struct CompareOptions {
   std::string model, file, question, baseline;
   std::optional<std::string> attention;
   int steps = 32;
-  bool raw = false;
+  bool raw = false, whole_windows = false;
   std::optional<int> threads;
   ChatTemplateOptions chat_template;
   BackendOptions backend;
@@ -88,7 +89,8 @@ Comparison::Comparison(const CompareOptions& options)
       std::make_unique<Engine>(*backend_, model_, plans_[0].plan,
                                EngineOptions{.context = context,
                                              .tokens = context + int64_t{answers} * (options.steps + kBlockTokens),
-                                             .sequences = answers + 1});
+                                             .sequences = answers + 1,
+                                             .whole_windows = options.whole_windows});
   run_.prompt = length;
   run_.generate = options.steps;
   run_.weight_bytes = model_.decode_weight_bytes();
@@ -235,6 +237,7 @@ void add_compare_command(CLI::App& app) {
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");
   command->add_option("--baseline", options->baseline, "Also measure another engine on the same text: llama.cpp");
   add_plan_options(*command, options->plan);
+  add_window_option(*command, options->whole_windows);
   command->callback([options] {
     find_plan_file(options->plan, options->model);
     Comparison(*options).run();
