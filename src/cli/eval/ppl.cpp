@@ -175,6 +175,7 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
                 {.context = context,
                  .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
                  .sequences = std::min(plans, kStepSequences),
+                 .kv_type = session.kv_type(),
                  .whole_windows = true});  // a fork that had to give up its window would be corrected
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
