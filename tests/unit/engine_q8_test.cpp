@@ -4,6 +4,7 @@
 #include "engine/greedy_chooser.h"
 #include "engine/prefix_cache.h"
 #include "engine/session_file.h"
+#include "eval/text_scores.h"
 #include "unit/engine_setup.h"
 
 namespace tidal {
@@ -162,6 +163,26 @@ TEST_P(In8Bits, CachedPrefixesAreWhatTheyWere) {
   first.truncate(128);
   again.truncate(128);
   EXPECT_TRUE(same_bits(engine.cache(first), engine.cache(again)));
+}
+
+TEST_P(In8Bits, IsHeldAgainstFullAttentionOfBf16) {
+  const std::vector<Token> text = random_tokens(120, 1), more = random_tokens(12, 2);
+  SmallEngine eight = setup(), sixteen(GetParam());
+  Sequence ours = eight.engine.create(), theirs = sixteen.engine.create();
+  eight.engine.prefill(ours, text);
+  sixteen.engine.prefill(theirs, text);
+  const Plan plan = small_plan();
+  const auto alone = score_text(sixteen.engine, theirs, more, {&plan, 1});
+  const auto same = score_text(sixteen.engine, theirs, more, {&plan, 1}, {}, {&sixteen.engine, &theirs});
+  const auto other = score_text(eight.engine, ours, more, {&plan, 1}, {}, {&sixteen.engine, &theirs});
+  for (size_t i = 0; i < alone.size(); ++i) {
+    EXPECT_EQ(same[i].kl, alone[i].kl) << "the reference is the engine itself";
+    EXPECT_EQ(same[i].nll, alone[i].nll);
+    EXPECT_EQ(same[i].same, alone[i].same);
+  }
+  EXPECT_EQ(same[0].kl, 0);
+  EXPECT_GT(other[0].kl, 0);
+  EXPECT_LT(other[0].kl, alone[1].kl) << "8 bits lose less than a budget of a fifth of the context";
 }
 
 TEST_P(In8Bits, RandomContentsAreNumbersOfAllRows) {
