@@ -114,6 +114,7 @@ void run(const InspectCommand& options) {
                 EngineOptions{.context = context,
                               .tokens = context + again,
                               .sequences = exact ? 2 : 1,
+                              .kv_type = kv_type(options.backend.cache),
                               .whole_windows = options.whole_windows});
   Inspection inspection = inspect(engine, tokenizer, prompt,
                                   {.answer = options.answer,

@@ -41,7 +41,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
                            const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
   EngineMemory memory;
-  memory.cache = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks);
+  memory.cache = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks, options.kv_type);
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
     memory.sketches =

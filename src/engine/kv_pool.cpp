@@ -6,21 +6,23 @@
 
 namespace tidal {
 
-KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks)
+KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks, KvType type)
     : backend_(backend),
+      type_(type),
       blocks_(blocks),
       windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
       states_(backend, hp, states) {
-  memory_ = backend.allocate(static_cast<size_t>(cache_bytes(hp, blocks, window_blocks)), "KV cache");
-  auto* own = memory_.as<Bf16>();
+  memory_ = backend.allocate(static_cast<size_t>(cache_bytes(hp, blocks, window_blocks, type)), "KV cache");
+  auto* own = memory_.as<std::byte>();
   for (int l = 0; l < hp.layers; ++l) {
     const KvShape shape = hp.kv(l);
     const bool windowed = window_blocks > 0 && hp.window(l) > 0;
     layers_.push_back({.data = hp.has_kv(l) ? own : nullptr,
                        .kv_heads = shape.heads,
                        .head_dim = shape.head_dim,
+                       .type = type,
                        .windowed = windowed});
-    if (hp.has_kv(l)) own += int64_t{2} * kBlockTokens * shape.width() * (windowed ? window_blocks : blocks);
+    if (hp.has_kv(l)) own += kBlockTokens * shape.row_bytes(type) * (windowed ? window_blocks : blocks);
     if (const int source = hp.kv_layer(l); source != l) {
       layers_.back() = layers_[static_cast<size_t>(source)];
       shared_.emplace_back(l, source);
@@ -31,8 +33,9 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
   }
 }
 
-int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
-  const int64_t whole = hp.kv_bytes_per_token(), of_windows = window_blocks > 0 ? hp.window_bytes_per_token() : 0;
+int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks, KvType type) {
+  const int64_t whole = hp.kv_bytes_per_token(type);
+  const int64_t of_windows = window_blocks > 0 ? hp.window_bytes_per_token(type) : 0;
   return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
 }
 
@@ -70,7 +73,7 @@ int KvPool::sketch_widths() const {
 }
 
 size_t KvPool::kv_bytes(size_t layer) const {
-  return sizeof(Bf16) * static_cast<size_t>(layers_[layer].tile_elements()) * layers_[layer].kv_heads;
+  return static_cast<size_t>(layers_[layer].tile_bytes()) * layers_[layer].kv_heads;
 }
 
 template <typename Part>
@@ -90,7 +93,7 @@ size_t KvPool::sketch_bytes(size_t layer, int widths) const {
 
 void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
-    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(block, 0)), kv_bytes(layer));
+    backend_.read(to, layers_[layer].tile(block, 0), kv_bytes(layer));
     to += kv_bytes(layer);
   }
 }
@@ -114,7 +117,7 @@ void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::
   for (size_t first = 0, end = 0; first < blocks.size(); first = end) {
     while (++end < blocks.size() && blocks[end] == blocks[end - 1] + 1) {
     }
-    std::byte* to = reinterpret_cast<std::byte*>(layers_[layer].tile(blocks[first], 0));
+    std::byte* to = layers_[layer].tile(blocks[first], 0);
     const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
     const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
     if (!mapped) backend_.write(to, from + before, bytes);
@@ -141,8 +144,7 @@ void KvPool::copy(BlockId to, BlockId from, bool windowed) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const KvLayer& layer = layers_[l];
     if (!layer.data || shares(l) || layer.windowed != windowed) continue;
-    backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
-                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l));
+    backend_.copy(layer.tile(to, 0), layer.tile(from, 0), kv_bytes(l));
     for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};

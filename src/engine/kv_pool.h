@@ -13,20 +13,22 @@
 
 namespace tidal {
 
-/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, of the heads that each layer has, and beside it sketches of
-/// the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent layers have no
-/// part in it: they have states. Where layers with a window keep their window only, they have block ids of their own:
-/// windows().
+/// Memory [layer][block][kv_head][64 tokens][K | V], rows of one type, of the heads that each layer has, and beside it
+/// sketches of the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent
+/// layers have no part in it: they have states. Where layers with a window keep their window only, they have block ids
+/// of their own: windows().
 class KvPool {
  public:
   /// `window_blocks`: of layers with a window, kNoBlock with them; 0: these keep the whole context like all others.
   /// Throws Error with the size asked for when the memory cannot be had.
-  KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0, int window_blocks = 0);
+  KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0, int window_blocks = 0,
+         KvType type = KvType::Bf16);
 
+  KvType type() const { return type_; }  ///< of K and V
   int blocks() const { return blocks_.blocks(); }
   int free_blocks() const { return blocks_.free(); }
   /// Of K and V, for a pool of so many blocks.
-  static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks);
+  static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks, KvType type = KvType::Bf16);
   int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }  ///< of K and V
   int64_t sketch_bytes() const;
 
@@ -85,6 +87,7 @@ class KvPool {
   void copy(BlockId to, BlockId from, bool windowed);
 
   Backend& backend_;
+  KvType type_;
   Buffer memory_;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
   std::vector<KvLayer> layers_;

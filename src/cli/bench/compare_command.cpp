@@ -90,6 +90,7 @@ Comparison::Comparison(const CompareOptions& options)
                                EngineOptions{.context = context,
                                              .tokens = context + int64_t{answers} * (options.steps + kBlockTokens),
                                              .sequences = answers + 1,
+                                             .kv_type = kv_type(options.backend.cache),
                                              .whole_windows = options.whole_windows});
   run_.prompt = length;
   run_.generate = options.steps;
@@ -107,7 +108,12 @@ std::vector<Token> Comparison::prompt_tokens() {
 }
 
 BenchCase Comparison::row_case(const std::string& engine, const std::string& attention, int depth) const {
-  return {.engine = engine, .attention = attention, .depth = depth, .batch = 1, .budget = {}, .kv_type = "bf16"};
+  return {.engine = engine,
+          .attention = attention,
+          .depth = depth,
+          .batch = 1,
+          .budget = {},
+          .kv_type = kv_type_name(kv_type(options_.backend.cache))};
 }
 
 void Comparison::prefill(Sequence& document) {

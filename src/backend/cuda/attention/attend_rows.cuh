@@ -10,7 +10,7 @@
 // batch; products that the compiler might fuse in one instance and not in another are written out.
 #pragma once
 
-#include "backend/cuda/attention/attend_merge.cuh"
+#include "backend/cuda/attention/attend_rows_q8.cuh"
 
 namespace tidal::cuda {
 
@@ -31,10 +31,6 @@ __device__ inline void cut(float2 value, uint32_t (&parts)[3]) {
     value.y = __fsub_rn(value.y, __uint_as_float(y));
   }
 }
-
-/// Queries cut in three: for every 16 channels, the lower and the upper 8 of them.
-template <int kDim>
-using Query = uint32_t[kDim / 16][2][3];
 
 /// Where the rows of a piece are. Looking one up takes two steps, each with a load that must not be waited for at once.
 template <bool kSelected>
@@ -60,16 +56,18 @@ struct RowFinder {
 };
 
 /// Rows [first, valid) of a slice, zeros in place of the others.
-template <int kDim, bool kSelected, bool kOnce>
-__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int first, int valid) {
-  using Sizes = AttendSizes<kDim>;
-  constexpr int kUnits = kDim / 4;  // of 16 bytes, in a row
+template <int kDim, KvType kType, bool kSelected, bool kOnce>
+__device__ inline void copy_slice(uint32_t to, const std::byte* kv, int64_t row, int first, int valid) {
+  using Sizes = AttendSizes<kDim, kType>;
+  constexpr int kUnits = Sizes::kRowBytes / 16;  // of 16 bytes, in a row
+  constexpr int kAll = kSlice * kUnits;
   const int lane = threadIdx.x % 32;
   const auto* base = reinterpret_cast<const char*>(kv);
 #pragma unroll
-  for (int i = 0; i < kSlice * kUnits / 32; ++i) {
+  for (int i = 0; i < (kAll + 31) / 32; ++i) {
     const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
-    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r;
+    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r % kSlice) : row + r;
+    if (kAll % 32 != 0 && unit >= kAll) continue;
     copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16,
                       r >= first && r < valid);
   }
@@ -97,7 +95,7 @@ __device__ inline void slice_products(uint32_t channels, const Query<kOwn>& q, f
 template <int kDim>
 __device__ inline void mend_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
                                    float (&score)[4]) {
-  using Sizes = AttendSizes<kDim>;
+  using Sizes = AttendSizes<kDim, KvType::Bf16>;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   bool odd = false;
 #pragma unroll
@@ -114,6 +112,14 @@ __device__ inline void mend_scores(const AttendRowsArgs& args, const AttendTask&
     }
     __syncwarp();
   }
+}
+
+/// 16 scores of each head, raw, as slice_products() has them.
+template <int kDim>
+__device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
+                                    const Query<kDim>& q, float (&score)[4]) {
+  slice_products<kDim, AttendSizes<kDim, KvType::Bf16>::kStride>(shared_address(shared), q, score);
+  mend_scores<kDim>(args, task, shared, valid, score);
 }
 
 /// Stores the scores of positions from `at` of the piece on.
@@ -143,11 +149,10 @@ __device__ inline void cap_scores(const AttendRowsArgs& args, const AttendTask& 
   if (stores && task.ranks_capped) store_scores(args, task, at, valid, score);
 }
 
-/// Adds positions [first, valid) of a slice to the softmax and kOwn channels of the output. channels: where these begin
-/// in the slice, in shared memory.
-template <int kOwn, int kStride>
-__device__ inline void add_slice(uint32_t channels, int first, int valid, float (&score)[4], float scale,
-                                 WarpState<kOwn>& state) {
+/// Adds positions [first, valid) of a slice to the softmax. p: their weights, as `score` has the scores.
+template <int kOwn>
+__device__ inline void weigh_slice(int first, int valid, float (&score)[4], float scale, WarpState<kOwn>& state,
+                                   float (&p)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4;
   if (g < first || g >= valid) score[0] = score[1] = negative_infinity();
   if (g + 8 < first || g + 8 >= valid) score[2] = score[3] = negative_infinity();
@@ -178,7 +183,6 @@ __device__ inline void add_slice(uint32_t channels, int first, int valid, float 
       }
     }
   }
-  float p[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     // Before any score above -infinity every weight is 0, not the power of infinity - infinity.
@@ -187,6 +191,13 @@ __device__ inline void add_slice(uint32_t channels, int first, int valid, float 
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) state.sum[h] = __fadd_rn(state.sum[h], __fadd_rn(p[h], p[2 + h]));
+}
+
+/// Adds the values of a slice to kOwn channels of the output, with these weights. channels: where these begin in the
+/// slice, in shared memory.
+template <int kOwn, int kStride>
+__device__ inline void add_values(uint32_t channels, const float (&p)[4], WarpState<kOwn>& state) {
+  const int lane = threadIdx.x % 32;
   const __nv_bfloat162 low = __floats2bfloat162_rn(p[0], p[1]), high = __floats2bfloat162_rn(p[2], p[3]);
   const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&low));
   const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&high));
@@ -207,29 +218,32 @@ __device__ inline void add_lanes(WarpState<kDim>& state) {
   }
 }
 
-/// The queries of a tile of heads, as slice_products() needs them: kOwn channels of kDim, from `first` on.
-template <int kDim, int kOwn = kDim>
-__device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kOwn>& q, int first = 0) {
+/// The queries of a tile of heads, as slice_products() needs them, kOwn channels of kDim, from `first_channel` on: of
+/// 16 channels 2t, 2t + 1 and 2t + 8, 2t + 9; with 8 bits four neighbours, as they lie in a word of codes.
+template <int kDim, KvType kType, int kOwn = kDim>
+__device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kOwn>& q,
+                                  int first_channel = 0) {
+  constexpr int kApart = kType == KvType::Q8 ? 2 : 8;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const float* const from =
-      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + first + 2 * t;
+  const float* const from = args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim +
+                            first_channel + (kType == KvType::Q8 ? 4 : 2) * t;
 #pragma unroll
   for (int k = 0; k < kOwn / 16; ++k) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float2 value = {0, 0};
-      if (g < task.heads) value = *reinterpret_cast<const float2*>(from + 16 * k + 8 * half);
+      if (g < task.heads) value = *reinterpret_cast<const float2*>(from + 16 * k + kApart * half);
       cut(value, q[k][half]);
     }
   }
 }
 
 /// This warp's slices of a piece. Positions below `settled` may be read before the kernels before are through.
-template <int kDim, bool kSelected>
+template <int kDim, KvType kType, bool kSelected>
 __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& task, const int32_t* table,
                                   const int32_t* selected, int settled, Query<kDim>& q, char* shared,
                                   WarpState<kDim>& state) {
-  using Sizes = AttendSizes<kDim>;
+  using Sizes = AttendSizes<kDim, kType>;
   constexpr int kStages = Sizes::kStages;
   const int warp = threadIdx.x / 32;
   char* const own = shared + warp * kStages * Sizes::kSliceBytes;
@@ -248,9 +262,9 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
       const int valid = task.count - place(i) * kSlice, first = first_of(place(i));
       // The selection is to find the scores in the L2: what is read once must not push them out.
       if (!kSelected && args.scores) {
-        copy_slice<kDim, kSelected, true>(to, args.kv, row, first, valid);
+        copy_slice<kDim, kType, kSelected, true>(to, args.kv, row, first, valid);
       } else {
-        copy_slice<kDim, kSelected, false>(to, args.kv, row, first, valid);
+        copy_slice<kDim, kType, kSelected, false>(to, args.kv, row, first, valid);
       }
     }
     commit_copies();
@@ -279,19 +293,26 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   int64_t next_row = rows[kStages];
   int next_position = positions[kStages + 1];
 
-  if (!kSelected || !args.early_query) load_query<kDim>(args, task, q);
+  if (!kSelected || !args.early_query) load_query<kDim, kType>(args, task, q);
 
   for (int i = 0, stage = 0; place(i) < slices; ++i) {
     wait_for_copies<kStages - 1>();
     __syncwarp();
     char* const slice = own + stage * Sizes::kSliceBytes;
     const int at = place(i) * kSlice, valid = task.count - at;
-    float score[4];
-    slice_products<kDim, Sizes::kStride>(shared_address(slice), q, score);
-    mend_scores<kDim>(args, task, slice, valid, score);
+    float score[4], p[4];
+    if constexpr (kType == KvType::Q8) {
+      slice_scores_q8<kDim>(args, task, slice, valid, q, score);
+    } else {
+      slice_scores<kDim>(args, task, slice, valid, q, score);
+    }
     cap_scores(args, task, !kSelected && args.scores, at, valid, score);
-    add_slice<kDim, Sizes::kStride>(shared_address(slice) + 2 * kDim, first_of(place(i)), valid, score, args.scale,
-                                    state);
+    weigh_slice<kDim>(first_of(place(i)), valid, score, args.scale, state, p);
+    if constexpr (kType == KvType::Q8) {
+      add_values_q8<kDim>(slice, p, state);
+    } else {
+      add_values<kDim, Sizes::kStride>(shared_address(slice) + 2 * kDim, p, state);
+    }
     __syncwarp();
     copy(i + kStages, stage, next_row);
     next_row = find(next_position);
@@ -341,8 +362,8 @@ __device__ inline int cut_piece(const AttendRowsArgs& args, const DeviceRow& row
   return (all + piece - 1) / piece;
 }
 
-template <int kDim, bool kSelected>
-__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
+template <int kDim, KvType kType, bool kSelected>
+__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim, kType>::kCtas)
     attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
   extern __shared__ __align__(16) char shared[];
   __shared__ uint32_t flag;
@@ -350,7 +371,7 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   const DeviceRow row = row_of(args.tables, task.row);
   const int32_t* selected = nullptr;
   Query<kDim> q;
-  if (kSelected && args.early_query) load_query<kDim>(args, task, q);
+  if (kSelected && args.early_query) load_query<kDim, kType>(args, task, q);
   if (!args.early) wait_for_kernels_before();
   const int used = cut_piece<kSelected>(args, row, task, selected);
   if (task.count <= 0) {
@@ -359,30 +380,32 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   }
 
   WarpState<kDim> state;
-  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, q,
-                              shared, state);
-  merge_piece<kDim>(args, task, used, state, shared);
+  run_slices<kDim, kType, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position,
+                                     q, shared, state);
+  merge_piece<kDim, kType>(args, task, used, state, shared);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }
 }
 
 // Declared in attend_args.h.
-template <int kDim>
+template <int kDim, KvType kType>
 void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
-  constexpr int kShared = AttendSizes<kDim>::kSharedBytes;
+  constexpr int kShared = AttendSizes<kDim, kType>::kSharedBytes;
   static_assert(kShared >= 4 * kTileHeads * (kMaxSplits + 1) && kShared >= 4 * kAttendWarps * kTileHeads * (kDim + 2));
   constexpr const char* kWhat = "attention of decode rows";
   if (ctas) {
-    for (const auto kernel : {attend_rows_kernel<kDim, false>, attend_rows_kernel<kDim, true>}) {
+    for (const auto kernel : {attend_rows_kernel<kDim, kType, false>, attend_rows_kernel<kDim, kType, true>}) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), kWhat);
     }
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, attend_rows_kernel<kDim, false>, kAttendThreads, kShared),
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, attend_rows_kernel<kDim, kType, false>, kAttendThreads,
+                                                        kShared),
           kWhat);
     return;
   }
   const dim3 grid(args.used_splits, args.tiles.tiles(), args.run);
-  launch(kWhat, Start::Early, args.positions ? attend_rows_kernel<kDim, true> : attend_rows_kernel<kDim, false>, grid,
+  launch(kWhat, Start::Early,
+         args.positions ? attend_rows_kernel<kDim, kType, true> : attend_rows_kernel<kDim, kType, false>, grid,
          dim3(kAttendThreads), kShared, stream, args);
 }
 

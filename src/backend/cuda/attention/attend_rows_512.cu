@@ -10,7 +10,7 @@ namespace {
 constexpr int kDim = 512;
 constexpr int kOwn = kDim / kAttendWarps;  // channels of a warp
 
-using Sizes = AttendSizes<kDim>;
+using Sizes = AttendSizes<kDim, KvType::Bf16>;
 constexpr int kStages = 4;
 constexpr int kRingBytes = kStages * Sizes::kSliceBytes;
 constexpr int kWideBytes = kRingBytes + kAttendWarps * 32 * sizeof(float4);  // and the parts of a slice's scores
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kAttendThreads, 1) attend_wide_kernel(const __
   const int warp = threadIdx.x / 32;
   const int32_t* selected = nullptr;
   Query<kOwn> q;
-  if (kSelected && args.early_query) load_query<kDim, kOwn>(args, task, q, warp * kOwn);
+  if (kSelected && args.early_query) load_query<kDim, KvType::Bf16, kOwn>(args, task, q, warp * kOwn);
   if (!args.early) wait_for_kernels_before();
   const int used = cut_piece<kSelected>(args, row, task, selected);
   if (task.count <= 0) {
@@ -163,19 +163,20 @@ __global__ void __launch_bounds__(kAttendThreads, 1) attend_wide_kernel(const __
                              task.first_head / (args.tiles.heads / kv_heads), kv_heads},
                             shared);
   if (!ring.start(row.position)) wait_for_kernels_before();
-  if (!kSelected || !args.early_query) load_query<kDim, kOwn>(args, task, q, warp * kOwn);
+  if (!kSelected || !args.early_query) load_query<kDim, KvType::Bf16, kOwn>(args, task, q, warp * kOwn);
   auto* const parts = reinterpret_cast<float4*>(shared + kRingBytes);
   WarpState<kOwn> state;
   for (int i = 0; i < ring.slices(); ++i) {
     ring.arrive(i);
     const char* const slice = shared + SliceRing<kSelected>::offset(i);
     const uint32_t channels = shared_address(slice) + 2 * warp * kOwn;  // keys; values lie 2 * kDim behind them
-    float score[4];
+    float score[4], weights[4];
     slice_products<kOwn, Sizes::kStride>(channels, q, score);
     add_parts(parts, score);
     mend_scores<kDim>(args, task, slice, ring.valid(i), score);
     cap_scores(args, task, !kSelected && args.scores && warp == 0, i * kSlice, ring.valid(i), score);
-    add_slice<kOwn, Sizes::kStride>(channels + 2 * kDim, ring.first(i), ring.valid(i), score, args.scale, state);
+    weigh_slice<kOwn>(ring.first(i), ring.valid(i), score, args.scale, state, weights);
+    add_values<kOwn, Sizes::kStride>(channels + 2 * kDim, weights, state);
   }
   wait_for_copies<0>();
   add_lanes(state);
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kAttendThreads, 1) attend_wide_kernel(const __
 }  // namespace
 
 template <>
-void attend_rows<kDim>(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
+void attend_rows<kDim, KvType::Bf16>(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
   constexpr const char* kWhat = "attention of decode rows";
   if (ctas) {
     for (const auto kernel : {attend_wide_kernel<false>, attend_wide_kernel<true>}) {

@@ -22,9 +22,9 @@ constexpr int kMostPieces = 8;    // of a set
 constexpr int kPiecesAtOnce = 2;  // of a block
 
 /// Beside what the selection needs.
-template <int kDim>
+template <int kDim, KvType kType>
 struct alignas(16) PieceMemory {
-  char slices[kPiecesAtOnce][kAttendWarps * AttendSizes<kDim>::kSliceBytes];
+  char slices[kPiecesAtOnce][kAttendWarps * AttendSizes<kDim, kType>::kSliceBytes];
   uint32_t rows[kMostPieces][kPieceStep];  // of this block's pieces: block of the cache * kBlockTokens + place in it
   // Of the first block: all pieces' parts, and their weights in the sum.
   float outs[kMostPieces][kTileHeads][kDim];
@@ -54,12 +54,12 @@ __device__ inline void meet_piece(int group) {
 
 /// Attention over this block's pieces, by as many warps as there are pieces at once; sends what comes of them to the
 /// first block.
-template <int kDim>
+template <int kDim, KvType kType>
 __device__ inline void attend_pieces(const AttendRowsArgs& args, const AttendTask& task, const Deal& deal, int rank,
-                                     const Query<kDim>& q, PieceMemory<kDim>& memory) {
+                                     const Query<kDim>& q, PieceMemory<kDim, kType>& memory) {
   const int group = threadIdx.x / kAttendThreads, thread = threadIdx.x % kAttendThreads, warp = thread / 32;
   const int kv_head = task.first_head / (args.tiles.heads / args.tiles.kv_heads);
-  char* const slice = memory.slices[group] + warp * AttendSizes<kDim>::kSliceBytes;
+  char* const slice = memory.slices[group] + warp * AttendSizes<kDim, kType>::kSliceBytes;
   bool waited = false;
   for (int own = group; rank + own * deal.blocks < deal.pieces(); own += kPiecesAtOnce) {
     const int piece = rank + own * deal.blocks, valid = deal.count(piece) - warp * kSlice;
@@ -69,19 +69,27 @@ __device__ inline void attend_pieces(const AttendRowsArgs& args, const AttendTas
     if (valid > 0) {
       const uint32_t row = memory.rows[own][warp * kSlice + min(static_cast<int>(threadIdx.x % kSlice), valid - 1)];
       const int64_t tile = static_cast<int64_t>(row / kBlockTokens) * args.tiles.kv_heads + kv_head;
-      copy_slice<kDim, true, false>(shared_address(slice), args.kv, tile * kBlockTokens + row % kBlockTokens, 0, valid);
+      copy_slice<kDim, kType, true, false>(shared_address(slice), args.kv, tile * kBlockTokens + row % kBlockTokens, 0,
+                                           valid);
       commit_copies();
       wait_for_copies<0>();
       __syncwarp();
-      float score[4];
-      constexpr int kStride = AttendSizes<kDim>::kStride;
-      slice_products<kDim, kStride>(shared_address(slice), q, score);
-      mend_scores<kDim>(args, task, slice, valid, score);
+      float score[4], weights[4];
+      if constexpr (kType == KvType::Q8) {
+        slice_scores_q8<kDim>(args, task, slice, valid, q, score);
+      } else {
+        slice_scores<kDim>(args, task, slice, valid, q, score);
+      }
       cap_scores(args, task, false, 0, valid, score);
-      add_slice<kDim, kStride>(shared_address(slice) + 2 * kDim, 0, valid, score, args.scale, state);
+      weigh_slice<kDim>(0, valid, score, args.scale, state, weights);
+      if constexpr (kType == KvType::Q8) {
+        add_values_q8<kDim>(slice, weights, state);
+      } else {
+        add_values<kDim, AttendSizes<kDim, kType>::kStride>(shared_address(slice) + 2 * kDim, weights, state);
+      }
       add_lanes(state);
     }
-    merge_warps<kDim>(
+    merge_warps<kDim, kType>(
         thread, task.heads, args.scale, state, memory.slices[group], [&] { meet_piece(group); },
         [&](int h, int d, SoftmaxPart part, float value) {
           send(&memory.outs[piece][h][d], &memory.parts_there, __float_as_uint(value), 0);
@@ -94,9 +102,9 @@ __device__ inline void attend_pieces(const AttendRowsArgs& args, const AttendTas
 }
 
 /// The first block's: adds up the pieces as merge_splits() does.
-template <int kDim>
+template <int kDim, KvType kType>
 __device__ inline void merge_pieces(const AttendRowsArgs& args, const AttendTask& task, int pieces,
-                                    PieceMemory<kDim>& memory) {
+                                    PieceMemory<kDim, kType>& memory) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   wait_for_bytes(&memory.parts_there);
   if (warp < task.heads) {
@@ -128,14 +136,15 @@ __device__ inline void merge_pieces(const AttendRowsArgs& args, const AttendTask
 }
 
 /// Grid (blocks of a cluster, KV heads, rows).
-template <Ranking kRanking, int kDim>
+template <Ranking kRanking, int kDim, KvType kType>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     select_attend_kernel(const __grid_constant__ SelectArgs args, const __grid_constant__ AttendRowsArgs attend,
                          int slice_room) {
   extern __shared__ __align__(16) char bytes[];
   const int unit = blockIdx.y, row = args.first_row + static_cast<int>(blockIdx.z), group = args.heads / args.units;
   const SelectMemory memory = select_memory(bytes, slice_room, group);
-  auto& pieces = *reinterpret_cast<PieceMemory<kDim>*>(bytes + select_shared_bytes(gridDim.x, slice_room, group));
+  auto& pieces =
+      *reinterpret_cast<PieceMemory<kDim, kType>*>(bytes + select_shared_bytes(gridDim.x, slice_room, group));
   const RowPolicy policy = row_policy(args.tables, row, args.scan);
   const SetSlice slice = begin_set<kSelectThreads>(args, policy, row, memory);
   if (threadIdx.x == 0) make_barrier(&pieces.rows_there), make_barrier(&pieces.parts_there);
@@ -149,7 +158,7 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   const AttendTask task{row, static_cast<int>(blockIdx.z), unit * group, group, 0, end.count};
   const bool attends = threadIdx.x < kPiecesAtOnce * kAttendThreads && slice.rank < deal.pieces();
   Query<kDim> q;
-  if (attends) load_query<kDim>(attend, task, q);
+  if (attends) load_query<kDim, kType>(attend, task, q);
   if (threadIdx.x == 0) {
     args.counts[args.row_units * row + unit] = end.count;
     if (slice.rank < deal.pieces()) tell_bytes(&pieces.rows_there, sizeof(uint32_t) * deal.count_of(slice.rank));
@@ -164,52 +173,64 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
         send(&pieces.rows[piece / deal.blocks][place % kPieceStep], &pieces.rows_there,
              static_cast<uint32_t>(block * kBlockTokens + position % kBlockTokens), piece % deal.blocks);
       });
-  if (attends) attend_pieces<kDim>(attend, task, deal, slice.rank, q, pieces);
-  if (slice.rank == 0) merge_pieces<kDim>(attend, task, deal.pieces(), pieces);
+  if (attends) attend_pieces<kDim, kType>(attend, task, deal, slice.rank, q, pieces);
+  if (slice.rank == 0) merge_pieces<kDim, kType>(attend, task, deal.pieces(), pieces);
   if (end.ranks && policy.top_p < 1) synchronise_cluster();  // the others may still read
 }
 
 using Kernel = void (*)(SelectArgs, AttendRowsArgs, int);
 
-template <int kDim>
+template <int kDim, KvType kType>
 Kernel kernel_of(Ranking ranking) {
-  return ranking == Ranking::Raw   ? select_attend_kernel<Ranking::Raw, kDim>
-         : ranking == Ranking::Max ? select_attend_kernel<Ranking::Max, kDim>
-                                   : select_attend_kernel<Ranking::Sum, kDim>;
+  return ranking == Ranking::Raw   ? select_attend_kernel<Ranking::Raw, kDim, kType>
+         : ranking == Ranking::Sum ? select_attend_kernel<Ranking::Sum, kDim, kType>
+                                   : nullptr;
 }
 /// Null where there is none.
-Kernel kernel_for(Ranking ranking, int head_dim) {
-  return head_dim == 64 ? kernel_of<64>(ranking) : head_dim == 128 ? kernel_of<128>(ranking) : nullptr;
+Kernel kernel_for(Ranking ranking, int head_dim, KvType type) {
+  const bool q8 = type == KvType::Q8;
+  switch (head_dim) {
+    case 64: return q8 ? kernel_of<64, KvType::Q8>(ranking) : kernel_of<64, KvType::Bf16>(ranking);
+    case 128: return q8 ? kernel_of<128, KvType::Q8>(ranking) : kernel_of<128, KvType::Bf16>(ranking);
+    default: return nullptr;
+  }
 }
 
+/// With any type of cache: bf16 takes the most.
 size_t shared_bytes(int blocks, int slice, int group, int head_dim) {
   return select_shared_bytes(blocks, slice, group) +
-         (head_dim == 64 ? sizeof(PieceMemory<64>) : sizeof(PieceMemory<128>));
+         (head_dim == 64 ? sizeof(PieceMemory<64, KvType::Bf16>) : sizeof(PieceMemory<128, KvType::Bf16>));
 }
+static_assert(sizeof(PieceMemory<64, KvType::Q8>) <= sizeof(PieceMemory<64, KvType::Bf16>) &&
+              sizeof(PieceMemory<128, KvType::Q8>) <= sizeof(PieceMemory<128, KvType::Bf16>));
 
 constexpr const char* kWhat = "selecting positions and attending to them";
 
 }  // namespace
 
 SelectAttend::SelectAttend(int group, int head_dim, int max_context) : max_context_(max_context), group_(group) {
-  if (compute_capability() < 90 || group > kTileHeads || !kernel_for(Ranking::Sum, head_dim)) return;
-  for (const Ranking ranking : {Ranking::Raw, Ranking::Max, Ranking::Sum}) {
-    const void* const kernel = reinterpret_cast<const void*>(kernel_for(ranking, head_dim));
-    const ClusterCounts counts = count_clusters(kernel, kSelectThreads, [&](int blocks) {
-      return shared_bytes(blocks, slice_length(max_context, blocks), group, head_dim);
-    });
-    for (size_t i = 0; i < counts.size(); ++i) {
-      active_[i] = ranking == Ranking::Raw ? counts[i] : std::min(active_[i], counts[i]);
+  if (compute_capability() < 90 || group > kTileHeads) return;
+  bool first = true;
+  for (const KvType type : {KvType::Bf16, KvType::Q8}) {
+    for (const Ranking ranking : {Ranking::Raw, Ranking::Sum}) {
+      const Kernel kernel = kernel_for(ranking, head_dim, type);
+      if (!kernel) return;
+      const ClusterCounts counts = count_clusters(
+          reinterpret_cast<const void*>(kernel), kSelectThreads,
+          [&](int blocks) { return shared_bytes(blocks, slice_length(max_context, blocks), group, head_dim); });
+      for (size_t i = 0; i < counts.size(); ++i) active_[i] = first ? counts[i] : std::min(active_[i], counts[i]);
+      first = false;
     }
   }
 }
 
-ClusterChoice SelectAttend::choose(int sets, int room, int splits) const {
+ClusterChoice SelectAttend::choose(const SelectArgs& select, int splits) const {
   // What is spared: a launch, and what it begins with.
   constexpr int64_t kLaunch = 8000;
-  if (room > kPieceStep * std::min(splits, kMostPieces)) return {};
+  const int room = select.row_positions / select.units;
+  if (ranking_of(select) == Ranking::Max || room > kPieceStep * std::min(splits, kMostPieces)) return {};
   ClusterChoice choice = cheapest_cluster(
-      sets, [&](int blocks) { return active_[blocks]; },
+      select.units * select.run, [&](int blocks) { return active_[blocks]; },
       [&](int blocks) { return int64_t{group_} * slice_length(max_context_, blocks); });
   choice.cost -= kLaunch;
   return choice.waves == 1 ? choice : ClusterChoice{};
@@ -219,7 +240,8 @@ void launch_select_attend(const SelectArgs& select, const AttendRowsArgs& attend
   const int slice = slice_length(select.max_context, blocks), group = select.heads / select.units;
   const ClusterLaunch launch(kSelectThreads, blocks, select.units, select.run,
                              shared_bytes(blocks, slice, group, attend.head_dim), stream);
-  check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(select), attend.head_dim), select, attend, slice),
+  check(cudaLaunchKernelEx(&launch.config, kernel_for(ranking_of(select), attend.head_dim, attend.type), select, attend,
+                           slice),
         kWhat);
 }
 

@@ -12,10 +12,10 @@ namespace tidal::cuda {
 class SelectAttend {
  public:
   SelectAttend(int group, int head_dim, int max_context);
-  /// Where there are so many sets with room for so many positions each, which attention cuts into so many splits. No
-  /// blocks where a device, a head size, a group or a room has no such kernel, or clusters would wait for each other.
-  /// Its cost is to be held against that of the selection alone.
-  ClusterChoice choose(int sets, int room, int splits) const;
+  /// For these sets, each of a KV head, which attention would cut into so many splits. No blocks where a device, a head
+  /// size, a group, a ranking or a budget has no such kernel, or clusters would wait for each other. Its cost is to be
+  /// held against that of the selection alone.
+  ClusterChoice choose(const SelectArgs& select, int splits) const;
 
  private:
   int max_context_, group_;

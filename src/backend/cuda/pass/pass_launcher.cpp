@@ -78,6 +78,7 @@ void PassLauncher::launch(const AttendOp& op) {
 void PassLauncher::launch(const PrefillOp& op) {
   launch_prefill_attention({.q = op.q.row(op.first_row),
                             .kv = op.kv.data,
+                            .type = op.kv.type,
                             .blocks = upload_.blocks(op.chunk, op.kv.windowed),
                             .out = op.out.row(op.first_row),
                             .rows = op.rows,

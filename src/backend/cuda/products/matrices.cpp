@@ -191,7 +191,9 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .angles = angles_of(layer) + static_cast<int64_t>(first) * (rope_of(layer).dims / 2),
           .slots = (p.kv.windowed ? window_slots : slots) + first,
           .q = p.q + first * layer.wq.rows,
-          .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
+          .kv = p.kv.data,
+          .type = p.kv.type,
+          .row_bytes = p.kv.row_bytes(),
           .rows = rows,
           .heads = hp.heads,
           .kv_heads = layer.wk ? p.kv.kv_heads : 0,
@@ -217,7 +219,7 @@ void Matrices::State::scale_queries(const QkvParams& p, cudaStream_t stream) con
 void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int rows = p.pass.decode_rows, q_width = hp.heads * p.kv.head_dim, kv_width = p.kv.kv_heads * p.kv.head_dim;
-  const bool inside = rotates_inside(layer, p.kv.head_dim);
+  const bool inside = rotates_inside(layer, p.kv);
   SkinnyQkv product;
   product.in = normed_input(p.x, layer.attn_norm, rows, {&layer.wq, &layer.wk, &layer.wv}, stream);
   const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};

@@ -81,10 +81,11 @@ struct Matrices::State {
   bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
   const Rope& rope_of(const Layer& layer) const { return layer.window_rope ? hp.window_rope : hp.rope; }
   const float2* angles_of(const Layer& layer) const { return layer.window_rope ? window_angles : angles; }
-  /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
-  bool rotates_inside(const Layer& layer, int head_dim) const {
+  /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head,
+  /// nor with a cache of 8 bits, whose scales are of more than a tile.
+  bool rotates_inside(const Layer& layer, const KvLayer& kv) const {
     const bool norms = layer.q_norm || layer.k_norm || (layer.wk && (hp.value_norm || !layer.wv));
-    return !norms && head_dim % 16 == 0 && rope_of(layer).dims % 16 == 0;
+    return !norms && kv.type == KvType::Bf16 && kv.head_dim % 16 == 0 && rope_of(layer).dims % 16 == 0;
   }
 
   /// Where the product of a row of x goes: to x, or, to be normed before it is added, elsewhere.
@@ -217,9 +218,7 @@ struct Matrices::State {
   RopeAppendParams rope_append(const QkvParams& p, int first, int rows) const;
   int rotated_dims(const Layer& layer) const { return layer.rotates ? rope_of(layer).dims : 0; }
   /// Whether rope_append() gives all queries their factor: one that does not depend on positions.
-  bool scales_in_rope(const QkvParams& p) const {
-    return hp.temperature_scale == 0 && !rotates_inside(*p.layer, p.kv.head_dim);
-  }
+  bool scales_in_rope(const QkvParams& p) const { return hp.temperature_scale == 0 && !rotates_inside(*p.layer, p.kv); }
   /// Queries of all rows get their temperature, if the model has one and they do not have it yet.
   void scale_queries(const QkvParams& p, cudaStream_t stream) const;
 };
