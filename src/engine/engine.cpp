@@ -45,7 +45,8 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   const EngineSizes sizes = engine_sizes(backend, model.hp, options);
   options_.chunk = sizes.chunk;
   check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
-  pool_ = std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks);
+  pool_ =
+      std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, sizes.device_blocks);
   forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);
   reserve_selection(plan);
   for (auto* list : {&positions_, &logit_rows_}) list->reserve(sizes.rows);
@@ -140,10 +141,11 @@ std::span<const LikelyToken> Engine::step(std::span<const Request> requests, int
 void Engine::add_chunk(const Request& request) {
   const Sequence& sequence = *request.sequence;
   Chunk chunk;
+  chunk.sequence = &sequence;
   chunk.first_row = static_cast<int>(tokens_.size());
   chunk.rows = static_cast<int>(chunk_rows(request));
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
-  chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
+  tables_.set(*pool_, sequence.blocks().first(blocks_for(chunk.context())), chunk);
   chunk.cached = std::max(chunk.context(), sequence.length());
   if (pool_->windows()) chunk.window_blocks = sequence.windows().blocks().first(chunk.blocks.size());
   if (pool_->states()) chunk.state = request.sequence->states().begin();
@@ -176,6 +178,10 @@ void Engine::run(std::span<const Request> requests, int count) {
       sequence.windows().reserve(first, first + static_cast<int>(chunk_rows(request)));
       reserve_state(request);
     }
+    // What makes room for one may move another's.
+    for (const Request& request : requests) {
+      pool_->prepare(request.sequence->blocks(), static_cast<size_t>(begin(request) / kBlockTokens));
+    }
     run_reserved(requests, count);
   } catch (...) {
     // What some sequences have reserved must not starve the others.
@@ -197,6 +203,7 @@ void Engine::run_reserved(std::span<const Request> requests, int count) {
   positions_.clear();
   logit_rows_.clear();
   chunks_.clear();
+  tables_.clear();
   for (const Request* request : order_) {
     if (request->plan) reserve_selection(*request->plan);
     add_chunk(*request);
@@ -317,8 +324,10 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   const int end = sequence.length() + count;
   const int first_seen = std::max(sequence.length(), end - model_.hp.largest_window() - SequenceWindows::kSlack);
   if (count > 0) sequence.windows().reserve(first_seen, end);
-  const std::span<const BlockId> blocks =
-      sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
+  const auto first_block = static_cast<size_t>(sequence.length() / kBlockTokens);
+  pool_->prepare(sequence.blocks(), first_block);
+  std::vector<BlockId> blocks;
+  for (const BlockId block : sequence.blocks().subspan(first_block)) blocks.push_back(pool_->slot(block));
   const std::span<const BlockId> windows =
       pool_->windows() && count > 0
           ? sequence.windows().blocks().subspan(static_cast<size_t>(first_seen / kBlockTokens))
@@ -345,7 +354,7 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
     if (!model_.hp.has_kv(l)) continue;
     const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
     const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
-    for (const BlockId to : layer.windowed ? windows : blocks) {
+    for (const BlockId to : layer.windowed ? windows : std::span<const BlockId>(blocks)) {
       const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
       backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
                     reinterpret_cast<const std::byte*>(memory.as<Bf16>() + from), sizeof(Bf16) * block);

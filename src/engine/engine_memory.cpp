@@ -32,6 +32,7 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
   sizes.rows = sizes.chunk + options.sequences - 1;
   // Every sequence may leave one block partly filled.
   sizes.blocks = blocks_for(std::max<int64_t>(options.tokens, options.context)) + options.sequences - 1;
+  sizes.device_blocks = std::min(options.device_blocks, sizes.blocks);
   sizes.window_blocks = window_blocks(hp, options, sizes);
   sizes.states = options.sequences * (1 + options.states);
   return sizes;

@@ -19,6 +19,8 @@ struct EngineOptions {
   int states = SequenceStates::kMostSaved;
   /// Whether layers with a window keep K and V of the whole context all the same, like the others.
   bool whole_windows = false;
+  /// Blocks of K and V that lie on the device at most; the others are in host memory when the device has no more room.
+  int device_blocks = kAllSlots;
   /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
   int windows = 2;
 };
@@ -28,6 +30,7 @@ struct EngineSizes {
   int chunk = 0;          ///< most tokens of one prefill chunk
   int rows = 0;           ///< most of a pass
   int blocks = 0;         ///< of KvPool
+  int device_blocks = 0;  ///< of these, as many as may be on the device
   int window_blocks = 0;  ///< likewise; 0: layers with a window, if there are any, keep the whole context
   int states = 0;         ///< of StatePool
 };

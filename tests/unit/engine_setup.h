@@ -51,7 +51,7 @@ struct SmallEngine {
       for (int b = 0; b < blocks_for(sequence.length()); ++b) {
         for (int h = 0; h < layer.kv_heads; ++h) {
           backend->read(reinterpret_cast<std::byte*>(tile.data()),
-                        reinterpret_cast<const std::byte*>(layer.tile(sequence.blocks()[b], h)),
+                        reinterpret_cast<const std::byte*>(layer.tile(engine.pool().slot(sequence.blocks()[b]), h)),
                         tile.size() * sizeof(Bf16));
           for (int p = b * kBlockTokens; p < std::min(sequence.length(), (b + 1) * kBlockTokens); ++p) {
             std::copy_n(tile.begin() + static_cast<ptrdiff_t>(p % kBlockTokens * row), row,

@@ -18,6 +18,7 @@
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/read_stream.h"
+#include "backend/cuda/runtime/split_memory.h"
 #include "backend/cuda/scan/sketch_blocks.h"
 #include "backend/cuda/weights/weights.h"
 #include "core/error.h"
@@ -71,6 +72,10 @@ class CudaBackend final : public Backend {
 
   Buffer allocate(size_t bytes, std::string_view what) override {
     return allocate_device(bytes, std::string(what).c_str());
+  }
+  std::string host_kv_problem() const override { return split_memory_problem(); }
+  std::unique_ptr<KvMemory> allocate_kv(const KvRoom& room, std::string_view what) override {
+    return std::make_unique<SplitKvMemory>(room, std::string(what).c_str());
   }
   Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
   Weight upload_exact(const Weight& host) override { return weights_.upload_floats(host, stream_); }
@@ -155,18 +160,19 @@ class CudaBackend final : public Backend {
 
 void CudaBackend::copy(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the device");
+  // Default, here and below: K and V may lie in host memory.
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying on the device");
 }
 
 void CudaBackend::write(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying to the device");
   synchronise("copying to the device");
 }
 
 void CudaBackend::read(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying from the device");
   synchronise("copying from the device");
 }
 
@@ -198,6 +204,7 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   matrices_.reserve(hp, max_rows);
   attention_.reserve(hp, max_rows, max_context);
   upload_.reserve(max_rows, max_context, !hp.windows.empty());
+  launcher_.reserve(max_context);
   results_.reserve(hp.vocab, max_rows);
 }
 
@@ -214,6 +221,7 @@ void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
       fail("cuda backend: a context of {}, reserved for {}", chunk.context(), max_context_);
     }
     shape.longest = std::max(shape.longest, chunk.rows);
+    shape.on_host = shape.on_host || chunk.on_host();
     if (chunk.rows > kDecodeRows) {
       long_chunks_.push_back(chunk.rows);
       continue;

@@ -13,8 +13,14 @@ void PassLauncher::launch(const OpList& list, const Hyperparameters& hp, std::sp
   hp_ = &hp;
   long_chunks_ = long_chunks;
   stream_ = stream;
-  for (const Op& op : list.ops) {
-    std::visit([this](const auto& one) { launch(one); }, op);
+  try {
+    staging_.begin(list, upload_, stream);
+    for (const Op& op : list.ops) {
+      std::visit([this](const auto& one) { launch(one); }, op);
+    }
+  } catch (...) {
+    staging_.abandon();
+    throw;
   }
 }
 
@@ -70,7 +76,7 @@ void PassLauncher::launch(const AttendOp& op) {
 void PassLauncher::launch(const PrefillOp& op) {
   launch_prefill_attention({.q = op.q.row(op.first_row),
                             .kv = op.kv.data,
-                            .blocks = upload_.blocks(op.chunk, op.kv.windowed),
+                            .blocks = staging_.table(op, upload_),
                             .out = op.out.row(op.first_row),
                             .rows = op.rows,
                             .position = op.position,
@@ -80,6 +86,7 @@ void PassLauncher::launch(const PrefillOp& op) {
                             .kv_heads = hp_->kv_heads,
                             .head_dim = hp_->head_dim},
                            stream_);
+  staging_.launched(op);
 }
 
 void PassLauncher::launch(const GateOp& op) {
