@@ -38,6 +38,26 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
   return sizes;
 }
 
+RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
+                            int host_blocks) {
+  RowCacheRoom room;
+  if (host_blocks == 0 || !plan.has_sparse()) return room;
+  room.policy = plan.policy.at(options.context);
+  room.policy.budget = std::min(room.policy.budget, options.context);
+  for (size_t l = 0; l < plan.roles.size(); ++l) {
+    if (reads_selected(plan.roles[l])) room.layers.push_back(static_cast<int>(l));
+  }
+  constexpr int kLeast = 2048, kBudgets = 8;  // with fewer, more than a tenth of what a step reads is not there
+  const int64_t rows = options.cached_rows.value_or(std::max(kLeast, kBudgets * room.policy.budget));
+  room.rows = static_cast<int>(std::min(rows, int64_t{host_blocks} * kBlockTokens));
+  const KvShape kv = hp.kv(room.layers.front());  // those that read the whole context are alike
+  room.heads = hp.heads;
+  room.kv_heads = kv.heads;
+  room.row_bytes = kv.row_bytes() / kv.heads;
+  room.sequences = options.sequences;
+  return room;
+}
+
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
@@ -56,6 +76,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
     memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
                         scope_units(policy.scope, hp.heads, hp.kv_heads) *
                         (std::min(policy.budget, options.context) + kBlockTokens);
+    memory.workspace += backend.row_cache_bytes(row_cache_room(hp, plan, options, sizes.blocks - sizes.device_blocks));
   }
   return memory;
 }

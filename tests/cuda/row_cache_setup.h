@@ -26,13 +26,14 @@ class HostRows {
     Scope scope = Scope::Kv;
   };
   static constexpr int kSelected = 64;  // positions of a set
+  static constexpr int kLayer = 3;
 
   /// `cached`: rows of a KV head.
   HostRows(const Shape& shape, const std::vector<int>& contexts, int cached)
       : shape_(shape), contexts_(contexts), stream_(cuda::make_stream()) {
     policy_ = {.scope = shape.scope, .pooling = Pooling::Max, .budget = kSelected, .sinks = 2, .recent = 8};
     for (const int context : contexts) slots_ += blocks_for(context);
-    RowCacheRoom room{.layers = {3},
+    RowCacheRoom room{.layers = {kLayer},
                       .rows = cached,
                       .heads = shape.heads,
                       .kv_heads = shape.kv_heads,
@@ -152,7 +153,7 @@ class HostRows {
 
   std::vector<int32_t> selected() { return get<int32_t>(selected_.as<int32_t>(), selected_.bytes()); }
   std::vector<cuda::RowTag> tags() {
-    const cuda::CachedRows cached = cache_.layer(3).cached;
+    const cuda::CachedRows cached = layer().cached;
     return get<cuda::RowTag>(cached.tags,
                              sizeof(cuda::RowTag) * cuda::kWays * cached.sets * static_cast<size_t>(shape_.kv_heads));
   }
@@ -231,6 +232,8 @@ class HostRows {
     return kv;
   }
 
+  cuda::RowCacheLayer layer() const { return cache_.layer(kLayer, kv(true), {.policy = policy_}); }
+
   void launch(Role role, bool on_host) {
     cuda::AttendParams params;
     params.tables = {nullptr,
@@ -249,7 +252,7 @@ class HostRows {
     params.kv = kv(on_host);
     params.early = true;
     params.selection = {selected_.as<int32_t>(), counts_.as<int32_t>(), units() * most(), units()};
-    if (on_host) params.row_cache = cache_.layer(3);
+    if (on_host) params.row_cache = layer();
     attention_.attend(params, stream_);
   }
 

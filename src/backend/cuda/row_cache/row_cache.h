@@ -2,6 +2,7 @@
 // layer and KV head, by the device itself.
 #pragma once
 
+#include "backend/batch.h"
 #include "backend/cuda/row_cache/resolve_rows.h"
 #include "backend/row_cache_room.h"
 #include "core/buffer.h"
@@ -12,8 +13,7 @@ namespace tidal::cuda {
 struct RowCacheLayer {
   CachedRows cached;
   int32_t* resolved = nullptr;  ///< ResolveArgs; null: there is no cache
-  int64_t row_room = 0;         ///< entries of `resolved` that a row of the batch has
-  int most_selected = 0;        ///< positions of a set
+  int most_selected = 0;        ///< positions of a set that there is room for
 
   explicit operator bool() const { return resolved != nullptr; }
   bool operator==(const RowCacheLayer&) const = default;
@@ -27,11 +27,13 @@ class RowCache {
   /// An empty one. Throws Error where the memory is not there.
   explicit RowCache(const RowCacheRoom& room);
 
-  const RowCacheRoom& room() const { return room_; }
   /// Bytes that it takes on the device.
   static int64_t bytes(const RowCacheRoom& room);
-  /// Of a layer of the model; nothing where it is none of those that have a part of it.
-  RowCacheLayer layer(int index) const;
+  /// What has room for both, where one of them is of this cache.
+  RowCacheRoom with(const RowCacheRoom& room) const;
+  bool has(const RowCacheRoom& room) const { return with(room) == room_; }
+  /// What a sparse chunk has of it in a layer of the model; nothing where the layer, or the chunk, has no part of it.
+  RowCacheLayer layer(int index, const KvLayer& kv, const Chunk& chunk) const;
 
  private:
   RowCacheRoom room_;
