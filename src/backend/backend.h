@@ -13,6 +13,7 @@
 #include "backend/hyperparameters.h"
 #include "backend/kv_memory.h"
 #include "backend/likely_tokens.h"
+#include "backend/row_cache_room.h"
 #include "backend/weights.h"
 #include "core/buffer.h"
 
@@ -82,6 +83,12 @@ class Backend {
   /// Makes room for passes of up to `max_rows` rows over up to `max_context` positions, so that later passes allocate
   /// nothing.
   virtual void reserve(const Hyperparameters& hp, int max_rows, int max_context) = 0;
+  /// Makes room on the device for rows of K and V that lie in host memory and are read again and again, beside what was
+  /// asked for since the last reserve() for the same memory. What is read does not depend on it. Throws Error when the
+  /// memory is not there: then there is no such room.
+  virtual void cache_rows(const RowCacheRoom& /*room*/) {}
+  /// Bytes that it takes.
+  virtual int64_t row_cache_bytes(const RowCacheRoom& /*room*/) const { return 0; }
 
   // --- one forward pass ---------------------------------------------------------------------------------------------
   /// Starts a pass; `batch` must live until logits() or likely() returned.

@@ -76,6 +76,10 @@ void Engine::reserve_selection(const Plan& plan) {
   Policy policy = plan.policy.at(options_.context);
   policy.budget = std::min(policy.budget, options_.context);  // what is not below the context selects nothing
   forward_->reserve_selection(options_.sequences, policy);
+  RowCacheRoom rows = row_cache_room(model_.hp, plan, options_, pool_->blocks() - pool_->device_blocks());
+  if (rows.rows == 0) return;
+  rows.memory = pool_->layers()[static_cast<size_t>(rows.layers.front())].memory;
+  backend_.cache_rows(rows);
 }
 
 void Engine::check(std::span<const Request> requests) const {

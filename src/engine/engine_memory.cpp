@@ -70,6 +70,26 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
   return sizes;
 }
 
+RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
+                            int host_blocks) {
+  RowCacheRoom room;
+  if (host_blocks == 0 || !plan.has_sparse()) return room;
+  room.policy = plan.policy.at(options.context);
+  room.policy.budget = std::min(room.policy.budget, options.context);
+  for (size_t l = 0; l < plan.roles.size(); ++l) {
+    if (reads_selected(plan.roles[l])) room.layers.push_back(static_cast<int>(l));
+  }
+  constexpr int kLeast = 2048, kBudgets = 8;  // with fewer, more than a tenth of what a step reads is not there
+  const int64_t rows = options.cached_rows.value_or(std::max(kLeast, kBudgets * room.policy.budget));
+  room.rows = static_cast<int>(std::min(rows, int64_t{host_blocks} * kBlockTokens));
+  const KvShape kv = hp.kv(room.layers.front());  // those that read the whole context are alike
+  room.heads = hp.heads;
+  room.kv_heads = kv.heads;
+  room.row_bytes = kv.row_bytes() / kv.heads;
+  room.sequences = options.sequences;
+  return room;
+}
+
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
@@ -89,6 +109,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
     memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
                         scope_units(policy.scope, hp.heads, hp.kv_heads) *
                         (std::min(policy.budget, options.context) + kBlockTokens);
+    memory.workspace += backend.row_cache_bytes(row_cache_room(hp, plan, options, sizes.blocks - sizes.device_blocks));
   }
   return memory;
 }
@@ -104,15 +125,16 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
   const EngineSizes sizes = engine_sizes(backend, hp, options);
   check_place(backend, options, sizes);
   if (options.kv_place.kind != KvPlace::Kind::Auto || !may_leave(backend, options)) return options;
-  const EngineMemory all = engine_memory(backend, hp, plan, options);
   const int64_t free = backend.free_bytes();
-  if (all.total() <= free) return options;
-  const int64_t each = std::max<int64_t>(block_bytes(hp, sizes), 1);
-  const int64_t others = all.total() - each * sizes.device_blocks;
-  const int64_t left = free - others - left_for_copies(hp, each * sizes.blocks, options);
+  if (engine_memory(backend, hp, plan, options).total() <= free) return options;
   EngineOptions placed = options;
+  placed.device_blocks = least_device_blocks(options, sizes);
+  const int64_t each = std::max<int64_t>(block_bytes(hp, sizes), 1);
+  // What is cached of the host's blocks among them.
+  const int64_t others = engine_memory(backend, hp, plan, placed).total() - each * placed.device_blocks;
+  const int64_t left = free - others - left_for_copies(hp, each * sizes.blocks, options);
   placed.device_blocks = static_cast<int>(
-      std::clamp<int64_t>(left / each, least_device_blocks(options, sizes), std::max(1, sizes.blocks - 1)));
+      std::clamp<int64_t>(left / each, placed.device_blocks, std::max(placed.device_blocks, sizes.blocks - 1)));
   return placed;
 }
 

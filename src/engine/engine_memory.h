@@ -34,6 +34,9 @@ struct EngineOptions {
   KvPlace kv_place = {};
   /// Blocks of K and V that lie on the device, fewer where `kv_place` says so.
   int device_blocks = kAllSlots;
+  /// Where some are: rows [K | V] of positions that the device holds of them, of each KV head of a layer that reads
+  /// selected positions, those used last. nullopt: eight times the budget, at least 2048; 0: none.
+  std::optional<int> cached_rows = {};
   /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
   int windows = 2;
 };
@@ -53,6 +56,10 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
 /// loaded. Throws Error where K and V are to be in host memory and the backend cannot do it.
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options);
+
+/// Backend::cache_rows() of an engine with so many blocks that may be in host memory; no rows where there are none.
+/// Without RowCacheRoom::memory.
+RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const EngineOptions& options, int host_blocks);
 
 /// Bytes of the backend's memory that an engine like this takes, beside the weights, at most.
 struct EngineMemory {

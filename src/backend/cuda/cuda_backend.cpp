@@ -14,6 +14,7 @@
 #include "backend/cuda/pass/step_upload.h"
 #include "backend/cuda/products/matmul_skinny.h"
 #include "backend/cuda/products/matrices.h"
+#include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
@@ -113,6 +114,8 @@ class CudaBackend final : public Backend {
   void read(std::byte* to, const std::byte* from, size_t bytes) override;
   void sketch(KvLayer kv, std::span<const BlockId> blocks) override;
   void reserve(const Hyperparameters& hp, int max_rows, int max_context) override;
+  void cache_rows(const RowCacheRoom& room) override;
+  int64_t row_cache_bytes(const RowCacheRoom& room) const override { return RowCache::bytes(room); }
 
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
@@ -146,6 +149,7 @@ class CudaBackend final : public Backend {
   DeviceWeights weights_;
   Matrices matrices_;
   DecodeAttention attention_;
+  RowCache row_cache_;
   StepUpload upload_;
   Graphs graphs_;
   Results results_;
@@ -201,11 +205,23 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   max_context_ = max_context;
   // Even where nothing moves: what a graph has in it beside addresses comes from the shape of the model.
   graphs_.clear();
+  // Generations of another memory may be the same numbers.
+  row_cache_ = RowCache();
   matrices_.reserve(hp, max_rows);
   attention_.reserve(hp, max_rows, max_context);
   upload_.reserve(max_rows, max_context, !hp.windows.empty());
   launcher_.reserve(max_context);
   results_.reserve(hp.vocab, max_rows);
+}
+
+void CudaBackend::cache_rows(const RowCacheRoom& room) {
+  if (row_cache_.has(room)) return;
+  flush();
+  synchronise("making room for rows of K and V");
+  graphs_.clear();
+  const RowCacheRoom wanted = row_cache_.with(room);
+  row_cache_ = RowCache();  // before there is more
+  row_cache_ = RowCache(wanted);
 }
 
 void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
@@ -275,6 +291,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
     if (op.role != Role::Dense) {
       op.scope = chunk.policy.scope;
       op.selection = selection;
+      if (list_.shape.on_host && reads_selected(op.role)) op.row_cache = row_cache_.layer(layer, kv, chunk);
     }
     if (selects(op.role)) op.pooling = chunk.policy.pooling;
     if (op.role == Role::Scan) op.sketch_bits = chunk.policy.sketch_bits;

@@ -129,9 +129,10 @@ struct DecodeAttention::Workspace {
                         .window = params.window,
                         .sink_logits = params.sink_logits,
                         .scale = scale(),
-                        .early = params.early && params.role != Role::Scan,
-                        // Behind the selection, which has waited for the scores, which have waited for the queries.
-                        .early_query = params.role == Role::Scan,
+                        .early = params.early && params.role != Role::Scan && !resolves(params),
+                        // Behind the selection, which has waited for the scores, which have waited for the queries; or
+                        // behind the row cache, which waits likewise.
+                        .early_query = params.role == Role::Scan || resolves(params),
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
@@ -156,7 +157,40 @@ struct DecodeAttention::Workspace {
       // No set has more positions than there is room for.
       args.used_splits = std::min(args.splits, blocks_for(args.row_positions / args.units));
     }
+    if (resolves(params)) {
+      args.resolved = params.row_cache.resolved;
+      args.lists = std::max(args.units, sizes.kv_heads);
+      args.list_room = params.row_cache.most_selected;
+      args.cached = params.row_cache.cached.rows;
+    }
     return args;
+  }
+
+  /// Whether some of the rows may lie in host memory.
+  static bool on_host(const AttendParams& params) {
+    return params.tables.generations != nullptr && params.kv.device_slots != kAllSlots;
+  }
+  static bool resolves(const AttendParams& params) { return reads_selected(params.role) && params.row_cache; }
+
+  ResolveArgs resolve_args(const AttendParams& params, int first_row, int rows) const {
+    const int units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
+    return {.tables = params.tables,
+            .first_row = first_row,
+            .run = rows,
+            .early = params.early && params.role != Role::Scan,
+            .positions = params.selection.positions,
+            .counts = params.selection.counts,
+            .row_positions = params.selection.row_positions,
+            .row_units = params.selection.row_units,
+            .units = units,
+            .kv_heads = sizes.kv_heads,
+            .lists = std::max(units, sizes.kv_heads),
+            .list_room = params.row_cache.most_selected,
+            .kv = reinterpret_cast<const std::byte*>(params.kv.data),
+            .device_slots = params.kv.device_slots,
+            .row_bytes = 2 * static_cast<int>(sizeof(Bf16)) * sizes.head_dim,
+            .cache = params.row_cache.cached,
+            .resolved = params.row_cache.resolved};
   }
 
   ScanScoresArgs scan_args(const AttendParams& params, int first_row, int rows) const {
@@ -201,7 +235,7 @@ struct DecodeAttention::Workspace {
             .counts = params.selection.counts,
             .row_positions = params.selection.row_positions,
             .row_units = params.selection.row_units,
-            .kv = scan && params.scope != Scope::Shared ? params.kv.data : nullptr,
+            .kv = scan && params.scope != Scope::Shared && !on_host(params) ? params.kv.data : nullptr,
             .kv_heads = sizes.kv_heads,
             .head_dim = sizes.head_dim};
   }
@@ -256,11 +290,11 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
     const bool scans = params.role == Role::Scan;
     if (scans) {
       launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
-    } else {
-      launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+      workspace.select(workspace.select_args(params, first_row, rows), stream);
     }
-    if (selects(params.role)) workspace.select(workspace.select_args(params, first_row, rows), stream);
-    if (scans) launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    if (Workspace::resolves(params)) launch_resolve_rows(workspace.resolve_args(params, first_row, rows), stream);
+    launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
+    if (params.role == Role::Select) workspace.select(workspace.select_args(params, first_row, rows), stream);
   }
 }
 

@@ -33,8 +33,12 @@ struct AttendRowsArgs {
   const int32_t* counts = nullptr;
   int row_positions = 0;
   int row_units = 0;
-  int units = 0;            ///< sets of positions of a row
-  float* scores = nullptr;  ///< [run, heads, score_stride] raw scores, or null
+  int units = 0;                      ///< sets of positions of a row
+  const int32_t* resolved = nullptr;  ///< ResolveArgs: where the selected rows are; null: where the block tables say
+  int lists = 0;
+  int list_room = 0;
+  const std::byte* cached = nullptr;  ///< CachedRows::rows
+  float* scores = nullptr;            ///< [run, heads, score_stride] raw scores, or null
   int64_t score_stride = 0;
   SoftmaxPart* statistics = nullptr;       ///< [run, heads], where scores are wanted
   int splits = 0;                          ///< that a row is cut into at most, whatever its positions

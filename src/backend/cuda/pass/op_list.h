@@ -7,6 +7,7 @@
 
 #include "backend/batch.h"
 #include "backend/cuda/products/matrices.h"
+#include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/step_tables.h"
 #include "backend/weights.h"
 
@@ -47,6 +48,7 @@ struct AttendOp {
   Rows q;
   KvLayer kv;
   Selection selection;
+  RowCacheLayer row_cache;
   Rows out;
 
   bool operator==(const AttendOp&) const = default;

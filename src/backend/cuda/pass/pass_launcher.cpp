@@ -66,6 +66,7 @@ void PassLauncher::launch(const AttendOp& op) {
                      .q = op.q,
                      .kv = op.kv,
                      .selection = op.selection,
+                     .row_cache = op.row_cache,
                      .out = op.out,
                      // What is before it in the stream, a layer's products, sketches and attention of other rows, waits
                      // first and writes no selection that this one reads.
