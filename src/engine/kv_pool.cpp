@@ -150,9 +150,10 @@ void KvPool::read_sketches(size_t layer, std::span<const BlockId> blocks, std::b
 void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int descriptor,
                       int64_t offset) {
   for (const BlockId block : blocks) slots_.write(block);
-  // Neighbours together: of a mapping there may be some ten thousand.
+  // Neighbours together: of a mapping there may be some ten thousand. But no copy is of both kinds of memory.
   for (size_t first = 0, end = 0; first < blocks.size(); first = end) {
-    while (++end < blocks.size() && slot(blocks[end]) == slot(blocks[end - 1]) + 1) {
+    while (++end < blocks.size() && slot(blocks[end]) == slot(blocks[end - 1]) + 1 &&
+           slot(blocks[end]) != slots_.device_slots()) {
     }
     std::byte* to = reinterpret_cast<std::byte*>(layers_[layer].tile(slot(blocks[first]), 0));
     const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
