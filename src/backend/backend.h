@@ -47,7 +47,8 @@ class Backend {
   // --- memory -------------------------------------------------------------------------------------------------------
   /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).
   virtual Buffer allocate(size_t bytes, std::string_view what) = 0;
-  /// Why it cannot keep some slots of a KV cache in host memory, in a few words; "" where it can.
+  /// Why it cannot keep some slots of a KV cache in host memory, in a few words; "" where it can. On the host itself it
+  /// can, and nothing is gained.
   virtual std::string host_kv_problem() const { return ""; }
   /// K and V of layers, some of whose slots are in host memory. On the host itself all are alike. Throws Error with the
   /// size asked for when there is not enough memory. The backend must outlive it.

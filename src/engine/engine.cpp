@@ -16,11 +16,15 @@ double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 void check_memory(const Backend& backend, const EngineMemory& memory, const EngineOptions& options) {
   const int64_t free = backend.free_bytes();
   if (memory.total() <= free) return;
+  // What does not hang on where K and V are.
+  const bool may_leave = options.kv_place.kind == KvPlace::Kind::All && backend.host_kv_problem().empty() &&
+                         memory.total() - memory.cache < free;
   fail(
       "out of memory: a context of {} needs {:.2f} GiB (KV cache {:.2f}, states {:.2f}, sketches {:.2f}, workspace "
-      "{:.2f}), {:.2f} GiB are free",
+      "{:.2f}), {:.2f} GiB are free{}",
       options.context, gibi(memory.total()), gibi(memory.cache), gibi(memory.states), gibi(memory.sketches),
-      gibi(memory.workspace), gibi(free));
+      gibi(memory.workspace), gibi(free),
+      may_leave ? "; --kv-device auto keeps K and V that do not fit in host memory" : "");
 }
 
 /// Tokens of the request's chunk.
@@ -42,9 +46,12 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
          options.sequences);
   }
   plan.check(model.hp);
-  const EngineSizes sizes = engine_sizes(backend, model.hp, options);
+  options_ = with_device_blocks(backend, model.hp, plan, options);
+  const EngineSizes sizes = engine_sizes(backend, model.hp, options_);
   options_.chunk = sizes.chunk;
-  check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
+  const EngineMemory memory = engine_memory(backend, model.hp, plan, options_);
+  check_memory(backend, memory, options_);
+  if (!backend.device().empty()) check_host_memory(memory, options_);
   pool_ =
       std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, sizes.device_blocks);
   forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);

@@ -68,6 +68,13 @@ int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_bl
   return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
 }
 
+int64_t KvPool::host_bytes() const {
+  if (!slots_) return 0;
+  int64_t slot = 0;
+  for (const size_t bytes : kept_->room().slot_bytes) slot += static_cast<int64_t>(bytes);
+  return slot * kept_->room().host_slots();
+}
+
 int64_t KvPool::sketch_bytes() const {
   size_t bytes = 0;
   for (const Buffer& memory : sketches_) bytes += memory.bytes();

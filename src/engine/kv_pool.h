@@ -34,6 +34,7 @@ class KvPool {
   /// Of K and V, for a pool of so many blocks.
   static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks);
   int64_t bytes() const { return bytes_; }  ///< of K and V, on the device and the host
+  int64_t host_bytes() const;               ///< of them on the host, when all blocks are in use
   int64_t sketch_bytes() const;
   /// Blocks that the device has room for, all where none are on the host; blocks in use that are on the host now.
   int device_blocks() const { return slots_ ? slots_.device_slots() : blocks(); }

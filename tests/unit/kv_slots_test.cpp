@@ -159,7 +159,7 @@ TEST(KvSlotsTest, AnythingInAnyOrderLosesNothing) {
       }
       ASSERT_EQ(memory.slots.blocks_on_host(), host);
     }
-    EXPECT_GT(memory.moved, 100);
+    EXPECT_GT(memory.moved, device) << "nothing moved, so this tests nothing";
   }
 }
 

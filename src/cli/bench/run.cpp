@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "cli/bench/llama_baseline.h"
+#include "cli/options/kv_options.h"
 #include "core/error.h"
 #include "core/timer.h"
 #include "engine/greedy_chooser.h"
@@ -226,12 +227,14 @@ EngineOptions engine_options(const BenchRun& run) {
   options.sequences = run.batches.back();
   options.tokens = int64_t{options.context} * options.sequences;
   options.whole_windows = run.whole_windows;
+  options.kv_place = run.kv_place;
   return options;
 }
 
 int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
   const int largest = run.batches.back();
   Engine engine(backend, model, plans[0].plan, engine_options(run));
+  tell_kv_place(engine.pool());
   Sequence first = engine.create();
   for (const int depth : run.depths) {
     extend(run, engine, first, depth);

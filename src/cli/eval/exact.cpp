@@ -173,7 +173,10 @@ void ExactEvaluation::run() {
   session_.begin(work);
   const int context = lengths_.back() + flags_.predict;
   Engine engine(session_.backend(), session_.model(), Plan::full(session_.model().hp.layers),
-                {.context = context, .tokens = int64_t{context} + flags_.predict + kBlockTokens, .sequences = 2});
+                {.context = context,
+                 .tokens = int64_t{context} + flags_.predict + kBlockTokens,
+                 .sequences = 2,
+                 .kv_place = session_.place()});
   PromptCache cache(engine);
   for (const Place& place : places_) {
     engine.set_plan(Plan::full(session_.model().hp.layers));

@@ -67,7 +67,8 @@ class LongBenchRun {
             EngineOptions{.context = room,
                           .tokens = room + greedy_answer_tokens(std::min(plans, kStepSequences) + 1, 1, most_),
                           .sequences = std::min(plans, kStepSequences),
-                          .whole_windows = true});  // prompts are cut back to what the next one shares
+                          .whole_windows = true,  // prompts are cut back to what the next one shares
+                          .kv_place = session_.place()});
         cache.emplace(*engine);
       }
       ask(*engine, *cache, example, missing);

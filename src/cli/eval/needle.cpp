@@ -136,7 +136,8 @@ class NeedleRun {
                                      .tokens = room + greedy_answer_tokens(std::min(cases, kStepSequences) + 1,
                                                                            question + 64, 2 * asked.answer_tokens),
                                      .sequences = std::min(cases, kStepSequences),
-                                     .whole_windows = true});  // prompts are cut back to what the next one shares
+                                     .whole_windows = true,  // prompts are cut back to what the next one shares
+                                     .kv_place = session_.place()});
         cache.emplace(*engine);
       }
       answer(*engine, *cache, asked, which, needle_prompt_key(length, depth, key));

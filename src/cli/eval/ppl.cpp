@@ -175,7 +175,8 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
                 {.context = context,
                  .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
                  .sequences = std::min(plans, kStepSequences),
-                 .whole_windows = true});  // a fork that had to give up its window would be corrected
+                 .whole_windows = true,  // a fork that had to give up its window would be corrected
+                 .kv_place = session.place()});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }
