@@ -130,7 +130,7 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
   if (all.total() <= free) return options;
   const int64_t each = std::max<int64_t>(block_bytes(hp, sizes), 1);
   EngineOptions placed = options;
-  placed.device_blocks = std::max(1, sizes.blocks - 1);  // with all that comes with blocks on the host
+  placed.device_blocks = 1;  // so that all that comes with blocks on the host is among the others
   const int64_t others = engine_memory(backend, hp, plan, placed).total() - each * placed.device_blocks;
   const int64_t left = free - others - left_for_copies(hp, each * sizes.blocks, options);
   placed.device_blocks = static_cast<int>(
