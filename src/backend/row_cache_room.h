@@ -18,7 +18,7 @@ struct RowCacheRoom {
   int kv_heads = 0;
   int64_t row_bytes = 0;  ///< of a position and KV head
   int sequences = 0;      ///< most sparse chunks of a pass
-  Policy policy;          ///< theirs, in numbers
+  Policy policy = {};     ///< theirs, in numbers
 
   bool operator==(const RowCacheRoom&) const = default;
 };

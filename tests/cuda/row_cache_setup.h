@@ -232,7 +232,11 @@ class HostRows {
     return kv;
   }
 
-  cuda::RowCacheLayer layer() const { return cache_.layer(kLayer, kv(true), {.policy = policy_}); }
+  cuda::RowCacheLayer layer() const {
+    Chunk chunk;
+    chunk.policy = policy_;
+    return cache_.layer(kLayer, kv(true), chunk);
+  }
 
   void launch(Role role, bool on_host) {
     cuda::AttendParams params;

@@ -136,5 +136,25 @@ TEST_F(CudaRowCache, HoldsARowOnce) {
   }
 }
 
+TEST(RowCacheBytes, AreThoseOfRowsTagsAndLists) {
+  RowCacheRoom room{.layers = {1, 2, 5}, .rows = 100, .heads = 32, .kv_heads = 8, .row_bytes = 512, .sequences = 4};
+  room.policy.budget = 256;
+  room.policy.scope = Scope::Kv;
+  // 100 rows are 13 sets of 8; a set of positions has a block more than the budget, but one.
+  EXPECT_EQ(cuda::RowCache::bytes(room), 3 * 8 * 104 * (512 + 8) + 4 * 4 * 8 * (256 + 63));
+  room.policy.scope = Scope::Head;
+  EXPECT_EQ(cuda::RowCache::bytes(room), 3 * 8 * 104 * (512 + 8) + 4 * 4 * 32 * (256 + 63));
+  room.rows = 0;
+  EXPECT_EQ(cuda::RowCache::bytes(room), 0);
+}
+
+TEST(RowCacheGrows, WithWhatIsAskedFor) {
+  const RowCacheRoom small{.layers = {1, 2}, .rows = 64, .heads = 8, .kv_heads = 2, .row_bytes = 256, .sequences = 1};
+  const cuda::RowCache none;
+  EXPECT_EQ(none.with(small), small);
+  EXPECT_FALSE(none.has(small));
+  EXPECT_FALSE(none.layer(1, {}, {}));
+}
+
 }  // namespace
 }  // namespace tidal::test
