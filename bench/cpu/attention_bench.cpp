@@ -19,12 +19,13 @@ constexpr const char* kShapes[] = {"smollm2-135m", "qwen2.5-0.5b", "llama-3-8b"}
 /// last `rows` tokens.
 class Cache {
  public:
-  Cache(const char* shape, int context, int rows = 1) : hp_(known_shape(shape)), context_(context) {
-    const int64_t layer = hp_.kv_bytes_per_token() / hp_.layers * blocks_for(context) * kBlockTokens;
+  Cache(const char* shape, int context, int rows = 1, KvType type = KvType::Bf16)
+      : hp_(known_shape(shape)), context_(context) {
+    const int64_t layer = hp_.kv_bytes_per_token(type) / hp_.layers * blocks_for(context) * kBlockTokens;
     hp_.layers = static_cast<int>((static_cast<int64_t>(cold_bytes()) + layer - 1) / layer);
-    pool_ = std::make_unique<KvPool>(backend(), hp_, blocks_for(context));
+    pool_ = std::make_unique<KvPool>(backend(), hp_, blocks_for(context), 0, 0, type);
     for (const KvLayer& kv : pool_->layers()) {
-      fill_noise(kv.data, static_cast<size_t>(kv.tile_elements()) * kv.kv_heads * pool_->blocks());
+      fill(kv);
     }
     blocks_.resize(pool_->blocks());
     std::iota(blocks_.begin(), blocks_.end(), 0);
@@ -60,9 +61,21 @@ class Cache {
   const std::vector<BlockId>& blocks() const { return blocks_; }
   const KvLayer& layer(size_t index) const { return pool_->layers()[index % pool_->layers().size()]; }
   /// Bytes of K and V of one position in one layer.
-  int64_t row_bytes() const { return int64_t{2} * 2 * hp_.kv_width(); }
+  int64_t row_bytes() const { return hp_.kv(0).row_bytes(pool_->type()); }
 
  private:
+  void fill(const KvLayer& kv) const {
+    const size_t bytes = static_cast<size_t>(kv.tile_bytes()) * kv.kv_heads * pool_->blocks();
+    if (kv.type == KvType::Bf16) return fill_noise(reinterpret_cast<Bf16*>(kv.data), bytes / sizeof(Bf16));
+    const std::vector<float> elements = noise(size_t{2} * kBlockTokens * kv.head_dim);
+    std::vector<std::byte> tile(static_cast<size_t>(kv.tile_bytes()));
+    for (int p = 0; p < kBlockTokens; ++p) {
+      const float* const key = elements.data() + static_cast<ptrdiff_t>(p) * 2 * kv.head_dim;
+      write_kv_row(kv.row_layout(), key, key + kv.head_dim, tile.data() + p * kv.row_bytes());
+    }
+    for (size_t at = 0; at < bytes; at += tile.size()) std::copy(tile.begin(), tile.end(), kv.data + at);
+  }
+
   Hyperparameters hp_;
   int context_;
   std::unique_ptr<KvPool> pool_;
@@ -74,8 +87,8 @@ class Cache {
   std::vector<float> q_, out_;
 };
 
-void dense(benchmark::State& state, const char* shape) {
-  Cache cache(shape, static_cast<int>(state.range(0)));
+void dense(benchmark::State& state, const char* shape, KvType type) {
+  Cache cache(shape, static_cast<int>(state.range(0)), 1, type);
   size_t i = 0;
   const double seconds =
       time_loop(state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), {}, cache.out()); });
@@ -162,9 +175,9 @@ std::vector<int32_t> random_sets(const Cache& cache, int budget, int& sets) {
   return all;
 }
 
-void sparse(benchmark::State& state, const char* shape) {
+void sparse(benchmark::State& state, const char* shape, KvType type) {
   const int budget = static_cast<int>(state.range(1));
-  Cache cache(shape, static_cast<int>(state.range(0)));
+  Cache cache(shape, static_cast<int>(state.range(0)), 1, type);
   cache.set_role(Role::Sparse, default_policy(budget));
   int sets = 0;
   std::vector<int32_t> positions = random_sets(cache, budget, sets);
@@ -178,10 +191,10 @@ void sparse(benchmark::State& state, const char* shape) {
   count_bytes(state, static_cast<double>(cache.row_bytes() * budget), seconds);
 }
 
-void prefill(benchmark::State& state, const char* shape) {
+void prefill(benchmark::State& state, const char* shape, KvType type) {
   constexpr int kRows = 512;
   const int depth = static_cast<int>(state.range(0));
-  Cache cache(shape, depth + kRows, kRows);
+  Cache cache(shape, depth + kRows, kRows, type);
   size_t i = 0;
   const double seconds =
       time_loop(state, [&] { backend().attend(cache.batch(), 0, cache.q(), cache.layer(i++), {}, cache.out()); });
@@ -196,13 +209,18 @@ const bool registered = [] {
       const std::string name = std::string(kind) + "/" + shape;
       return benchmark::RegisterBenchmark(name.c_str(), function, shape, arguments...)->UseRealTime();
     };
-    add("dense", dense)->ArgName("context")->Arg(16384);
+    add("dense", dense, KvType::Bf16)->ArgName("context")->Arg(16384);
+    add("dense_q8", dense, KvType::Q8)->ArgName("context")->Arg(16384);
     add("select", select, default_policy(256))->ArgName("context")->Arg(16384);
     add("select_paper", select, paper_policy(256))->ArgName("context")->Arg(16384);
-    add("sparse", sparse)->ArgNames({"context", "K"})->ArgsProduct({{2048, 4096, 8192, 16384, 32768}, {64, 256, 1024}});
+    add("sparse", sparse, KvType::Bf16)
+        ->ArgNames({"context", "K"})
+        ->ArgsProduct({{2048, 4096, 8192, 16384, 32768}, {64, 256, 1024}});
+    add("sparse_q8", sparse, KvType::Q8)->ArgNames({"context", "K"})->ArgsProduct({{16384, 32768}, {64, 256, 1024}});
     add("scan", scan, sketch_policy(256))->ArgName("context")->Arg(8192)->Arg(16384)->Arg(32768);
     add("scan_blocks", scores)->ArgNames({"context", "bits"})->ArgsProduct({{16384}, {1, 2, 4}});
-    add("prefill_attention", prefill)->ArgName("depth")->Arg(0)->Arg(4096)->Arg(16384);
+    add("prefill_attention", prefill, KvType::Bf16)->ArgName("depth")->Arg(0)->Arg(4096)->Arg(16384);
+    add("prefill_attention_q8", prefill, KvType::Q8)->ArgName("depth")->Arg(0)->Arg(16384);
   }
   return true;
 }();

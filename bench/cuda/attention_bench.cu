@@ -14,17 +14,25 @@ namespace {
 struct Plain {
   const Fixture& fixture;
   const Shape& shape;
-  std::vector<Bf16> cache;
+  std::vector<std::byte> cache;
 
-  const Bf16* row(int r, int position, int kv_head) const {
-    return &cache[(fixture.tile(r, position, kv_head) * kBlockTokens + position % kBlockTokens) * 2 * shape.head_dim];
+  const std::byte* tile(int64_t index) const {
+    return cache.data() + index * kBlockTokens * KvRowLayout{shape.type, shape.head_dim}.bytes();
+  }
+  /// The key and, behind it, the value.
+  std::vector<float> row(int r, int position, int kv_head) const {
+    const KvRowLayout layout{shape.type, shape.head_dim};
+    std::vector<float> both(size_t{2} * shape.head_dim);
+    read_kv_row(layout, tile(fixture.tile(r, position, kv_head)) + position % kBlockTokens * layout.bytes(),
+                both.data(), both.data() + shape.head_dim);
+    return both;
   }
   reference::Scores scores(int r, int head, int begin, int end) const {
     reference::Scores result;
     for (int p = begin; p < end; ++p) {
-      const Bf16* key = row(r, p, head / (shape.heads / shape.kv_heads));
+      const std::vector<float> key = row(r, p, head / (shape.heads / shape.kv_heads));
       double sum = 0;
-      for (int d = 0; d < shape.head_dim; ++d) sum += double{fixture.q(r, head)[d]} * to_float(key[d]);
+      for (int d = 0; d < shape.head_dim; ++d) sum += double{fixture.q(r, head)[d]} * key[d];
       result.push_back(static_cast<float>(sum));
     }
     return result;
@@ -37,8 +45,8 @@ struct Plain {
     for (const int p : positions) {
       const double weight = std::exp(scores(r, head, p, p + 1)[0] * scale);
       total += weight;
-      const Bf16* value = row(r, p, head / (shape.heads / shape.kv_heads)) + shape.head_dim;
-      for (int d = 0; d < shape.head_dim; ++d) sum[d] += weight * to_float(value[d]);
+      const std::vector<float> both = row(r, p, head / (shape.heads / shape.kv_heads));
+      for (int d = 0; d < shape.head_dim; ++d) sum[d] += weight * both[shape.head_dim + d];
     }
     double largest = 0;
     for (int d = 0; d < shape.head_dim; ++d) largest = std::max(largest, std::abs(sum[d] / total - out[d]));
@@ -75,7 +83,7 @@ void check_role(const Shape& shape, Role role, Scope scope, Pooling pooling, int
   if (role == Role::Scan) {
     std::vector<std::byte> own(layout.bytes());
     for (size_t tile = 0; tile * own.size() < sketches.size(); ++tile) {
-      sketch_block(layout, plain.cache.data() + tile * 2 * kBlockTokens * shape.head_dim, own.data());
+      sketch_block(layout, shape.type, plain.tile(static_cast<int64_t>(tile)), own.data());
       if (!std::equal(own.begin(), own.end(), sketches.begin() + static_cast<ptrdiff_t>(tile * own.size())))
         largest = 99;
     }
@@ -112,6 +120,7 @@ void check_role(const Shape& shape, Role role, Scope scope, Pooling pooling, int
   const char* scopes[] = {"head", "kv", "shared"};
   std::string what = std::string(roles[int(role)]) + " heads " + std::to_string(shape.heads) + "/" +
                      std::to_string(shape.kv_heads) + " dim " + std::to_string(shape.head_dim);
+  if (shape.type != KvType::Bf16) what += std::string(" ") + kv_type_name(shape.type);
   if (role != Role::Dense) what += std::string(" ") + scopes[int(scope)];
   if (selects(role)) what += pooling == Pooling::Sum ? " sum" : " max";
   if (role == Role::Scan) what += " bits " + std::to_string(bits);
@@ -119,9 +128,24 @@ void check_role(const Shape& shape, Role role, Scope scope, Pooling pooling, int
 }
 
 void check_roles() {
-  const Shape shapes[] = {{"", 3, 3, 64},  {"", 8, 2, 128}, {"", 14, 2, 64}, {"", 20, 1, 96},
-                          {"", 2, 1, 256}, {"", 4, 2, 80},  {"", 2, 2, 16},  {"", 4, 2, 48},
-                          {"", 4, 2, 112}, {"", 4, 1, 32},  {"", 4, 2, 160}, {"", 2, 1, 192}};
+  const Shape shapes[] = {{"", 3, 3, 64},
+                          {"", 8, 2, 128},
+                          {"", 14, 2, 64},
+                          {"", 20, 1, 96},
+                          {"", 2, 1, 256},
+                          {"", 4, 2, 80},
+                          {"", 2, 2, 16},
+                          {"", 4, 2, 48},
+                          {"", 4, 2, 112},
+                          {"", 4, 1, 32},
+                          {"", 4, 2, 160},
+                          {"", 2, 1, 192},
+                          {"", 14, 2, 64, KvType::Q8},
+                          {"", 8, 2, 128, KvType::Q8},
+                          {"", 4, 2, 80, KvType::Q8},
+                          {"", 2, 1, 256, KvType::Q8},
+                          {"", 4, 2, 112, KvType::Q8},
+                          {"", 2, 2, 16, KvType::Q8}};
   for (const Shape& shape : shapes) {
     check_role(shape, Role::Dense, Scope::Kv, Pooling::Sum, 2);
     for (const Scope scope : {Scope::Head, Scope::Kv, Scope::Shared}) {
@@ -169,7 +193,8 @@ double microseconds(cudaStream_t stream, int count, Launch launch) {
 }
 
 void time_roles(const Shape& shape, int context, int batch, const std::string& only) {
-  const double row = 4.0 * shape.head_dim;  // bytes of K and V of a position and head
+  const auto row =
+      static_cast<double>(KvRowLayout{shape.type, shape.head_dim}.bytes());  // bytes of K and V of a position and head
   const double dense = row * shape.kv_heads * context * batch;
   const size_t room = std::min<size_t>(cuda::free_device_memory() * 8 / 10, size_t{56} << 30);
   const int layers = std::clamp(static_cast<int>(room / (dense * 1.1)), 1, 32);
@@ -223,7 +248,8 @@ int main(int argc, char** argv) {
     if (what == "check" || what == "all") check_roles();
     if (failures) return std::printf("%d roles are wrong\n", failures), 1;
     if (what != "time" && what != "all") return 0;
-    for (const Shape& shape : {Shape{"LLaMA-2-7B", 32, 32, 128}, Shape{"Llama-3-8B", 32, 8, 128}}) {
+    for (const Shape& shape : {Shape{"LLaMA-2-7B", 32, 32, 128}, Shape{"Llama-3-8B", 32, 8, 128},
+                               Shape{"the same q8_0", 32, 8, 128, KvType::Q8}}) {
       for (const int context : {10240, 32768, 102400}) {
         if (argc <= 3 || context == std::atoi(argv[3])) time_roles(shape, context, 1, only);
       }

@@ -2,6 +2,8 @@
 // and selections.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -40,6 +42,24 @@ Buffer upload(const std::vector<T>& host) {
   return buffer;
 }
 
+/// Rows of 8 bits: codes from -127 to 127, scales from 1/254 to 1/127.
+__global__ void fill_q8_kernel(std::byte* cache, int64_t rows, int64_t row_bytes, KvRowLayout layout, uint32_t seed) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < rows * row_bytes; i += gridDim.x * blockDim.x) {
+    const auto at = static_cast<int>(i % row_bytes), codes = 2 * layout.head_dim;
+    uint32_t x = static_cast<uint32_t>(i) * 2654435761u + seed;
+    x = (x ^ x >> 15) * 2246822519u;
+    x ^= x >> 13;
+    if (at < codes) {
+      cache[i] = static_cast<std::byte>(static_cast<int>(x % 255) - 127);
+    } else if (at % 2 == 0) {
+      const float scale = (0.5f + 0.5f * static_cast<float>(x & 0xffff) / 65536) / 127;
+      const int scales = (layout.head_dim + kKvScaleBlock - 1) / kKvScaleBlock;
+      const bool used = at < codes + 4 * scales;
+      *reinterpret_cast<__half*>(cache + i) = used ? __float2half_rn(scale) : __float2half_rn(0.0f);
+    }
+  }
+}
+
 template <typename T>
 std::vector<T> download(const void* from, size_t count) {
   std::vector<T> host(count);
@@ -50,6 +70,7 @@ std::vector<T> download(const void* from, size_t count) {
 struct Shape {
   const char* name;
   int heads, kv_heads, head_dim;
+  KvType type = KvType::Bf16;
 };
 
 Hyperparameters hyperparameters(const Shape& shape) {
@@ -86,13 +107,19 @@ class Fixture {
     }
     device_positions_ = upload(positions), device_row_chunk_ = upload(row_chunk);
     device_blocks_ = upload(blocks_), device_chunks_ = upload(chunks);
-    const int64_t elements = int64_t{total} * shape.kv_heads * 2 * kBlockTokens * shape.head_dim;
+    const KvRowLayout layout_of_rows{shape.type, shape.head_dim};
+    const int64_t rows_of_cache = int64_t{total} * shape.kv_heads * kBlockTokens;
     const SketchLayout layout{shape.head_dim, bits};
     for (int l = 0; l < layers; ++l) {
-      const size_t bytes = sizeof(Bf16) * elements;
+      const size_t bytes = static_cast<size_t>(rows_of_cache * layout_of_rows.bytes());
       caches_.push_back(place == Place::Host ? cuda::allocate_pinned(bytes, "a cache")
                                              : allocate_device(bytes, "a cache"));
-      fill_kernel<<<1024, 256>>>(caches_.back().as<uint16_t>(), elements, l * 7919 + 1);
+      if (shape.type == KvType::Bf16) {
+        fill_kernel<<<1024, 256>>>(caches_.back().as<uint16_t>(), rows_of_cache * 2 * shape.head_dim, l * 7919 + 1);
+      } else {
+        fill_q8_kernel<<<1024, 256>>>(caches_.back().as<std::byte>(), rows_of_cache, layout_of_rows.bytes(),
+                                      layout_of_rows, l * 7919 + 1);
+      }
       sketches_.push_back(allocate_device(layout.bytes() * shape.kv_heads * total, "sketches"));
     }
     check(cudaDeviceSynchronize(), "fill");
@@ -121,7 +148,7 @@ class Fixture {
   void sync() { check(cudaStreamSynchronize(stream_), "run"); }
 
   KvLayer kv(int layer) const {
-    KvLayer kv{caches_[layer].as<Bf16>(), shape_.kv_heads, shape_.head_dim, {}};
+    KvLayer kv{caches_[layer].as<std::byte>(), shape_.kv_heads, shape_.head_dim, shape_.type};
     if (place_ == Place::Host) kv.device_slots = 0;
     kv.sketches[bits_ / 2] = sketches_[layer].as<std::byte>();
     return kv;
@@ -187,8 +214,8 @@ class Fixture {
     return &q_[(static_cast<size_t>(row) * shape_.heads + head) * shape_.head_dim];
   }
   std::vector<float> out() const { return download<float>(device_out_.as<float>(), q_.size()); }
-  std::vector<Bf16> cache(int layer) const {
-    return download<Bf16>(caches_[layer].as<Bf16>(), caches_[layer].bytes() / sizeof(Bf16));
+  std::vector<std::byte> cache(int layer) const {
+    return download<std::byte>(caches_[layer].as<std::byte>(), caches_[layer].bytes());
   }
   std::vector<std::byte> sketches(int layer) const {
     return download<std::byte>(sketches_[layer].as<std::byte>(), sketches_[layer].bytes());

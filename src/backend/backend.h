@@ -66,6 +66,8 @@ class Backend {
   }
   /// What of such a model it cannot compute, in a few words; "" where it can.
   virtual std::string unsupported(const Hyperparameters&) const { return ""; }
+  /// Whether its caches may be of such a type.
+  virtual bool keeps(KvType type) const { return type == KvType::Bf16; }
   /// Bytes that allocate() and upload() can still give; unlimited where that is the system's business.
   virtual int64_t free_bytes() const { return std::numeric_limits<int64_t>::max(); }
   /// Bytes of them that reserve() takes at most.

@@ -9,6 +9,7 @@
 
 #include "backend/hyperparameters.h"
 #include "backend/kv_memory.h"
+#include "backend/kv_row.h"
 #include "backend/policy.h"
 #include "backend/sketch.h"
 #include "core/bf16.h"
@@ -93,12 +94,13 @@ struct Rows {
   bool operator==(const Rows&) const = default;
 };
 
-/// The KV cache of one layer: [slot][kv_head][64 tokens][K head_dim | V head_dim], bf16, in the backend's memory. A
-/// slot has the room of a block; the entries of Chunk's tables are slots.
+/// The KV cache of one layer: [slot][kv_head][64 tokens] rows [K head_dim | V head_dim] of `type`, as KvRowLayout has
+/// them, in the backend's memory. A slot has the room of a block; the entries of Chunk's tables are slots.
 struct KvLayer {
-  Bf16* data = nullptr;
+  std::byte* data = nullptr;
   int kv_heads = 0;
   int head_dim = 0;
+  KvType type = KvType::Bf16;
   bool windowed = false;  ///< its blocks are those of Chunk::window_blocks
   /// Slots from here on lie in host memory, which the device reads at the same addresses, slowly. Sketches of all slots
   /// are on the device.
@@ -107,11 +109,15 @@ struct KvLayer {
   /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
   std::array<std::byte*, kSketchBits.size()> sketches = {};
 
-  int64_t tile_elements() const { return int64_t{2} * kBlockTokens * head_dim; }
-  /// The 64 rows [K | V] of one block and KV head.
-  Bf16* tile(BlockId block, int kv_head) const {
-    return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * tile_elements();
+  KvRowLayout row_layout() const { return {type, head_dim}; }
+  int64_t row_bytes() const { return row_layout().bytes(); }
+  int64_t tile_bytes() const { return kBlockTokens * row_bytes(); }
+  /// The 64 rows of one block and KV head.
+  std::byte* tile(BlockId block, int kv_head) const {
+    return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * tile_bytes();
   }
+  /// The row of position `offset` of that block.
+  std::byte* row(BlockId block, int kv_head, int offset) const { return tile(block, kv_head) + offset * row_bytes(); }
   bool keeps_sketch(int bits) const { return sketches[bits / 2] != nullptr; }
   std::byte* sketch(int bits, BlockId block, int kv_head) const {
     const SketchLayout layout{head_dim, bits};

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "backend/kv_row.h"
+
 namespace tidal {
 
 using Token = int32_t;
@@ -72,7 +74,8 @@ struct KvShape {
 
   explicit operator bool() const { return heads > 0; }
   int width() const { return heads * head_dim; }
-  int64_t row_bytes() const { return int64_t{2} * 2 * width(); }  ///< of one position's K and V, bf16
+  /// Of one position's K and V.
+  int64_t row_bytes(KvType type = KvType::Bf16) const { return heads * KvRowLayout{type, head_dim}.bytes(); }
   bool operator==(const KvShape&) const = default;
 };
 /// No head has more elements.
@@ -177,23 +180,23 @@ struct Hyperparameters {
   // Of the layer where it is most.
   int q_width() const { return heads * std::max(head_dim, window_kv.head_dim); }
   int kv_width() const { return std::max(kv_heads * head_dim, window_kv.width()); }
-  /// Bytes of K and V that one token adds to the cache, all layers with has_kv(), bf16.
-  int64_t kv_bytes_per_token() const {
+  /// Bytes of K and V that one token adds to the cache, all layers with has_kv().
+  int64_t kv_bytes_per_token(KvType type = KvType::Bf16) const {
     int64_t bytes = 0;
-    for (int l = 0; l < layers; ++l) bytes += has_kv(l) ? kv(l).row_bytes() : 0;
+    for (int l = 0; l < layers; ++l) bytes += has_kv(l) ? kv(l).row_bytes(type) : 0;
     return bytes;
   }
   /// Those of them that are in layers with a window.
-  int64_t window_bytes_per_token() const {
+  int64_t window_bytes_per_token(KvType type = KvType::Bf16) const {
     int64_t bytes = 0;
-    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 && has_kv(l) ? kv(l).row_bytes() : 0;
+    for (int l = 0; l < layers; ++l) bytes += window(l) > 0 && has_kv(l) ? kv(l).row_bytes(type) : 0;
     return bytes;
   }
   /// Bytes of K and V that full attention reads of a context, all layers.
-  int64_t kv_bytes_read(int context) const {
+  int64_t kv_bytes_read(int context, KvType type = KvType::Bf16) const {
     int64_t bytes = 0;
     for (int l = 0; l < layers; ++l) {
-      if (!recurs(l)) bytes += kv(l).row_bytes() * (context - first_seen(l, context - 1));
+      if (!recurs(l)) bytes += kv(l).row_bytes(type) * (context - first_seen(l, context - 1));
     }
     return bytes;
   }

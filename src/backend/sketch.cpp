@@ -1,5 +1,7 @@
 #include "backend/sketch.h"
 
+#include <ggml.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -18,12 +20,19 @@ Bf16 bf16_at(const std::byte* from, int index) {
   return value;
 }
 
+float half_at(const std::byte* from, int index) {
+  uint16_t value;
+  std::memcpy(&value, from + sizeof value * index, sizeof value);
+  return ggml_fp16_to_fp32(value);
+}
+
 void put_bf16(std::byte* to, int index, float value) {
   const Bf16 rounded = to_bf16(value);
   std::memcpy(to + sizeof rounded * index, &rounded, sizeof rounded);
 }
 
 constexpr int kStrip = 16;  // channels sketched together, whose keys and codes stay in the first-level cache
+static_assert(kKvScaleBlock % kStrip == 0);
 
 /// Some channels of a block.
 struct Strip {
@@ -31,9 +40,16 @@ struct Strip {
   std::array<std::array<uint8_t, kStrip>, kBlockTokens> codes;
   std::array<float, kStrip> code_sum = {}, square_sum = {}, key_sum = {}, product_sum = {};
 
-  Strip(const Bf16* tile, int head_dim) {
-    for (int p = 0; p < kBlockTokens; ++p) {
-      for (int d = 0; d < kStrip; ++d) keys[p][d] = to_float(tile[int64_t{p} * 2 * head_dim + d]);
+  Strip(const KvRowLayout& rows, const std::byte* tile, int first) {
+    for (auto& key : keys) {
+      if (rows.type == KvType::Bf16) {
+        for (int d = 0; d < kStrip; ++d) key[d] = to_float(bf16_at(tile, first + d));
+      } else {
+        const auto* const codes = reinterpret_cast<const int8_t*>(tile) + first;
+        const float scale = half_at(tile + rows.scales_offset(), first / kKvScaleBlock);  // a strip is of one block
+        for (int d = 0; d < kStrip; ++d) key[d] = scale * static_cast<float>(codes[d]);
+      }
+      tile += rows.bytes();
     }
   }
 
@@ -84,11 +100,11 @@ struct Strip {
 
 }  // namespace
 
-void sketch_block(const SketchLayout& layout, const Bf16* tile, std::byte* sketch) {
+void sketch_block(const SketchLayout& layout, KvType type, const std::byte* tile, std::byte* sketch) {
   const int dim = layout.head_dim;
   std::memset(sketch + layout.codes_offset(), 0, static_cast<size_t>(layout.bytes()) - layout.codes_offset());
   for (int first = 0; first < dim; first += kStrip) {
-    Strip strip(tile + first, dim);
+    Strip strip({type, dim}, tile, first);
     strip.choose_codes(layout.levels());
     strip.add_codes(layout, first, sketch);
     constexpr float kCount = kBlockTokens;

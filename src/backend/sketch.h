@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/kv_row.h"
 #include "core/bf16.h"
 
 namespace tidal {
@@ -44,11 +45,12 @@ struct SketchLayout {
   constexpr int shift(int d) const { return d / kQuad % planes() * bits; }
 };
 
-/// Sketches one block: `tile` is its [64 tokens][K head_dim | V head_dim], `sketch` its layout.bytes(). The same bits
+/// Sketches one block: `tile` is its 64 rows, of `type`, `sketch` its layout.bytes(). Of keys as the cache has them, so
+/// that nothing hangs on who has written the block, or from where it was read. The same bits
 /// on every backend: a channel's range over the block in equal steps, a code per step; then the minimum and the scale
 /// that fit these codes with the least squares. Sums run over the positions in ascending order, in float32 without
 /// fused products; minimum and scale are rounded to bf16. Values that are no numbers may give scores that are none.
-void sketch_block(const SketchLayout& layout, const Bf16* tile, std::byte* sketch);
+void sketch_block(const SketchLayout& layout, KvType type, const std::byte* tile, std::byte* sketch);
 
 /// The factor from integer dot products to scores, of one query head and one sketch (see sketch_query()).
 struct SketchQuery {

@@ -10,6 +10,7 @@
 #include "backend/sketch.h"
 #include "cli/commands.h"
 #include "cli/console/output.h"
+#include "cli/options/cache_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/plan_text.h"
 #include "core/utf8.h"
@@ -24,6 +25,7 @@ using Json = nlohmann::ordered_json;
 struct InfoFlags {
   std::string model;
   bool json = false;
+  CacheOptions cache;
   PlanOptions plan;
 };
 
@@ -39,6 +41,7 @@ struct Info {
   Model model;
   ChosenPlan plan;                    // what tidal run takes
   std::optional<Plan> tidal, sketch;  // of either kind of attention; none where too few layers read the whole context
+  KvType kv_type = KvType::Bf16;
   std::optional<int> gpu_full_below;  // Plan::full_below of tidal run on a GPU; none in a build without CUDA
   int64_t sketch_bytes = 0;           // memory per token, where a plan scans
   int64_t cache_bytes = 0;            // K and V of one sequence with the trained context
@@ -54,7 +57,7 @@ void read_bytes(Info& info, Backend& backend) {
   for (int depth = 1024; depth < hp.context; depth *= 4) info.reads.push_back({.depth = depth});
   info.reads.push_back({.depth = hp.context});
   // One position is all that the engine has to hold to know what it would read.
-  const Engine engine(backend, info.model, Plan::full(hp.layers), {.context = 1});
+  const Engine engine(backend, info.model, Plan::full(hp.layers), {.context = 1, .kv_type = info.kv_type});
   for (DepthBytes& read : info.reads) {
     read.full = engine.decode_bytes(read.depth);
     if (info.tidal) read.tidal = engine.decode_bytes(read.depth, *info.tidal);
@@ -76,6 +79,7 @@ std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparamet
 Info collect(const InfoFlags& flags, Backend& backend) {
   Info info;
   info.path = flags.model;
+  info.kv_type = kv_type(flags.cache);
   info.model = load_model(flags.model, backend);
   const Hyperparameters& hp = info.model.hp;
   check_budget(flags.plan, hp.context);
@@ -87,10 +91,10 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   for (const ChosenPlan& chosen : choose_plans(flags.plan, kinds, hp)) {
     (info.sketch ? info.tidal : info.sketch) = chosen.plan;
   }
-  const EngineOptions longest{.context = hp.context};
+  const EngineOptions longest{.context = hp.context, .kv_type = info.kv_type};
   info.cache_bytes = engine_sizes(backend, hp, longest).window_blocks > 0
                          ? engine_memory(backend, hp, Plan::full(hp.layers), longest).cache
-                         : hp.kv_bytes_per_token() * hp.context;
+                         : hp.kv_bytes_per_token(info.kv_type) * hp.context;
   if (info.sketch) info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch->policy.sketch_bits);
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
@@ -168,9 +172,10 @@ std::string as_json(const Info& info) {
       {"tensor_types", info.tensor_types},
       {"plan", plan},
       {"weight_bytes_per_token", info.model.decode_weight_bytes()},
-      {"kv_bytes_per_token", hp.kv_bytes_per_token()},
+      {"kv_type", kv_type_name(info.kv_type)},
+      {"kv_bytes_per_token", hp.kv_bytes_per_token(info.kv_type)},
       {"kv_bytes_at_context", info.cache_bytes},
-      {"kv_bytes_at_context_swa_full", hp.kv_bytes_per_token() * hp.context},
+      {"kv_bytes_at_context_swa_full", hp.kv_bytes_per_token(info.kv_type) * hp.context},
       {"sketch_bits", info.sketch ? Json(info.sketch->policy.sketch_bits) : Json()},
       {"sketch_bytes_per_token", info.sketch_bytes},
       {"sketch_bytes_at_context", info.sketch_bytes * hp.context},
@@ -203,11 +208,11 @@ std::string in_megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static
 
 std::string cache_text(const Info& info) {
   const Hyperparameters& hp = info.model.hp;
-  const int64_t token = hp.kv_bytes_per_token(), whole = token * hp.context;
-  std::string text = fmt::format("{:.1f} kB per token, {} at the trained context", static_cast<double>(token) / 1e3,
-                                 in_megabytes(info.cache_bytes));
+  const int64_t token = hp.kv_bytes_per_token(info.kv_type), whole = token * hp.context;
+  std::string text = fmt::format("{}: {:.1f} kB per token, {} at the trained context", kv_type_name(info.kv_type),
+                                 static_cast<double>(token) / 1e3, in_megabytes(info.cache_bytes));
   if (info.cache_bytes == whole) return text;
-  const int64_t of_others = token - hp.window_bytes_per_token();
+  const int64_t of_others = token - hp.window_bytes_per_token(info.kv_type);
   return text + fmt::format(
                     ": {:.1f} kB a token are in layers that read all of it, the others keep their window; {} "
                     "with --swa-full",
@@ -290,6 +295,7 @@ void add_info_command(CLI::App& app) {
       ->type_name("FILE")
       ->required();
   command->add_flag("--json", flags->json, "As JSON");
+  add_cache_options(*command, flags->cache);
   add_attention_option(*command, flags->plan, "full|tidal|sketch");
   add_plan_options(*command, flags->plan);
   command->callback([flags] {

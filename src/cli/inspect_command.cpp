@@ -110,7 +110,10 @@ void run(const InspectCommand& options) {
   // Exact mode has its own copy of what follows the document.
   const int64_t again = exact ? context - static_cast<int64_t>(prompt.document.size()) + kBlockTokens : 0;
   Engine engine(*backend, model, plan,
-                EngineOptions{.context = context, .tokens = context + again, .sequences = exact ? 2 : 1});
+                EngineOptions{.context = context,
+                              .tokens = context + again,
+                              .sequences = exact ? 2 : 1,
+                              .kv_type = kv_type(options.backend.cache)});
   Inspection inspection = inspect(engine, tokenizer, prompt,
                                   {.answer = options.answer,
                                    .dense_question = options.question_as == "dense",

@@ -59,11 +59,10 @@ void AttentionProbe::score(const Chunk& chunk, const Rows& q, KvLayer kv, int kv
   for (int h = 0; h < group; ++h) scores_[first_head + h].resize(chunk.context());
   std::vector<float> key(dim);
   for (int begin = 0; begin < chunk.context(); begin += kBlockTokens) {
-    const auto tile =
-        read_back(backend_, kv.tile(chunk.blocks_of(kv)[begin / kBlockTokens], kv_head), kv.tile_elements());
+    const std::byte* const tile = kv.tile(chunk.blocks_of(kv)[begin / kBlockTokens], kv_head);
+    const std::vector<std::byte> rows = read_back(backend_, tile, static_cast<size_t>(kv.tile_bytes()));
     for (int p = begin; p < std::min(chunk.context(), begin + kBlockTokens); ++p) {
-      const Bf16* row = tile.data() + static_cast<ptrdiff_t>(p - begin) * 2 * dim;
-      for (int d = 0; d < dim; ++d) key[d] = to_float(row[d]);
+      read_kv_row(kv.row_layout(), rows.data() + (p - begin) * kv.row_bytes(), key.data(), nullptr);
       for (int h = 0; h < group; ++h) {
         const float* query = queries.data() + static_cast<ptrdiff_t>(h) * dim;
         const float product = std::inner_product(key.begin(), key.end(), query, 0.0f);

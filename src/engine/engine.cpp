@@ -7,9 +7,6 @@
 namespace tidal {
 namespace {
 
-constexpr size_t kNoise = size_t{1} << 24;  // elements that fill_random() makes at most
-constexpr size_t kNoiseStep = 64;           // between places in them: copies run best from whole cache lines
-
 double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 /// Better before than after half of it is allocated.
@@ -45,6 +42,9 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
     fail("engine: context, chunk and sequences must be at least 1, got {}, {} and {}", options.context, chunk,
          options.sequences);
   }
+  if (!backend.keeps(options.kv_type)) {
+    fail("engine: backend {} keeps no cache in {}, expected bf16", backend.name(), kv_type_name(options.kv_type));
+  }
   plan.check(model.hp);
   options_ = with_device_blocks(backend, model.hp, plan, options);
   const EngineSizes sizes = engine_sizes(backend, model.hp, options_);
@@ -52,8 +52,8 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   const EngineMemory memory = engine_memory(backend, model.hp, plan, options_);
   check_memory(backend, memory, options_);
   if (!backend.device().empty()) check_host_memory(memory, options_);
-  pool_ =
-      std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, sizes.device_blocks);
+  pool_ = std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, options_.kv_type,
+                                   sizes.device_blocks);
   forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);
   reserve_selection(plan);
   for (auto* list : {&positions_, &logit_rows_}) list->reserve(sizes.rows);
@@ -320,68 +320,10 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     // With one set per query head, the heads of a group read their own rows.
     KvShape kv = hp.kv(l);
     if (sparse && policy.scope == Scope::Head) kv.heads = hp.heads;
-    read += kv.row_bytes() * (sparse ? selected : context - hp.first_seen(l, context - 1));
+    read += kv.row_bytes(options_.kv_type) * (sparse ? selected : context - hp.first_seen(l, context - 1));
     if (sparse && role == Role::Scan) sketches += sketch;
   }
   return model_.decode_weight_bytes() + read + sketches + hp.state_bytes();
-}
-
-void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
-  if (count < 0 || sequence.length() + int64_t{count} > options_.context) {
-    fail("engine: cannot fill {} positions in a context of {} that holds {}", count, options_.context,
-         sequence.length());
-  }
-  sequence.reserve(count);
-  const int end = sequence.length() + count;
-  const int first_seen = std::max(sequence.length(), end - model_.hp.largest_window() - SequenceWindows::kSlack);
-  if (count > 0) sequence.windows().reserve(first_seen, end);
-  const auto first_block = static_cast<size_t>(sequence.length() / kBlockTokens);
-  pool_->prepare(sequence.blocks(), first_block);
-  std::vector<BlockId> blocks;
-  for (const BlockId block : sequence.blocks().subspan(first_block)) blocks.push_back(pool_->slot(block));
-  const std::span<const BlockId> windows =
-      pool_->windows() && count > 0
-          ? sequence.windows().blocks().subspan(static_cast<size_t>(first_seen / kBlockTokens))
-          : std::span<const BlockId>();
-  // Numbers for a long context would take the host minutes to make: each block is cut out of one stretch of noise at
-  // another place, which the backend's own memory does as fast as it copies.
-  const size_t wanted =
-      static_cast<size_t>(model_.hp.kv_bytes_per_token()) / sizeof(Bf16) * kBlockTokens * blocks.size();
-  const size_t largest = size_t{2} * kBlockTokens * static_cast<size_t>(model_.hp.kv_width());  // of a layer's blocks
-  const size_t most = std::max(largest, kNoise);
-  std::vector<Bf16> noise(std::min(wanted, most));
-  uint64_t state = seed * 2 + 1;
-  const auto random = [&] {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    return static_cast<uint32_t>(state >> 32);
-  };
-  for (Bf16& value : noise) {
-    value = to_bf16(static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f);  // uniform in [-1, 1)
-  }
-  const Buffer memory = backend_.allocate(sizeof(Bf16) * noise.size(), "random numbers");
-  backend_.write(memory.as<std::byte>(), reinterpret_cast<const std::byte*>(noise.data()), memory.bytes());
-  size_t next = 0;
-  for (int l = 0; l < model_.hp.layers; ++l) {
-    if (!model_.hp.has_kv(l)) continue;
-    const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
-    const size_t block = static_cast<size_t>(layer.tile_elements()) * layer.kv_heads;
-    for (const BlockId to : layer.windowed ? windows : std::span<const BlockId>(blocks)) {
-      const size_t from = wanted <= most ? next : random() % ((noise.size() - block) / kNoiseStep + 1) * kNoiseStep;
-      backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
-                    reinterpret_cast<const std::byte*>(memory.as<Bf16>() + from), sizeof(Bf16) * block);
-      next += block;
-    }
-    if (!layer.windowed) backend_.sketch(layer, blocks);
-  }
-  const std::vector<Token> tokens(count, 0);
-  sequence.append(tokens, true);
-  if (pool_->states()) {  // one of any content
-    sequence.states().reserve();
-    sequence.states().advance(sequence.length());
-    sequence.states().save();  // to come back to
-  }
-  sequence.windows().save(sequence.length());
-  sequence.windows().advance(sequence.length());
 }
 
 }  // namespace tidal

@@ -31,14 +31,15 @@ int least_device_blocks(const EngineOptions& options, const EngineSizes& sizes) 
 }
 
 /// K and V of one block, in all layers that these blocks are of.
-int64_t block_bytes(const Hyperparameters& hp, const EngineSizes& sizes) {
-  return KvPool::cache_bytes(hp, 1, sizes.window_blocks) - KvPool::cache_bytes(hp, 0, sizes.window_blocks);
+int64_t block_bytes(const Hyperparameters& hp, const EngineOptions& options, const EngineSizes& sizes) {
+  return KvPool::cache_bytes(hp, 1, sizes.window_blocks, options.kv_type) -
+         KvPool::cache_bytes(hp, 0, sizes.window_blocks, options.kv_type);
 }
 
 int device_blocks(const Hyperparameters& hp, const EngineOptions& options, const EngineSizes& sizes) {
   int64_t blocks = sizes.blocks;
   if (options.kv_place.kind == KvPlace::Kind::Bytes) {
-    const int64_t wanted = options.kv_place.bytes / std::max<int64_t>(block_bytes(hp, sizes), 1);
+    const int64_t wanted = options.kv_place.bytes / std::max<int64_t>(block_bytes(hp, options, sizes), 1);
     blocks = std::clamp<int64_t>(wanted, least_device_blocks(options, sizes), sizes.blocks);
   }
   return static_cast<int>(std::min<int64_t>(blocks, options.device_blocks));
@@ -85,7 +86,7 @@ RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const E
   const KvShape kv = hp.kv(room.layers.front());  // those that read the whole context are alike
   room.heads = hp.heads;
   room.kv_heads = kv.heads;
-  room.row_bytes = kv.row_bytes() / kv.heads;
+  room.row_bytes = kv.row_bytes(options.kv_type) / kv.heads;
   room.sequences = options.sequences;
   return room;
 }
@@ -94,8 +95,8 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
                            const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
   EngineMemory memory;
-  memory.cache = KvPool::cache_bytes(hp, sizes.device_blocks, sizes.window_blocks);
-  memory.host = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks) - memory.cache;
+  memory.cache = KvPool::cache_bytes(hp, sizes.device_blocks, sizes.window_blocks, options.kv_type);
+  memory.host = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks, options.kv_type) - memory.cache;
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
     memory.sketches =
@@ -116,7 +117,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
 
 int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options) {
   constexpr int64_t kUncounted = int64_t{512} << 20;
-  const int64_t context = hp.kv_bytes_per_token() * options.context;
+  const int64_t context = hp.kv_bytes_per_token(options.kv_type) * options.context;
   return kUncounted + 2 * std::min(host_bytes, context) / std::max(1, hp.layers);
 }
 
@@ -129,7 +130,7 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
   if (engine_memory(backend, hp, plan, options).total() <= free) return options;
   EngineOptions placed = options;
   placed.device_blocks = least_device_blocks(options, sizes);
-  const int64_t each = std::max<int64_t>(block_bytes(hp, sizes), 1);
+  const int64_t each = std::max<int64_t>(block_bytes(hp, options, sizes), 1);
   // What is cached of the host's blocks among them.
   const int64_t others = engine_memory(backend, hp, plan, placed).total() - each * placed.device_blocks;
   const int64_t left = free - others - left_for_copies(hp, each * sizes.blocks, options);

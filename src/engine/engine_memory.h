@@ -27,6 +27,7 @@ struct EngineOptions {
   int64_t tokens = 0;             ///< positions of all sequences together; 0: one sequence's context
   std::optional<int> chunk = {};  ///< most tokens of one prefill chunk; nullopt: Backend::prefill_rows()
   int sequences = 1;              ///< most sequences in one step
+  KvType kv_type = KvType::Bf16;  ///< of the KV cache
   /// Of hybrid models: states of recurrent layers beside the one that each of these sequences goes on with.
   int states = SequenceStates::kMostSaved;
   /// Whether layers with a window keep K and V of the whole context all the same, like the others.

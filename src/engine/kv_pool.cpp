@@ -8,10 +8,11 @@
 
 namespace tidal {
 
-KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks,
+KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks, KvType type,
                int device_blocks)
     : backend_(backend),
-      bytes_(cache_bytes(hp, blocks, window_blocks)),
+      type_(type),
+      bytes_(cache_bytes(hp, blocks, window_blocks, type)),
       blocks_(blocks),
       slots_(blocks, device_blocks),
       windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
@@ -27,8 +28,10 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
 void KvPool::add_layers(const Hyperparameters& hp, int window_blocks) {
   for (int l = 0; l < hp.layers; ++l) {
     const KvShape shape = hp.kv(l);
-    layers_.push_back(
-        {.kv_heads = shape.heads, .head_dim = shape.head_dim, .windowed = window_blocks > 0 && hp.window(l) > 0});
+    layers_.push_back({.kv_heads = shape.heads,
+                       .head_dim = shape.head_dim,
+                       .type = type_,
+                       .windowed = window_blocks > 0 && hp.window(l) > 0});
     if (const int source = hp.kv_layer(l); source != l) shared_.emplace_back(l, source);
   }
 }
@@ -54,17 +57,18 @@ void KvPool::allocate(const Hyperparameters& hp) {
     KvLayer& layer = layers_[l];
     if (!hp.has_kv(static_cast<int>(l))) continue;
     if (slots_ && !layer.windowed) {
-      layer.data = reinterpret_cast<Bf16*>(kept_->layer(index++));
+      layer.data = kept_->layer(index++);
       layer.device_slots = slots_.device_slots();
       layer.memory = kept_.get();
     } else {
-      layer.data = reinterpret_cast<Bf16*>(std::exchange(next, next + kv_bytes(l) * blocks_of(layer)));
+      layer.data = std::exchange(next, next + kv_bytes(l) * static_cast<size_t>(blocks_of(layer)));
     }
   }
 }
 
-int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks) {
-  const int64_t whole = hp.kv_bytes_per_token(), of_windows = window_blocks > 0 ? hp.window_bytes_per_token() : 0;
+int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks, KvType type) {
+  const int64_t whole = hp.kv_bytes_per_token(type);
+  const int64_t of_windows = window_blocks > 0 ? hp.window_bytes_per_token(type) : 0;
   return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
 }
 
@@ -109,7 +113,7 @@ int KvPool::sketch_widths() const {
 }
 
 size_t KvPool::kv_bytes(size_t layer) const {
-  return sizeof(Bf16) * static_cast<size_t>(layers_[layer].tile_elements()) * layers_[layer].kv_heads;
+  return static_cast<size_t>(layers_[layer].tile_bytes()) * layers_[layer].kv_heads;
 }
 
 template <typename Part>
@@ -129,7 +133,7 @@ size_t KvPool::sketch_bytes(size_t layer, int widths) const {
 
 void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
-    backend_.read(to, reinterpret_cast<const std::byte*>(layers_[layer].tile(slot(block), 0)), kv_bytes(layer));
+    backend_.read(to, layers_[layer].tile(slot(block), 0), kv_bytes(layer));
     to += kv_bytes(layer);
   }
 }
@@ -155,7 +159,7 @@ void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::
     while (++end < blocks.size() && slot(blocks[end]) == slot(blocks[end - 1]) + 1 &&
            slot(blocks[end]) != slots_.device_slots()) {
     }
-    std::byte* to = reinterpret_cast<std::byte*>(layers_[layer].tile(slot(blocks[first]), 0));
+    std::byte* to = layers_[layer].tile(slot(blocks[first]), 0);
     const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
     const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
     if (!mapped) backend_.write(to, from + before, bytes);
@@ -241,8 +245,7 @@ void KvPool::copy(BlockId to, BlockId from, int count, bool windowed) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const KvLayer& layer = layers_[l];
     if (!layer.data || shares(l) || layer.windowed != windowed) continue;
-    backend_.copy(reinterpret_cast<std::byte*>(layer.tile(to, 0)),
-                  reinterpret_cast<const std::byte*>(layer.tile(from, 0)), kv_bytes(l) * static_cast<size_t>(count));
+    backend_.copy(layer.tile(to, 0), layer.tile(from, 0), kv_bytes(l) * static_cast<size_t>(count));
     for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};

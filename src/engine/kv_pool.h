@@ -15,24 +15,25 @@
 
 namespace tidal {
 
-/// Memory [layer][block][kv_head][64 tokens][K | V], bf16, of the heads that each layer has, and beside it sketches of
-/// the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent layers have no
-/// part in it: they have states. Where layers with a window keep their window only, they have block ids of their own:
-/// windows(), always on the device.
+/// Memory [layer][block][kv_head][64 tokens][K | V], rows of one type, of the heads that each layer has, and beside it
+/// sketches of the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent
+/// layers have no part in it: they have states. Where layers with a window keep their window only, they have block ids
+/// of their own: windows(), always on the device.
 /// With fewer device slots than blocks some are in host memory (KvSlots); who holds block ids need not know. What goes
-/// to backends are slots(). Sketches are all on the device, and move with their block.
+/// to backends are slots. Sketches are all on the device, and move with their block.
 class KvPool {
  public:
   /// `window_blocks`: of layers with a window, kNoBlock with them; 0: these keep the whole context like all others.
   /// `device_blocks`: so many blocks lie on the device at most, at least one. Throws Error with the size asked for when
   /// the memory cannot be had.
   KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0, int window_blocks = 0,
-         int device_blocks = kAllSlots);
+         KvType type = KvType::Bf16, int device_blocks = kAllSlots);
 
+  KvType type() const { return type_; }  ///< of K and V
   int blocks() const { return blocks_.blocks(); }
   int free_blocks() const { return blocks_.free(); }
   /// Of K and V, for a pool of so many blocks.
-  static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks);
+  static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks, KvType type = KvType::Bf16);
   int64_t bytes() const { return bytes_; }  ///< of K and V, on the device and the host
   int64_t host_bytes() const;               ///< of them on the host, when all blocks are in use
   int64_t sketch_bytes() const;
@@ -120,6 +121,7 @@ class KvPool {
   void move();
 
   Backend& backend_;
+  KvType type_;
   std::unique_ptr<KvMemory> kept_;  // where blocks move, of the layers that these are of
   Buffer memory_;                   // of the others
   int64_t bytes_ = 0;

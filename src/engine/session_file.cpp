@@ -17,6 +17,8 @@ constexpr char kMagic[8] = {'t', 'i', 'd', 'a', 'l', 'k', 'v', '2'};
 constexpr size_t kNameLength = 7;  // of kMagic; the version follows
 constexpr int kMostTokens = 1 << 24;
 constexpr const char* kExpected = "a session of tidal";
+/// What sets fingerprints of 8-bit caches apart from those of bf16.
+constexpr uint64_t kOfQ8 = 0x9e3779b97f4a7c15;
 /// K/V begin at a page, so that they can be mapped.
 constexpr size_t kPage = 4096;
 
@@ -29,11 +31,14 @@ struct Header {
   int32_t tokens;
   int32_t clean;
   int32_t widths;  ///< of the sketches: the sum of their bits
-  int32_t layers;
+  uint16_t layers;
+  uint16_t type;         ///< KvType
   int64_t kv_bytes;      ///< of one block in one layer
   int64_t sketch_bytes;  ///< likewise
   uint64_t check;        ///< hash of the header before this, and of what is behind it up to the K/V
 };
+
+static_assert(sizeof(Header) == 64);
 
 struct LayerHashes {
   uint64_t kv, sketches;
@@ -86,11 +91,15 @@ OpenFile open(const std::string& path, uint64_t fingerprint) {
     fail("{}: is not {}", path, kExpected);
   }
   std::memcpy(&header, file.data, sizeof header);
+  if (header.fingerprint == (fingerprint ^ kOfQ8)) {
+    const bool q8 = header.type == static_cast<uint16_t>(KvType::Q8);
+    fail("{}: is a session in {}, but the cache is in {}: --cache-type-k and --cache-type-v of both must be the same",
+         path, kv_type_name(q8 ? KvType::Q8 : KvType::Bf16), kv_type_name(q8 ? KvType::Bf16 : KvType::Q8));
+  }
   if (header.fingerprint != fingerprint) fail("{}: is a session of another model or of another layout", path);
   const auto within = [](int64_t value, int64_t most) { return value >= 0 && value <= most; };
   const bool sane = header.tokens >= 1 && header.tokens <= kMostTokens && within(header.clean, header.tokens) &&
-                    within(header.layers, 1 << 16) && within(header.kv_bytes, 1 << 30) &&
-                    within(header.sketch_bytes, 1 << 30);
+                    within(header.kv_bytes, 1 << 30) && within(header.sketch_bytes, 1 << 30);
   if (!sane) fail("{}: is damaged: its beginning is not what was written", path);
   const Places places(header);
   if (file.size != places.end()) fail("{}: has {} bytes, expected {}", path, file.size, places.end());
@@ -144,7 +153,7 @@ uint64_t session_fingerprint(uint64_t model, const KvPool& pool) {
     }
   }
   const int64_t layout[] = {static_cast<int64_t>(pool.layers().size()), layer.kv_heads, layer.head_dim, kBlockTokens};
-  return XXH3_64bits_withSeed(layout, sizeof layout, model);
+  return XXH3_64bits_withSeed(layout, sizeof layout, model) ^ (pool.type() == KvType::Q8 ? kOfQ8 : 0);
 }
 
 int64_t write_session(const std::string& path, uint64_t fingerprint, const SessionPart& part, const KvPool& pool,
@@ -156,7 +165,8 @@ int64_t write_session(const std::string& path, uint64_t fingerprint, const Sessi
   header.tokens = static_cast<int32_t>(part.tokens.size());
   header.clean = part.clean;
   header.widths = pool.sketch_widths();
-  header.layers = static_cast<int32_t>(pool.layers().size());
+  header.layers = static_cast<uint16_t>(pool.layers().size());
+  header.type = static_cast<uint16_t>(pool.type());
   header.kv_bytes = static_cast<int64_t>(pool.kv_bytes(0));
   header.sketch_bytes = static_cast<int64_t>(pool.sketch_bytes(0, header.widths));
   const Places places(header);

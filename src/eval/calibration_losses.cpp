@@ -17,8 +17,10 @@ int kept_tokens(std::span<const CalibrationText> texts, const CalibrationText& t
   return whole ? text.shared : 0;
 }
 
-EngineOptions engine_options(const Hyperparameters& hp, std::span<const CalibrationText> texts, int batch) {
+EngineOptions engine_options(const Hyperparameters& hp, std::span<const CalibrationText> texts, int batch,
+                             KvType kv_type) {
   EngineOptions options;
+  options.kv_type = kv_type;
   options.sequences = batch + 1;
   options.whole_windows = true;  // prefixes are cut back to what the next one shares
   // The prefixes of all texts stay, beside a fork for each candidate.
@@ -41,7 +43,8 @@ CalibrationLosses::CalibrationLosses(Backend& backend, const Model& model, std::
     : texts_(texts),
       policies_(policies),
       options_(std::move(options)),
-      engine_(backend, model, Plan::full(model.hp.layers), engine_options(model.hp, texts, options_.batch)),
+      engine_(backend, model, Plan::full(model.hp.layers),
+              engine_options(model.hp, texts, options_.batch, options_.kv_type)),
       prefixes_(texts.size()) {}
 
 const Sequence& CalibrationLosses::prefilled(int text) {

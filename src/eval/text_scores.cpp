@@ -1,6 +1,7 @@
 #include "eval/text_scores.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/error.h"
 #include "eval/next_token.h"
@@ -24,7 +25,8 @@ struct Sums {
 }  // namespace
 
 std::vector<TextScore> score_text(Engine& engine, const Sequence& prefix, std::span<const Token> tokens,
-                                  std::span<const Plan> plans, const std::function<void()>& step) {
+                                  std::span<const Plan> plans, const std::function<void()>& step,
+                                  const TextReference& of) {
   if (tokens.size() < 2) fail("evaluation: {} tokens to score, at least 2 are needed", tokens.size());
   const auto steps = static_cast<int>(tokens.size()) - 1;
   const int parts = std::min(steps, kTextScoreParts);
@@ -34,19 +36,21 @@ std::vector<TextScore> score_text(Engine& engine, const Sequence& prefix, std::s
   const Plan full = Plan::full(engine.model().hp.layers);
   const std::span<const Plan> run_plans = plans.empty() ? std::span(&full, 1) : plans;
   NextToken reference;
+  std::optional<Sequence> other;  // the reference's
   int prepared = -1;
   teacher_forced(engine, prefix, tokens.first(steps), run_plans, [&](const ForcedStep& at) {
     const Token next = tokens[at.step + 1];
     const int context = prefix.length() + at.step + 1;
     if (prepared != at.step) {
-      reference.set(at.full);
+      if (of.engine && at.step == 0) other.emplace(of.prefix->fork());  // plans may take turns
+      reference.set(of.engine ? of.engine->decode(*other, tokens[at.step]) : at.full);
       prepared = at.step;
     }
     if (at.plan == 0) {
       Sums& own = sums[0];
-      own.nll.add(reference.negative_log_likelihood(next));
-      own.kl.add(0);
-      own.same.add(1);
+      own.nll.add(of.engine ? negative_log_likelihood(at.full, next) : reference.negative_log_likelihood(next));
+      own.kl.add(of.engine ? reference.kl_divergence(at.full) : 0);
+      own.same.add(!of.engine || argmax(at.full) == reference.best() ? 1 : 0);
       own.bytes.add(static_cast<double>(engine.decode_bytes(context, full)));
     }
     if (!plans.empty()) {

@@ -22,10 +22,19 @@ struct TextScore {
 
 constexpr int kTextScoreParts = 8;
 
+/// What plans are held against in place of their own engine's full attention: that of another engine, whose cache is of
+/// another type.
+struct TextReference {
+  Engine* engine = nullptr;
+  const Sequence* prefix = nullptr;  ///< the same tokens
+};
+
 /// Feeds all of `tokens` but the last one a step behind `prefix`, teacher-forced, and scores what full attention and
 /// every plan predict for the next: [1 + plans], full attention first. At least two tokens. `step()` is called for
-/// every step of every plan; what it throws ends the run. Throws Error as teacher_forced() does.
+/// every step of every plan; what it throws ends the run. With a `reference` KL and `same` are from its full attention,
+/// those of the engine's own full attention included. Throws Error as teacher_forced() does.
 std::vector<TextScore> score_text(Engine& engine, const Sequence& prefix, std::span<const Token> tokens,
-                                  std::span<const Plan> plans, const std::function<void()>& step = {});
+                                  std::span<const Plan> plans, const std::function<void()>& step = {},
+                                  const TextReference& reference = {});
 
 }  // namespace tidal

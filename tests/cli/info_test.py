@@ -108,6 +108,20 @@ class Info(ModelTest):
                       "188.7 MB at the trained context", "Scan all 30 by 2 bits"):
             self.assertIn(words, text)
 
+    def test_a_cache_in_8_bits(self):
+        whole, report = (json.loads(self.info("--json", *flags)) for flags in ((), ("-ctk", "q8_0", "-ctv", "q8_0")))
+        self.assertEqual(whole["kv_type"], "bf16")
+        self.assertEqual(report["kv_type"], "q8_0")
+        # A head of 64: 128 codes and 4 scales of 2 bytes, in multiples of 16.
+        self.assertEqual(report["kv_bytes_per_token"], 30 * 3 * 144)
+        self.assertEqual(report["kv_bytes_at_context"], 8192 * 30 * 3 * 144)
+        for with_bf16, read in zip(whole["decode_bytes"], report["decode_bytes"]):
+            saved = read["depth"] * 30 * 3 * (256 - 144)
+            self.assertEqual(with_bf16["full"] - read["full"], saved)
+        self.assertIn("q8_0: 13.0 kB per token, 106.2 MB at the trained context",
+                      self.info("--cache-type-k", "q8_0", "--cache-type-v", "q8_0"))
+        self.assertEqual(self.info("-ctk", "f16", "-ctv", "f16"), self.info())
+
     def test_what_a_gpu_makes_of_the_weights(self):
         # Only in a build with CUDA; no device is needed.
         report = json.loads(self.info("--json"))

@@ -176,6 +176,16 @@ class Session(ModelTest):
         self.assertEqual(errors.count("it is ignored, and replaced when this run ends"), 1)
         self.assertIsNotNone(self.said(self.PROMPT)[1])
 
+    def test_a_cache_of_another_type_begins_anew(self):
+        eight = ("-ctk", "q8_0", "--cache-type-v", "q8_0")
+        text, _, _ = self.said(self.PROMPT, *eight)
+        again, (known, all_tokens), _ = self.said(self.PROMPT, *eight)
+        self.assertEqual((again, known), (text, all_tokens - 9))
+        _, there, errors = self.said(self.PROMPT)
+        self.assertIsNone(there)
+        self.assertIn("text.kv: is a session in q8_0, but the cache is in bf16", errors)
+        self.assertIn("it is ignored, and replaced when this run ends", errors)
+
     def test_other_files_are_left_alone(self):
         path = self.file("notes.txt", "my notes")
         result = self.run_model("-p", "x", "-n", "1", "--session", path)

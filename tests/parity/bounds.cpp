@@ -164,11 +164,13 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   const size_t count = positions.size();
   std::vector<double> scores(count), magnitudes(count), squares(count);
+  std::vector<float> key(dim), values(count * static_cast<size_t>(dim));
   double top = -std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < count; ++i) {
-    const Bf16* key = cache.row(chunk, kv_head, positions[i]);
+    float* const value = values.data() + i * static_cast<size_t>(dim);
+    cache.read(chunk, kv_head, positions[i], key.data(), value);
     for (int d = 0; d < dim; ++d) {
-      const double product = static_cast<double>(q[d]) * to_float(key[d]);
+      const double product = static_cast<double>(q[d]) * key[d];
       scores[i] += product;
       magnitudes[i] += std::abs(product);
       squares[i] += product * product;
@@ -183,8 +185,7 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
   std::vector<double> out(dim, 0.0);
   for (size_t i = 0; i < count; ++i) {
     weights[i] /= total;
-    const Bf16* value = cache.row(chunk, kv_head, positions[i]) + dim;
-    for (int d = 0; d < dim; ++d) out[d] += weights[i] * to_float(value[d]);
+    for (int d = 0; d < dim; ++d) out[d] += weights[i] * values[i * static_cast<size_t>(dim) + d];
   }
   // A cap makes errors no larger, and has some of its own: cap (2 / (1 + exp(-z)) - 1), where exp is off by 2 units in
   // the last place, sum, quotient and difference by one each, and rounding z, which is small where the slope is not,
@@ -193,14 +194,13 @@ std::vector<double> attention_bounds(const float* q, const HostCache& cache, con
   // An error d_i of score i moves the output by sum_i p_i d_i (v_i - out).
   std::vector<double> chance(dim, 0.0), certain(dim, 0.0);
   for (size_t i = 0; i < count; ++i) {
-    const Bf16* value = cache.row(chunk, kv_head, positions[i]) + dim;
     const double rounded_q = bf16 ? kBf16 * scale * std::sqrt(squares[i]) : 0.0;
     // Float32: the sum of the score, the scaled score and its distance to the maximum, exp, the sums over positions.
     const double floats = kFloat * (2 * (dim + 8) * scale * magnitudes[i] +
                                     4 * scale * (std::abs(scores[i]) + std::abs(top)) + 2.0 * count + 64) +
                           2 * of_cap;
     for (int d = 0; d < dim; ++d) {
-      const double v = to_float(value[d]);
+      const double v = values[i * static_cast<size_t>(dim) + d];
       // 1.1 leaves room for the second order.
       chance[d] += square(weights[i] * rounded_q * 1.1 * (v - out[d]));
       if (bf16) chance[d] += square(weights[i] * kBf16 * v);

@@ -34,6 +34,7 @@ struct Attended {
 template <typename Function>
 Attended attend(Function&& kernel, const HostCache& cache, const Chunk& chunk, const std::vector<float>& q, int heads,
                 int parts) {
+  const std::vector<std::byte> bytes = cache.bytes();  // of one KV head
   const int dim = cache.head_dim, context = chunk.context();
   const std::ptrdiff_t stride = heads * (dim + 2);
   std::vector<float> memory(stride * parts);
@@ -45,9 +46,14 @@ Attended attend(Function&& kernel, const HostCache& cache, const Chunk& chunk, c
   };
   for (int p = 0; p < parts; ++p) {
     const int begin = context * p / parts, end = context * (p + 1) / parts;
-    std::vector<const Bf16*> rows;
-    for (int i = begin; i < end; ++i) rows.push_back(cache.row(chunk, 0, i));
+    const int64_t row_bytes = cache.layout().bytes();
+    std::vector<const std::byte*> rows;
+    for (int i = begin; i < end; ++i) {
+      rows.push_back(bytes.data() +
+                     (int64_t{chunk.blocks[i / kBlockTokens]} * kBlockTokens + i % kBlockTokens) * row_bytes);
+    }
     AttendRowsArgs args;
+    args.type = cache.type;
     args.q = q.data();
     args.heads = heads;
     args.head_dim = dim;
@@ -64,13 +70,13 @@ Attended attend(Function&& kernel, const HostCache& cache, const Chunk& chunk, c
 }
 
 template <typename Function>
-void expect_attends(Function&& kernel, bool bf16, Random& random) {
+void expect_attends(Function&& kernel, bool bf16, Random& random, KvType type = KvType::Bf16) {
   for (const int dim : {16, 48, 64, 80, 96, 112, 128, 192, 240, 256, 512}) {
     for (const int heads : {1, 2, 3, 5, 7, 8, 9, 16}) {
       for (const int context : {1, 15, 16, 17, 63, 64, 65, 130}) {
         const Hyperparameters hp = attention_shape(heads, 1, dim);
         const HostBatch batch({{context - 1, 1}}, hp.vocab, random);
-        const HostCache cache = random_cache(hp, batch.blocks(), random);
+        const HostCache cache = random_cache(hp, batch.blocks(), random, type);
         const std::vector<float> q = random.uniform(hp.q_width(), 3.0f);
         const Chunk& chunk = batch->chunks[0];
         Device reference("reference");
@@ -79,14 +85,16 @@ void expect_attends(Function&& kernel, bool bf16, Random& random) {
         reference->attend(*batch, 0, reference.rows(q, hp.q_width()), reference.cache(cache), {}, out);
         const std::vector<float> expected = reference.read(out);
         const std::vector<double> bounds = attention_bounds(hp, batch, cache, q, bf16);
+        std::vector<float> key(dim);
         for (const int parts : {1, std::min(3, context)}) {
           const Attended got = attend(kernel, cache, chunk, q, heads, parts);
           expect_close("attend_rows", got.out, expected, bounds);
           for (int h = 0; h < heads; ++h) {
             for (int p = 0; p < context; ++p) {
               double sum = 0, magnitudes = 0, squares = 0;
+              cache.read(chunk, 0, p, key.data(), nullptr);
               for (int d = 0; d < dim; ++d) {
-                const double product = static_cast<double>(q[h * dim + d]) * to_float(cache.row(chunk, 0, p)[d]);
+                const double product = static_cast<double>(q[h * dim + d]) * key[d];
                 sum += product;
                 magnitudes += std::abs(product);
                 squares += product * product;
@@ -107,7 +115,9 @@ void expect_attends(Function&& kernel, bool bf16, Random& random) {
   }
 }
 
-TEST_P(Kernel, AttendRowsInFloat32) { expect_attends(attend_rows_f32, false, random_); }
+TEST_P(Kernel, AttendRowsInFloat32) {
+  for (const KvType type : {KvType::Bf16, KvType::Q8}) expect_attends(attend_rows_f32, false, random_, type);
+}
 
 TEST(Bf16Kernel, AttendRows) {
   AttendRowsArgs none;
@@ -119,6 +129,20 @@ TEST(Bf16Kernel, AttendRows) {
   if (!attend_rows_bf16(none)) GTEST_SKIP() << "this processor has no AVX512-BF16";
   Random random(18);
   expect_attends([](const AttendRowsArgs& args) { ASSERT_TRUE(attend_rows_bf16(args)); }, true, random);
+}
+
+TEST(Q8Kernel, AttendRows) {
+  AttendRowsArgs none;
+  float output[16], maximum, sum, q[16] = {};
+  none.q = q;
+  none.heads = 1;
+  none.head_dim = 16;
+  none.type = KvType::Q8;
+  none.part = {output, &maximum, &sum};
+  if (!attend_rows_q8(none)) GTEST_SKIP() << "this processor has no AVX512-VNNI";
+  Random random(19);
+  // What is rounded to 16 bits is within what bf16 may be off by.
+  expect_attends([](const AttendRowsArgs& args) { ASSERT_TRUE(attend_rows_q8(args)); }, true, random, KvType::Q8);
 }
 
 /// Lengths around whole vectors of any width.

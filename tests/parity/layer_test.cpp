@@ -90,8 +90,26 @@ TEST_P(LayerParity, Embed) {
   }
 }
 
-TEST_P(LayerParity, Qkv) {
-  const HostCache before = random_cache(hp_, batch_.blocks(), random_);
+/// Of each of a head's elements in 8 bits, off by `own` before: half a step, and what the scale is rounded by, on both
+/// sides.
+std::vector<double> quantised_bounds(std::span<const float> values, std::span<const double> own) {
+  std::vector<double> bounds(own.begin(), own.end());
+  for (size_t first = 0; first < values.size(); first += kKvScaleBlock) {
+    const size_t end = std::min(values.size(), first + kKvScaleBlock);
+    double step = 0;
+    for (size_t i = first; i < end; ++i) step = std::max(step, (std::abs(values[i]) + own[i]) / 127);
+    for (size_t i = first; i < end; ++i) bounds[i] += 2 * (0.5 + 127 * 0x1p-11) * 1.01 * step;
+  }
+  return bounds;
+}
+
+class QkvParity : public LayerParity {
+ protected:
+  void expect_rows(KvType type);
+};
+
+void QkvParity::expect_rows(KvType type) {
+  const HostCache before = random_cache(hp_, batch_.blocks(), random_, type);
   const auto qkv = [&](const std::string& name) {
     Device device(name);
     device.begin(hp_, batch_);
@@ -102,6 +120,8 @@ TEST_P(LayerParity, Qkv) {
     EXPECT_EQ(device.read(x), x_) << "x is only read";
     return std::pair{device.read(q), device.read(kv, before)};
   };
+  Device unchanged("reference");
+  const HostCache kept = unchanged.read(unchanged.cache(before), before);
   const auto [q, cache] = qkv(backend());
   const auto [reference_q, reference_cache] = qkv("reference");
 
@@ -123,14 +143,21 @@ TEST_P(LayerParity, Qkv) {
       const auto of_v = product_bounds(wv_, x, other);
       const int position = chunk.position + i;
       for (int h = 0; h < hp_.kv_heads; ++h) {
+        const std::span of_key(of_k.data() + static_cast<ptrdiff_t>(h) * hp_.head_dim, hp_.head_dim);
+        const std::span of_value(of_v.data() + static_cast<ptrdiff_t>(h) * hp_.head_dim, hp_.head_dim);
         for (int d = 0; d < 2 * hp_.head_dim; ++d) {
-          const int at = h * hp_.head_dim + d % hp_.head_dim;
           kv.push_back(to_float(cache.row(chunk, h, position)[d]));
           reference_kv.push_back(to_float(reference_cache.row(chunk, h, position)[d]));
-          // Both are rounded to bf16.
-          const double own = d < hp_.head_dim ? of_k[at] : of_v[at];
-          kv_bounds.push_back(own + 0x1p-8 * (2 * std::abs(reference_kv.back()) + own));
-          untouched.row(chunk, h, position)[d] = before.row(chunk, h, position)[d];
+          untouched.row(chunk, h, position)[d] = kept.row(chunk, h, position)[d];
+        }
+        for (const std::span own : {of_key, of_value}) {
+          const std::span values = std::span(reference_kv).subspan(kv_bounds.size(), own.size());
+          const std::vector<double> floats(own.begin(), own.end());
+          const auto bounds = type == KvType::Q8 ? quantised_bounds(values, own) : floats;
+          // Both are rounded to bf16: where they are kept in 8 bits, to be compared here.
+          for (size_t d = 0; d < own.size(); ++d) {
+            kv_bounds.push_back(bounds[d] + 0x1p-8 * (2 * std::abs(values[d]) + bounds[d]));
+          }
         }
       }
     }
@@ -138,8 +165,15 @@ TEST_P(LayerParity, Qkv) {
   expect_close("q", q, reference_q, q_bounds);
   expect_close("k and v", kv, reference_kv, kv_bounds);
   const auto same = [](Bf16 a, Bf16 b) { return a.bits == b.bits; };
-  EXPECT_TRUE(std::equal(untouched.values.begin(), untouched.values.end(), before.values.begin(), same))
+  EXPECT_TRUE(std::equal(untouched.values.begin(), untouched.values.end(), kept.values.begin(), same))
       << "positions beside the batch's have changed";
+}
+
+TEST_P(QkvParity, Qkv) { expect_rows(KvType::Bf16); }
+
+TEST_P(QkvParity, In8Bits) {
+  if (!Device(backend())->keeps(KvType::Q8)) GTEST_SKIP() << "refused there";
+  expect_rows(KvType::Q8);
 }
 
 TEST_P(LayerParity, Project) {
@@ -238,6 +272,17 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::ValuesIn(kBackends), testing::Values(kQwen2, kQwen3, kPartial, kPartialHalves),
                      testing::Values(GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q8_0)),
     name_of);
+
+INSTANTIATE_TEST_SUITE_P(Types, QkvParity,
+                         testing::Combine(testing::ValuesIn(kBackends), testing::Values(kLlama),
+                                          testing::ValuesIn(all_types())),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Shapes, QkvParity,
+                         testing::Combine(testing::ValuesIn(kBackends),
+                                          testing::Values(kQwen2, kQwen3, kPartial, kPartialHalves, kScaled, kMixed,
+                                                          kPostNorms, kUnrotated, kHot, kGemma),
+                                          testing::Values(GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0)),
+                         name_of);
 
 }  // namespace
 }  // namespace tidal::parity

@@ -13,6 +13,7 @@ namespace {
 
 struct Shape {
   int group, kv_heads, head_dim;
+  KvType type = KvType::Bf16;
 };
 
 /// Contexts on both sides of the edges of blocks, of a budget of 64, and of the pieces that a long one is cut into.
@@ -22,13 +23,21 @@ struct Inputs {
   Inputs(const Shape& shape, const std::vector<int>& contexts, Random& random)
       : hp(attention_shape(shape.group, shape.kv_heads, shape.head_dim)),
         batch(decode_chunks(contexts), hp.vocab, random, false),
-        cache(random_cache(hp, batch.blocks(), random)),
+        cache(random_cache(hp, batch.blocks(), random, shape.type)),
         q(random.uniform(static_cast<size_t>(batch->rows()) * hp.q_width(), 3.0f)) {
     // Channels of unlike ranges, one of them far from 0, as models have them.
     for (Bf16* row = cache.values.data(); row < cache.values.data() + cache.values.size(); row += 2 * hp.head_dim) {
       for (int d = 0; d < hp.head_dim; d += 5) row[d] = to_bf16(to_float(row[d]) * (d == 10 ? 8.0f : 0.25f));
       row[3] = to_bf16(to_float(row[3]) + 30);
     }
+    bytes = cache.bytes();
+  }
+
+  KvLayer layer() const {
+    return {.data = const_cast<std::byte*>(bytes.data()),
+            .kv_heads = hp.kv_heads,
+            .head_dim = hp.head_dim,
+            .type = cache.type};
   }
 
   const float* query(const Chunk& chunk, int head) const {
@@ -42,13 +51,15 @@ struct Inputs {
     reference::Scores result(chunk.context());
     const int filled = chunk.context() / kBlockTokens * kBlockTokens;
     for (int p = 0; p < filled; p += kBlockTokens) {
-      sketch_block(layout, cache.row(chunk, head / hp.group(), p), sketch.data());
+      sketch_block(layout, cache.type, layer().tile(chunk.blocks[p / kBlockTokens], head / hp.group()), sketch.data());
       sketch_scores(layout, query(chunk, head), sketch.data(), result.data() + p);
     }
     for (int p = filled; p < chunk.context(); ++p) {
-      const Bf16* key = cache.row(chunk, head / hp.group(), p);
+      std::vector<float> key(hp.head_dim);
+      const std::byte* row = layer().row(chunk.blocks[p / kBlockTokens], head / hp.group(), p % kBlockTokens);
+      read_kv_row(cache.layout(), row, key.data(), nullptr);
       double sum = 0;
-      for (int d = 0; d < hp.head_dim; ++d) sum += static_cast<double>(query(chunk, head)[d]) * to_float(key[d]);
+      for (int d = 0; d < hp.head_dim; ++d) sum += static_cast<double>(query(chunk, head)[d]) * key[d];
       result[p] = static_cast<float>(sum);
     }
     return result;
@@ -57,6 +68,7 @@ struct Inputs {
   Hyperparameters hp;
   HostBatch batch;
   HostCache cache;
+  std::vector<std::byte> bytes;  // of the cache
   std::vector<float> q;
 };
 
@@ -85,7 +97,9 @@ class ScanParity : public test::BackendTest<Parameters> {
   const std::string& backend() const { return std::get<0>(GetParam()); }
   void SetUp() override {
     BackendTest::SetUp();
+    if (IsSkipped()) return;
     if (backend() == "cuda" && shape().head_dim > 256) GTEST_SKIP() << "refused there";
+    if (!make_backend(backend(), 1)->keeps(shape().type)) GTEST_SKIP() << "refused there";
   }
   const Shape& shape() const { return std::get<1>(GetParam()); }
   int bits() const { return std::get<2>(GetParam()); }
@@ -303,7 +317,7 @@ TEST_P(LongScan, SetsAreTheReferences) {
 std::string name_of(const testing::TestParamInfo<Parameters>& info) {
   const Shape& shape = std::get<1>(info.param);
   return std::get<0>(info.param) + "_group" + std::to_string(shape.group) + "_dim" + std::to_string(shape.head_dim) +
-         "_bits" + std::to_string(std::get<2>(info.param));
+         "_bits" + std::to_string(std::get<2>(info.param)) + (shape.type == KvType::Bf16 ? "" : "_q8_0");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ScanParity,
@@ -312,6 +326,13 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ScanParity,
                                                           Shape{7, 2, 64}, Shape{4, 1, 128}, Shape{20, 1, 96},
                                                           Shape{2, 1, 256}, Shape{4, 1, 512}),
                                           testing::Values(1, 2, 4)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(In8Bits, ScanParity,
+                         testing::Combine(testing::ValuesIn(kBackends),
+                                          testing::Values(Shape{7, 2, 64, KvType::Q8}, Shape{4, 2, 80, KvType::Q8},
+                                                          Shape{20, 1, 96, KvType::Q8}, Shape{4, 1, 128, KvType::Q8},
+                                                          Shape{2, 1, 256, KvType::Q8}),
+                                          testing::Values(2)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Shapes, LongScan,
                          testing::Combine(testing::ValuesIn(kBackends),

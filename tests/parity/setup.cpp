@@ -79,10 +79,35 @@ RoleBatch::RoleBatch(const HostBatch& batch, Role role, const Policy& policy)
   batch_.chunks = chunks_;
 }
 
-HostCache::HostCache(const Hyperparameters& hp, int blocks)
+HostCache::HostCache(const Hyperparameters& hp, int blocks, KvType type)
     : kv_heads(hp.kv_heads),
       head_dim(hp.head_dim),
+      type(type),
       values(static_cast<size_t>(blocks) * hp.kv_heads * 2 * kBlockTokens * hp.head_dim) {}
+
+namespace {
+
+/// A row of the cache from its elements.
+void write_row(const KvRowLayout& layout, const Bf16* elements, std::byte* to) {
+  std::vector<float> floats(size_t{2} * layout.head_dim);
+  for (size_t i = 0; i < floats.size(); ++i) floats[i] = to_float(elements[i]);
+  write_kv_row(layout, floats.data(), floats.data() + layout.head_dim, to);
+}
+
+}  // namespace
+
+std::vector<std::byte> HostCache::bytes() const {
+  const size_t row = size_t{2} * head_dim, count = values.size() / row, size = static_cast<size_t>(layout().bytes());
+  std::vector<std::byte> bytes(count * size);
+  for (size_t r = 0; r < count; ++r) write_row(layout(), values.data() + r * row, bytes.data() + r * size);
+  return bytes;
+}
+
+void HostCache::read(const Chunk& chunk, int kv_head, int position, float* key, float* value) const {
+  std::vector<std::byte> own(static_cast<size_t>(layout().bytes()));
+  write_row(layout(), row(chunk, kv_head, position), own.data());
+  read_kv_row(layout(), own.data(), key, value);
+}
 
 const Bf16* HostCache::row(const Chunk& chunk, int kv_head, int position) const {
   const size_t tile = static_cast<size_t>(chunk.blocks[position / kBlockTokens]) * kv_heads + kv_head;
@@ -93,8 +118,8 @@ Bf16* HostCache::row(const Chunk& chunk, int kv_head, int position) {
   return const_cast<Bf16*>(std::as_const(*this).row(chunk, kv_head, position));
 }
 
-HostCache random_cache(const Hyperparameters& hp, int blocks, Random& random) {
-  HostCache cache(hp, blocks);
+HostCache random_cache(const Hyperparameters& hp, int blocks, Random& random, KvType type) {
+  HostCache cache(hp, blocks, type);
   for (Bf16& value : cache.values) value = to_bf16(random.uniform(1.0f));
   return cache;
 }
@@ -152,14 +177,14 @@ std::vector<float> Device::read(Rows rows) {
 }
 
 KvLayer Device::cache(const HostCache& host) {
-  return {.data = reinterpret_cast<Bf16*>(put(host.values.data(), sizeof(Bf16) * host.values.size())),
-          .kv_heads = host.kv_heads,
-          .head_dim = host.head_dim};
+  const std::vector<std::byte> bytes = host.bytes();
+  return {
+      .data = put(bytes.data(), bytes.size()), .kv_heads = host.kv_heads, .head_dim = host.head_dim, .type = host.type};
 }
 
 KvLayer Device::sketched(const HostCache& host, int bits) {
   KvLayer layer = cache(host);
-  std::vector<BlockId> blocks(host.values.size() / (layer.tile_elements() * layer.kv_heads));
+  std::vector<BlockId> blocks(host.values.size() / (size_t{2} * kBlockTokens * layer.head_dim * layer.kv_heads));
   std::iota(blocks.begin(), blocks.end(), 0);
   const SketchLayout layout{layer.head_dim, bits};
   buffers_.push_back(backend_->allocate(layout.bytes() * layer.kv_heads * blocks.size(), "a test"));
@@ -177,8 +202,15 @@ std::vector<std::byte> Device::read_sketches(KvLayer cache, int bits, int blocks
 
 HostCache Device::read(KvLayer cache, const HostCache& like) {
   HostCache host = like;
-  backend_->read(reinterpret_cast<std::byte*>(host.values.data()), reinterpret_cast<const std::byte*>(cache.data),
-                 sizeof(Bf16) * host.values.size());
+  const size_t row = size_t{2} * host.head_dim, count = host.values.size() / row;
+  std::vector<std::byte> bytes(count * static_cast<size_t>(cache.row_bytes()));
+  backend_->read(bytes.data(), cache.data, bytes.size());
+  std::vector<float> elements(row);
+  for (size_t r = 0; r < count; ++r) {
+    read_kv_row(cache.row_layout(), bytes.data() + r * static_cast<size_t>(cache.row_bytes()), elements.data(),
+                elements.data() + host.head_dim);
+    for (size_t i = 0; i < row; ++i) host.values[r * row + i] = to_bf16(elements[i]);
+  }
   return host;
 }
 

@@ -79,20 +79,25 @@ class RoleBatch {
   Batch batch_;
 };
 
-/// The cache of one layer in host memory, laid out as KvLayer says.
+/// What the cache of one layer is made of, in host memory: rows [K | V] in the order of KvLayer.
 struct HostCache {
-  HostCache(const Hyperparameters& hp, int blocks);
-  KvLayer view() { return {.data = values.data(), .kv_heads = kv_heads, .head_dim = head_dim}; }
+  HostCache(const Hyperparameters& hp, int blocks, KvType type = KvType::Bf16);
+  KvRowLayout layout() const { return {type, head_dim}; }
+  /// The cache itself, as KvLayer says.
+  std::vector<std::byte> bytes() const;
+  /// The key and the value of a position of a chunk, as the cache has them.
+  void read(const Chunk& chunk, int kv_head, int position, float* key, float* value) const;
   /// The row [K | V] of a position of a chunk.
   const Bf16* row(const Chunk& chunk, int kv_head, int position) const;
   Bf16* row(const Chunk& chunk, int kv_head, int position);
 
   int kv_heads, head_dim;
+  KvType type;
   std::vector<Bf16> values;
 };
 
 /// Random numbers everywhere.
-HostCache random_cache(const Hyperparameters& hp, int blocks, Random& random);
+HostCache random_cache(const Hyperparameters& hp, int blocks, Random& random, KvType type = KvType::Bf16);
 
 /// A weight in host memory together with the values it stands for.
 struct HostWeight {

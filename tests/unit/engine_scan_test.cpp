@@ -33,15 +33,14 @@ class Scanning : public test::BackendTest<std::string> {
     for (const KvLayer& layer : setup.engine.pool().layers()) {
       const SketchLayout layout{layer.head_dim, bits};
       ASSERT_TRUE(layer.keeps_sketch(bits));
-      std::vector<Bf16> tile(static_cast<size_t>(layer.tile_elements()));
+      std::vector<std::byte> tile(static_cast<size_t>(layer.tile_bytes()));
       std::vector<std::byte> kept(layout.bytes()), expected(layout.bytes());
       for (int b = 0; b < sequence.length() / kBlockTokens; ++b) {
         for (int h = 0; h < layer.kv_heads; ++h) {
           const BlockId block = sequence.blocks()[b];
-          setup.backend->read(reinterpret_cast<std::byte*>(tile.data()),
-                              reinterpret_cast<const std::byte*>(layer.tile(block, h)), tile.size() * sizeof(Bf16));
+          setup.backend->read(tile.data(), layer.tile(block, h), tile.size());
           setup.backend->read(kept.data(), layer.sketch(bits, block, h), kept.size());
-          sketch_block(layout, tile.data(), expected.data());
+          sketch_block(layout, layer.type, tile.data(), expected.data());
           ASSERT_EQ(kept, expected) << "block " << b << " of " << sequence.length() << " positions";
         }
       }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,22 +41,24 @@ struct SmallEngine {
     return sequence;
   }
 
-  /// K and V of all positions: [layer][position][kv_head][K | V].
+  /// K and V of all positions, those in 8 bits rounded to bf16: [layer][position][kv_head][K | V].
   std::vector<Bf16> cache(const Sequence& sequence) {
     std::vector<Bf16> values;
     for (const KvLayer& layer : engine.pool().layers()) {
       if (!layer.data) continue;
       const size_t row = size_t{2} * layer.head_dim;
-      std::vector<Bf16> tile(static_cast<size_t>(layer.tile_elements()));
+      std::vector<std::byte> tile(static_cast<size_t>(layer.tile_bytes()));
+      std::vector<float> elements(row);
       std::vector<Bf16> own(static_cast<size_t>(sequence.length()) * layer.kv_heads * row);
       for (int b = 0; b < blocks_for(sequence.length()); ++b) {
         for (int h = 0; h < layer.kv_heads; ++h) {
-          backend->read(reinterpret_cast<std::byte*>(tile.data()),
-                        reinterpret_cast<const std::byte*>(layer.tile(engine.pool().slot(sequence.blocks()[b]), h)),
-                        tile.size() * sizeof(Bf16));
+          backend->read(tile.data(), layer.tile(engine.pool().slot(sequence.blocks()[b]), h), tile.size());
           for (int p = b * kBlockTokens; p < std::min(sequence.length(), (b + 1) * kBlockTokens); ++p) {
-            std::copy_n(tile.begin() + static_cast<ptrdiff_t>(p % kBlockTokens * row), row,
-                        own.begin() + static_cast<ptrdiff_t>((static_cast<size_t>(p) * layer.kv_heads + h) * row));
+            read_kv_row(layer.row_layout(), tile.data() + p % kBlockTokens * layer.row_bytes(), elements.data(),
+                        elements.data() + layer.head_dim);
+            std::transform(elements.begin(), elements.end(),
+                           own.begin() + static_cast<ptrdiff_t>((static_cast<size_t>(p) * layer.kv_heads + h) * row),
+                           to_bf16);
           }
         }
       }

@@ -20,16 +20,16 @@ class Pool : public test::BackendTest<std::string> {
   /// Writes `value` all over a block, or reads one element of the first and last layer.
   void fill(KvPool& pool, BlockId block, float value) {
     for (const KvLayer& layer : pool.layers()) {
-      const std::vector<Bf16> values(static_cast<size_t>(layer.tile_elements()) * layer.kv_heads, to_bf16(value));
-      backend_->write(reinterpret_cast<std::byte*>(layer.tile(block, 0)),
-                      reinterpret_cast<const std::byte*>(values.data()), values.size() * sizeof(Bf16));
+      const std::vector<Bf16> values(static_cast<size_t>(layer.tile_bytes()) / sizeof(Bf16) * layer.kv_heads,
+                                     to_bf16(value));
+      backend_->write(layer.tile(block, 0), reinterpret_cast<const std::byte*>(values.data()),
+                      values.size() * sizeof(Bf16));
     }
   }
   bool holds(KvPool& pool, BlockId block, float value) {
     for (const KvLayer& layer : pool.layers()) {
-      std::vector<Bf16> values(static_cast<size_t>(layer.tile_elements()) * layer.kv_heads);
-      backend_->read(reinterpret_cast<std::byte*>(values.data()),
-                     reinterpret_cast<const std::byte*>(layer.tile(block, 0)), values.size() * sizeof(Bf16));
+      std::vector<Bf16> values(static_cast<size_t>(layer.tile_bytes()) / sizeof(Bf16) * layer.kv_heads);
+      backend_->read(reinterpret_cast<std::byte*>(values.data()), layer.tile(block, 0), values.size() * sizeof(Bf16));
       for (const Bf16 element : values) {
         if (to_float(element) != value) return false;
       }

@@ -37,7 +37,7 @@ class Blocks {
   void sketch() {
     for (int b = 0; b < count(); ++b) {
       sketches_[b].assign(static_cast<size_t>(layout_.bytes()), std::byte{0xff});
-      sketch_block(layout_, tiles_[b].data(), sketches_[b].data());
+      sketch_block(layout_, KvType::Bf16, reinterpret_cast<const std::byte*>(tiles_[b].data()), sketches_[b].data());
     }
   }
   int count() const { return static_cast<int>(tiles_.size()); }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "backend/cpu/kv_rows.h"
 #include "backend/cpu/vector_ops.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -89,6 +90,15 @@ HWY_INLINE void Convert(const Bf16* row, int head_dim, float* to) {
     hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(v)), d, to);
     hn::Store(hn::BitCast(d, hn::And(v, high)), d, to + lanes);
   }
+}
+
+// The key of a row of the cache, or its value.
+HWY_INLINE void ConvertPart(const AttendRowsArgs& a, const std::byte* row, bool value, float* to) {
+  if (a.type == KvType::Bf16)
+    return Convert(reinterpret_cast<const Bf16*>(row) + (value ? a.head_dim : 0), a.head_dim, to);
+  float natural[kMostHeadDim];
+  read_q8({a.type, a.head_dim}, row, value, natural);
+  Sort(natural, 1, a.head_dim, to);
 }
 
 // to[0..4) = the sums of each vector's lanes.
@@ -211,9 +221,8 @@ HWY_INLINE void ScaleOutput(float* output, int padded, float factor) {
 }
 
 // Asks for one row, into the second-level cache: two rounds would not fit in the first.
-HWY_INLINE void PrefetchRow(const Bf16* row, int head_dim) {
-  const auto* bytes = reinterpret_cast<const char*>(row);
-  for (int b = 0; b < 4 * head_dim; b += 64) __builtin_prefetch(bytes + b, 0, 2);
+HWY_INLINE void PrefetchRow(const std::byte* row, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
 }
 
 template <int kVec>
@@ -228,17 +237,18 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
   std::fill(a.part.maximum, a.part.maximum + a.heads, -std::numeric_limits<float>::infinity());
   std::fill(a.part.sum, a.part.sum + a.heads, 0.0f);
 
-  for (int r = 0; r < std::min(kRound, a.count); ++r) PrefetchRow(a.rows[r], a.head_dim);
+  const int64_t row_bytes = KvRowLayout{a.type, a.head_dim}.bytes();
+  for (int r = 0; r < std::min(kRound, a.count); ++r) PrefetchRow(a.rows[r], row_bytes);
   for (int first = 0; first < a.count; first += kRound) {
     const int count = std::min(kRound, a.count - first);
-    const Bf16* const* rows = a.rows + first;
+    const std::byte* const* rows = a.rows + first;
     const int ahead = a.count - first - kRound;  // rows of later rounds
     for (int s = 0; s < count; s += kStripe) {
       const int stripe = std::min(kStripe, count - s);
       for (int r = 0; r < stripe; ++r) {
         // Every row is asked for a round before its turn: memory takes longer than a stripe.
-        if (s + r < ahead) PrefetchRow(rows[s + r + kRound], a.head_dim);
-        Convert(rows[s + r], a.head_dim, scratch + r * padded);
+        if (s + r < ahead) PrefetchRow(rows[s + r + kRound], row_bytes);
+        ConvertPart(a, rows[s + r], false, scratch + r * padded);
       }
       for (int h = 0; h < a.heads; ++h) {
         ScoreStripe<kVec>(q + h * padded, scratch, vectors, weights + h * kRound + s);
@@ -254,7 +264,7 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
     }
     for (int s = 0; s < count; s += kStripe) {
       const int stripe = std::min(kStripe, count - s);
-      for (int r = 0; r < stripe; ++r) Convert(rows[s + r] + a.head_dim, a.head_dim, scratch + r * padded);
+      for (int r = 0; r < stripe; ++r) ConvertPart(a, rows[s + r], true, scratch + r * padded);
       // Rows beyond the end have weight 0, but their stale scratch may hold NaN.
       if (stripe < kStripe) std::fill(scratch + stripe * padded, scratch + kStripe * padded, 0.0f);
       int h = 0;
@@ -298,7 +308,7 @@ HWY_EXPORT(AttendRows);
 void attend_rows_f32(const AttendRowsArgs& args) { HWY_DYNAMIC_DISPATCH(AttendRows)(args); }
 
 void attend_rows(const AttendRowsArgs& args) {
-  if (!attend_rows_bf16(args)) attend_rows_f32(args);
+  if (!attend_rows_bf16(args) && !attend_rows_q8(args)) attend_rows_f32(args);
 }
 
 void merge_parts(const AttentionPart& first, std::ptrdiff_t stride, int count, int heads, int head_dim,

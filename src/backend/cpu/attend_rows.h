@@ -4,7 +4,7 @@
 #include <cstddef>
 
 #include "backend/hyperparameters.h"
-#include "core/bf16.h"
+#include "backend/kv_row.h"
 
 namespace tidal {
 
@@ -19,10 +19,11 @@ struct AttentionPart {
 };
 
 struct AttendRowsArgs {
-  const float* q = nullptr;           ///< [heads, head_dim]
-  int heads = 0;                      ///< query heads that share the rows' KV head, 1 to kMaxAttendHeads
-  int head_dim = 0;                   ///< multiple of 16, at most kMostHeadDim
-  const Bf16* const* rows = nullptr;  ///< [count] rows [K head_dim | V head_dim]
+  const float* q = nullptr;  ///< [heads, head_dim]
+  int heads = 0;             ///< query heads that share the rows' KV head, 1 to kMaxAttendHeads
+  int head_dim = 0;          ///< multiple of 16, at most kMostHeadDim
+  KvType type = KvType::Bf16;
+  const std::byte* const* rows = nullptr;  ///< [count] rows [K head_dim | V head_dim] of the cache
   int count = 0;
   float cap = 0;            ///< q.k become cap * tanh(q.k / cap) for the softmax; 0: they stay
   float scale = 1;          ///< factor on q.k before the softmax
@@ -39,8 +40,11 @@ void attend_rows(const AttendRowsArgs& args);
 /// By float32 products, on any processor.
 void attend_rows_f32(const AttendRowsArgs& args);
 /// By bf16 products with float32 sums (AVX512-BF16): q and the softmax weights are rounded to bf16, as prefill does.
-/// Returns false, having done nothing, where the processor has no such instructions.
+/// Returns false, having done nothing, where the processor has no such instructions, or rows are of another type.
 bool attend_rows_bf16(const AttendRowsArgs& args);
+/// By integer products (AVX512-VNNI) of rows of 8 bits: q, and the softmax weights times the values' scales, are
+/// rounded to 16 bits of the largest of them. Returns false likewise.
+bool attend_rows_q8(const AttendRowsArgs& args);
 
 /// Merges `count` parts, `stride` floats apart from `first` on, in this order, and writes the finished output
 /// [heads, head_dim]. `sink_logits`, where set, are one more scaled score [heads], of no value. When `maximum` and

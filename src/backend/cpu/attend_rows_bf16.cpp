@@ -2,22 +2,14 @@
 
 #if defined(__x86_64__)
 
-// GCC's own header starts intrinsics from a variable that it leaves uninitialised on purpose, and warns of it here.
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <limits>
 
 #include "backend/cpu/vector_ops.h"
 
 #define TIDAL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define TIDAL_INLINE TIDAL_TARGET __attribute__((always_inline)) inline
+#include "backend/cpu/attend_rows_avx512.h"
 
 namespace tidal {
 namespace {
@@ -26,12 +18,8 @@ namespace {
 //   Scores: 16 keys are transposed once for all heads, so that a vector holds the same pair of dims of 16 keys; times
 //   that pair of q, the 16 sums are 16 scores, and no sum ever crosses a vector.
 //   Output: the values of two rows are interleaved; times the rows' pair of weights, the sums are 16 dims.
-constexpr int kRound = 64;   // rows per softmax round
-constexpr int kStripe = 16;  // keys transposed together
-constexpr int kDims = 32;    // dims of one vector of bf16
-constexpr int kMaxDim = kMostHeadDim;
+constexpr int kDims = 32;  // dims of one vector of bf16
 constexpr int kMaxPairs = kMaxDim / 2;
-constexpr int kMaxHeads = 8;  // whose sums fit in registers together
 
 bool have_bf16() {
   static const bool have = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
@@ -39,66 +27,11 @@ bool have_bf16() {
   return have;
 }
 
-/// Asks for the rows of the next round line by line, a little with every step of this one: a burst would only wait for
-/// the few lines that may be on their way at once, and leave memory idle while the products run. Into the second-level
-/// cache, since two rounds would not fit in the first.
-class Prefetcher {
- public:
-  Prefetcher(const Bf16* const* rows, int count, int head_dim)
-      : rows_(rows), end_(rows + std::max(count, 0)), row_bytes_(4 * head_dim) {}
-
-  TIDAL_INLINE void step(int lines) {
-    for (int i = 0; i < lines; ++i) {
-      if (rows_ == end_) return;
-      _mm_prefetch(reinterpret_cast<const char*>(*rows_) + offset_, _MM_HINT_T1);
-      offset_ += 64;
-      if (offset_ >= row_bytes_) {
-        offset_ = 0;
-        ++rows_;
-      }
-    }
-  }
-  TIDAL_TARGET void all() {
-    while (rows_ != end_) step(64);
-  }
-
- private:
-  const Bf16* const* rows_;
-  const Bf16* const* end_;
-  int row_bytes_;
-  int offset_ = 0;
-};
-
-TIDAL_INLINE __m512i load_dims(const Bf16* from, int dims) {
+/// Elements of a row from `first` on.
+TIDAL_INLINE __m512i load_dims(const std::byte* row, int first, int dims) {
+  const auto* from = reinterpret_cast<const Bf16*>(row) + first;
   if (dims >= kDims) return _mm512_loadu_si512(from);
   return _mm512_maskz_loadu_epi16((1u << dims) - 1, from);
-}
-
-/// 16 vectors of 16 pairs: vector k's pair p becomes vector p's pair k.
-TIDAL_INLINE void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
 }
 
 TIDAL_INLINE __m512 dot_pairs(__m512 sums, __m512i pairs, const uint32_t* pair) {
@@ -108,8 +41,8 @@ TIDAL_INLINE __m512 dot_pairs(__m512 sums, __m512i pairs, const uint32_t* pair) 
 
 /// scores[h * kRound + r] = q[h] . keys[r] of up to 16 rows. q: pairs [heads][kMaxPairs].
 template <int kHeads>
-TIDAL_INLINE void score_stripe(const uint32_t* q, const Bf16* const* rows, int count, int head_dim, Prefetcher& next,
-                               float* scores) {
+TIDAL_INLINE void score_stripe(const uint32_t* q, const std::byte* const* rows, int count, int head_dim,
+                               Prefetcher& next, float* scores) {
   // Few heads would leave the multiplier waiting for their own last sum.
   constexpr int kSums = kHeads <= 2 ? 4 : kHeads <= 4 ? 2 : 1;
   __m512 sums[kHeads][kSums];
@@ -118,7 +51,7 @@ TIDAL_INLINE void score_stripe(const uint32_t* q, const Bf16* const* rows, int c
   }
   for (int d = 0; d < head_dim; d += kDims) {
     __m512i keys[kStripe];
-    for (int r = 0; r < kStripe; ++r) keys[r] = load_dims(rows[std::min(r, count - 1)] + d, head_dim - d);
+    for (int r = 0; r < kStripe; ++r) keys[r] = load_dims(rows[std::min(r, count - 1)], d, head_dim - d);
     transpose(keys);
     const uint32_t* pairs = q + d / 2;
     for (int p = 0; p < kStripe; ++p) {
@@ -132,21 +65,6 @@ TIDAL_INLINE void score_stripe(const uint32_t* q, const Bf16* const* rows, int c
     for (int s = 1; s < kSums; ++s) sums[h][0] = _mm512_add_ps(sums[h][0], sums[h][s]);
     _mm512_store_ps(scores + h * kRound, sums[h][0]);
   }
-}
-
-/// 2^x to 3e-7: a polynomial, fitted on [-0.5, 0.5], for the fraction, then the exponent. NaN stays NaN; below 2^-149
-/// it is 0.
-TIDAL_INLINE __m512 exp2_of(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // the second operand where one is NaN
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 part = _mm512_sub_ps(x, whole);
-  __m512 y = _mm512_set1_ps(1.32217e-3f);
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.67716e-3f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.550958e-2f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4022135e-1f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9314674e-1f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(y, whole);
 }
 
 /// Raw scores [kRound] of one head to bf16 pairs of softmax weights [kRound / 2]; -infinity becomes weight 0. Updates
@@ -182,7 +100,7 @@ TIDAL_INLINE float softmax_round(const float* scores, float scale, float& maximu
 /// output[h] = output[h] * shrink[h] + weights[h] . values, for all rows of the round. weights: pairs [heads][kRound /
 /// 2]. output: [heads][kMaxDim] in the order of the interleaved values.
 template <int kHeads>
-TIDAL_INLINE void add_values(const uint32_t* weights, const Bf16* const* rows, int count, int head_dim,
+TIDAL_INLINE void add_values(const uint32_t* weights, const std::byte* const* rows, int count, int head_dim,
                              const float* shrink, Prefetcher& next, float* output) {
   for (int d = 0; d < head_dim; d += kDims) {
     __m512 sums[kHeads][2];
@@ -192,9 +110,9 @@ TIDAL_INLINE void add_values(const uint32_t* weights, const Bf16* const* rows, i
       sums[h][1] = _mm512_mul_ps(_mm512_load_ps(output + h * kMaxDim + d + 16), factor);
     }
     for (int r = 0; r < count; r += 2) {
-      const __m512i first = load_dims(rows[r] + head_dim + d, head_dim - d);
+      const __m512i first = load_dims(rows[r], head_dim + d, head_dim - d);
       const __m512i second =
-          r + 1 < count ? load_dims(rows[r + 1] + head_dim + d, head_dim - d) : _mm512_setzero_si512();
+          r + 1 < count ? load_dims(rows[r + 1], head_dim + d, head_dim - d) : _mm512_setzero_si512();
       const __m512i low = _mm512_unpacklo_epi16(first, second);
       const __m512i high = _mm512_unpackhi_epi16(first, second);
       next.step(2);
@@ -242,11 +160,12 @@ TIDAL_TARGET void attend(const AttendRowsArgs& a) {
   std::fill_n(a.part.maximum, kHeads, -std::numeric_limits<float>::infinity());
   std::fill_n(a.part.sum, kHeads, 0.0f);
 
-  Prefetcher(a.rows, std::min(kRound, a.count), a.head_dim).all();
+  const int64_t row_bytes = KvRowLayout{a.type, a.head_dim}.bytes();
+  Prefetcher(a.rows, std::min(kRound, a.count), row_bytes).all();
   for (int first = 0; first < a.count; first += kRound) {
     const int count = std::min(kRound, a.count - first);
-    const Bf16* const* rows = a.rows + first;
-    Prefetcher next(rows + kRound, std::min(kRound, a.count - first - kRound), a.head_dim);
+    const std::byte* const* rows = a.rows + first;
+    Prefetcher next(rows + kRound, std::min(kRound, a.count - first - kRound), row_bytes);
     for (int s = 0; s < count; s += kStripe) {
       score_stripe<kHeads>(q, rows + s, std::min(kStripe, count - s), a.head_dim, next, scores + s);
     }
@@ -266,18 +185,10 @@ TIDAL_TARGET void attend(const AttendRowsArgs& a) {
 }  // namespace
 
 bool attend_rows_bf16(const AttendRowsArgs& args) {
-  if (!have_bf16()) return false;
-  using Attend = void (*)(const AttendRowsArgs&);
-  static constexpr Attend kAttend[kMaxHeads] = {attend<1>, attend<2>, attend<3>, attend<4>,
-                                                attend<5>, attend<6>, attend<7>, attend<8>};
-  AttendRowsArgs part = args;
-  for (int done = 0; done < args.heads; done += part.heads) {
-    part.heads = std::min(kMaxHeads, args.heads - done);
-    part.q = args.q + done * args.head_dim;
-    if (args.scores) part.scores = args.scores + done * args.scores_stride;
-    part.part = {args.part.output + done * args.head_dim, args.part.maximum + done, args.part.sum + done};
-    kAttend[part.heads - 1](part);
-  }
+  if (args.type != KvType::Bf16 || !have_bf16()) return false;
+  static constexpr AttendKernel kAttend[kMaxHeads] = {attend<1>, attend<2>, attend<3>, attend<4>,
+                                                      attend<5>, attend<6>, attend<7>, attend<8>};
+  attend_in_parts(args, kAttend);
   return true;
 }
 

@@ -84,21 +84,21 @@ void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, con
   }
 }
 
-void Attention::find_rows(const Item& item, KvLayer kv, const Bf16** rows) const {
+void Attention::find_rows(const Item& item, KvLayer kv, const std::byte** rows) const {
   const int kv_head = item.first_head / group_;
-  const int64_t row_elements = int64_t{2} * head_dim_;
+  const int64_t row_bytes = kv.row_bytes();
   const std::span<const BlockId> blocks = item.chunk->blocks_of(kv);
   if (item.selected) {
     for (int i = item.begin; i < item.end; ++i) {
       const auto position = static_cast<uint32_t>(item.selected[i]);
-      *rows++ = kv.tile(blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_elements;
+      *rows++ = kv.tile(blocks[position / kBlockTokens], kv_head) + position % kBlockTokens * row_bytes;
     }
     return;
   }
   for (int begin = item.begin; begin < item.end;) {
     const int first = begin % kBlockTokens, count = std::min(item.end - begin, kBlockTokens - first);
-    const Bf16* tile = kv.tile(blocks[begin / kBlockTokens], kv_head);
-    for (int i = first; i < first + count; ++i) *rows++ = tile + i * row_elements;
+    const std::byte* tile = kv.tile(blocks[begin / kBlockTokens], kv_head);
+    for (int i = first; i < first + count; ++i) *rows++ = tile + i * row_bytes;
     begin += count;
   }
 }
@@ -116,13 +116,14 @@ void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
 }
 
 void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* scores) {
-  const Bf16* rows[kDensePiece];
+  const std::byte* rows[kDensePiece];
   const int count = item.end - item.begin;
   find_rows(item, kv, rows);
   AttendRowsArgs args;
   args.q = q.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_;
   args.heads = item.heads;
   args.head_dim = head_dim_;
+  args.type = kv.type;
   args.rows = rows;
   args.count = count;
   args.cap = options_.cap;

@@ -72,7 +72,7 @@ class Attention {
   /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk.
   void add(const Chunk& chunk, int rows, int first_head, int heads, const Reads& reads);
   /// rows[i]: K/V of the item's i-th position.
-  void find_rows(const Item& item, KvLayer kv, const Bf16** rows) const;
+  void find_rows(const Item& item, KvLayer kv, const std::byte** rows) const;
   void run_items(Rows q, KvLayer kv, Rows out, float* scores);
   void run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* scores);
   size_t part_floats() const;

@@ -66,7 +66,7 @@ void CpuBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
     for (int tile = 0; tile < tiles; ++tile) {
       const BlockId block = blocks[tile / kv.kv_heads];
       const int head = tile % kv.kv_heads;
-      sketch_block({kv.head_dim, bits}, kv.tile(block, head), kv.sketch(bits, block, head));
+      sketch_block({kv.head_dim, bits}, kv.type, kv.tile(block, head), kv.sketch(bits, block, head));
     }
   }
 }
@@ -162,10 +162,13 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
       const float* key = k.row(row) + h * dim;
       float* value = v.row(row) + h * dim;
       if (hp_.value_norm) rms_norm(value, kOnes.data(), dim, hp_.rms_epsilon, value);
-      Bf16* to =
-          kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], h) + (position % kBlockTokens) * int64_t{2} * dim;
-      floats_to_bf16(key, dim, to);
-      floats_to_bf16(value, dim, to + dim);
+      std::byte* to = kv.row(chunk.blocks_of(kv)[position / kBlockTokens], h, position % kBlockTokens);
+      if (kv.type == KvType::Bf16) {
+        floats_to_bf16(key, dim, reinterpret_cast<Bf16*>(to));
+        floats_to_bf16(value, dim, reinterpret_cast<Bf16*>(to) + dim);
+      } else {
+        write_kv_row(kv.row_layout(), key, value, to);
+      }
     }
   };
   for (const Chunk& chunk : batch.chunks) {

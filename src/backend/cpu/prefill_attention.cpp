@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "backend/cpu/attention.h"
+#include "backend/cpu/kv_rows.h"
 #include "backend/cpu/rounded_rows.h"
 #include "backend/cpu/vector_ops.h"
 
@@ -60,6 +61,18 @@ struct Task {
   }
 };
 
+// One of 8 bits, to where element `at` of K and V is.
+void read_row(const Task& task, const std::byte* row, size_t at, const Tile& t) {
+  const KvRowLayout layout = task.kv.row_layout();
+  if (task.elements.bf16()) {
+    read_q8(layout, row, false, reinterpret_cast<Bf16*>(t.k) + at);
+    read_q8(layout, row, true, reinterpret_cast<Bf16*>(t.v) + at);
+  } else {
+    read_q8(layout, row, false, reinterpret_cast<float*>(t.k) + at);
+    read_q8(layout, row, true, reinterpret_cast<float*>(t.v) + at);
+  }
+}
+
 // Copies positions [begin, begin + count) of one KV head; positions from `end` on become zeros.
 void pack_span(const Task& task, int kv_head, int begin, int count, int end, const Tile& t) {
   constexpr int kPiece = 16;  // every head size is a multiple of this
@@ -74,9 +87,11 @@ void pack_span(const Task& task, int kv_head, int begin, int count, int end, con
       std::memset(t.v + task.elements.bytes() * at, 0, bytes);
       return;
     }
-    const Bf16* from = task.kv.tile(blocks[position / kBlockTokens], kv_head) +
-                       static_cast<int64_t>(position % kBlockTokens) * 2 * dim;
-    if (task.elements.bf16()) {
+    const std::byte* row = task.kv.row(blocks[position / kBlockTokens], kv_head, position % kBlockTokens);
+    const auto* from = reinterpret_cast<const Bf16*>(row);
+    if (task.kv.type == KvType::Q8) {
+      read_row(task, row, at, t);
+    } else if (task.elements.bf16()) {
       auto* k = reinterpret_cast<Bf16*>(t.k) + at;
       auto* v = reinterpret_cast<Bf16*>(t.v) + at;
       for (int d = 0; d < dim; d += kPiece) {

@@ -41,8 +41,8 @@ void Scan::score(const Row& row, int kv_head, int begin, int end, float* sum) {
   const ScanTerms terms{scale_ * kLog2e, reference_.data() + first_head, sum};
   const Chunk& chunk = *row.chunk;
   if (end % kBlockTokens != 0) {
-    const Bf16* keys = row.kv->tile(chunk.blocks[first_block], kv_head);
-    key_scores(q, group_, head_dim_, keys, end - begin, scores, row.stride);
+    const std::byte* rows = row.kv->tile(chunk.blocks[first_block], kv_head);
+    key_scores(q, group_, row.kv->row_layout(), rows, end - begin, scores, row.stride);
     for (int h = 0; sum && h < group_; ++h) {
       sum[h] = softmax_terms(scores + h * row.stride, end - begin, terms.scale, terms.reference[h]);
     }

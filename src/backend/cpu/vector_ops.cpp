@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "backend/cpu/kv_rows.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/vector_ops.cpp"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
@@ -269,19 +271,26 @@ void WeightedSum(const float* rows, int64_t stride, const float* factors, int co
   });
 }
 
-void KeyScores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride) {
+void KeyScores(const float* q, int heads, const KvRowLayout& layout, const std::byte* rows, int count, float* scores,
+               int64_t stride) {
+  const int head_dim = layout.head_dim;
   const F32 d;
   const hn::Rebind<uint16_t, F32> d16;
   const hn::Rebind<uint32_t, F32> d32;
   const int lanes = static_cast<int>(hn::Lanes(d));
   HWY_ALIGN float key[kMostHeadDim];
-  for (int r = 0; r < count; ++r, keys += int64_t{2} * head_dim) {
-    const auto* halves = reinterpret_cast<const uint16_t*>(keys);
+  for (int r = 0; r < count; ++r, rows += layout.bytes()) {
     int i = 0;
-    for (; i + lanes <= head_dim; i += lanes) {
-      hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, halves + i)))), d, key + i);
+    if (layout.type == KvType::Q8) {
+      read_q8(layout, rows, false, key);
+    } else {
+      const auto* keys = reinterpret_cast<const Bf16*>(rows);
+      const auto* halves = reinterpret_cast<const uint16_t*>(rows);
+      for (; i + lanes <= head_dim; i += lanes) {
+        hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, halves + i)))), d, key + i);
+      }
+      for (; i < head_dim; ++i) key[i] = to_float(keys[i]);
     }
-    for (; i < head_dim; ++i) key[i] = to_float(keys[i]);
     for (int h = 0; h < heads; ++h) {
       const float* own = q + static_cast<int64_t>(h) * head_dim;
       Vec sums = hn::Zero(d);
@@ -353,8 +362,9 @@ float softmax_terms(float* scores, int count, float scale, float reference) {
 void weighted_sum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to) {
   HWY_DYNAMIC_DISPATCH(WeightedSum)(rows, stride, factors, count, width, to);
 }
-void key_scores(const float* q, int heads, int head_dim, const Bf16* keys, int count, float* scores, int64_t stride) {
-  HWY_DYNAMIC_DISPATCH(KeyScores)(q, heads, head_dim, keys, count, scores, stride);
+void key_scores(const float* q, int heads, const KvRowLayout& layout, const std::byte* rows, int count, float* scores,
+                int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(KeyScores)(q, heads, layout, rows, count, scores, stride);
 }
 
 }  // namespace tidal

@@ -107,6 +107,7 @@ class CudaBackend final : public Backend {
     }
     return hp.delta.value_heads < 2 ? "recurrent layers of a single value head" : "";
   }
+  bool keeps(KvType) const override { return true; }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;

@@ -26,9 +26,8 @@ constexpr std::align_val_t kAlignment{64};
 void free_memory(std::byte* data, size_t) { ::operator delete(data, kAlignment); }
 
 /// The row [K | V] of one position and KV head.
-Bf16* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
-  return kv.tile(chunk.blocks_of(kv)[position / kBlockTokens], kv_head) +
-         static_cast<int64_t>(position % kBlockTokens) * 2 * kv.head_dim;
+std::byte* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
+  return kv.row(chunk.blocks_of(kv)[position / kBlockTokens], kv_head, position % kBlockTokens);
 }
 
 /// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
@@ -39,20 +38,21 @@ Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_he
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
   Scores scores(positions.size());
   float top = -std::numeric_limits<float>::infinity();
+  std::vector<float> row(dim);
   for (size_t i = 0; i < positions.size(); ++i) {
-    const Bf16* key = kv_row(chunk, kv, kv_head, positions[i]);
+    read_kv_row(kv.row_layout(), kv_row(chunk, kv, kv_head, positions[i]), row.data(), nullptr);
     double sum = 0;
-    for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * to_float(key[d]);
+    for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * row[d];
     scores[i] = static_cast<float>(sum);
     top = std::fmax(top, reference::capped(scores[i], cap));
   }
   double total = 0;
   std::vector<double> result(dim, 0.0);
   for (size_t i = 0; i < positions.size(); ++i) {
-    const Bf16* value = kv_row(chunk, kv, kv_head, positions[i]) + dim;
+    read_kv_row(kv.row_layout(), kv_row(chunk, kv, kv_head, positions[i]), nullptr, row.data());
     const double weight = std::exp((static_cast<double>(reference::capped(scores[i], cap)) - top) * scale);
     total += weight;
-    for (int d = 0; d < dim; ++d) result[d] += weight * to_float(value[d]);
+    for (int d = 0; d < dim; ++d) result[d] += weight * row[d];
   }
   if (sink_logit) total += std::exp(*sink_logit - top * scale);
   for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(result[d] / total);
@@ -72,6 +72,7 @@ class ReferenceBackend final : public Backend {
     return {static_cast<std::byte*>(std::memset(data, 0, bytes)), bytes, free_memory};
   }
   Weight upload(const Weight& host) override { return host; }
+  bool keeps(KvType) const override { return true; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
@@ -120,7 +121,7 @@ void ReferenceBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
     if (!kv.keeps_sketch(bits)) continue;
     for (const BlockId block : blocks) {
       for (int h = 0; h < kv.kv_heads; ++h) {
-        sketch_block({kv.head_dim, bits}, kv.tile(block, h), kv.sketch(bits, block, h));
+        sketch_block({kv.head_dim, bits}, kv.type, kv.tile(block, h), kv.sketch(bits, block, h));
       }
     }
   }
@@ -177,11 +178,8 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
       for (int h = 0; h < kv.kv_heads; ++h) {
         float* const value = v->row(row) + h * dim;
         if (hp_.value_norm) reference::rms_norm(value, {}, dim, hp_.rms_epsilon, value);
-        Bf16* to = kv_row(chunk, kv, h, position);
-        for (int d = 0; d < dim; ++d) {
-          to[d] = to_bf16(k->row(row)[h * dim + d]);
-          to[dim + d] = to_bf16(value[d]);
-        }
+        write_kv_row(kv.row_layout(), k->row(row) + static_cast<ptrdiff_t>(h) * dim, value,
+                     kv_row(chunk, kv, h, position));
       }
     }
     for (int b = chunk.first_full(); layer.wk && b < chunk.end_full(); ++b)

@@ -90,6 +90,7 @@ void run_bench(const BenchFlags& flags) {
   run.repetitions = flags.repetitions;
   run.random = flags.fill == "random";
   run.whole_windows = flags.whole_windows;
+  run.kv_type = kv_type(flags.backend.cache);
   run.stopped = [&] { return interrupt.raised(); };
   run.progress = [&](const std::string& text) { status.show(text); };
 

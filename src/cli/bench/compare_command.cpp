@@ -88,7 +88,8 @@ Comparison::Comparison(const CompareOptions& options)
       std::make_unique<Engine>(*backend_, model_, plans_[0].plan,
                                EngineOptions{.context = context,
                                              .tokens = context + int64_t{answers} * (options.steps + kBlockTokens),
-                                             .sequences = answers + 1});
+                                             .sequences = answers + 1,
+                                             .kv_type = kv_type(options.backend.cache)});
   run_.prompt = length;
   run_.generate = options.steps;
   run_.weight_bytes = model_.decode_weight_bytes();
@@ -105,7 +106,12 @@ std::vector<Token> Comparison::prompt_tokens() {
 }
 
 BenchCase Comparison::row_case(const std::string& engine, const std::string& attention, int depth) const {
-  return {.engine = engine, .attention = attention, .depth = depth, .batch = 1, .budget = {}, .kv_type = "bf16"};
+  return {.engine = engine,
+          .attention = attention,
+          .depth = depth,
+          .batch = 1,
+          .budget = {},
+          .kv_type = kv_type_name(kv_type(options_.backend.cache))};
 }
 
 void Comparison::prefill(Sequence& document) {

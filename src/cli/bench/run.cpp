@@ -133,7 +133,7 @@ void test_exact(const BenchRun& run, Engine& engine, Sequence& sequence, const B
 void test_tidal(const BenchRun& run, Engine& engine, const BenchPlan& plan, std::span<Sequence* const> sequences,
                 bool prefill) {
   const int depth = sequences[0]->length();
-  BenchCase which{"tidal", plan.attention, depth, static_cast<int>(sequences.size()), {}, "bf16"};
+  BenchCase which{"tidal", plan.attention, depth, static_cast<int>(sequences.size()), {}, kv_type_name(run.kv_type)};
   if (prefill) {
     say(run, which, "prefill");
     std::vector<double> seconds;
@@ -228,6 +228,7 @@ EngineOptions engine_options(const BenchRun& run) {
   options.tokens = int64_t{options.context} * options.sequences;
   options.whole_windows = run.whole_windows;
   options.kv_place = run.kv_place;
+  options.kv_type = run.kv_type;
   return options;
 }
 

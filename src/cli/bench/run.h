@@ -18,19 +18,20 @@ struct BenchStopped {};
 
 /// The tests of one command, for all engines the same.
 struct BenchRun {
-  std::vector<int> depths;     ///< ascending
-  std::vector<int> batches;    ///< ascending
-  int prompt = 512;            ///< tokens of the prefill test; 0: none
-  int generate = 64;           ///< steps of the decode test; 0: none
-  int repetitions = 5;         ///< of every test
-  bool random = false;         ///< fill the cache with random numbers instead of a prefill
-  bool whole_windows = false;  ///< EngineOptions::whole_windows
-  KvPlace kv_place;            ///< EngineOptions::kv_place
-  std::vector<Token> tokens;   ///< [context()]: fill the cache, then are the prompt
-  double limit = 0;            ///< read stream, GB/s
-  int64_t weight_bytes = 0;    ///< read by a decode step, whatever the batch
-  Hyperparameters hp;          ///< of the model
-  BenchRow common;             ///< what all rows share: model, threads, fill, repetitions
+  std::vector<int> depths;        ///< ascending
+  std::vector<int> batches;       ///< ascending
+  int prompt = 512;               ///< tokens of the prefill test; 0: none
+  int generate = 64;              ///< steps of the decode test; 0: none
+  int repetitions = 5;            ///< of every test
+  bool random = false;            ///< fill the cache with random numbers instead of a prefill
+  bool whole_windows = false;     ///< EngineOptions::whole_windows
+  KvPlace kv_place;               ///< EngineOptions::kv_place
+  KvType kv_type = KvType::Bf16;  ///< of our KV cache
+  std::vector<Token> tokens;      ///< [context()]: fill the cache, then are the prompt
+  double limit = 0;               ///< read stream, GB/s
+  int64_t weight_bytes = 0;       ///< read by a decode step, whatever the batch
+  Hyperparameters hp;             ///< of the model
+  BenchRow common;                ///< what all rows share: model, threads, fill, repetitions
   std::function<void(const BenchRow&)> report;
   std::function<void(const std::string&)> progress;
   std::function<bool()> stopped;  ///< asked often; true ends the tests with BenchStopped

@@ -123,12 +123,13 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
          policies_.tidal.at(context).budget, context);
   }
   rows_ = std::make_unique<CalibrationRows>(beside(plan_path_, ".rows.jsonl"), backend_->name(), model_, text,
-                                            policies_, flags.shape, context);
+                                            policies_, flags.shape, context, kv_type(flags_.backend.cache));
   for (const auto& [key, loss] : rows_->losses()) {
     table_.add(key.first, key.second, loss);
     earlier_ += loss.tokens;
   }
   CalibrationLosses::Options options;
+  options.kv_type = kv_type(flags_.backend.cache);
   options.batch = flags.batch;
   options.prefilled = [this](int64_t tokens) { return advance((tokens + half_++ % 2) / 2); };
   options.decoded = [this](int64_t steps) { return advance(steps); };

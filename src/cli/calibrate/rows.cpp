@@ -28,27 +28,29 @@ Json to_json(const Policy& policy) {
 }
 
 Json header(std::string_view backend, const Model& model, std::string_view text, const CandidatePolicies& policies,
-            const CalibrationShape& shape, int prefix) {
+            const CalibrationShape& shape, int prefix, KvType kv_type) {
   const Hyperparameters& hp = model.hp;
-  return {{"tidal_calibration", 3},
-          {"backend", backend},
-          {"model",
-           {{"architecture", hp.architecture},
-            {"layers", hp.layers},
-            {"width", hp.width},
-            {"heads", hp.heads},
-            {"kv_heads", hp.kv_heads},
-            {"vocab", hp.vocab},
-            {"file_bytes", model.file_bytes}}},
-          {"text", {{"bytes", text.size()}, {"fnv1a", fingerprint(text)}}},
-          {"policy", to_json(policies.tidal)},
-          {"scan_policy", to_json(policies.sketch)},
-          {"prefix", prefix},
-          {"steps", shape.steps},
-          {"stretches", shape.stretches},
-          {"places", shape.places},
-          {"prompts", shape.prompts},
-          {"held_out", shape.held_out}};
+  Json json = {{"tidal_calibration", 3},
+               {"backend", backend},
+               {"model",
+                {{"architecture", hp.architecture},
+                 {"layers", hp.layers},
+                 {"width", hp.width},
+                 {"heads", hp.heads},
+                 {"kv_heads", hp.kv_heads},
+                 {"vocab", hp.vocab},
+                 {"file_bytes", model.file_bytes}}},
+               {"text", {{"bytes", text.size()}, {"fnv1a", fingerprint(text)}}},
+               {"policy", to_json(policies.tidal)},
+               {"scan_policy", to_json(policies.sketch)},
+               {"prefix", prefix},
+               {"steps", shape.steps},
+               {"stretches", shape.stretches},
+               {"places", shape.places},
+               {"prompts", shape.prompts},
+               {"held_out", shape.held_out}};
+  if (kv_type != KvType::Bf16) json["kv_type"] = kv_type_name(kv_type);
+  return json;
 }
 
 /// What tells a plan from the others: {"select": [...]} or {"bits": 2, "dense": 0, "sparse": [...]}.
@@ -72,8 +74,8 @@ double number(const Json& value) {
 
 CalibrationRows::CalibrationRows(const std::string& path, std::string_view backend, const Model& model,
                                  std::string_view text, const CandidatePolicies& policies,
-                                 const CalibrationShape& shape, int prefix)
-    : file_(path, header(backend, model, text, policies, shape, prefix)) {
+                                 const CalibrationShape& shape, int prefix, KvType kv_type)
+    : file_(path, header(backend, model, text, policies, shape, prefix, kv_type)) {
   for (const Json& row : file_.rows()) {
     try {
       if (row.contains("seconds")) continue;

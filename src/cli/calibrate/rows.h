@@ -20,7 +20,8 @@ class CalibrationRows {
   /// Opens or creates the file. Its header holds everything that a measurement depends on; which plan is asked for in
   /// the end is not part of that. Throws Error for a file of other settings or with rows of another kind.
   CalibrationRows(const std::string& path, std::string_view backend, const Model& model, std::string_view text,
-                  const CandidatePolicies& policies, const CalibrationShape& shape, int prefix);
+                  const CandidatePolicies& policies, const CalibrationShape& shape, int prefix,
+                  KvType kv_type = KvType::Bf16);
 
   /// By plan and text.
   const std::map<std::pair<Candidate, int>, TextLoss>& losses() const { return losses_; }

@@ -176,6 +176,7 @@ void ExactEvaluation::run() {
                 {.context = context,
                  .tokens = int64_t{context} + flags_.predict + kBlockTokens,
                  .sequences = 2,
+                 .kv_type = session_.kv_type(),
                  .kv_place = session_.place()});
   PromptCache cache(engine);
   for (const Place& place : places_) {

@@ -136,6 +136,7 @@ class NeedleRun {
                                      .tokens = room + greedy_answer_tokens(std::min(cases, kStepSequences) + 1,
                                                                            question + 64, 2 * asked.answer_tokens),
                                      .sequences = std::min(cases, kStepSequences),
+                                     .kv_type = session_.kv_type(),
                                      .whole_windows = true,  // prompts are cut back to what the next one shares
                                      .kv_place = session_.place()});
         cache.emplace(*engine);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "cli/console/output.h"
 #include "cli/eval/commands.h"
@@ -45,7 +46,9 @@ std::vector<size_t> missing_plans(const EvalSession& session, int64_t first) {
   return missing;
 }
 
-void measure_place(EvalSession& session, Engine& engine, std::span<const Token> tokens, int prefix, int64_t first) {
+/// `whole`: an engine with a cache in bf16, whose full attention the others are held against; null: it is their own.
+void measure_place(EvalSession& session, Engine& engine, Engine* whole, std::span<const Token> tokens, int prefix,
+                   int64_t first) {
   const std::vector<size_t> missing = missing_plans(session, first);
   if (missing.empty()) return;
   std::vector<Plan> plans;
@@ -54,8 +57,11 @@ void measure_place(EvalSession& session, Engine& engine, std::span<const Token> 
   }
   PromptCache cache(engine);
   const Sequence& sequence = cache.prefill(tokens.first(prefix), [&](int done) { session.advance(done); });
+  std::optional<Sequence> other;
+  if (whole) whole->prefill(other.emplace(whole->create()), tokens.first(prefix));
   const std::vector<TextScore> scores =
-      score_text(engine, sequence, tokens.subspan(prefix), plans, [&] { session.advance(kStepWork); });
+      score_text(engine, sequence, tokens.subspan(prefix), plans, [&] { session.advance(kStepWork); },
+                 {whole, other ? &*other : nullptr});
   size_t plan = 1;
   for (const size_t i : missing) {
     session.add(Places::key(first, session.plans()[i]), values_of(i == 0 ? scores[0] : scores[plan++]));
@@ -171,14 +177,21 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
   session.begin(work_left(session, flags, places));
   const auto plans = static_cast<int>(session.plans().size());
   const int context = flags.places.prefix + flags.places.steps;
+  // First, so that the backend has room for passes of the other one, which are larger.
+  std::optional<Engine> whole;
+  if (session.kv_type() != KvType::Bf16) {
+    whole.emplace(session.backend(), session.model(), Plan::full(session.model().hp.layers),
+                  EngineOptions{.context = context, .tokens = context + kBlockTokens, .whole_windows = true});
+  }
   Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers),
                 {.context = context,
                  .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
                  .sequences = std::min(plans, kStepSequences),
+                 .kv_type = session.kv_type(),
                  .whole_windows = true,  // a fork that had to give up its window would be corrected
                  .kv_place = session.place()});
   for (const int64_t first : places.firsts()) {
-    measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
+    measure_place(session, engine, whole ? &*whole : nullptr, places.tokens(first), flags.places.prefix, first);
   }
   const std::vector<PlanResult> all = results(session, places);
   session.print(table(all));
@@ -188,6 +201,7 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
       flags.places.places == 1 ? "One place" : fmt::format("{} places", flags.places.places), flags.places.steps,
       flags.places.prefix,
       flags.places.places == 1 ? "takes the steps for independent" : "comes from the spread between places"));
+  if (whole) session.print("Full is full attention with a cache in bf16, for all rows.\n");
   if (session.draws())
     session.draw(to_svg(chart(all, flags.places, session.model_name(), session.model().decode_weight_bytes())));
 }

@@ -170,6 +170,7 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
                 {.context = flags.places.prefix + flags.places.steps,
                  .tokens = flags.places.prefix +
                            teacher_forced_tokens(static_cast<int>(session.plans().size()), flags.places.steps),
+                 .kv_type = session.kv_type(),
                  // Of the prefix and of a fork for each plan and full attention.
                  .states = SequenceStates::kMostSaved + static_cast<int>(session.plans().size()) + 1,
                  .whole_windows = true,  // a fork that had to give up its window would be corrected

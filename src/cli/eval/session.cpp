@@ -86,6 +86,8 @@ void EvalSession::open(const std::string& task, const Json& settings) {
   task_ = task;
   Json header = {
       {"tidal", "eval " + task}, {"model", fingerprint(model_, flags_.model)}, {"backend", backend_->name()}};
+  // Rows of one type do not go on those of another; files from before there were two have none.
+  if (kv_type() != KvType::Bf16) header["kv_type"] = kv_type_name(kv_type());
   header.update(settings);
   if (!svg_.empty()) picture_ = std::make_unique<WholeFile>(svg_);
   status_.clear();

@@ -51,6 +51,8 @@ class EvalSession {
   /// Of every engine.
   KvPlace place() const { return kv_place(flags_.kv, *backend_); }
   const Model& model() const { return model_; }
+  /// Of the KV cache.
+  KvType kv_type() const { return tidal::kv_type(flags_.backend.cache); }
   /// For titles.
   std::string model_name() const;
   const Tokenizer& tokenizer() const { return *tokenizer_; }

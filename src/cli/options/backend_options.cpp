@@ -30,18 +30,23 @@ void add_backend_options(CLI::App& app, BackendOptions& options) {
                  "On the GPU: auto (they stay quantised as in the file where a product takes their type) or bf16")
       ->check(CLI::IsMember({"auto", "bf16"}))
       ->capture_default_str();
+  add_cache_options(app, options.cache);
 }
 
 void spell_out_short_flags(int argc, char** argv) {
   static char layers[] = "--n-gpu-layers", parallel[] = "--parallel", host_cache[] = "--no-kv-offload";
+  static char keys[] = "--cache-type-k", values[] = "--cache-type-v";
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "-ngl") == 0) argv[i] = layers;
     if (std::strcmp(argv[i], "-np") == 0) argv[i] = parallel;
     if (std::strcmp(argv[i], "-nkvo") == 0) argv[i] = host_cache;
+    if (std::strcmp(argv[i], "-ctk") == 0) argv[i] = keys;
+    if (std::strcmp(argv[i], "-ctv") == 0) argv[i] = values;
   }
 }
 
 std::unique_ptr<Backend> open_backend(const BackendOptions& options, int threads, const std::function<int()>& layers) {
+  kv_type(options.cache);  // before a model is loaded
   std::string name = options.backend;
   if (options.gpu_layers) {
     const std::string wanted = name_by_layers(*options.gpu_layers, *options.gpu_layers > 0 ? layers() : 0);

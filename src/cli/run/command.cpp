@@ -91,6 +91,7 @@ int64_t Run::memory_beside(const Hyperparameters& hp) const {
 
 EngineOptions Run::engine_options(int context) const {
   EngineOptions options{.context = context, .chunk = options_.chunk};
+  options.kv_type = kv_type(options_.backend.cache);
   options.whole_windows = options_.whole_windows || !options_.session.empty();
   options.kv_place = kv_place(options_.kv, *backend_);
   return options;

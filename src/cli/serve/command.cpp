@@ -53,6 +53,7 @@ EngineOptions Loaded::engine_options(const Hyperparameters& hp) const {
   options.tokens = options_.cache_tokens > 0 ? options_.cache_tokens : 2 * int64_t{options.context};
   options.chunk = options_.chunk;
   options.sequences = options_.parallel;
+  options.kv_type = kv_type(options_.backend.cache);
   options.windows = 4;  // for what the prefix cache goes on with
   options.whole_windows = options_.whole_windows || !options_.cache_dir.empty();
   options.kv_place = kv_place(options_.kv, *backend_);

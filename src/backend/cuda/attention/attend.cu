@@ -18,19 +18,20 @@ constexpr size_t kScoreBytes = size_t{256} << 20;  // for the scores of a launch
 /// Of scan_scores.cu on a multiprocessor.
 constexpr int scan_ctas(int head_dim) { return head_dim > 128 ? 1 : 2; }
 
+template <KvType kType>
 void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
   switch (head_dim) {
-    case 16: return attend_rows<16>(args, stream, ctas);
-    case 32: return attend_rows<32>(args, stream, ctas);
-    case 48: return attend_rows<48>(args, stream, ctas);
-    case 64: return attend_rows<64>(args, stream, ctas);
-    case 80: return attend_rows<80>(args, stream, ctas);
-    case 96: return attend_rows<96>(args, stream, ctas);
-    case 112: return attend_rows<112>(args, stream, ctas);
-    case 128: return attend_rows<128>(args, stream, ctas);
-    case 160: return attend_rows<160>(args, stream, ctas);
-    case 192: return attend_rows<192>(args, stream, ctas);
-    case 256: return attend_rows<256>(args, stream, ctas);
+    case 16: return attend_rows<16, kType>(args, stream, ctas);
+    case 32: return attend_rows<32, kType>(args, stream, ctas);
+    case 48: return attend_rows<48, kType>(args, stream, ctas);
+    case 64: return attend_rows<64, kType>(args, stream, ctas);
+    case 80: return attend_rows<80, kType>(args, stream, ctas);
+    case 96: return attend_rows<96, kType>(args, stream, ctas);
+    case 112: return attend_rows<112, kType>(args, stream, ctas);
+    case 128: return attend_rows<128, kType>(args, stream, ctas);
+    case 160: return attend_rows<160, kType>(args, stream, ctas);
+    case 192: return attend_rows<192, kType>(args, stream, ctas);
+    case 256: return attend_rows<256, kType>(args, stream, ctas);
     default:
       fail_with("cuda: heads of " + std::to_string(head_dim) +
                 " elements are not supported, expected 16, 32, 48, 64, 80, 96, 112, 128, 160, 192 or 256");
@@ -94,13 +95,15 @@ Sizes sizes_for(const Hyperparameters& hp, int max_rows, int max_context, bool m
 }  // namespace
 
 void launch_attend_rows(const AttendRowsArgs& args, cudaStream_t stream) {
-  dispatch(args.head_dim, args, stream, nullptr);
+  if (args.type == KvType::Q8) return dispatch<KvType::Q8>(args.head_dim, args, stream, nullptr);
+  dispatch<KvType::Bf16>(args.head_dim, args, stream, nullptr);
 }
 
 int attend_rows_ctas(int head_dim) {
   int ctas = 0;
   const AttendRowsArgs none{.tables = {}, .tiles = HeadTiles(1, 1, 1)};
-  dispatch(head_dim, none, nullptr, &ctas);
+  dispatch<KvType::Q8>(head_dim, none, nullptr, &ctas);
+  dispatch<KvType::Bf16>(head_dim, none, nullptr, &ctas);
   return ctas;
 }
 
@@ -136,6 +139,7 @@ struct DecodeAttention::Workspace {
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
+                        .type = params.kv.type,
                         .splits = alone ? sizes.single_splits : sizes.dense_splits,
                         .used_splits = alone ? sizes.single_splits : sizes.dense_splits,
                         .parts = parts.as<float>(),
@@ -203,6 +207,8 @@ struct DecodeAttention::Workspace {
             .early = params.early,
             .q = params.q.data,
             .kv = params.kv.data,
+            .type = params.kv.type,
+            .row_bytes = static_cast<int>(params.kv.row_bytes()),
             .sketches = params.kv.sketches[params.sketch_bits / 2],
             .bits = params.sketch_bits,
             .needs_sums = params.pooling == Pooling::Sum && pools(params.scope, sizes.heads, sizes.kv_heads),
@@ -237,7 +243,7 @@ struct DecodeAttention::Workspace {
             .row_units = params.selection.row_units,
             .kv = scan && params.scope != Scope::Shared && !on_host(params) ? params.kv.data : nullptr,
             .kv_heads = sizes.kv_heads,
-            .head_dim = sizes.head_dim};
+            .row_bytes = static_cast<int>(params.kv.row_bytes())};
   }
 
   float scale() const {

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "backend/cuda/attention/attention.h"
@@ -28,7 +29,8 @@ struct AttendRowsArgs {
   bool early_query = false;            ///< of a selection: q may be read before the kernels before are through
   const float* q = nullptr;            ///< [rows of the batch, heads, head_dim]
   float* out = nullptr;                ///< the same
-  const Bf16* kv = nullptr;            ///< KvLayer::data
+  const std::byte* kv = nullptr;       ///< KvLayer::data
+  KvType type = KvType::Bf16;          ///< KvLayer::type
   const int32_t* positions = nullptr;  ///< Selection, or null
   const int32_t* counts = nullptr;
   int row_positions = 0;
@@ -48,11 +50,11 @@ struct AttendRowsArgs {
   uint32_t* done = nullptr;                ///< [run, tiles], zeros before and after
 };
 void launch_attend_rows(const AttendRowsArgs& args, cudaStream_t stream);
-/// CTAs of that kernel that a multiprocessor holds at once; makes it ready to be launched. Throws Error for a head_dim
-/// that it was not built for.
+/// CTAs of that kernel that a multiprocessor holds at once, with bf16; makes it ready to be launched, with other types,
+/// too. Throws Error for a head_dim that it was not built for.
 int attend_rows_ctas(int head_dim);
-/// The same for one head size: launches, or where `ctas` is not null only tells how many.
-template <int kDim>
+/// The same for one head size and type of cache: launches, or where `ctas` is not null only tells how many.
+template <int kDim, KvType kType>
 void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas);
 
 }  // namespace tidal::cuda

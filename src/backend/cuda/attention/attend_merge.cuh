@@ -12,13 +12,14 @@ inline constexpr int kAttendWarps = 4;  // of a CTA
 inline constexpr int kAttendThreads = 32 * kAttendWarps;
 inline constexpr int kPieceStep = kSlice * kAttendWarps;  // pieces are whole numbers of these
 
-template <int kDim>
+template <int kDim, KvType kType>
 struct AttendSizes {
-  static constexpr int kRowBytes = 4 * kDim;  // [K | V]
+  static constexpr int kRowBytes = KvRowLayout{kType, kDim}.bytes();  // [K | V]
+  static constexpr int kScales = KvRowLayout{kType, kDim}.scales();   // of K, and of V; with 8 bits
   // An odd number of 16-byte units: the 8 rows of an ldmatrix lie in 8 different groups of banks.
-  static constexpr int kStride = kRowBytes + 16;
+  static constexpr int kStride = kRowBytes % 32 == 0 ? kRowBytes + 16 : kRowBytes;
   static constexpr int kSliceBytes = kSlice * kStride;
-  static constexpr int kStages = kDim <= 64 ? 4 : kDim <= 128 ? 3 : 2;
+  static constexpr int kStages = (kDim <= 64 ? 4 : kDim <= 128 ? 3 : 2) + (kType == KvType::Q8 && kDim > 64 ? 1 : 0);
   static constexpr int kSharedBytes = kAttendWarps * kStages * kSliceBytes;
   static constexpr int kCtas = kDim <= 128 ? 2 : 1;  // on one multiprocessor, at least
 };
@@ -26,10 +27,23 @@ struct AttendSizes {
 /// The state of a warp: lane (g = lane / 4, t = lane % 4) has heads 2t and 2t + 1.
 template <int kDim>
 struct WarpState {
-  float out[kDim / 16][4] = {};  // channels 16i + g: heads 2t, 2t + 1; channels 16i + g + 8: the same
+  float out[kDim / 16][4] =
+      {};  // channels 16i + channel_of(0): heads 2t, 2t + 1; channels 16i + channel_of(1): the same
   float maximum[2] = {negative_infinity(), negative_infinity()};  // of all lanes
   float sum[2] = {0, 0};                                          // of this lane's positions
 };
+
+/// Which of 16 channels a lane's first (0) or second (1) pair of outputs is of. With 8 bits two neighbours come out of
+/// the same transposed word.
+template <KvType kType>
+__device__ inline int channel_of(int which) {
+  const int g = threadIdx.x % 32 / 4;
+  return kType == KvType::Q8 ? 2 * g + which : g + 8 * which;
+}
+
+/// Queries cut in three: for every 16 channels, two halves of them, as load_query() has them.
+template <int kDim>
+using Query = uint32_t[kDim / 16][2][3];
 
 /// What a CTA works on.
 struct AttendTask {
@@ -131,7 +145,7 @@ __device__ inline void merge_splits(const AttendRowsArgs& args, const AttendTask
 }
 
 /// Merges the warps' parts; writes the output where the row has one split only, else the split's part.
-template <int kDim>
+template <int kDim, KvType kType>
 __device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask& task, int used,
                                    const WarpState<kDim>& state, char* shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -141,11 +155,11 @@ __device__ inline void merge_warps(const AttendRowsArgs& args, const AttendTask&
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     if (2 * t + h >= task.heads) continue;
-    float* const to = outs + (warp * kTileHeads + 2 * t + h) * kDim + g;
+    float* const to = outs + (warp * kTileHeads + 2 * t + h) * kDim;
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
-      to[16 * i] = state.out[i][h];
-      to[16 * i + 8] = state.out[i][2 + h];
+      to[16 * i + channel_of<kType>(0)] = state.out[i][h];
+      to[16 * i + channel_of<kType>(1)] = state.out[i][2 + h];
     }
     if (g == 0) statistics[warp * kTileHeads + 2 * t + h] = {state.maximum[h], state.sum[h]};
   }

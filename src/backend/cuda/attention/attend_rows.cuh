@@ -10,7 +10,7 @@
 // batch; products that the compiler might fuse in one instance and not in another are written out.
 #pragma once
 
-#include "backend/cuda/attention/attend_merge.cuh"
+#include "backend/cuda/attention/attend_rows_q8.cuh"
 
 namespace tidal::cuda {
 
@@ -31,10 +31,6 @@ __device__ inline void cut(float2 value, uint32_t (&parts)[3]) {
     value.y = __fsub_rn(value.y, __uint_as_float(y));
   }
 }
-
-/// Queries cut in three: for every 16 channels, the lower and the upper 8 of them.
-template <int kDim>
-using Query = uint32_t[kDim / 16][2][3];
 
 /// Where the rows of a piece are. Looking one up takes two steps, each with a load that must not be waited for at once;
 /// of resolved rows the second has none.
@@ -68,16 +64,18 @@ struct RowFinder {
 };
 
 /// Rows [first, valid) of a slice, zeros in place of the others.
-template <int kDim, bool kSelected, bool kOnce>
-__device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int first, int valid) {
-  using Sizes = AttendSizes<kDim>;
-  constexpr int kUnits = kDim / 4;  // of 16 bytes, in a row
+template <int kDim, KvType kType, bool kSelected, bool kOnce>
+__device__ inline void copy_slice(uint32_t to, const std::byte* kv, int64_t row, int first, int valid) {
+  using Sizes = AttendSizes<kDim, kType>;
+  constexpr int kUnits = Sizes::kRowBytes / 16;  // of 16 bytes, in a row
+  constexpr int kAll = kSlice * kUnits;
   const int lane = threadIdx.x % 32;
   const auto* base = reinterpret_cast<const char*>(kv);
 #pragma unroll
-  for (int i = 0; i < kSlice * kUnits / 32; ++i) {
+  for (int i = 0; i < (kAll + 31) / 32; ++i) {
     const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
-    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r * Sizes::kRowBytes;
+    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r % kSlice) : row + r * Sizes::kRowBytes;
+    if (kAll % 32 != 0 && unit >= kAll) continue;
     copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from + at * 16, r >= first && r < valid);
   }
 }
@@ -86,7 +84,7 @@ __device__ inline void copy_slice(uint32_t to, const Bf16* kv, int64_t row, int 
 template <int kDim>
 __device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
                                     const Query<kDim>& q, float (&score)[4]) {
-  using Sizes = AttendSizes<kDim>;
+  using Sizes = AttendSizes<kDim, KvType::Bf16>;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t keys = shared_address(shared) + lane % 16 * Sizes::kStride + lane / 16 * 16;
   float upper[4] = {}, middle[4] = {}, lower[4] = {};
@@ -115,11 +113,10 @@ __device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask
   }
 }
 
-/// Adds positions [first, valid) of a slice to the softmax and the output.
+/// Adds positions [first, valid) of a slice to the softmax. p: their weights, as `score` has the scores.
 template <int kDim>
-__device__ inline void add_slice(const char* shared, int first, int valid, float (&score)[4], float scale,
-                                 WarpState<kDim>& state) {
-  using Sizes = AttendSizes<kDim>;
+__device__ inline void weigh_slice(int first, int valid, float (&score)[4], float scale, WarpState<kDim>& state,
+                                   float (&p)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4;
   if (g < first || g >= valid) score[0] = score[1] = negative_infinity();
   if (g + 8 < first || g + 8 >= valid) score[2] = score[3] = negative_infinity();
@@ -150,7 +147,6 @@ __device__ inline void add_slice(const char* shared, int first, int valid, float
       }
     }
   }
-  float p[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     // Before any score above -infinity every weight is 0, not the power of infinity - infinity.
@@ -159,6 +155,13 @@ __device__ inline void add_slice(const char* shared, int first, int valid, float
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) state.sum[h] = __fadd_rn(state.sum[h], __fadd_rn(p[h], p[2 + h]));
+}
+
+/// Adds the values of a slice to the output, with these weights.
+template <int kDim>
+__device__ inline void add_values(const char* shared, const float (&p)[4], WarpState<kDim>& state) {
+  using Sizes = AttendSizes<kDim, KvType::Bf16>;
+  const int lane = threadIdx.x % 32;
   const __nv_bfloat162 low = __floats2bfloat162_rn(p[0], p[1]), high = __floats2bfloat162_rn(p[2], p[3]);
   const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&low));
   const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&high));
@@ -168,29 +171,31 @@ __device__ inline void add_slice(const char* shared, int first, int valid, float
   for (int i = 0; i < kDim / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
 }
 
-/// The queries of a tile of heads, as slice_scores() needs them.
-template <int kDim>
+/// The queries of a tile of heads, as slice_scores() needs them: of 16 channels 2t, 2t + 1 and 2t + 8, 2t + 9; with 8
+/// bits four neighbours, as they lie in a word of codes.
+template <int kDim, KvType kType>
 __device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& task, Query<kDim>& q) {
+  constexpr int kApart = kType == KvType::Q8 ? 2 : 8;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const float* const from =
-      args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim + 2 * t;
+  const float* const from = args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head + g) * kDim +
+                            (kType == KvType::Q8 ? 4 : 2) * t;
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float2 value = {0, 0};
-      if (g < task.heads) value = *reinterpret_cast<const float2*>(from + 16 * k + 8 * half);
+      if (g < task.heads) value = *reinterpret_cast<const float2*>(from + 16 * k + kApart * half);
       cut(value, q[k][half]);
     }
   }
 }
 
 /// This warp's slices of a piece. Positions below `settled` may be read before the kernels before are through.
-template <int kDim, bool kSelected>
+template <int kDim, KvType kType, bool kSelected>
 __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& task, const int32_t* table,
                                   const int32_t* selected, int settled, Query<kDim>& q, char* shared,
                                   WarpState<kDim>& state) {
-  using Sizes = AttendSizes<kDim>;
+  using Sizes = AttendSizes<kDim, kType>;
   constexpr int kStages = Sizes::kStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   char* const own = shared + warp * kStages * Sizes::kSliceBytes;
@@ -212,9 +217,9 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
       const int valid = task.count - place(i) * kSlice, first = first_of(place(i));
       // The selection is to find the scores in the L2: what is read once must not push them out.
       if (!kSelected && args.scores) {
-        copy_slice<kDim, kSelected, true>(to, args.kv, row, first, valid);
+        copy_slice<kDim, kType, kSelected, true>(to, args.kv, row, first, valid);
       } else {
-        copy_slice<kDim, kSelected, false>(to, args.kv, row, first, valid);
+        copy_slice<kDim, kType, kSelected, false>(to, args.kv, row, first, valid);
       }
     }
     commit_copies();
@@ -243,15 +248,19 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   int64_t next_row = rows[kStages];
   int next_position = positions[kStages + 1];
 
-  if (!kSelected || !args.early_query) load_query<kDim>(args, task, q);
+  if (!kSelected || !args.early_query) load_query<kDim, kType>(args, task, q);
 
   for (int i = 0, stage = 0; place(i) < slices; ++i) {
     wait_for_copies<kStages - 1>();
     __syncwarp();
     char* const slice = own + stage * Sizes::kSliceBytes;
     const int at = place(i) * kSlice, valid = task.count - at;
-    float score[4];
-    slice_scores<kDim>(args, task, slice, valid, q, score);
+    float score[4], p[4];
+    if constexpr (kType == KvType::Q8) {
+      slice_scores_q8<kDim>(args, task, slice, valid, q, score);
+    } else {
+      slice_scores<kDim>(args, task, slice, valid, q, score);
+    }
     if (!kSelected && args.scores) {
       float* const to =
           args.scores +
@@ -262,7 +271,12 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
         if (g + j / 2 * 8 < valid && 2 * t + j % 2 < task.heads) to[j % 2 * args.score_stride + j / 2 * 8] = score[j];
       }
     }
-    add_slice<kDim>(slice, first_of(place(i)), valid, score, args.scale, state);
+    weigh_slice<kDim>(first_of(place(i)), valid, score, args.scale, state, p);
+    if constexpr (kType == KvType::Q8) {
+      add_values_q8<kDim>(slice, p, state);
+    } else {
+      add_values<kDim>(slice, p, state);
+    }
     __syncwarp();
     copy(i + kStages, stage, next_row);
     next_row = find(next_position);
@@ -279,8 +293,8 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   }
 }
 
-template <int kDim, bool kSelected>
-__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
+template <int kDim, KvType kType, bool kSelected>
+__global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim, kType>::kCtas)
     attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
   extern __shared__ __align__(16) char shared[];
   __shared__ uint32_t flag;
@@ -295,7 +309,7 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   const int32_t* selected = nullptr;
   int all = row.context;
   Query<kDim> q;
-  if (kSelected && args.early_query) load_query<kDim>(args, task, q);
+  if (kSelected && args.early_query) load_query<kDim, kType>(args, task, q);
   if (!args.early) wait_for_kernels_before();
   if constexpr (kSelected) {
     const int unit = static_cast<int>(static_cast<int64_t>(task.first_head) * args.units / tiles.heads);
@@ -324,30 +338,32 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim>::kCtas)
   }
 
   WarpState<kDim> state;
-  run_slices<kDim, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position, q,
-                              shared, state);
-  merge_warps<kDim>(args, task, used, state, shared);
+  run_slices<kDim, kType, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position,
+                                     q, shared, state);
+  merge_warps<kDim, kType>(args, task, used, state, shared);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + tile, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }
 }
 
 // Declared in attend_args.h.
-template <int kDim>
+template <int kDim, KvType kType>
 void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
-  constexpr int kShared = AttendSizes<kDim>::kSharedBytes;
+  constexpr int kShared = AttendSizes<kDim, kType>::kSharedBytes;
   static_assert(kShared >= 4 * kTileHeads * (kMaxSplits + 1) && kShared >= 4 * kAttendWarps * kTileHeads * (kDim + 2));
   constexpr const char* kWhat = "attention of decode rows";
   if (ctas) {
-    for (const auto kernel : {attend_rows_kernel<kDim, false>, attend_rows_kernel<kDim, true>}) {
+    for (const auto kernel : {attend_rows_kernel<kDim, kType, false>, attend_rows_kernel<kDim, kType, true>}) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), kWhat);
     }
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, attend_rows_kernel<kDim, false>, kAttendThreads, kShared),
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, attend_rows_kernel<kDim, kType, false>, kAttendThreads,
+                                                        kShared),
           kWhat);
     return;
   }
   const dim3 grid(args.used_splits, args.tiles.tiles(), args.run);
-  launch(kWhat, Start::Early, args.positions ? attend_rows_kernel<kDim, true> : attend_rows_kernel<kDim, false>, grid,
+  launch(kWhat, Start::Early,
+         args.positions ? attend_rows_kernel<kDim, kType, true> : attend_rows_kernel<kDim, kType, false>, grid,
          dim3(kAttendThreads), kShared, stream, args);
 }
 

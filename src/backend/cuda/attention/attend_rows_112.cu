@@ -2,8 +2,8 @@
 
 namespace tidal::cuda {
 
-template void attend_rows<80>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<96>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<112>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<80, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<96, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<112, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
 
 }  // namespace tidal::cuda

@@ -2,6 +2,6 @@
 
 namespace tidal::cuda {
 
-template void attend_rows<128>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<128, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
 
 }  // namespace tidal::cuda

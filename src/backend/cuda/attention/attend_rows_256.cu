@@ -2,8 +2,8 @@
 
 namespace tidal::cuda {
 
-template void attend_rows<160>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<192>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<256>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<160, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<192, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<256, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
 
 }  // namespace tidal::cuda

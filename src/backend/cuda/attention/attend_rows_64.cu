@@ -2,9 +2,9 @@
 
 namespace tidal::cuda {
 
-template void attend_rows<16>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<32>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<48>(const AttendRowsArgs&, cudaStream_t, int*);
-template void attend_rows<64>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<16, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<32, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<48, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
+template void attend_rows<64, KvType::Bf16>(const AttendRowsArgs&, cudaStream_t, int*);
 
 }  // namespace tidal::cuda

@@ -3,6 +3,7 @@
 // run of memory; it comes by cp.async, one block ahead. Rows in shared memory are padded by 16 bytes: their length in
 // 16-byte pieces is then odd, so that the eight rows of an ldmatrix lie in eight different groups of banks.
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cmath>
 #include <string>
@@ -20,15 +21,20 @@ constexpr int kPad = 8;              // elements
 constexpr int kPiece = 8;            // elements of 16 bytes
 constexpr int kKeys = kBlockTokens;  // of a tile
 
-/// Sizes for one head size. Wide heads leave registers for 16 rows of the output in a warp only.
-template <int kDim>
+/// Sizes for one head size and type of cache. Wide heads leave registers for 16 rows of the output in a warp only.
+template <int kDim, KvType kType>
 struct Sizes {
   static constexpr int kRowTiles = kDim <= 128 ? 2 : 1;  // of 16 rows, in a warp
   static constexpr int kRows = 16 * kRowTiles * kWarps;
   static constexpr int kQueryStride = kDim + kPad;
   static constexpr int kStride = 2 * kDim + kPad;  // of a row [K | V]
   static constexpr int kStage = kKeys * kStride;
-  static constexpr int kSharedBytes = 2 * (kRows * kQueryStride + 2 * kStage);
+  // Of bf16 a block that is worked on and the one behind; of 8 bits these as they are, and one block made of them.
+  static constexpr int kRowBytes = KvRowLayout{kType, kDim}.bytes(), kRawBytes = kKeys * kRowBytes;
+  static constexpr int kScales = KvRowLayout{kType, kDim}.scales();
+  static constexpr int kStages = kType == KvType::Q8 ? 1 : 2;
+  static constexpr int kSharedBytes =
+      2 * (kRows * kQueryStride + kStages * kStage) + (kType == KvType::Q8 ? 2 * kRawBytes : 0);
   static constexpr int kCtas = kDim <= 128 ? 2 : 1;  // on one multiprocessor
 };
 
@@ -85,9 +91,9 @@ __device__ inline float row_sum(float value) {
 }
 
 /// Queries [kRows, kDim] as bf16 into shared memory; zeros behind the chunk's end.
-template <int kDim>
+template <int kDim, KvType kType>
 __device__ inline void load_queries(const PrefillAttentionParams& p, int first, int head, __nv_bfloat16* to) {
-  using S = Sizes<kDim>;
+  using S = Sizes<kDim, kType>;
   constexpr int kPieces = kDim / kPiece;
   for (int i = threadIdx.x; i < S::kRows * kPieces; i += kThreads) {
     const int row = i / kPieces, at = i % kPieces * kPiece;
@@ -105,8 +111,9 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
 /// Starts to load rows [unseen, valid) of a block, [K | V]; zeros in place of the others, where the pool may hold
 /// anything.
 template <int kDim>
-__device__ inline void load_block(const Bf16* from, int unseen, int valid, uint32_t to) {
-  using S = Sizes<kDim>;
+__device__ inline void load_block(const std::byte* block, int unseen, int valid, uint32_t to) {
+  using S = Sizes<kDim, KvType::Bf16>;
+  const auto* from = reinterpret_cast<const Bf16*>(block);
   constexpr unsigned kPieces = 2 * kDim / kPiece;  // of a row
   constexpr unsigned kCopies = kKeys * kPieces / kThreads;
   if constexpr (kThreads % kPieces == 0) {
@@ -131,10 +138,49 @@ __device__ inline void load_block(const Bf16* from, int unseen, int valid, uint3
   commit_copies();
 }
 
-/// s [16 * kRowTiles x 64] = q k^T.
+/// The same of a block of 8 bits, as it is.
 template <int kDim>
-__device__ inline void scores(uint32_t queries, uint32_t keys, float (&s)[Sizes<kDim>::kRowTiles][kKeys / 8][4]) {
-  using S = Sizes<kDim>;
+__device__ inline void load_raw(const std::byte* from, int unseen, int valid, uint32_t to) {
+  using S = Sizes<kDim, KvType::Q8>;
+  constexpr int kPieces = S::kRowBytes / 16, kAll = kKeys * kPieces;
+#pragma unroll
+  for (int i = 0; i < (kAll + kThreads - 1) / kThreads; ++i) {
+    const int piece = i * kThreads + static_cast<int>(threadIdx.x), row = piece / kPieces;
+    if (piece < kAll) copy_async(to + 16 * piece, from + 16 * piece, row >= unseen && row < valid);
+  }
+  commit_copies();
+}
+
+/// A block of 8 bits as load_block() has one of bf16. All threads call it, with barriers on either side.
+template <int kDim>
+__device__ inline void widen_block(const char* raw, __nv_bfloat16* to) {
+  using S = Sizes<kDim, KvType::Q8>;
+  constexpr int kPieces = 2 * kDim / kPiece;  // of 8 elements, of a row
+#pragma unroll 4
+  for (int piece = threadIdx.x; piece < kKeys * kPieces; piece += kThreads) {
+    const int row = piece / kPieces, at = piece % kPieces * kPiece;
+    const char* const own = raw + row * S::kRowBytes;
+    const int block = at < kDim ? at / kKvScaleBlock : S::kScales + (at - kDim) / kKvScaleBlock;
+    const float scale = __half2float(*reinterpret_cast<const __half*>(own + 2 * kDim + 2 * block));
+    const uint2 codes = *reinterpret_cast<const uint2*>(own + at);
+    // With its sign turned a code is 128 more, the lowest byte of 2^23 + that.
+    const uint32_t words[2] = {codes.x ^ 0x80808080u, codes.y ^ 0x80808080u};
+    float values[kPiece];
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) {
+      const float sum = __uint_as_float(__byte_perm(words[i / 4], 0x4b000000u, 0x7650 | i % 4));
+      values[i] = __fmul_rn(scale, __fsub_rn(sum, 8388736.0f));
+    }
+    *reinterpret_cast<uint4*>(to + row * S::kStride + at) = {pack(values[0], values[1]), pack(values[2], values[3]),
+                                                             pack(values[4], values[5]), pack(values[6], values[7])};
+  }
+}
+
+/// s [16 * kRowTiles x 64] = q k^T.
+template <int kDim, KvType kType>
+__device__ inline void scores(uint32_t queries, uint32_t keys,
+                              float (&s)[Sizes<kDim, kType>::kRowTiles][kKeys / 8][4]) {
+  using S = Sizes<kDim, kType>;
 #pragma unroll
   for (int m = 0; m < S::kRowTiles; ++m) {
 #pragma unroll
@@ -159,10 +205,10 @@ __device__ inline void scores(uint32_t queries, uint32_t keys, float (&s)[Sizes<
 }
 
 /// out [16 * kRowTiles x kDim] += p v, with p = the softmax weights.
-template <int kDim>
-__device__ inline void add_values(const uint32_t (&p)[Sizes<kDim>::kRowTiles][kKeys / 16][4], uint32_t values,
-                                  float (&out)[Sizes<kDim>::kRowTiles][kDim / 8][4]) {
-  using S = Sizes<kDim>;
+template <int kDim, KvType kType>
+__device__ inline void add_values(const uint32_t (&p)[Sizes<kDim, kType>::kRowTiles][kKeys / 16][4], uint32_t values,
+                                  float (&out)[Sizes<kDim, kType>::kRowTiles][kDim / 8][4]) {
+  using S = Sizes<kDim, kType>;
 #pragma unroll
   for (int k = 0; k < kKeys / 16; ++k) {
 #pragma unroll
@@ -195,14 +241,17 @@ __device__ inline void mask(int row, int key, int window, float (&s)[kRowTiles][
   }
 }
 
-template <int kDim>
-__global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
+template <int kDim, KvType kType>
+__global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
     prefill_attention(PrefillAttentionParams p, float scale) {
-  using S = Sizes<kDim>;
+  using S = Sizes<kDim, kType>;
+  constexpr bool kRaw = kType == KvType::Q8;
   constexpr int kRowTiles = S::kRowTiles;
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   __nv_bfloat16* const queries = shared;
-  const uint32_t stages = shared_address(shared + S::kRows * S::kQueryStride);
+  __nv_bfloat16* const first_stage = shared + S::kRows * S::kQueryStride;
+  char* const raw = reinterpret_cast<char*>(first_stage + S::kStage);  // with 8 bits
+  const uint32_t stages = shared_address(first_stage);
 
   // The last rows have the longest way and start first; the heads of a group are neighbours and share blocks in L2.
   const int group = p.heads / p.kv_heads, row_tiles = (p.rows + S::kRows - 1) / S::kRows;
@@ -215,13 +264,19 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
   const int window = p.window > 0 ? p.window : context;  // all is seen
   const int seen = max(0, p.position + first - window + 1), first_tile = seen / kKeys;
 
-  const int64_t tile_elements = int64_t{2} * kKeys * kDim;
-  const Bf16* const own = p.kv + kv_head * tile_elements;
-  const int64_t block_elements = p.kv_heads * tile_elements;
-  load_block<kDim>(own + p.blocks[first_tile] * block_elements, seen - first_tile * kKeys, context - first_tile * kKeys,
-                   stages + first_tile % 2 * 2 * S::kStage);
+  const std::byte* const own = p.kv + kv_head * int64_t{S::kRawBytes};
+  const int64_t block_bytes = p.kv_heads * int64_t{S::kRawBytes};
+  const auto load = [&](int tile, int64_t block, int unseen) {
+    const std::byte* const from = own + block * block_bytes;
+    if constexpr (kRaw) {
+      load_raw<kDim>(from, unseen, context - tile * kKeys, shared_address(raw + tile % 2 * S::kRawBytes));
+    } else {
+      load_block<kDim>(from, unseen, context - tile * kKeys, stages + tile % 2 * 2 * S::kStage);
+    }
+  };
+  load(first_tile, p.blocks[first_tile], seen - first_tile * kKeys);
   int next = tiles > first_tile + 1 ? p.blocks[first_tile + 1] : 0;
-  load_queries<kDim>(p, first, head, queries);
+  load_queries<kDim, kType>(p, first, head, queries);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp * 16 * kRowTiles;
@@ -242,16 +297,19 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
   for (int tile = first_tile; tile < tiles; ++tile) {
     wait_copies();
     __syncthreads();  // the block is there for all, and all are done with the other stage
-    const uint32_t stage = stages + tile % 2 * 2 * S::kStage;
+    const uint32_t stage = kRaw ? stages : stages + tile % 2 * 2 * S::kStage;
     if (tile + 1 < tiles) {
-      load_block<kDim>(own + next * block_elements, 0, context - (tile + 1) * kKeys,
-                       stages + (tile + 1) % 2 * 2 * S::kStage);
+      load(tile + 1, next, 0);
       next = tile + 2 < tiles ? p.blocks[tile + 2] : 0;
+    }
+    if constexpr (kRaw) {
+      widen_block<kDim>(raw + tile % 2 * S::kRawBytes, first_stage);
+      __syncthreads();
     }
     if (tile * kKeys > warp_last || tile * kKeys + kKeys - 1 <= warp_first - window) continue;
 
     float s[kRowTiles][kKeys / 8][4];
-    scores<kDim>(my_queries, stage + my_keys, s);
+    scores<kDim, kType>(my_queries, stage + my_keys, s);
     if (tile * kKeys + kKeys - 1 > warp_first || tile * kKeys <= warp_last - window) {
       mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, window, s);
     }
@@ -292,7 +350,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
         out[m][d][3] *= factor[1];
       }
     }
-    add_values<kDim>(weights, stage + my_values, out);
+    add_values<kDim, kType>(weights, stage + my_values, out);
   }
 
 #pragma unroll
@@ -315,16 +373,22 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim>::kCtas)
   }
 }
 
-template <int kDim>
-void launch(const PrefillAttentionParams& p, cudaStream_t stream) {
-  using S = Sizes<kDim>;
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(prefill_attention<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+template <int kDim, KvType kType>
+void launch_with(const PrefillAttentionParams& p, cudaStream_t stream) {
+  using S = Sizes<kDim, kType>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(prefill_attention<kDim, kType>,
+                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   check(allowed, "prefill attention");
   const int row_tiles = (p.rows + S::kRows - 1) / S::kRows;
   const float scale = static_cast<float>(1.4426950408889634 / sqrt(static_cast<double>(kDim)));  // of exp2
-  prefill_attention<kDim><<<row_tiles * p.heads, kThreads, S::kSharedBytes, stream>>>(p, scale);
+  prefill_attention<kDim, kType><<<row_tiles * p.heads, kThreads, S::kSharedBytes, stream>>>(p, scale);
   check_launch("prefill attention");
+}
+
+template <int kDim>
+void launch(const PrefillAttentionParams& p, cudaStream_t stream) {
+  if (p.type == KvType::Q8) return launch_with<kDim, KvType::Q8>(p, stream);
+  launch_with<kDim, KvType::Bf16>(p, stream);
 }
 
 }  // namespace

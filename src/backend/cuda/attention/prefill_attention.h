@@ -5,13 +5,14 @@
 
 #include <cstdint>
 
-#include "core/bf16.h"
+#include "backend/kv_row.h"
 
 namespace tidal::cuda {
 
 struct PrefillAttentionParams {
   const float* q = nullptr;         ///< [rows, heads * head_dim], the chunk's; rounded to bf16
-  const Bf16* kv = nullptr;         ///< [block][kv_head][64 tokens][K head_dim | V head_dim], those of `rows` included
+  const std::byte* kv = nullptr;    ///< KvLayer::data, with the rows of `rows`
+  KvType type = KvType::Bf16;       ///< KvLayer::type
   const int32_t* blocks = nullptr;  ///< [blocks of position + rows positions], device memory: the chunk's block table
   float* out = nullptr;             ///< [rows, heads * head_dim], written
   int rows = 0;
@@ -23,8 +24,8 @@ struct PrefillAttentionParams {
   int head_dim = 0;  ///< a multiple of 16 up to 256
 };
 
-/// Softmax weights are rounded to bf16, everything else is float32. A row's result does not depend on other rows.
-/// Throws Error for a head size that there is no kernel for.
+/// Softmax weights are rounded to bf16, as are K and V in 8 bits, everything else is float32. A row's result does not
+/// depend on other rows. Throws Error for a head size that there is no kernel for.
 void launch_prefill_attention(const PrefillAttentionParams& params, cudaStream_t stream);
 
 }  // namespace tidal::cuda

@@ -77,6 +77,7 @@ void PassLauncher::launch(const AttendOp& op) {
 void PassLauncher::launch(const PrefillOp& op) {
   launch_prefill_attention({.q = op.q.row(op.first_row),
                             .kv = op.kv.data,
+                            .type = op.kv.type,
                             .blocks = staging_.table(op, upload_),
                             .out = op.out.row(op.first_row),
                             .rows = op.rows,

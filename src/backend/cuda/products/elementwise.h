@@ -88,7 +88,9 @@ struct RopeAppendParams {
   const float2* angles = nullptr;                    ///< [rows, dims / 2]
   const int32_t* slots = nullptr;                    ///< [rows]
   float* q = nullptr;                                ///< [rows, heads * head_dim], may be q_raw
-  __nv_bfloat16* kv = nullptr;                       ///< KvLayer::data
+  std::byte* kv = nullptr;                           ///< KvLayer::data
+  KvType type = KvType::Bf16;                        ///< KvLayer::type
+  int64_t row_bytes = 0;                             ///< KvLayer::row_bytes()
   int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, dims = 0;
   bool halves = false;  ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
 };

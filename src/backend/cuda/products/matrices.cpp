@@ -184,7 +184,9 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .angles = angles_of(layer) + static_cast<int64_t>(first) * (rope_of(layer).dims / 2),
           .slots = (p.kv.windowed ? window_slots : slots) + first,
           .q = p.q + static_cast<int64_t>(first) * hp.q_width(),
-          .kv = reinterpret_cast<__nv_bfloat16*>(p.kv.data),
+          .kv = p.kv.data,
+          .type = p.kv.type,
+          .row_bytes = p.kv.row_bytes(),
           .rows = rows,
           .heads = hp.heads,
           .kv_heads = hp.kv_heads,
@@ -208,7 +210,7 @@ void Matrices::State::scale_queries(const QkvParams& p, int first, int rows, cud
 void Matrices::State::decode_qkv(const QkvParams& p, cudaStream_t stream) {
   const Layer& layer = *p.layer;
   const int rows = p.pass.decode_rows, q_width = hp.q_width(), kv_width = hp.kv_width();
-  const bool inside = rotates_inside(layer);
+  const bool inside = rotates_inside(layer) && p.kv.type == KvType::Bf16;  // scales are of more than a tile
   SkinnyQkv product;
   product.in = normed_input(p.x, layer.attn_norm, rows, {&layer.wq, &layer.wk, &layer.wv}, stream);
   const Weight* weights[] = {&layer.wq, &layer.wk, &layer.wv};

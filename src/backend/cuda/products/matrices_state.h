@@ -78,7 +78,8 @@ struct Matrices::State {
   bool halves() const { return hp.rope.pairing == Rope::Pairing::Halves; }
   const Rope& rope_of(const Layer& layer) const { return layer.window_rope ? hp.window_rope : hp.rope; }
   const float2* angles_of(const Layer& layer) const { return layer.window_rope ? window_angles : angles; }
-  /// Whether the products of q, k and v end in the rotation: not with norms of whole heads, which need all of a head.
+  /// Whether the products of q, k and v may end in the rotation: not with norms of whole heads, which need all of a
+  /// head.
   bool rotates_inside(const Layer& layer) const {
     return !layer.q_norm && !layer.k_norm && hp.head_dim % 16 == 0 && rope_of(layer).dims % 16 == 0;
   }

@@ -1,4 +1,6 @@
 // From raw products to q and the cache: bias, norm, rotation.
+#include <cuda_fp16.h>
+
 #include <string>
 
 #include "backend/cuda/products/elementwise.h"
@@ -39,6 +41,48 @@ __device__ void store(const float (&from)[N], __nv_bfloat16* to) {
     *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(two);
   } else {
     *to = __float2bfloat16_rn(from[0]);
+  }
+}
+
+/// A head in a warp's registers, as rope_append_kernel() has it, to the key or the value of a row of 8 bits: bit for
+/// bit as write_kv_row() has it. All lanes call it.
+template <int N, int kGroups>
+__device__ void store_q8(const float (&own)[kGroups][N], std::byte* row, int dim, bool value) {
+  constexpr int kLanes = kKvScaleBlock / N;  // of one scale
+  const int lane = threadIdx.x, scales = (dim + kKvScaleBlock - 1) / kKvScaleBlock;
+  std::byte* const codes = row + (value ? dim : 0);
+#pragma unroll
+  for (int k = 0; k < kGroups; ++k) {
+    const int d = (k * 32 + lane) * N;
+    if (k * 32 * N >= dim) break;  // for all lanes
+    uint32_t top_bits = 0;         // as integers what is no number is above all others
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (d < dim) top_bits = max(top_bits, __float_as_uint(own[k][j]) & 0x7fffffffu);
+    }
+#pragma unroll
+    for (int apart = 1; apart < kLanes; apart *= 2) {
+      top_bits = max(top_bits, __shfl_xor_sync(0xffffffffu, top_bits, apart));
+    }
+    if (d >= dim) continue;
+    const float step = __fdiv_rn(__uint_as_float(top_bits), 127.0f);
+    unsigned short scale = top_bits >= 0x7f800000u ? 0x7e00 : __half_as_ushort(__float2half_rn(step));
+    if (scale >= 0x7c00) scale = 0x7e00;
+    const float inverse = scale == 0 || scale == 0x7e00 ? 0.0f : __fdiv_rn(1.0f, step);
+    uint32_t four = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int code = inverse == 0 ? 0 : __float2int_rn(__fmul_rn(own[k][j], inverse));
+      four |= (static_cast<uint32_t>(code) & 0xffu) << 8 * j;
+    }
+    if constexpr (N == 4) {
+      *reinterpret_cast<uint32_t*>(codes + d) = four;
+    } else {
+      codes[d] = static_cast<std::byte>(four);
+    }
+    if (lane % kLanes == 0) {
+      *reinterpret_cast<unsigned short*>(row + 2 * dim + 2 * ((value ? scales : 0) + d / kKvScaleBlock)) = scale;
+    }
   }
 }
 
@@ -117,9 +161,9 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
   }
 
   float* const q = p.q + (static_cast<int64_t>(row) * p.heads + head) * dim;
-  __nv_bfloat16* const cache =
-      p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * 2 * dim +
-      (which == 2 ? dim : 0);
+  std::byte* const cache =
+      p.kv + ((static_cast<int64_t>(slot / kBlock) * p.kv_heads + head) * kBlock + slot % kBlock) * p.row_bytes;
+  auto* const rounded = reinterpret_cast<__nv_bfloat16*>(cache) + (which == 2 ? dim : 0);
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
     const int d = first_of(k);
@@ -147,10 +191,11 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
     }
     if (which == 0) {
       store<N>(own[k], q + d);
-    } else {
-      store<N>(own[k], cache + d);
+    } else if (p.type == KvType::Bf16) {
+      store<N>(own[k], rounded + d);
     }
   }
+  if (which > 0 && p.type == KvType::Q8) store_q8(own, cache, dim, which == 2);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 
 #include "backend/cuda/runtime/head_tiles.h"
 #include "backend/cuda/runtime/step_tables.h"
-#include "core/bf16.h"
+#include "backend/kv_row.h"
 
 namespace tidal::cuda {
 
@@ -22,7 +22,9 @@ struct ScanScoresArgs {
   float scale = 0;                      ///< log2(e) / sqrt(head_dim)
   bool early = false;                   ///< AttendParams
   const float* q = nullptr;             ///< [rows of the batch, heads, head_dim]
-  const Bf16* kv = nullptr;             ///< KvLayer::data
+  const std::byte* kv = nullptr;        ///< KvLayer::data
+  KvType type = KvType::Bf16;           ///< KvLayer::type
+  int row_bytes = 0;                    ///< KvLayer::row_bytes()
   const std::byte* sketches = nullptr;  ///< KvLayer::sketches of `bits`
   int bits = 0;
   bool needs_sums = false;  ///< of the softmaxes, even with a top-p of 1; maxima are always there

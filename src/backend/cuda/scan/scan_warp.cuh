@@ -2,6 +2,8 @@
 // and keep what a softmax over the scores needs.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "backend/cuda/scan/running_softmax.cuh"
 #include "backend/cuda/scan/scan_block.cuh"
 
@@ -116,22 +118,43 @@ class BlockRing {
 
 /// Where the keys of the block still filling are, and how many.
 struct FillingBlock {
-  const Bf16* keys = nullptr;
+  const std::byte* rows = nullptr;
+  int row_bytes = 0;
+  KvType type;
   int count = 0;
 
-  __device__ FillingBlock(const ScanScoresArgs& args, const DeviceRow& row, int kv_head) {
+  __device__ FillingBlock(const ScanScoresArgs& args, const DeviceRow& row, int kv_head) : type(args.type) {
     count = row.context % kBlockTokens;
     if (count == 0) return;
     const int64_t tile = static_cast<int64_t>(row.table[row.context / kBlockTokens]) * args.tiles.kv_heads + kv_head;
-    keys = args.kv + tile * 2 * kBlockTokens * args.head_dim;
+    row_bytes = args.row_bytes;
+    rows = args.kv + tile * kBlockTokens * row_bytes;
   }
 
-  /// Has them on their way to the L2: all but this pass's are there already.
+  /// Has them on their way to the L2: all but this pass's are there already. With 8 bits whole rows, whose scales are
+  /// at their ends.
   __device__ void fetch(int dim) const {
-    const int position = threadIdx.x / 4, bytes = 2 * dim;
+    const int position = threadIdx.x / 4, bytes = type == KvType::Q8 ? row_bytes : 2 * dim;
     if (position >= count) return;
-    const auto* const key = reinterpret_cast<const char*>(keys + static_cast<int64_t>(position) * 2 * dim);
+    const std::byte* const key = rows + position * row_bytes;
     for (int i = 128 * (threadIdx.x % 4); i < bytes; i += 4 * 128) prefetch(key + i);
+  }
+
+  /// Eight elements of a key, from channel d on, a multiple of 8.
+  __device__ void read(int position, int dim, int d, float4& low, float4& high) const {
+    const std::byte* const row = rows + position * row_bytes;
+    if (type == KvType::Bf16) {
+      const uint4 eight = *reinterpret_cast<const uint4*>(row + 2 * d);
+      low = widen({eight.x, eight.y}), high = widen({eight.z, eight.w});
+      return;
+    }
+    const uint2 codes = *reinterpret_cast<const uint2*>(row + d);
+    const float scale = __half2float(*reinterpret_cast<const __half*>(row + 2 * dim + d / kKvScaleBlock * 2));
+    const auto value = [&](uint32_t four, int index) {
+      return __fmul_rn(scale, static_cast<float>(static_cast<int8_t>(four >> 8 * index)));
+    };
+    low = {value(codes.x, 0), value(codes.x, 1), value(codes.x, 2), value(codes.x, 3)};
+    high = {value(codes.y, 0), value(codes.y, 1), value(codes.y, 2), value(codes.y, 3)};
   }
 };
 
@@ -181,11 +204,11 @@ struct ScoreKeeper {
   /// Scores of the block still filling, from its keys: 8 positions a warp, 4 lanes each.
   __device__ void add_keys(const FillingBlock& filling, int dim, int context, const float* q) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, position = 8 * warp + g;
-    const Bf16* const key = filling.keys + static_cast<int64_t>(min(position, filling.count - 1)) * 2 * dim;
+    const int key = min(position, filling.count - 1);
     float products[V::kHeads] = {};
     for (int d = 8 * t; d < dim; d += 32) {
-      const uint4 eight = *reinterpret_cast<const uint4*>(key + d);
-      const float4 low = widen({eight.x, eight.y}), high = widen({eight.z, eight.w});
+      float4 low, high;
+      filling.read(key, dim, d, low, high);
 #pragma unroll
       for (int h = 0; h < V::kHeads; ++h) {
         const float4 first = *reinterpret_cast<const float4*>(q + h * V::kQueryStride + d);

@@ -4,6 +4,7 @@
 #include "backend/cuda/scan/sketch_blocks.h"
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <array>
 
@@ -47,18 +48,29 @@ __device__ uint16_t rounded(float value) {
 }
 
 /// Grid (blocks, KV heads, chunks), head_dim threads.
-__global__ void __launch_bounds__(kMaxDim) sketch_kernel(const Bf16* kv, int dim, const __grid_constant__ Blocks blocks,
-                                                         const __grid_constant__ Widths widths) {
+__global__ void __launch_bounds__(kMaxDim)
+    sketch_kernel(const std::byte* kv, KvRowLayout rows, int64_t row_bytes, const __grid_constant__ Blocks blocks,
+                  const __grid_constant__ Widths widths) {
   __shared__ __align__(4) uint8_t codes[kBlockTokens][kMaxDim];
   wait_for_kernels_before();
   const int64_t block = own_block(blocks);
   if (block < 0) return;
   const int64_t index = block * gridDim.y + blockIdx.y;
-  const int d = threadIdx.x;
-  const auto* const channel = reinterpret_cast<const uint16_t*>(kv) + index * 2 * kBlockTokens * dim + d;
+  const int d = threadIdx.x, dim = rows.head_dim;
+  const std::byte* const tile = kv + index * kBlockTokens * row_bytes;
   float keys[kBlockTokens];
+  if (rows.type == KvType::Q8) {
+    const std::byte* const scales = tile + 2 * dim + d / kKvScaleBlock * 2;
 #pragma unroll
-  for (int p = 0; p < kBlockTokens; ++p) keys[p] = __uint_as_float(static_cast<uint32_t>(channel[p * 2 * dim]) << 16);
+    for (int p = 0; p < kBlockTokens; ++p) {
+      const float scale = __half2float(*reinterpret_cast<const __half*>(scales + p * row_bytes));
+      keys[p] = __fmul_rn(scale, static_cast<float>(reinterpret_cast<const int8_t*>(tile + p * row_bytes)[d]));
+    }
+  } else {
+    const auto* const channel = reinterpret_cast<const uint16_t*>(tile) + d;
+#pragma unroll
+    for (int p = 0; p < kBlockTokens; ++p) keys[p] = __uint_as_float(static_cast<uint32_t>(channel[p * 2 * dim]) << 16);
+  }
   // Comparisons as std::min and std::max have them, for what is no number.
   float low = keys[0], high = keys[0];
 #pragma unroll
@@ -124,8 +136,8 @@ void launch_sketches(const KvLayer& kv, const Blocks& blocks, dim3 grid, cudaStr
     any = any || kv.sketches[w];
   }
   if (!any || grid.x == 0 || grid.z == 0) return;
-  launch("sketches", Start::Early, sketch_kernel, grid, dim3(kv.head_dim), 0, stream, kv.data, kv.head_dim, blocks,
-         widths);
+  launch("sketches", Start::Early, sketch_kernel, grid, dim3(kv.head_dim), 0, stream, kv.data, kv.row_layout(),
+         kv.row_bytes(), blocks, widths);
 }
 
 }  // namespace

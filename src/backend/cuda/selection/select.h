@@ -40,10 +40,10 @@ struct SelectArgs {
   int32_t* counts = nullptr;
   int row_positions = 0;
   int row_units = 0;
-  const Bf16* kv = nullptr;  ///< KvLayer::data, where the kernel behind reads the selected rows; null: it does not, or
-                             ///< sets are for several KV heads
+  const std::byte* kv = nullptr;  ///< KvLayer::data, where the kernel behind reads the selected rows; null: it does
+                                  ///< not, or sets are for several KV heads
   int kv_heads = 0;
-  int head_dim = 0;
+  int row_bytes = 0;  ///< of one KV head
 };
 /// In one launch, by clusters of so many blocks a set.
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);

@@ -7,7 +7,7 @@ namespace tidal::cuda {
 
 /// Has the keys and values of a position on their way to the L2, for the attention behind.
 __device__ inline void fetch_row(const SelectArgs& args, int32_t block, int position) {
-  const int kv_head = static_cast<int>(blockIdx.y) * args.kv_heads / args.units, bytes = 4 * args.head_dim;
+  const int kv_head = static_cast<int>(blockIdx.y) * args.kv_heads / args.units, bytes = args.row_bytes;
   const int64_t tile = static_cast<int64_t>(block) * args.kv_heads + kv_head;
   const char* const from =
       reinterpret_cast<const char*>(args.kv) + (tile * kBlockTokens + position % kBlockTokens) * bytes;
