@@ -121,21 +121,28 @@ int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const Eng
   return kUncounted + 2 * std::min(host_bytes, context) / std::max(1, hp.layers);
 }
 
+int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
+                   int64_t free) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  if (engine_memory(backend, hp, plan, options).total() <= free) return sizes.device_blocks;
+  EngineOptions least = options;
+  least.device_blocks = least_device_blocks(options, sizes);
+  const int64_t each = std::max<int64_t>(block_bytes(hp, options, sizes), 1);
+  // What is cached of the host's blocks among them.
+  const int64_t others = engine_memory(backend, hp, plan, least).total() - each * least.device_blocks;
+  const int64_t left = (free - others - left_for_copies(hp, each * sizes.blocks, options)) / each;
+  return left < least.device_blocks ? 0 : static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
+}
+
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
   check_place(backend, options, sizes);
   if (options.kv_place.kind != KvPlace::Kind::Auto || !may_leave(backend, options)) return options;
-  const int64_t free = backend.free_bytes();
-  if (engine_memory(backend, hp, plan, options).total() <= free) return options;
   EngineOptions placed = options;
-  placed.device_blocks = least_device_blocks(options, sizes);
-  const int64_t each = std::max<int64_t>(block_bytes(hp, options, sizes), 1);
-  // What is cached of the host's blocks among them.
-  const int64_t others = engine_memory(backend, hp, plan, placed).total() - each * placed.device_blocks;
-  const int64_t left = free - others - left_for_copies(hp, each * sizes.blocks, options);
-  placed.device_blocks = static_cast<int>(
-      std::clamp<int64_t>(left / each, placed.device_blocks, std::max(placed.device_blocks, sizes.blocks - 1)));
+  const int fitting = fitting_blocks(backend, hp, plan, options, backend.free_bytes());
+  // Prefill copies less at a time where it finds less memory.
+  placed.device_blocks = std::max(fitting, least_device_blocks(options, sizes));
   return placed;
 }
 
