@@ -1,4 +1,5 @@
-// What bench/cuda/attention_bench.cu works on: decode rows with block tables, caches, sketches and selections.
+// What bench/cuda/attention_bench.cu and host_rows_bench.cu work on: decode rows with block tables, caches, sketches
+// and selections.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -78,11 +79,16 @@ Hyperparameters hyperparameters(const Shape& shape) {
   return hp;
 }
 
+/// Where K and V are.
+enum class Place { Device, Host };
+
 /// Single rows of sequences at one context each, their blocks in random order, and layers of cache for them.
 class Fixture {
  public:
-  Fixture(const Shape& shape, const std::vector<int>& contexts, int layers, const Policy& policy, int bits)
-      : shape_(shape), contexts_(contexts), policy_(policy), bits_(bits), stream_(cuda::make_stream()) {
+  /// cached_rows: of K and V on the host, that the device holds of each layer and KV head.
+  Fixture(const Shape& shape, const std::vector<int>& contexts, int layers, const Policy& policy, int bits,
+          Place place = Place::Device, int cached_rows = 0)
+      : shape_(shape), contexts_(contexts), policy_(policy), bits_(bits), place_(place), stream_(cuda::make_stream()) {
     const int rows = static_cast<int>(contexts.size());
     int total = 0;
     for (const int context : contexts) total += blocks_for(context);
@@ -105,7 +111,9 @@ class Fixture {
     const int64_t rows_of_cache = int64_t{total} * shape.kv_heads * kBlockTokens;
     const SketchLayout layout{shape.head_dim, bits};
     for (int l = 0; l < layers; ++l) {
-      caches_.push_back(allocate_device(rows_of_cache * layout_of_rows.bytes(), "a cache"));
+      const size_t bytes = static_cast<size_t>(rows_of_cache * layout_of_rows.bytes());
+      caches_.push_back(place == Place::Host ? cuda::allocate_pinned(bytes, "a cache")
+                                             : allocate_device(bytes, "a cache"));
       if (shape.type == KvType::Bf16) {
         fill_kernel<<<1024, 256>>>(caches_.back().as<uint16_t>(), rows_of_cache * 2 * shape.head_dim, l * 7919 + 1);
       } else {
@@ -123,6 +131,12 @@ class Fixture {
     for (float& value : q_) value = normal(random_);
     device_q_ = upload(q_), device_out_ = upload(q_);
     attention_.reserve(hyperparameters(shape), rows, *std::max_element(contexts.begin(), contexts.end()));
+    if (place == Place::Host) {
+      std::vector<uint32_t> generations(blocks_.size());
+      std::iota(generations.begin(), generations.end(), 1);
+      generations_ = upload(generations), number_ = upload(std::vector<uint32_t>{1});
+    }
+    if (cached_rows > 0) cache_rows(layers, cached_rows);
     sync();
   }
 
@@ -135,6 +149,7 @@ class Fixture {
 
   KvLayer kv(int layer) const {
     KvLayer kv{caches_[layer].as<std::byte>(), shape_.kv_heads, shape_.head_dim, shape_.type};
+    if (place_ == Place::Host) kv.device_slots = 0;
     kv.sketches[bits_ / 2] = sketches_[layer].as<std::byte>();
     return kv;
   }
@@ -167,7 +182,9 @@ class Fixture {
                      device_row_chunk_.as<int32_t>(),
                      device_blocks_.as<int32_t>(),
                      device_chunks_.as<cuda::DeviceChunk>(),
-                     nullptr};
+                     nullptr,
+                     generations_.as<uint32_t>(),
+                     number_.as<uint32_t>()};
     params.rows = rows();
     params.role = role;
     params.scope = policy_.scope, params.pooling = policy_.pooling, params.sketch_bits = bits_;
@@ -175,11 +192,23 @@ class Fixture {
     params.out = {device_out_.as<float>(), rows(), width()};
     params.kv = kv(layer);
     params.early = early;
+    params.row_cache = row_cache_.layer(layer, params.kv, {.policy = policy_});
     if (role != Role::Dense) {
       params.selection = {selections_[set].as<int32_t>(), counts_[set].as<int32_t>(), units() * stride(), units()};
     }
     attention_.attend(params, stream_);
   }
+
+  // Where K and V are on the host: the number of the step, which must grow; what the cache of rows holds of a layer.
+  void step(uint32_t number) { copy_to(number_, std::vector<uint32_t>{number}); }
+  std::vector<cuda::RowTag> tags(int layer) const {
+    const cuda::CachedRows cached = row_cache_.layer(layer, kv(layer), {.policy = policy_}).cached;
+    return download<cuda::RowTag>(cached.tags, size_t{cached.sets} * cuda::kWays * shape_.kv_heads);
+  }
+  void set_queries(const std::vector<float>& q) { copy_to(device_q_, q); }
+  const std::vector<float>& queries() const { return q_; }
+  /// Selected positions [rows, units, stride()] in place of the first set's; `budget` of each.
+  void set_selected(const std::vector<int32_t>& positions) { copy_to(selections_[0], positions); }
 
   const float* q(int row, int head) const {
     return &q_[(static_cast<size_t>(row) * shape_.heads + head) * shape_.head_dim];
@@ -202,14 +231,33 @@ class Fixture {
   }
 
  private:
+  template <typename T>
+  static void copy_to(const Buffer& to, const std::vector<T>& from) {
+    check(cudaMemcpy(to.as<T>(), from.data(), sizeof(T) * from.size(), cudaMemcpyHostToDevice), "upload");
+  }
+  void cache_rows(int layers, int rows) {
+    RowCacheRoom room{.rows = rows,
+                      .heads = shape_.heads,
+                      .kv_heads = shape_.kv_heads,
+                      .row_bytes = int64_t{4} * shape_.head_dim,
+                      .sequences = this->rows(),
+                      .policy = policy_};
+    room.layers.resize(layers);
+    std::iota(room.layers.begin(), room.layers.end(), 0);
+    row_cache_ = cuda::RowCache(room);
+  }
+
   Shape shape_;
   std::vector<int> contexts_, tables_;
   Policy policy_;
   int bits_;
+  Place place_;
   std::mt19937 random_{7};
   std::vector<int32_t> blocks_;
   std::vector<float> q_;
   Buffer device_positions_, device_row_chunk_, device_blocks_, device_chunks_, device_q_, device_out_;
+  Buffer generations_, number_;  // where K and V are on the host
+  cuda::RowCache row_cache_;
   std::vector<Buffer> caches_, sketches_, selections_, counts_;
   cuda::Stream stream_;
   cuda::DecodeAttention attention_;

@@ -21,7 +21,30 @@ std::unique_ptr<Backend> make_cuda_backend(bool) {
 constexpr const char* kNames = "auto, cpu or reference";
 #endif
 
+/// One run of memory, layer by layer.
+class PlainKvMemory final : public KvMemory {
+ public:
+  PlainKvMemory(KvRoom room, Backend& backend, std::string_view what) : KvMemory(std::move(room)) {
+    size_t bytes = 0;
+    for (const size_t layer : this->room().slot_bytes) {
+      first_.push_back(bytes);
+      bytes += layer * static_cast<size_t>(this->room().slots);
+    }
+    memory_ = backend.allocate(bytes, what);
+  }
+  std::byte* layer(size_t index) const override { return memory_.as<std::byte>() + first_[index]; }
+  void provide(int) override {}
+
+ private:
+  std::vector<size_t> first_;  // byte of each layer
+  Buffer memory_;
+};
+
 }  // namespace
+
+std::unique_ptr<KvMemory> Backend::allocate_kv(const KvRoom& room, std::string_view what) {
+  return std::make_unique<PlainKvMemory>(room, *this, what);
+}
 
 void Backend::likely(const Weight& norm, const Weight& output, const Batch& batch, Rows x, int count,
                      std::span<LikelyToken> out) {

@@ -11,7 +11,9 @@
 
 #include "backend/batch.h"
 #include "backend/hyperparameters.h"
+#include "backend/kv_memory.h"
 #include "backend/likely_tokens.h"
+#include "backend/row_cache_room.h"
 #include "backend/weights.h"
 #include "core/buffer.h"
 
@@ -45,6 +47,12 @@ class Backend {
   // --- memory -------------------------------------------------------------------------------------------------------
   /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).
   virtual Buffer allocate(size_t bytes, std::string_view what) = 0;
+  /// Why it cannot keep some slots of a KV cache in host memory, in a few words; "" where it can. On the host itself it
+  /// can, and nothing is gained.
+  virtual std::string host_kv_problem() const { return ""; }
+  /// K and V of layers, some of whose slots are in host memory. On the host itself all are alike. Throws Error with the
+  /// size asked for when there is not enough memory. The backend must outlive it.
+  virtual std::unique_ptr<KvMemory> allocate_kv(const KvRoom& room, std::string_view what);
   /// Makes a weight in host memory usable by this backend; the host memory must outlive the backend's use of it.
   virtual Weight upload(const Weight& host) = 0;
   /// The same of a matrix whose products decide something, a router's, and of vectors one behind the other: where
@@ -72,11 +80,17 @@ class Backend {
   /// Has [to, to + bytes) of its memory hold what is in the file from `offset` on, read when it is first used, where it
   /// can; false, and it holds anything, where not. What is written there later does not get into the file.
   virtual bool map(std::byte* /*to*/, int /*descriptor*/, int64_t /*offset*/, size_t /*bytes*/) { return false; }
-  /// Writes the sketches that `kv` keeps of whole blocks, outside of a pass.
+  /// Writes the sketches that `kv` keeps of whole blocks, outside of a pass. `blocks` are slots.
   virtual void sketch(KvLayer kv, std::span<const BlockId> blocks) = 0;
   /// Makes room for passes of up to `max_rows` rows over up to `max_context` positions, so that later passes allocate
   /// nothing.
   virtual void reserve(const Hyperparameters& hp, int max_rows, int max_context) = 0;
+  /// Makes room on the device for rows of K and V that lie in host memory and are read again and again, beside what was
+  /// asked for since the last reserve() for the same memory. What is read does not depend on it. Throws Error when the
+  /// memory is not there: then there is no such room.
+  virtual void cache_rows(const RowCacheRoom& /*room*/) {}
+  /// Bytes that it takes.
+  virtual int64_t row_cache_bytes(const RowCacheRoom& /*room*/) const { return 0; }
 
   // --- one forward pass ---------------------------------------------------------------------------------------------
   /// Starts a pass; `batch` must live until logits() or likely() returned.

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "backend/hyperparameters.h"
+#include "backend/kv_memory.h"
 #include "backend/kv_row.h"
 #include "backend/policy.h"
 #include "backend/sketch.h"
@@ -28,13 +29,19 @@ inline constexpr int most_selected(const Policy& policy) { return policy.budget 
 
 /// The tokens of one sequence that a forward pass takes in.
 struct Chunk {
-  int first_row = 0;                ///< its first row in the batch
-  int rows = 0;                     ///< its tokens, >= 1
-  int position = 0;                 ///< position of its first token
-  std::span<const BlockId> blocks;  ///< [blocks_for(context())], the sequence's block table
+  int first_row = 0;  ///< its first row in the batch
+  int rows = 0;       ///< its tokens, >= 1
+  int position = 0;   ///< position of its first token
+  /// [blocks_for(context())], the sequence's block table: where its blocks are now, as slots of KvLayer. With memory
+  /// that is all on the device, and where nothing has moved, a block's slot is its id.
+  std::span<const BlockId> blocks;
   /// The same of layers whose cache keeps their window only (KvLayer::windowed), [blocks_for(context())]: blocks before
   /// Hyperparameters::first_seen() may be any. Empty where there are none.
   std::span<const BlockId> window_blocks = {};
+  /// Of each of `blocks` that lies in host memory a number that no other content of a slot has had: what has been
+  /// copied of the slot under another number is not what it holds now. Before a pass that writes there it is a new one.
+  /// Empty where all of `blocks` are on the device.
+  std::span<const uint32_t> generations = {};
   /// [layers]; empty: Dense in all. With roles, rows == 1 and context() > policy.budget.
   std::span<const Role> roles;
   Policy policy;  ///< in numbers (Policy::at); of no account without roles
@@ -44,10 +51,12 @@ struct Chunk {
   /// The sequence's state behind position - 1, and behind the chunk after the pass: of each recurrent layer, one behind
   /// the other, DeltaNet::state_elements(). What it holds before position 0 is of no account: that counts as zeros.
   float* state = nullptr;
+  const void* sequence = nullptr;  ///< whose tokens they are, for those who watch; of no account to backends
 
   int context() const { return position + rows; }  ///< positions that its last row attends to
   inline std::span<const BlockId> blocks_of(const KvLayer& kv) const;
   bool sparse() const { return !roles.empty(); }
+  bool on_host() const { return !generations.empty(); }  ///< some of its blocks are
   Role role(int layer) const { return sparse() ? roles[layer] : Role::Dense; }
   /// The blocks whose keys the chunk writes and that are full after it, [first, end) of `blocks`: to be sketched.
   int first_full() const { return position / kBlockTokens; }
@@ -85,14 +94,18 @@ struct Rows {
   bool operator==(const Rows&) const = default;
 };
 
-/// The KV cache of one layer: [block][kv_head][64 tokens] rows [K head_dim | V head_dim] of `type`, as KvRowLayout has
-/// them, in the backend's memory.
+/// The KV cache of one layer: [slot][kv_head][64 tokens] rows [K head_dim | V head_dim] of `type`, as KvRowLayout has
+/// them, in the backend's memory. A slot has the room of a block; the entries of Chunk's tables are slots.
 struct KvLayer {
   std::byte* data = nullptr;
   int kv_heads = 0;
   int head_dim = 0;
   KvType type = KvType::Bf16;
   bool windowed = false;  ///< its blocks are those of Chunk::window_blocks
+  /// Slots from here on lie in host memory, which the device reads at the same addresses, slowly. Sketches of all slots
+  /// are on the device.
+  int device_slots = kAllSlots;
+  KvMemory* memory = nullptr;  ///< what `data` is of, where some slots are in host memory
   /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
   std::array<std::byte*, kSketchBits.size()> sketches = {};
 

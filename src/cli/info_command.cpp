@@ -8,11 +8,14 @@
 #include <vector>
 
 #include "backend/sketch.h"
+#include "cli/bench/options.h"
 #include "cli/commands.h"
 #include "cli/console/output.h"
+#include "cli/info_memory.h"
 #include "cli/options/cache_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/plan_text.h"
+#include "core/error.h"
 #include "core/utf8.h"
 #include "engine/engine.h"
 #include "model/gguf.h"
@@ -23,7 +26,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct InfoFlags {
-  std::string model;
+  std::string model, shape, type = "q4_0";
+  std::optional<int> context;  // of the memory; the trained one without
   bool json = false;
   CacheOptions cache;
   PlanOptions plan;
@@ -50,7 +54,18 @@ struct Info {
   std::map<std::string, int> tensor_types;
   std::map<std::string, std::string> gpu_types;  // of matrices: what a GPU makes of them; empty in a build without CUDA
   std::vector<DepthBytes> reads;
+  MemoryTable memory;
 };
+
+/// What a GPU makes of a type; what it is in a build without CUDA.
+ggml_type gpu_type(ggml_type type) { return cuda_matrix_type(type).value_or(type); }
+
+/// By the plan of `tidal run`, as far as memory hangs on it.
+MemoryTable memory_of(const InfoFlags& flags, const Hyperparameters& hp, int64_t weights) {
+  const int context = flags.context.value_or(hp.context);
+  if (context < 1) fail("--ctx-size: {} given, at least 1 is needed", context);
+  return memory_table(hp, weights, choose_plan(flags.plan, hp).plan, context);
+}
 
 void read_bytes(Info& info, Backend& backend) {
   const Hyperparameters& hp = info.model.hp;
@@ -99,11 +114,15 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
   info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");
+  int64_t gpu_bytes = 0;
   for (const auto& [name, weight] : file.tensors()) {
     ++info.tensor_types[ggml_type_name(weight.type)];
     const std::optional<ggml_type> there = cuda_matrix_type(weight.type);
     if (there && weight.rows > 1) info.gpu_types[ggml_type_name(weight.type)] = ggml_type_name(*there);
+    const ggml_type on_gpu = weight.rows > 1 ? gpu_type(weight.type) : weight.type;
+    gpu_bytes += static_cast<int64_t>(ggml_row_size(on_gpu, weight.cols)) * weight.rows;
   }
+  info.memory = memory_of(flags, hp, gpu_bytes);
   read_bytes(info, backend);
   return info;
 }
@@ -180,6 +199,7 @@ std::string as_json(const Info& info) {
       {"sketch_bytes_per_token", info.sketch_bytes},
       {"sketch_bytes_at_context", info.sketch_bytes * hp.context},
       {"decode_bytes", reads},
+      {"gpu_memory", as_json(info.memory)},
   };
   if (info.gpu_full_below) json["gpu_full_below"] = *info.gpu_full_below;
   if (!info.gpu_types.empty()) json["gpu_types"] = info.gpu_types;
@@ -282,7 +302,13 @@ std::string as_text(const Info& info) {
     text += fmt::format("{:>10}{:>14}{}{}\n", read.depth, in_megabytes(read.full), beside_full(read.tidal),
                         beside_full(read.sketch));
   }
-  return text;
+  return text + as_text(info.memory);
+}
+
+std::string about_shape(const InfoFlags& flags) {
+  const Hyperparameters hp = known_shape(flags.shape);
+  const MemoryTable table = memory_of(flags, hp, weight_bytes(hp, gpu_type(weight_type_from(flags.type))));
+  return flags.json ? as_json(table).dump(2) + "\n" : as_text(table).substr(1);
 }
 
 }  // namespace
@@ -290,15 +316,20 @@ std::string as_text(const Info& info) {
 void add_info_command(CLI::App& app) {
   const auto flags = std::make_shared<InfoFlags>();
   CLI::App* command = app.add_subcommand("info", "Say what is in a model file, and what decoding it reads");
-  command->add_option("-m,--model", flags->model, "GGUF model file")
-      ->envname("TIDAL_MODEL")
-      ->type_name("FILE")
-      ->required();
+  command->add_option("-m,--model", flags->model, "GGUF model file")->envname("TIDAL_MODEL")->type_name("FILE");
+  command->add_option("--shape", flags->shape, "Only its memory on a GPU, of a known shape instead of a file");
+  command->add_option("--type", flags->type, "Type of its weights")->capture_default_str();
+  command
+      ->add_option("-c,--ctx-size", flags->context, "Positions that memory is asked of (default: the trained context)")
+      ->type_name("N");
   command->add_flag("--json", flags->json, "As JSON");
   add_cache_options(*command, flags->cache);
   add_attention_option(*command, flags->plan, "full|tidal|sketch");
   add_plan_options(*command, flags->plan);
   command->callback([flags] {
+    if (flags->model.empty() == flags->shape.empty())
+      fail("info: give either a model file (-m) or a known shape (--shape)");
+    if (!flags->shape.empty()) return write_out(about_shape(*flags));
     find_plan_file(flags->plan, flags->model);
     const auto backend = make_reference_backend();
     const Info info = collect(*flags, *backend);

@@ -13,11 +13,15 @@ double gibi(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 void check_memory(const Backend& backend, const EngineMemory& memory, const EngineOptions& options) {
   const int64_t free = backend.free_bytes();
   if (memory.total() <= free) return;
+  // What does not hang on where K and V are.
+  const bool may_leave = options.kv_place.kind == KvPlace::Kind::All && backend.host_kv_problem().empty() &&
+                         memory.total() - memory.cache < free;
   fail(
       "out of memory: a context of {} needs {:.2f} GiB (KV cache {:.2f}, states {:.2f}, sketches {:.2f}, workspace "
-      "{:.2f}), {:.2f} GiB are free",
+      "{:.2f}), {:.2f} GiB are free{}",
       options.context, gibi(memory.total()), gibi(memory.cache), gibi(memory.states), gibi(memory.sketches),
-      gibi(memory.workspace), gibi(free));
+      gibi(memory.workspace), gibi(free),
+      may_leave ? "; --kv-device auto keeps K and V that do not fit in host memory" : "");
 }
 
 /// Tokens of the request's chunk.
@@ -46,11 +50,14 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
     }
   }
   plan.check(model.hp);
-  const EngineSizes sizes = engine_sizes(backend, model.hp, options);
+  options_ = with_device_blocks(backend, model.hp, plan, options);
+  const EngineSizes sizes = engine_sizes(backend, model.hp, options_);
   options_.chunk = sizes.chunk;
-  check_memory(backend, engine_memory(backend, model.hp, plan, options_), options_);
-  pool_ =
-      std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, options_.kv_type);
+  const EngineMemory memory = engine_memory(backend, model.hp, plan, options_);
+  check_memory(backend, memory, options_);
+  if (!backend.device().empty()) check_host_memory(memory, options_);
+  pool_ = std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, options_.kv_type,
+                                   sizes.device_blocks);
   forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);
   reserve_selection(plan);
   for (auto* list : {&positions_, &logit_rows_}) list->reserve(sizes.rows);
@@ -73,6 +80,10 @@ void Engine::reserve_selection(const Plan& plan) {
   Policy policy = plan.policy.at(options_.context);
   policy.budget = std::min(policy.budget, options_.context);  // what is not below the context selects nothing
   forward_->reserve_selection(options_.sequences, policy);
+  RowCacheRoom rows = row_cache_room(model_.hp, plan, options_, pool_->blocks() - pool_->device_blocks());
+  if (rows.rows == 0) return;
+  rows.memory = pool_->layers()[static_cast<size_t>(rows.layers.front())].memory;
+  backend_.cache_rows(rows);
 }
 
 void Engine::check(std::span<const Request> requests) const {
@@ -145,10 +156,11 @@ std::span<const LikelyToken> Engine::step(std::span<const Request> requests, int
 void Engine::add_chunk(const Request& request) {
   const Sequence& sequence = *request.sequence;
   Chunk chunk;
+  chunk.sequence = &sequence;
   chunk.first_row = static_cast<int>(tokens_.size());
   chunk.rows = static_cast<int>(chunk_rows(request));
   chunk.position = request.correct > 0 ? sequence.clean() : sequence.length();
-  chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
+  tables_.set(*pool_, sequence.blocks().first(blocks_for(chunk.context())), chunk);
   chunk.cached = std::max(chunk.context(), sequence.length());
   if (pool_->windows()) chunk.window_blocks = sequence.windows().blocks().first(chunk.blocks.size());
   if (pool_->states()) chunk.state = request.sequence->states().begin();
@@ -181,6 +193,10 @@ void Engine::run(std::span<const Request> requests, int count) {
       sequence.windows().reserve(first, first + static_cast<int>(chunk_rows(request)));
       reserve_state(request);
     }
+    // What makes room for one may move another's.
+    for (const Request& request : requests) {
+      pool_->prepare(request.sequence->blocks(), static_cast<size_t>(begin(request) / kBlockTokens));
+    }
     run_reserved(requests, count);
   } catch (...) {
     // What some sequences have reserved must not starve the others.
@@ -202,6 +218,7 @@ void Engine::run_reserved(std::span<const Request> requests, int count) {
   positions_.clear();
   logit_rows_.clear();
   chunks_.clear();
+  tables_.clear();
   for (const Request* request : order_) {
     if (request->plan) reserve_selection(*request->plan);
     add_chunk(*request);

@@ -11,6 +11,7 @@
 #include "engine/engine_memory.h"
 #include "engine/kv_pool.h"
 #include "engine/sequence.h"
+#include "engine/slot_tables.h"
 #include "model/forward.h"
 #include "model/model.h"
 #include "model/plan.h"
@@ -146,6 +147,7 @@ class Engine {
   std::vector<int32_t> positions_;
   std::vector<int32_t> logit_rows_;
   std::vector<Chunk> chunks_;
+  SlotTables tables_;
   std::vector<float> reordered_;
   std::vector<LikelyToken> reordered_likely_;
 };

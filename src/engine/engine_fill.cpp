@@ -77,8 +77,10 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   const int end = sequence.length() + count;
   const int first_seen = std::max(sequence.length(), end - hp.largest_window() - SequenceWindows::kSlack);
   if (count > 0) sequence.windows().reserve(first_seen, end);
-  const std::span<const BlockId> blocks =
-      sequence.blocks().subspan(static_cast<size_t>(sequence.length()) / kBlockTokens);
+  const auto first_block = static_cast<size_t>(sequence.length() / kBlockTokens);
+  pool_->prepare(sequence.blocks(), first_block);
+  std::vector<BlockId> blocks;
+  for (const BlockId block : sequence.blocks().subspan(first_block)) blocks.push_back(pool_->slot(block));
   const std::span<const BlockId> windows =
       pool_->windows() && count > 0
           ? sequence.windows().blocks().subspan(static_cast<size_t>(first_seen / kBlockTokens))
@@ -89,7 +91,7 @@ void Engine::fill_random(Sequence& sequence, int count, uint64_t seed) {
   for (int l = 0; l < hp.layers; ++l) {
     if (!hp.has_kv(l)) continue;
     const KvLayer& layer = pool_->layers()[static_cast<size_t>(l)];
-    for (const BlockId to : layer.windowed ? windows : blocks) noise.fill(layer, to);
+    for (const BlockId to : layer.windowed ? windows : std::span<const BlockId>(blocks)) noise.fill(layer, to);
     if (!layer.windowed) backend_.sketch(layer, blocks);
   }
   const std::vector<Token> tokens(count, 0);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/available_memory.h"
+#include "core/error.h"
 #include "engine/kv_pool.h"
 #include "engine/sequence_windows.h"
 
@@ -23,6 +25,37 @@ int window_blocks(const Hyperparameters& hp, const EngineOptions& options, const
   return blocks < sizes.blocks ? static_cast<int>(blocks) : 0;
 }
 
+/// Blocks that a pass writes to, and one more: with fewer on the device blocks would come and go in one pass.
+int least_device_blocks(const EngineOptions& options, const EngineSizes& sizes) {
+  return std::min(sizes.blocks, blocks_for(sizes.chunk) + 1 + options.sequences);
+}
+
+/// K and V of one block, in all layers that these blocks are of.
+int64_t block_bytes(const Hyperparameters& hp, const EngineOptions& options, const EngineSizes& sizes) {
+  return KvPool::cache_bytes(hp, 1, sizes.window_blocks, options.kv_type) -
+         KvPool::cache_bytes(hp, 0, sizes.window_blocks, options.kv_type);
+}
+
+int device_blocks(const Hyperparameters& hp, const EngineOptions& options, const EngineSizes& sizes) {
+  int64_t blocks = sizes.blocks;
+  if (options.kv_place.kind == KvPlace::Kind::Bytes) {
+    const int64_t wanted = options.kv_place.bytes / std::max<int64_t>(block_bytes(hp, options, sizes), 1);
+    blocks = std::clamp<int64_t>(wanted, least_device_blocks(options, sizes), sizes.blocks);
+  }
+  return static_cast<int>(std::min<int64_t>(blocks, options.device_blocks));
+}
+
+/// Whether blocks may be in host memory.
+bool may_leave(const Backend& backend, const EngineOptions& options) {
+  return options.kv_place.kind != KvPlace::Kind::All && !backend.device().empty() && backend.host_kv_problem().empty();
+}
+
+void check_place(const Backend& backend, const EngineOptions& options, const EngineSizes& sizes) {
+  if (options.kv_place.kind != KvPlace::Kind::Bytes || sizes.device_blocks == sizes.blocks) return;
+  const std::string problem = backend.host_kv_problem();
+  if (!problem.empty()) fail("KV cache: K and V cannot be kept in host memory: {}", problem);
+}
+
 }  // namespace
 
 EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options) {
@@ -33,15 +66,37 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
   // Every sequence may leave one block partly filled.
   sizes.blocks = blocks_for(std::max<int64_t>(options.tokens, options.context)) + options.sequences - 1;
   sizes.window_blocks = window_blocks(hp, options, sizes);
+  sizes.device_blocks = device_blocks(hp, options, sizes);
   sizes.states = options.sequences * (1 + options.states);
   return sizes;
+}
+
+RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
+                            int host_blocks) {
+  RowCacheRoom room;
+  if (host_blocks == 0 || !plan.has_sparse()) return room;
+  room.policy = plan.policy.at(options.context);
+  room.policy.budget = std::min(room.policy.budget, options.context);
+  for (size_t l = 0; l < plan.roles.size(); ++l) {
+    if (reads_selected(plan.roles[l])) room.layers.push_back(static_cast<int>(l));
+  }
+  constexpr int kLeast = 2048, kBudgets = 8;  // with fewer, more than a tenth of what a step reads is not there
+  const int64_t rows = options.cached_rows.value_or(std::max(kLeast, kBudgets * room.policy.budget));
+  room.rows = static_cast<int>(std::min(rows, int64_t{host_blocks} * kBlockTokens));
+  const KvShape kv = hp.kv(room.layers.front());  // those that read the whole context are alike
+  room.heads = hp.heads;
+  room.kv_heads = kv.heads;
+  room.row_bytes = kv.row_bytes(options.kv_type) / kv.heads;
+  room.sequences = options.sequences;
+  return room;
 }
 
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
   EngineMemory memory;
-  memory.cache = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks, options.kv_type);
+  memory.cache = KvPool::cache_bytes(hp, sizes.device_blocks, sizes.window_blocks, options.kv_type);
+  memory.host = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks, options.kv_type) - memory.cache;
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
     memory.sketches =
@@ -55,8 +110,65 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
     memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
                         scope_units(policy.scope, hp.heads, hp.kv_heads) *
                         (std::min(policy.budget, options.context) + kBlockTokens);
+    memory.workspace += backend.row_cache_bytes(row_cache_room(hp, plan, options, sizes.blocks - sizes.device_blocks));
   }
   return memory;
+}
+
+int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options) {
+  constexpr int64_t kUncounted = int64_t{512} << 20;
+  const int64_t context = hp.kv_bytes_per_token(options.kv_type) * options.context;
+  return kUncounted + 2 * std::min(host_bytes, context) / std::max(1, hp.layers);
+}
+
+int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
+                   int64_t free) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  if (engine_memory(backend, hp, plan, options).total() <= free) return sizes.device_blocks;
+  EngineOptions least = options;
+  least.device_blocks = least_device_blocks(options, sizes);
+  const int64_t each = std::max<int64_t>(block_bytes(hp, options, sizes), 1);
+  // What is cached of the host's blocks among them.
+  const int64_t others = engine_memory(backend, hp, plan, least).total() - each * least.device_blocks;
+  const int64_t left = (free - others - left_for_copies(hp, each * sizes.blocks, options)) / each;
+  return left < least.device_blocks ? 0 : static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
+}
+
+EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                                 const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  check_place(backend, options, sizes);
+  if (options.kv_place.kind != KvPlace::Kind::Auto || !may_leave(backend, options)) return options;
+  EngineOptions placed = options;
+  const int fitting = fitting_blocks(backend, hp, plan, options, backend.free_bytes());
+  // Prefill copies less at a time where it finds less memory.
+  placed.device_blocks = std::max(fitting, least_device_blocks(options, sizes));
+  return placed;
+}
+
+EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                          const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  check_place(backend, options, sizes);
+  EngineOptions least = options;
+  const bool may = options.kv_place.kind == KvPlace::Kind::Auto && may_leave(backend, options);
+  if (may) least.device_blocks = least_device_blocks(options, sizes);
+  const EngineMemory memory = engine_memory(backend, hp, plan, least);
+  // Auto may find room on the device for all, which then asks nothing of the host.
+  if (!may && !backend.device().empty()) check_host_memory(memory, options);
+  return memory;
+}
+
+void check_host_memory(const EngineMemory& memory, const EngineOptions& options) {
+  constexpr double kGibi = 1 << 30;
+  constexpr int64_t kSpare = int64_t{512} << 20;  // for everybody else
+  const int64_t available = available_memory();
+  if (memory.host == 0 || memory.host + kSpare <= available) return;
+  fail(
+      "out of memory: a context of {} with {:.2f} GiB of K and V on the device needs {:.2f} GiB of host memory, {:.2f} "
+      "GiB are available",
+      options.context, static_cast<double>(memory.cache) / kGibi, static_cast<double>(memory.host) / kGibi,
+      static_cast<double>(available) / kGibi);
 }
 
 }  // namespace tidal

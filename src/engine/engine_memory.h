@@ -10,6 +10,18 @@
 
 namespace tidal {
 
+/// How much of the K and V may lie on the device. The others are in host memory as soon as the device has no more room
+/// for them; on the host itself all are alike.
+struct KvPlace {
+  enum class Kind {
+    All,   ///< all of it
+    Auto,  ///< all where the device has the memory, otherwise what is left beside all else
+    Bytes  ///< about so much, with the blocks that a pass writes to at the least
+  };
+  Kind kind = Kind::All;
+  int64_t bytes = 0;
+};
+
 struct EngineOptions {
   int context = 4096;             ///< most positions of one sequence
   int64_t tokens = 0;             ///< positions of all sequences together; 0: one sequence's context
@@ -20,6 +32,12 @@ struct EngineOptions {
   int states = SequenceStates::kMostSaved;
   /// Whether layers with a window keep K and V of the whole context all the same, like the others.
   bool whole_windows = false;
+  KvPlace kv_place = {};
+  /// Blocks of K and V that lie on the device, fewer where `kv_place` says so.
+  int device_blocks = kAllSlots;
+  /// Where some are: rows [K | V] of positions that the device holds of them, of each KV head of a layer that reads
+  /// selected positions, those used last. nullopt: eight times the budget, at least 2048; 0: none.
+  std::optional<int> cached_rows = {};
   /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
   int windows = 2;
 };
@@ -29,14 +47,25 @@ struct EngineSizes {
   int chunk = 0;          ///< most tokens of one prefill chunk
   int rows = 0;           ///< most of a pass
   int blocks = 0;         ///< of KvPool
+  int device_blocks = 0;  ///< of these, as many as may be on the device
   int window_blocks = 0;  ///< likewise; 0: layers with a window, if there are any, keep the whole context
   int states = 0;         ///< of StatePool
 };
 EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options);
 
+/// `options` with the blocks on the device that KvPlace::Auto comes to, by the memory that is free now; weights are
+/// loaded. Throws Error where K and V are to be in host memory and the backend cannot do it.
+EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                                 const EngineOptions& options);
+
+/// Backend::cache_rows() of an engine with so many blocks that may be in host memory; no rows where there are none.
+/// Without RowCacheRoom::memory.
+RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const EngineOptions& options, int host_blocks);
+
 /// Bytes of the backend's memory that an engine like this takes, beside the weights, at most.
 struct EngineMemory {
-  int64_t cache = 0;      ///< K and V, of all layers
+  int64_t cache = 0;      ///< K and V, of all layers, but what is in host memory
+  int64_t host = 0;       ///< K and V in host memory
   int64_t states = 0;     ///< of recurrent layers
   int64_t sketches = 0;   ///< for plans that scan
   int64_t workspace = 0;  ///< activations and what the backend reserves
@@ -45,5 +74,19 @@ struct EngineMemory {
 };
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options);
+/// The same before weights are loaded: with as few blocks on the device as KvPlace::Auto comes to. Throws Error as
+/// with_device_blocks(), and when the host has not the memory that the others need.
+EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                          const EngineOptions& options);
+/// Throws Error with numbers when the host has not what `memory` needs there.
+void check_host_memory(const EngineMemory& memory, const EngineOptions& options);
+
+/// How many blocks of K and V find room in `free` bytes of a device beside all else: all, or as many as leave room for
+/// what helps to read the others from host memory; 0 where not even those find any that a pass writes to.
+int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
+                   int64_t free);
+/// Device memory that is worth leaving free beside all that is counted where K and V do not fit: for two layers' part
+/// that is in host memory, which prefill copies ahead, and for what nobody counts.
+int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options);
 
 }  // namespace tidal

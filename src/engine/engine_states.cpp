@@ -57,6 +57,7 @@ void Engine::run_again(Sequence& sequence, int position, int rows, std::span<con
   sequence.windows().reserve(position, end);
   SequenceStates& states = sequence.states();
   if (pool_->states()) states.reserve();
+  pool_->prepare(sequence.blocks(), static_cast<size_t>(position / kBlockTokens));
   const auto tokens = sequence.tokens().subspan(static_cast<size_t>(position), static_cast<size_t>(rows));
   tokens_.assign(tokens.begin(), tokens.end());
   tokens_.insert(tokens_.end(), rest.begin(), rest.end());
@@ -65,7 +66,8 @@ void Engine::run_again(Sequence& sequence, int position, int rows, std::span<con
   Chunk chunk;
   chunk.rows = end - position;
   chunk.position = position;
-  chunk.blocks = sequence.blocks().first(blocks_for(chunk.context()));
+  tables_.clear();
+  tables_.set(*pool_, sequence.blocks().first(blocks_for(chunk.context())), chunk);
   chunk.cached = std::max(chunk.context(), sequence.length());
   if (pool_->windows()) chunk.window_blocks = sequence.windows().blocks().first(chunk.blocks.size());
   if (pool_->states()) chunk.state = states.begin();

@@ -1,35 +1,68 @@
 #include "engine/kv_pool.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 
 namespace tidal {
 
-KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks, KvType type)
+KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks, KvType type,
+               int device_blocks)
     : backend_(backend),
       type_(type),
+      bytes_(cache_bytes(hp, blocks, window_blocks, type)),
       blocks_(blocks),
+      slots_(blocks, device_blocks),
       windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
       states_(backend, hp, states) {
-  memory_ = backend.allocate(static_cast<size_t>(cache_bytes(hp, blocks, window_blocks, type)), "KV cache");
-  auto* own = memory_.as<std::byte>();
-  for (int l = 0; l < hp.layers; ++l) {
-    const KvShape shape = hp.kv(l);
-    const bool windowed = window_blocks > 0 && hp.window(l) > 0;
-    layers_.push_back({.data = hp.has_kv(l) ? own : nullptr,
-                       .kv_heads = shape.heads,
-                       .head_dim = shape.head_dim,
-                       .type = type,
-                       .windowed = windowed});
-    if (hp.has_kv(l)) own += kBlockTokens * shape.row_bytes(type) * (windowed ? window_blocks : blocks);
-    if (const int source = hp.kv_layer(l); source != l) {
-      layers_.back() = layers_[static_cast<size_t>(source)];
-      shared_.emplace_back(l, source);
-    }
-  }
+  add_layers(hp, window_blocks);
+  allocate(hp);
+  for (const auto& [layer, source] : shared_) layers_[layer] = layers_[source];
   for (const int l : hp.layers_that_read_all()) {
     if (hp.has_kv(l)) sketched_.push_back(l);
+  }
+}
+
+void KvPool::add_layers(const Hyperparameters& hp, int window_blocks) {
+  for (int l = 0; l < hp.layers; ++l) {
+    const KvShape shape = hp.kv(l);
+    layers_.push_back({.kv_heads = shape.heads,
+                       .head_dim = shape.head_dim,
+                       .type = type_,
+                       .windowed = window_blocks > 0 && hp.window(l) > 0});
+    if (const int source = hp.kv_layer(l); source != l) shared_.emplace_back(l, source);
+  }
+}
+
+void KvPool::allocate(const Hyperparameters& hp) {
+  constexpr const char* kWhat = "KV cache";
+  const auto blocks_of = [&](const KvLayer& layer) { return layer.windowed ? windows_.blocks() : blocks(); };
+  KvRoom room{blocks(), slots_.device_slots(), {}};
+  size_t rest = 0;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    if (!hp.has_kv(static_cast<int>(l))) continue;
+    if (slots_ && !layers_[l].windowed) {
+      room.slot_bytes.push_back(kv_bytes(l));
+    } else {
+      rest += kv_bytes(l) * static_cast<size_t>(blocks_of(layers_[l]));
+    }
+  }
+  if (slots_) kept_ = backend_.allocate_kv(room, kWhat);
+  if (rest > 0) memory_ = backend_.allocate(rest, kWhat);
+  auto* next = memory_.as<std::byte>();
+  size_t index = 0;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    KvLayer& layer = layers_[l];
+    if (!hp.has_kv(static_cast<int>(l))) continue;
+    if (slots_ && !layer.windowed) {
+      layer.data = kept_->layer(index++);
+      layer.device_slots = slots_.device_slots();
+      layer.memory = kept_.get();
+    } else {
+      layer.data = std::exchange(next, next + kv_bytes(l) * static_cast<size_t>(blocks_of(layer)));
+    }
   }
 }
 
@@ -37,6 +70,13 @@ int64_t KvPool::cache_bytes(const Hyperparameters& hp, int blocks, int window_bl
   const int64_t whole = hp.kv_bytes_per_token(type);
   const int64_t of_windows = window_blocks > 0 ? hp.window_bytes_per_token(type) : 0;
   return kBlockTokens * ((whole - of_windows) * blocks + of_windows * window_blocks);
+}
+
+int64_t KvPool::host_bytes() const {
+  if (!slots_) return 0;
+  int64_t slot = 0;
+  for (const size_t bytes : kept_->room().slot_bytes) slot += static_cast<int64_t>(bytes);
+  return slot * kept_->room().host_slots();
 }
 
 int64_t KvPool::sketch_bytes() const {
@@ -54,7 +94,7 @@ void KvPool::keep_sketches(int bits) {
   memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
   for (BlockId block = 0; block < blocks(); ++block) {
-    if (references(block) > 0) used.push_back(block);
+    if (references(block) > 0) used.push_back(slot(block));
   }
   std::byte* own = memory.as<std::byte>();
   for (const int l : sketched_) {
@@ -93,14 +133,14 @@ size_t KvPool::sketch_bytes(size_t layer, int widths) const {
 
 void KvPool::read_kv(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
-    backend_.read(to, layers_[layer].tile(block, 0), kv_bytes(layer));
+    backend_.read(to, layers_[layer].tile(slot(block), 0), kv_bytes(layer));
     to += kv_bytes(layer);
   }
 }
 
 void KvPool::read_sketches(size_t layer, std::span<const BlockId> blocks, std::byte* to) const {
   for (const BlockId block : blocks) {
-    each_sketch(layers_[layer], block, sketch_widths(), [&](const std::byte* data, size_t bytes) {
+    each_sketch(layers_[layer], slot(block), sketch_widths(), [&](const std::byte* data, size_t bytes) {
       if (data) {
         backend_.read(to, data, bytes);
       } else {
@@ -113,11 +153,13 @@ void KvPool::read_sketches(size_t layer, std::span<const BlockId> blocks, std::b
 
 void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int descriptor,
                       int64_t offset) {
-  // Neighbours together: of a mapping there may be some ten thousand.
+  for (const BlockId block : blocks) slots_.write(block);
+  // Neighbours together: of a mapping there may be some ten thousand. But no copy is of both kinds of memory.
   for (size_t first = 0, end = 0; first < blocks.size(); first = end) {
-    while (++end < blocks.size() && blocks[end] == blocks[end - 1] + 1) {
+    while (++end < blocks.size() && slot(blocks[end]) == slot(blocks[end - 1]) + 1 &&
+           slot(blocks[end]) != slots_.device_slots()) {
     }
-    std::byte* to = layers_[layer].tile(blocks[first], 0);
+    std::byte* to = layers_[layer].tile(slot(blocks[first]), 0);
     const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
     const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
     if (!mapped) backend_.write(to, from + before, bytes);
@@ -127,29 +169,89 @@ void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::
 void KvPool::write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths,
                             size_t full) {
   for (const BlockId block : blocks) {
-    each_sketch(layers_[layer], block, widths, [&](std::byte* data, size_t bytes) {
+    each_sketch(layers_[layer], slot(block), widths, [&](std::byte* data, size_t bytes) {
       if (data) backend_.write(data, from, bytes);
       from += bytes;
     });
   }
-  if (sketch_widths() & ~widths) backend_.sketch(layers_[layer], blocks.first(full));
+  if (!(sketch_widths() & ~widths)) return;
+  std::vector<BlockId> made;
+  for (const BlockId block : blocks.first(full)) made.push_back(slot(block));
+  backend_.sketch(layers_[layer], made);
 }
 
 BlockId KvPool::take() {
   if (free_blocks() == 0) fail("KV cache: all {} blocks of {} tokens are in use", blocks(), kBlockTokens);
-  return blocks_.take();
+  make_room(1);
+  const BlockId block = blocks_.take();
+  slots_.take(block);
+  return block;
 }
 
-void KvPool::copy(BlockId to, BlockId from, bool windowed) {
+void KvPool::provide(int more) {
+  if (slots_) kept_->provide(slots_.host_slots_for(more));
+}
+
+void KvPool::make_room(int count) {
+  if (!slots_ || slots_.free_on_device() >= count) return;
+  provide(count);
+  moves_.clear();
+  slots_.make_room(count, moves_);
+  move();
+}
+
+void KvPool::prepare(std::span<const BlockId> blocks, size_t first) {
+  if (!slots_) return;
+  provide(1);
+  moves_.clear();
+  for (size_t b = first; b < blocks.size(); ++b) {
+    const bool content = slots_.has_content(blocks[b]);
+    slots_.write(blocks[b]);
+    if (content) slots_.bring_back(blocks[b], moves_);
+  }
+  // Others have to be read sooner or later; a few at a time, so that no step waits for all.
+  constexpr int kAtATime = 4;
+  const int spare = slots_.free_on_device() - std::max(slots_.device_slots() / 16, 1);
+  int left = std::min(spare, kAtATime);
+  for (size_t b = std::min(first, blocks.size()); left > 0 && slots_.blocks_on_host() > 0 && b-- > 0;) {
+    if (!on_host(blocks[b])) continue;
+    slots_.bring_back(blocks[b], moves_);
+    --left;
+  }
+  move();
+}
+
+void KvPool::move() {
+  for (size_t first = 0, end = 0; first < moves_.size(); first = end) {
+    const KvSlots::Move& move = moves_[first];
+    end = first + 1;
+    if (!move.content) continue;
+    const auto follows = [&](const KvSlots::Move& next) {
+      const auto apart = static_cast<BlockId>(end - first);
+      return next.content && next.from == move.from + apart && next.to == move.to + apart;
+    };
+    while (end < moves_.size() && follows(moves_[end])) ++end;
+    copy(move.to, move.from, static_cast<int>(end - first), false);
+  }
+  moves_.clear();
+}
+
+void KvPool::copy(BlockId to, BlockId from) {
+  slots_.write(to);
+  copy(slot(to), slot(from), 1, false);
+}
+
+void KvPool::copy(BlockId to, BlockId from, int count, bool windowed) {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const KvLayer& layer = layers_[l];
     if (!layer.data || shares(l) || layer.windowed != windowed) continue;
-    backend_.copy(layer.tile(to, 0), layer.tile(from, 0), kv_bytes(l));
+    backend_.copy(layer.tile(to, 0), layer.tile(from, 0), kv_bytes(l) * static_cast<size_t>(count));
     for (const int bits : kSketchBits) {
       if (!layer.keeps_sketch(bits)) continue;
       const SketchLayout layout{layer.head_dim, bits};
-      backend_.copy(layer.sketch(bits, to, 0), layer.sketch(bits, from, 0),
-                    static_cast<size_t>(layout.bytes()) * layer.kv_heads);
+      backend_.copy(
+          layer.sketch(bits, to, 0), layer.sketch(bits, from, 0),
+          static_cast<size_t>(layout.bytes()) * static_cast<size_t>(layer.kv_heads) * static_cast<size_t>(count));
     }
   }
 }

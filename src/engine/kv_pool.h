@@ -3,11 +3,13 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/kv_slots.h"
 #include "engine/state_pool.h"
 #include "engine/window_pool.h"
 
@@ -16,39 +18,63 @@ namespace tidal {
 /// Memory [layer][block][kv_head][64 tokens][K | V], rows of one type, of the heads that each layer has, and beside it
 /// sketches of the keys where a plan scans. One block id stands for the same 64 positions in every layer. Recurrent
 /// layers have no part in it: they have states. Where layers with a window keep their window only, they have block ids
-/// of their own: windows().
+/// of their own: windows(), always on the device.
+/// With fewer device slots than blocks some are in host memory (KvSlots); who holds block ids need not know. What goes
+/// to backends are slots. Sketches are all on the device, and move with their block.
 class KvPool {
  public:
   /// `window_blocks`: of layers with a window, kNoBlock with them; 0: these keep the whole context like all others.
-  /// Throws Error with the size asked for when the memory cannot be had.
+  /// `device_blocks`: so many blocks lie on the device at most, at least one. Throws Error with the size asked for when
+  /// the memory cannot be had.
   KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0, int window_blocks = 0,
-         KvType type = KvType::Bf16);
+         KvType type = KvType::Bf16, int device_blocks = kAllSlots);
 
   KvType type() const { return type_; }  ///< of K and V
   int blocks() const { return blocks_.blocks(); }
   int free_blocks() const { return blocks_.free(); }
   /// Of K and V, for a pool of so many blocks.
   static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks, KvType type = KvType::Bf16);
-  int64_t bytes() const { return static_cast<int64_t>(memory_.bytes()); }  ///< of K and V
+  int64_t bytes() const { return bytes_; }  ///< of K and V, on the device and the host
+  int64_t host_bytes() const;               ///< of them on the host, when all blocks are in use
   int64_t sketch_bytes() const;
+  /// Blocks that the device has room for, all where none are on the host; blocks in use that are on the host now.
+  int device_blocks() const { return slots_ ? slots_.device_slots() : blocks(); }
+  int blocks_on_host() const { return slots_.blocks_on_host(); }
 
   /// Keeps sketches with so many bits (1, 2 or 4) of every full block from now on, those in use included, in the layers
   /// that read the whole context. Throws Error when the memory cannot be had.
   void keep_sketches(int bits);
 
-  /// A block with one reference. Throws Error when none is free.
+  /// A block with one reference, on the device, for which another one may move. Throws Error when none is free, or the
+  /// host has no memory.
   BlockId take();
+  /// Moves what take() would move for `count` blocks, which is faster at once.
+  void make_room(int count);
   void add_reference(BlockId block) { blocks_.add_reference(block); }
   /// Gives a reference back; the block is free again when it was the last.
-  void release(BlockId block) { blocks_.release(block); }
+  void release(BlockId block) {
+    blocks_.release(block);
+    if (blocks_.references(block) == 0) slots_.release(block);
+  }
   int references(BlockId block) const { return blocks_.references(block); }
   /// Copies the content of all layers that these blocks are of.
-  void copy(BlockId to, BlockId from) { copy(to, from, false); }
+  void copy(BlockId to, BlockId from);
+
+  /// Before a pass that reads `blocks` and writes to those from `first` on. These come to the device as far as they
+  /// can; where there is more room than that, so do some of the others, the last ones first.
+  void prepare(std::span<const BlockId> blocks, size_t first);
+  /// Whether the blocks of a table may be elsewhere than their ids say.
+  bool moves() const { return static_cast<bool>(slots_); }
+  /// Where a block is now. Until the next take(), make_room() or prepare().
+  BlockId slot(BlockId block) const { return slots_.slot(block); }
+  bool on_host(BlockId block) const { return slots_.on_host(block); }
+  /// Chunk::generations, of a block on the host.
+  uint32_t generation(BlockId block) const { return slots_.generation(block); }
 
   WindowPool& windows() { return windows_; }
   const WindowPool& windows() const { return windows_; }
   /// The same as copy() with its blocks.
-  void copy_window(BlockId to, BlockId from) { copy(to, from, true); }
+  void copy_window(BlockId to, BlockId from) { copy(to, from, 1, true); }
 
   StatePool& states() { return states_; }
   const StatePool& states() const { return states_; }
@@ -84,16 +110,28 @@ class KvPool {
   bool shares(size_t layer) const { return !shared_.empty() && layer >= shared_.front().first; }
   bool keeps_sketches(int bits) const { return sketches_[bits / 2].bytes() > 0; }
 
-  void copy(BlockId to, BlockId from, bool windowed);
+  /// All but their memory; shared_.
+  void add_layers(const Hyperparameters& hp, int window_blocks);
+  void allocate(const Hyperparameters& hp);
+  /// `count` neighbouring slots.
+  void copy(BlockId to, BlockId from, int count, bool windowed);
+  /// Memory for what the host may have to take with so many more blocks.
+  void provide(int more);
+  /// What moves_ says.
+  void move();
 
   Backend& backend_;
   KvType type_;
-  Buffer memory_;
+  std::unique_ptr<KvMemory> kept_;  // where blocks move, of the layers that these are of
+  Buffer memory_;                   // of the others
+  int64_t bytes_ = 0;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
   std::vector<KvLayer> layers_;
   std::vector<int> sketched_;  // layers that a plan may have scan and that have K and V of their own
   std::vector<std::pair<size_t, size_t>> shared_;  // layers that have not, and whose they read
   BlockIds blocks_;
+  KvSlots slots_;
+  std::vector<KvSlots::Move> moves_;
   WindowPool windows_;
   StatePool states_;
 };

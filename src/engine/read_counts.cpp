@@ -27,11 +27,9 @@ void ReadCounter::add_up(Watched& watched) {
 void ReadCounter::attended(int layer, const Batch& batch, Rows /*q*/, KvLayer /*kv*/, const Selection& selection) {
   for (const Chunk& chunk : batch.chunks) {
     if (!chunk.sparse()) continue;
-    // A chunk has its sequence's own block table.
     const auto end = entries_.begin() + static_cast<ptrdiff_t>(watched_);
-    const auto watched = std::find_if(entries_.begin(), end, [&](const Watched& other) {
-      return other.sequence->blocks().data() == chunk.blocks.data();
-    });
+    const auto watched =
+        std::find_if(entries_.begin(), end, [&](const Watched& other) { return other.sequence == chunk.sequence; });
     if (watched == end) continue;
     const Role role = chunk.role(layer);
     if (selects(role)) {

@@ -115,6 +115,7 @@ void Sequence::reserve(int first, int more) {
     fail("KV cache: {} more tokens need {} blocks of {} tokens, but only {} of {} are free", more, missing,
          kBlockTokens, pool_->free_blocks(), pool_->blocks());
   }
+  pool_->make_room(missing_blocks(first, more));
   for (size_t b = begin; b < end; ++b) {
     if (!shared(b)) continue;
     const BlockId own = pool_->take();

@@ -41,6 +41,9 @@ Model load_model(const std::string& path, Backend& backend, const MemoryBeside& 
 Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Backend& backend,
                    const MemoryBeside& beside = {});
 
+/// Bytes of such weights, with every matrix in `type`.
+int64_t weight_bytes(const Hyperparameters& hp, ggml_type type);
+
 /// Shapes that benchmarks know by name: llama-2-7b, llama-3-8b, ... Throws Error listing the names for any other.
 Hyperparameters known_shape(const std::string& name);
 

@@ -166,6 +166,17 @@ void fill(Backend& backend, const std::byte* pattern, size_t pattern_bytes, std:
 
 }  // namespace
 
+int64_t weight_bytes(const Hyperparameters& hp, ggml_type type) {
+  Model model;
+  model.hp = hp;
+  model.layers.resize(hp.layers);
+  int64_t bytes = 0;
+  for (const Part& part : parts_of(model)) {
+    bytes += part.rows * static_cast<int64_t>(ggml_row_size(part.floats() ? GGML_TYPE_F32 : type, part.cols));
+  }
+  return bytes;
+}
+
 Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Backend& backend,
                    const MemoryBeside& beside) {
   type = backend.matrix_type(type);

@@ -52,7 +52,7 @@ struct SmallEngine {
       std::vector<Bf16> own(static_cast<size_t>(sequence.length()) * layer.kv_heads * row);
       for (int b = 0; b < blocks_for(sequence.length()); ++b) {
         for (int h = 0; h < layer.kv_heads; ++h) {
-          backend->read(tile.data(), layer.tile(sequence.blocks()[b], h), tile.size());
+          backend->read(tile.data(), layer.tile(engine.pool().slot(sequence.blocks()[b]), h), tile.size());
           for (int p = b * kBlockTokens; p < std::min(sequence.length(), (b + 1) * kBlockTokens); ++p) {
             read_kv_row(layer.row_layout(), tile.data() + p % kBlockTokens * layer.row_bytes(), elements.data(),
                         elements.data() + layer.head_dim);

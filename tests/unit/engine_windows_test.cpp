@@ -1,10 +1,9 @@
 // Layers that keep their window only: whatever a sequence does, it gets what it gets where they keep the whole context.
 #include <array>
-#include <deque>
 
 #include "engine/exact.h"
 #include "engine/greedy_chooser.h"
-#include "unit/engine_setup.h"
+#include "unit/engine_pair.h"
 
 namespace tidal {
 namespace {
@@ -12,6 +11,7 @@ namespace {
 using test::copy;
 using test::random_tokens;
 using test::same_bits;
+using test::SequencePair;
 using test::small_windowed;
 using test::SmallEngine;
 
@@ -72,11 +72,6 @@ INSTANTIATE_TEST_SUITE_P(All, WindowsOnly, testing::ValuesIn([] {
                          }()),
                          [](const auto& info) { return info.param.backend + "_" + std::to_string(info.param.window); });
 
-/// The same sequence on both engines.
-struct Pair {
-  Sequence whole, thin;
-};
-
 TEST_P(WindowsOnly, TakeLessMemory) {
   const KvPool &all = whole.engine.pool(), &few = thin.engine.pool();
   EXPECT_FALSE(all.windows());
@@ -93,132 +88,75 @@ TEST_P(WindowsOnly, TakeLessMemory) {
 }
 
 TEST_P(WindowsOnly, LongTextsAreTheSame) {
-  Pair pair{whole.engine.create(), thin.engine.create()};
+  SequencePair pair{whole.engine.create(), thin.engine.create()};
   const int free = free_windows(thin);
   for (int at = 0; at < 1500; at += 300) {
     EXPECT_EQ(copy(whole.engine.prefill(pair.whole, some(at, 290))),
-              copy(thin.engine.prefill(pair.thin, some(at, 290))))
+              copy(thin.engine.prefill(pair.other, some(at, 290))))
         << at;
     for (const Token token : some(at + 290, 10)) {
-      EXPECT_EQ(copy(whole.engine.decode(pair.whole, token)), copy(thin.engine.decode(pair.thin, token))) << at;
+      EXPECT_EQ(copy(whole.engine.decode(pair.whole, token)), copy(thin.engine.decode(pair.other, token))) << at;
     }
     EXPECT_LE(free - free_windows(thin), blocks_for(GetParam().window + SequenceWindows::kSlack) + 1 +
                                              SequenceWindows::kMostSaved * (blocks_for(GetParam().window) + 1));
   }
-  pair.thin.truncate(0);
+  pair.other.truncate(0);
   EXPECT_EQ(free_windows(thin), free);
 }
 
 TEST_P(WindowsOnly, WhatIsTruncatedToAnyPositionGoesOnTheSame) {
-  Pair pair{whole.engine.create(), thin.engine.create()};
+  SequencePair pair{whole.engine.create(), thin.engine.create()};
   whole.engine.prefill(pair.whole, some(0, 700));
-  thin.engine.prefill(pair.thin, some(0, 700));
+  thin.engine.prefill(pair.other, some(0, 700));
   for (const Token token : some(700, 150)) {
     const Engine::Request a{.sequence = &pair.whole, .tokens = {&token, 1}};
-    const Engine::Request b{.sequence = &pair.thin, .tokens = {&token, 1}};
+    const Engine::Request b{.sequence = &pair.other, .tokens = {&token, 1}};
     whole.engine.step({&a, 1});
     thin.engine.step({&b, 1});
   }
   int again = 0;
   for (const int length : {850, 849, 800, 786, 700, 699, 650, 577, 576, 575, 300, 192, 130, 96, 95, 64, 3, 0}) {
-    Pair one{pair.whole.fork(), pair.thin.fork()};
+    SequencePair one{pair.whole.fork(), pair.other.fork()};
     one.whole.truncate(length);
-    one.thin.truncate(length);
-    again += !one.thin.goes_on_at(length);
+    one.other.truncate(length);
+    again += !one.other.goes_on_at(length);
     const auto more = some(1000 + length, 1 + length % 7);
-    EXPECT_EQ(copy(whole.engine.prefill(one.whole, more)), copy(thin.engine.prefill(one.thin, more))) << length;
+    EXPECT_EQ(copy(whole.engine.prefill(one.whole, more)), copy(thin.engine.prefill(one.other, more))) << length;
     // Once more from before, now that its chunk is cut.
     one.whole.truncate(length / 2);
-    one.thin.truncate(length / 2);
+    one.other.truncate(length / 2);
     const auto last = some(1200, 9);
-    EXPECT_EQ(copy(whole.engine.prefill(one.whole, last)), copy(thin.engine.prefill(one.thin, last))) << length;
-    EXPECT_EQ(one.whole.clean(), one.thin.clean());
+    EXPECT_EQ(copy(whole.engine.prefill(one.whole, last)), copy(thin.engine.prefill(one.other, last))) << length;
+    EXPECT_EQ(one.whole.clean(), one.other.clean());
   }
   EXPECT_GT(again, 5) << "nothing was computed again";
 }
 
 TEST_P(WindowsOnly, CorrectionsGoBackAsFarAsTheTextIsPolluted) {
   for (const int polluted : {3, 60, 64, 65, 200}) {
-    Pair pair{whole.engine.create(), thin.engine.create()};
+    SequencePair pair{whole.engine.create(), thin.engine.create()};
     whole.engine.prefill(pair.whole, some(0, 333));
-    thin.engine.prefill(pair.thin, some(0, 333));
+    thin.engine.prefill(pair.other, some(0, 333));
     for (const Token token : some(333, polluted)) {
-      EXPECT_EQ(copy(whole.engine.decode(pair.whole, token)), copy(thin.engine.decode(pair.thin, token)));
+      EXPECT_EQ(copy(whole.engine.decode(pair.whole, token)), copy(thin.engine.decode(pair.other, token)));
     }
-    ASSERT_EQ(pair.thin.clean(), 333) << "nothing is polluted, so this tests nothing";
+    ASSERT_EQ(pair.other.clean(), 333) << "nothing is polluted, so this tests nothing";
     whole.engine.correct(pair.whole);
-    thin.engine.correct(pair.thin);
-    EXPECT_EQ(pair.thin.clean(), 333 + polluted);
-    EXPECT_EQ(copy(whole.engine.decode(pair.whole, 7)), copy(thin.engine.decode(pair.thin, 7))) << polluted;
+    thin.engine.correct(pair.other);
+    EXPECT_EQ(pair.other.clean(), 333 + polluted);
+    EXPECT_EQ(copy(whole.engine.decode(pair.whole, 7)), copy(thin.engine.decode(pair.other, 7))) << polluted;
   }
 }
 
 TEST_P(WindowsOnly, AnythingInAnyOrderGivesTheSame) {
-  test::Random random(17 + static_cast<uint64_t>(GetParam().window));
   const int all = whole.engine.pool().free_blocks(), all_windows = free_windows(thin);
-  int batches = 0, truncated = 0, corrected = 0, forks = 0;
-  {
-    std::deque<Pair> pairs;
-    const int rounds = GetParam().backend == "reference" ? 120 : 400;
-    for (int round = 0; round < rounds; ++round) {
-      const int what = random.integer(0, 9);
-      const auto at = pairs.empty() ? 0 : static_cast<size_t>(random.integer(0, static_cast<int>(pairs.size()) - 1));
-      if (pairs.empty() || (what == 0 && pairs.size() < kSequences)) {
-        pairs.push_back({whole.engine.create(), thin.engine.create()});
-        continue;
-      }
-      Pair& pair = pairs[at];
-      const int length = pair.thin.length();
-      ASSERT_EQ(pair.whole.clean(), pair.thin.clean());
-      if (what <= 1 && pairs.size() < kSequences) {
-        pairs.push_back({pair.whole.fork(), pair.thin.fork()});
-        ++forks;
-      } else if (what == 2) {
-        // Among polluted tokens only as far as these are kept: others would be corrected.
-        const int to = random.integer(std::max(0, length - 300), length);
-        if (to > pair.thin.clean() && !pair.thin.goes_on_at(to)) continue;
-        pair.whole.truncate(to);
-        pair.thin.truncate(to);
-        ++truncated;
-      } else if (what == 3) {
-        corrected += pair.thin.clean() < length;
-        whole.engine.correct(pair.whole);
-        thin.engine.correct(pair.thin);
-      } else if (what == 4 && random.integer(0, 3) == 0) {
-        pairs.erase(pairs.begin() + static_cast<ptrdiff_t>(at));
-      } else {
-        // One batch of all: a chunk of this one, which may correct it, a token of the others.
-        std::vector<Engine::Request> requests;
-        for (size_t i = 0; i < pairs.size(); ++i) {
-          Sequence& sequence = pairs[i].thin;
-          Engine::Request request{.sequence = &sequence, .tokens = some(random.integer(0, 1800), 1)};
-          request.decode = random.integer(0, 1) == 1 && sequence.length() > 0;
-          const int polluted = sequence.length() - sequence.clean();
-          if (i == at && !request.decode) {
-            if (polluted < kChunk / 2) request.correct = polluted;
-            const int most = std::min(kChunk - request.correct, 2000 - sequence.length());
-            if (most < 1) continue;
-            request.tokens = some(random.integer(0, 1800), random.integer(1, most));
-          }
-          if (sequence.length() + static_cast<int>(request.tokens.size()) > 2000) continue;
-          requests.push_back(request);
-        }
-        if (requests.empty()) continue;
-        const std::vector<float> got = copy(thin.engine.step(requests));
-        for (Engine::Request& request : requests) {
-          for (Pair& one : pairs) {
-            if (request.sequence == &one.thin) request.sequence = &one.whole;
-          }
-        }
-        ASSERT_EQ(got, copy(whole.engine.step(requests))) << round;
-        ++batches;
-      }
-    }
-    EXPECT_GT(batches, rounds / 4);
-    EXPECT_GT(truncated, 3);
-    EXPECT_GT(corrected, 0);
-    EXPECT_GT(forks, 0);
-  }
+  const int rounds = GetParam().backend == "reference" ? 120 : 400;
+  const test::PairCounts counts = test::anything_in_any_order(whole, thin, kSequences, kChunk, rounds,
+                                                              17 + static_cast<uint64_t>(GetParam().window));
+  EXPECT_GT(counts.batches, rounds / 4);
+  EXPECT_GT(counts.truncated, 3);
+  EXPECT_GT(counts.corrected, 0);
+  EXPECT_GT(counts.forks, 0);
   EXPECT_EQ(whole.engine.pool().free_blocks(), all);
   EXPECT_EQ(thin.engine.pool().free_blocks(), all);
   EXPECT_EQ(free_windows(thin), all_windows);

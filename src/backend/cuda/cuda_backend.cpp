@@ -17,10 +17,12 @@
 #include "backend/cuda/pass/step_upload.h"
 #include "backend/cuda/products/matmul_skinny.h"
 #include "backend/cuda/products/matrices.h"
+#include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/read_stream.h"
+#include "backend/cuda/runtime/split_memory.h"
 #include "backend/cuda/scan/sketch_blocks.h"
 #include "backend/cuda/weights/weights.h"
 #include "core/error.h"
@@ -91,6 +93,10 @@ class CudaBackend final : public Backend {
   Buffer allocate(size_t bytes, std::string_view what) override {
     return allocate_device(bytes, std::string(what).c_str());
   }
+  std::string host_kv_problem() const override { return split_memory_problem(); }
+  std::unique_ptr<KvMemory> allocate_kv(const KvRoom& room, std::string_view what) override {
+    return std::make_unique<SplitKvMemory>(room, std::string(what).c_str());
+  }
   Weight upload(const Weight& host) override { return weights_.upload(host, stream_); }
   Weight upload_exact(const Weight& host) override { return weights_.upload_floats(host, stream_); }
   ggml_type matrix_type(ggml_type type) const override { return weights_.matrix_type(type); }
@@ -121,6 +127,8 @@ class CudaBackend final : public Backend {
   void read(std::byte* to, const std::byte* from, size_t bytes) override;
   void sketch(KvLayer kv, std::span<const BlockId> blocks) override;
   void reserve(const Hyperparameters& hp, int max_rows, int max_context) override;
+  void cache_rows(const RowCacheRoom& room) override;
+  int64_t row_cache_bytes(const RowCacheRoom& room) const override { return RowCache::bytes(room); }
 
   void begin(const Hyperparameters& hp, const Batch& batch) override;
   void embed(const Weight& embedding, const Batch& batch, Rows x) override;
@@ -156,6 +164,7 @@ class CudaBackend final : public Backend {
   DeviceWeights weights_;
   Matrices matrices_;
   DecodeAttention attention_;
+  RowCache row_cache_;
   StepUpload upload_;
   Graphs graphs_;
   Results results_;
@@ -170,18 +179,19 @@ class CudaBackend final : public Backend {
 
 void CudaBackend::copy(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the device");
+  // Default, here and below: K and V may lie in host memory.
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying on the device");
 }
 
 void CudaBackend::write(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying to the device");
   synchronise("copying to the device");
 }
 
 void CudaBackend::read(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying from the device");
   synchronise("copying from the device");
 }
 
@@ -210,10 +220,23 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   max_context_ = max_context;
   // Even where nothing moves: what a graph has in it beside addresses comes from the shape of the model.
   graphs_.clear();
+  // Generations of another memory may be the same numbers.
+  row_cache_ = RowCache();
   matrices_.reserve(hp, max_rows);
   attention_.reserve(hp, max_rows, max_context);
   upload_.reserve(max_rows, max_context, !hp.windows.empty());
+  launcher_.reserve(max_context);
   results_.reserve(hp.vocab, max_rows);
+}
+
+void CudaBackend::cache_rows(const RowCacheRoom& room) {
+  if (row_cache_.has(room)) return;
+  flush();
+  synchronise("making room for rows of K and V");
+  graphs_.clear();
+  const RowCacheRoom wanted = row_cache_.with(room);
+  row_cache_ = RowCache();  // before there is more
+  row_cache_ = RowCache(wanted);
 }
 
 void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
@@ -229,6 +252,7 @@ void CudaBackend::begin(const Hyperparameters& hp, const Batch& batch) {
       fail("cuda backend: a context of {}, reserved for {}", chunk.context(), max_context_);
     }
     shape.longest = std::max(shape.longest, chunk.rows);
+    shape.on_host = shape.on_host || chunk.on_host();
     if (chunk.rows > kDecodeRows) {
       long_chunks_.push_back(chunk.rows);
       continue;
@@ -286,6 +310,7 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
     if (op.role != Role::Dense) {
       op.scope = chunk.policy.scope;
       op.selection = selection;
+      if (list_.shape.on_host && reads_selected(op.role)) op.row_cache = row_cache_.layer(layer, kv, chunk);
     }
     if (selects(op.role)) op.pooling = chunk.policy.pooling;
     if (op.role == Role::Scan) op.sketch_bits = chunk.policy.sketch_bits;

@@ -13,6 +13,7 @@
 #include "cli/console/terminal.h"
 #include "cli/console/text_file.h"
 #include "cli/options/backend_options.h"
+#include "cli/options/kv_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/thread_count.h"
 #include "cli/options/window_options.h"
@@ -29,6 +30,7 @@ struct BenchFlags {
   std::optional<int> threads;
   std::string depths = "0", batches = "1", baseline, fill = "prefill", format = "md";
   BackendOptions backend;
+  KvOptions kv;
   std::optional<std::string> attention;
   bool details = false, whole_windows = false;
   PlanOptions plan;
@@ -96,6 +98,7 @@ void run_bench(const BenchFlags& flags) {
     return flags.shape.empty() ? read_hyperparameters(GgufFile::open(flags.model)).layers
                                : known_shape(flags.shape).layers;
   });
+  run.kv_place = kv_place(flags.kv, *backend);
   status.show("measuring the read stream");
   run.limit = backend->read_stream();
   status.show("loading the model");
@@ -103,7 +106,7 @@ void run_bench(const BenchFlags& flags) {
   const auto beside = [&](const Hyperparameters& hp) {
     int64_t bytes = 0;
     for (const BenchPlan& plan : bench_plans(flags.attention, flags.plan, hp, full_below_of(*backend, hp))) {
-      bytes = std::max(bytes, engine_memory(*backend, hp, plan.plan, engine_options(run)).total());
+      bytes = std::max(bytes, least_memory(*backend, hp, plan.plan, engine_options(run)).total());
     }
     return bytes;
   };
@@ -182,6 +185,7 @@ void add_bench_command(CLI::App& app) {
       ->type_name("WORD,...");
   add_window_option(*bench, flags->whole_windows);
   add_backend_options(*bench, flags->backend);
+  add_kv_options(*bench, flags->kv);
   bench->add_option("--baseline", flags->baseline, "Also measure another engine in this process: llama.cpp");
   bench->add_option("--fill", flags->fill, "How the cache gets to the depth: prefill, or random numbers (fast)")
       ->capture_default_str();

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "cli/bench/llama_baseline.h"
+#include "cli/options/kv_options.h"
 #include "core/error.h"
 #include "core/timer.h"
 #include "engine/greedy_chooser.h"
@@ -226,6 +227,7 @@ EngineOptions engine_options(const BenchRun& run) {
   options.sequences = run.batches.back();
   options.tokens = int64_t{options.context} * options.sequences;
   options.whole_windows = run.whole_windows;
+  options.kv_place = run.kv_place;
   options.kv_type = run.kv_type;
   return options;
 }
@@ -233,6 +235,7 @@ EngineOptions engine_options(const BenchRun& run) {
 int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
   const int largest = run.batches.back();
   Engine engine(backend, model, plans[0].plan, engine_options(run));
+  tell_kv_place(engine.pool());
   Sequence first = engine.create();
   for (const int depth : run.depths) {
     extend(run, engine, first, depth);

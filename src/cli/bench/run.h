@@ -25,6 +25,7 @@ struct BenchRun {
   int repetitions = 5;            ///< of every test
   bool random = false;            ///< fill the cache with random numbers instead of a prefill
   bool whole_windows = false;     ///< EngineOptions::whole_windows
+  KvPlace kv_place;               ///< EngineOptions::kv_place
   KvType kv_type = KvType::Bf16;  ///< of our KV cache
   std::vector<Token> tokens;      ///< [context()]: fill the cache, then are the prompt
   double limit = 0;               ///< read stream, GB/s

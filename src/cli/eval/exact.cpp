@@ -176,7 +176,8 @@ void ExactEvaluation::run() {
                 {.context = context,
                  .tokens = int64_t{context} + flags_.predict + kBlockTokens,
                  .sequences = 2,
-                 .kv_type = session_.kv_type()});
+                 .kv_type = session_.kv_type(),
+                 .kv_place = session_.place()});
   PromptCache cache(engine);
   for (const Place& place : places_) {
     engine.set_plan(Plan::full(session_.model().hp.layers));

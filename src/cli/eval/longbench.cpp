@@ -68,7 +68,8 @@ class LongBenchRun {
                           .tokens = room + greedy_answer_tokens(std::min(plans, kStepSequences) + 1, 1, most_),
                           .sequences = std::min(plans, kStepSequences),
                           .kv_type = session_.kv_type(),
-                          .whole_windows = true});  // prompts are cut back to what the next one shares
+                          .whole_windows = true,  // prompts are cut back to what the next one shares
+                          .kv_place = session_.place()});
         cache.emplace(*engine);
       }
       ask(*engine, *cache, example, missing);

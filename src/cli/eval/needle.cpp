@@ -137,7 +137,8 @@ class NeedleRun {
                                                                            question + 64, 2 * asked.answer_tokens),
                                      .sequences = std::min(cases, kStepSequences),
                                      .kv_type = session_.kv_type(),
-                                     .whole_windows = true});  // prompts are cut back to what the next one shares
+                                     .whole_windows = true,  // prompts are cut back to what the next one shares
+                                     .kv_place = session_.place()});
         cache.emplace(*engine);
       }
       answer(*engine, *cache, asked, which, needle_prompt_key(length, depth, key));

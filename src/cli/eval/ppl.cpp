@@ -188,7 +188,8 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
                  .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
                  .sequences = std::min(plans, kStepSequences),
                  .kv_type = session.kv_type(),
-                 .whole_windows = true});  // a fork that had to give up its window would be corrected
+                 .whole_windows = true,  // a fork that had to give up its window would be corrected
+                 .kv_place = session.place()});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, whole ? &*whole : nullptr, places.tokens(first), flags.places.prefix, first);
   }

@@ -173,7 +173,8 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
                  .kv_type = session.kv_type(),
                  // Of the prefix and of a fork for each plan and full attention.
                  .states = SequenceStates::kMostSaved + static_cast<int>(session.plans().size()) + 1,
-                 .whole_windows = true});  // a fork that had to give up its window would be corrected
+                 .whole_windows = true,  // a fork that had to give up its window would be corrected
+                 .kv_place = session.place()});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }

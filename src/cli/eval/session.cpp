@@ -38,6 +38,7 @@ void add_eval_flags(CLI::App& app, EvalFlags& flags) {
       ->envname("TIDAL_THREADS")
       ->type_name("N");
   add_backend_options(app, flags.backend);
+  add_kv_options(app, flags.kv);
   app.add_option("-o,--output", flags.output,
                  "Keep the rows in this file (JSON Lines); a run with the same file goes on where it ended (default: "
                  "they are not kept)")

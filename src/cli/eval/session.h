@@ -12,6 +12,7 @@
 #include "cli/console/terminal.h"
 #include "cli/eval/plans.h"
 #include "cli/options/backend_options.h"
+#include "cli/options/kv_options.h"
 #include "core/timer.h"
 #include "core/whole_file.h"
 #include "engine/engine.h"
@@ -25,6 +26,7 @@ struct EvalFlags {
   std::string model;
   std::optional<int> threads;
   BackendOptions backend;
+  KvOptions kv;
   EvalPlanFlags plans;
   std::string output, svg;
 };
@@ -46,6 +48,8 @@ class EvalSession {
   ~EvalSession();
 
   Backend& backend() { return *backend_; }
+  /// Of every engine.
+  KvPlace place() const { return kv_place(flags_.kv, *backend_); }
   const Model& model() const { return model_; }
   /// Of the KV cache.
   KvType kv_type() const { return tidal::kv_type(flags_.backend.cache); }

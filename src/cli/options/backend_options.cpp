@@ -34,11 +34,12 @@ void add_backend_options(CLI::App& app, BackendOptions& options) {
 }
 
 void spell_out_short_flags(int argc, char** argv) {
-  static char layers[] = "--n-gpu-layers", parallel[] = "--parallel";
+  static char layers[] = "--n-gpu-layers", parallel[] = "--parallel", host_cache[] = "--no-kv-offload";
   static char keys[] = "--cache-type-k", values[] = "--cache-type-v";
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "-ngl") == 0) argv[i] = layers;
     if (std::strcmp(argv[i], "-np") == 0) argv[i] = parallel;
+    if (std::strcmp(argv[i], "-nkvo") == 0) argv[i] = host_cache;
     if (std::strcmp(argv[i], "-ctk") == 0) argv[i] = keys;
     if (std::strcmp(argv[i], "-ctv") == 0) argv[i] = values;
   }

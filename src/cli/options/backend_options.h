@@ -21,7 +21,7 @@ struct BackendOptions {
 
 /// Adds --backend, --n-gpu-layers, --weights and those of the cache. `options` must outlive the parsing.
 void add_backend_options(CLI::App& app, BackendOptions& options);
-/// What -ngl, -np, -ctk and -ctv are called where the parser knows no short flags of several letters.
+/// What -ngl, -np, -nkvo, -ctk and -ctv are called where the parser knows no short flags of several letters.
 void spell_out_short_flags(int argc, char** argv);
 
 /// The backend that the flags name. `layers` gives the model's layers where they count; a model file has them, too.

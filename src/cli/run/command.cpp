@@ -84,8 +84,8 @@ Run::Run(const RunOptions& options)
 
 int64_t Run::memory_beside(const Hyperparameters& hp) const {
   const int given = options_.context.value_or(std::min(hp.context, std::max(options_.predict, 1)));
-  return engine_memory(*backend_, hp, choose_plan(options_.plan, hp).plan,
-                       engine_options(given > 0 ? given : hp.context))
+  return least_memory(*backend_, hp, choose_plan(options_.plan, hp).plan,
+                      engine_options(given > 0 ? given : hp.context))
       .total();
 }
 
@@ -93,12 +93,14 @@ EngineOptions Run::engine_options(int context) const {
   EngineOptions options{.context = context, .chunk = options_.chunk};
   options.kv_type = kv_type(options_.backend.cache);
   options.whole_windows = options_.whole_windows || !options_.session.empty();
+  options.kv_place = kv_place(options_.kv, *backend_);
   return options;
 }
 
 void Run::make_engine(int context) {
   sampler_ = std::make_unique<Sampler>(*tokenizer_, sampler_options(options_, context));
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine_options(context));
+  tell_kv_place(engine_->pool());
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
   if (options_.exact.given()) {
     if (options_.exact.drafts > context) {

@@ -81,6 +81,7 @@ void add_run_options(CLI::App& app, RunOptions& options) {
       ->type_name("N");
   add_window_option(app, options.whole_windows);
   add_backend_options(app, options.backend);
+  add_kv_options(app, options.kv);
   add_text_options(app, options);
   add_choice_options(app, options);
   add_attention_option(app, options.plan, "full|tidal|sketch");

@@ -8,6 +8,7 @@
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
 #include "cli/options/generation_options.h"
+#include "cli/options/kv_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/window_options.h"
 #include "text/sampler.h"
@@ -37,6 +38,7 @@ struct RunOptions {
   std::string save_plan;
   std::string session;  ///< file; "" for none
   BackendOptions backend;
+  KvOptions kv;
 
   bool has_prompt() const { return prompt_option->count() > 0 || prompt_file_option->count() > 0; }
 };

@@ -56,6 +56,7 @@ EngineOptions Loaded::engine_options(const Hyperparameters& hp) const {
   options.kv_type = kv_type(options_.backend.cache);
   options.windows = 4;  // for what the prefix cache goes on with
   options.whole_windows = options_.whole_windows || !options_.cache_dir.empty();
+  options.kv_place = kv_place(options_.kv, *backend_);
   return options;
 }
 
@@ -65,7 +66,7 @@ Loaded::Loaded(const ServeOptions& options)
       model_(load_model(
           options.model, *backend_,
           [&](const Hyperparameters& hp) {
-            return engine_memory(*backend_, hp, choose_plan(options_.plan, hp).plan, engine_options(hp)).total();
+            return least_memory(*backend_, hp, choose_plan(options_.plan, hp).plan, engine_options(hp)).total();
           })),
       tokenizer_(open_tokenizer(options.model, model_.hp)) {
   const Hyperparameters& hp = model_.hp;
@@ -79,6 +80,7 @@ Loaded::Loaded(const ServeOptions& options)
   plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
   if (!options.cache_dir.empty() && !options.whole_windows) tell_whole_windows("--cache-dir", hp);
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine);
+  tell_kv_place(engine_->pool());
   server::ServiceParts parts{*engine_, tokenizer_};
   parts.scheduler = {.queue = options.queue, .prefill_share = options.prefill_share, .sessions = open_sessions()};
   parts.sampler = with_context(options.sampler, options.seed, engine.context);

@@ -66,6 +66,7 @@ void add_serve_options(CLI::App& app, ServeOptions& options) {
   add_server_options(app, options);
   add_batch_options(app, options);
   add_backend_options(app, options.backend);
+  add_kv_options(app, options.kv);
   add_sampling_options(app, options.sampler, options.seed, "Sampling, by default");
   add_chat_template_options(app, options.chat_template);
   add_attention_option(app, options.plan, "full|tidal|sketch");

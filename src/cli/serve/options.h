@@ -9,6 +9,7 @@
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
 #include "cli/options/generation_options.h"
+#include "cli/options/kv_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/window_options.h"
 #include "text/sampler.h"
@@ -43,6 +44,7 @@ struct ServeOptions {
   ExactOption exact;
   PlanOptions plan;
   BackendOptions backend;
+  KvOptions kv;
 };
 
 /// Adds the flags and their TIDAL_* variables. `options` must outlive the parsing.

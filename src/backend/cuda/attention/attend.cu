@@ -164,9 +164,10 @@ struct DecodeAttention::Workspace {
                         .sink_logits = params.sink_logits,
                         .scale = geometry.scale(),
                         .cap = params.cap,
-                        .early = params.early && params.role != Role::Scan,
-                        // Behind the selection, which has waited for the scores, which have waited for the queries.
-                        .early_query = params.role == Role::Scan,
+                        .early = params.early && params.role != Role::Scan && !resolves(params),
+                        // Behind the selection, which has waited for the scores, which have waited for the queries; or
+                        // behind the row cache, which waits likewise.
+                        .early_query = params.role == Role::Scan || resolves(params),
                         .q = params.q.data,
                         .out = params.out.data,
                         .kv = params.kv.data,
@@ -193,7 +194,40 @@ struct DecodeAttention::Workspace {
       // No set has more positions than there is room for.
       args.used_splits = std::min(args.splits, blocks_for(args.row_positions / args.units));
     }
+    if (resolves(params)) {
+      args.resolved = params.row_cache.resolved;
+      args.lists = std::max(args.units, sizes.kv_heads);
+      args.list_room = params.row_cache.most_selected;
+      args.cached = params.row_cache.cached.rows;
+    }
     return args;
+  }
+
+  /// Whether some of the rows may lie in host memory.
+  static bool on_host(const AttendParams& params) {
+    return params.tables.generations != nullptr && params.kv.device_slots != kAllSlots;
+  }
+  static bool resolves(const AttendParams& params) { return reads_selected(params.role) && params.row_cache; }
+
+  ResolveArgs resolve_args(const AttendParams& params, int first_row, int rows) const {
+    const int units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
+    return {.tables = params.tables,
+            .first_row = first_row,
+            .run = rows,
+            .early = params.early && params.role != Role::Scan,
+            .positions = params.selection.positions,
+            .counts = params.selection.counts,
+            .row_positions = params.selection.row_positions,
+            .row_units = params.selection.row_units,
+            .units = units,
+            .kv_heads = sizes.kv_heads,
+            .lists = std::max(units, sizes.kv_heads),
+            .list_room = params.row_cache.most_selected,
+            .kv = reinterpret_cast<const std::byte*>(params.kv.data),
+            .device_slots = params.kv.device_slots,
+            .row_bytes = 2 * static_cast<int>(sizeof(Bf16)) * sizes.head_dim,
+            .cache = params.row_cache.cached,
+            .resolved = params.row_cache.resolved};
   }
 
   ScanScoresArgs scan_args(const AttendParams& params, int first_row, int rows) const {
@@ -242,27 +276,31 @@ struct DecodeAttention::Workspace {
             .counts = params.selection.counts,
             .row_positions = params.selection.row_positions,
             .row_units = params.selection.row_units,
-            .kv = scan && units >= sizes.whole.kv.heads ? params.kv.data : nullptr,
+            .kv = scan && units >= sizes.whole.kv.heads && !on_host(params) ? params.kv.data : nullptr,
             .kv_heads = sizes.whole.kv.heads,
             .row_bytes = static_cast<int>(params.kv.row_bytes())};
   }
 
   /// A Scan layer behind its scores: in one launch where that is the cheaper way.
   void select_and_attend(const AttendParams& params, int first_row, int rows, cudaStream_t stream) const {
-    const SelectArgs select_from = select_args(params, first_row, rows);
-    const AttendRowsArgs attend = attend_args(params, first_row, rows);
-    const int units = select_from.units, sets = units * rows;
+    const SelectArgs args = select_args(params, first_row, rows);
     ClusterChoice one, two;
-    if (sizes.in_clusters) two = sizes.clusters.choose(sets, sizes.heads / units);
-    if (sizes.in_clusters && units == sizes.whole.kv.heads) {
-      one = sizes.one_launch.choose(select_from, sizes.whole.dense_splits);
+    if (sizes.in_clusters && args.kv && args.units == sizes.whole.kv.heads) {
+      one = sizes.one_launch.choose(args, sizes.whole.dense_splits);
+      two = sizes.clusters.choose(args.units * rows, args.heads / args.units);
     }
     if (one.blocks > 0 && one.cost < two.cost) {
-      launch_select_attend(select_from, attend, one.blocks, stream);
+      launch_select_attend(args, attend_args(params, first_row, rows), one.blocks, stream);
     } else {
-      select(select_from, stream);
-      launch_attend_rows(attend, stream);
+      select(args, stream);
+      attend_selected(params, first_row, rows, stream);
     }
+  }
+
+  /// Attention to what is selected, and before it a look into the row cache where rows may be in host memory.
+  void attend_selected(const AttendParams& params, int first_row, int rows, cudaStream_t stream) const {
+    if (resolves(params)) launch_resolve_rows(resolve_args(params, first_row, rows), stream);
+    launch_attend_rows(attend_args(params, first_row, rows), stream);
   }
 
   int units_of(const AttendParams& params) const {
@@ -314,13 +352,15 @@ void DecodeAttention::attend(const AttendParams& params, cudaStream_t stream) {
   const int wave = selects(params.role) ? workspace.sizes.score_wave : workspace.sizes.wave;
   for (int begin = 0; begin < params.rows; begin += wave) {
     const int first_row = params.first_row + begin, rows = std::min(wave, params.rows - begin);
-    if (params.role != Role::Scan) {
+    if (params.role == Role::Scan) {
+      launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
+      workspace.select_and_attend(params, first_row, rows, stream);
+    } else if (params.role == Role::Sparse) {
+      workspace.attend_selected(params, first_row, rows, stream);
+    } else {
       launch_attend_rows(workspace.attend_args(params, first_row, rows), stream);
       if (params.role == Role::Select) workspace.select(workspace.select_args(params, first_row, rows), stream);
-      continue;
     }
-    launch_scan_scores(workspace.scan_args(params, first_row, rows), stream);
-    workspace.select_and_attend(params, first_row, rows, stream);
   }
 }
 

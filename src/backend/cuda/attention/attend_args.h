@@ -36,8 +36,12 @@ struct AttendRowsArgs {
   const int32_t* counts = nullptr;
   int row_positions = 0;
   int row_units = 0;
-  int units = 0;            ///< sets of positions of a row
-  float* scores = nullptr;  ///< [run, heads, score_stride] scores that positions are ranked by, or null
+  int units = 0;                      ///< sets of positions of a row
+  const int32_t* resolved = nullptr;  ///< ResolveArgs: where the selected rows are; null: where the block tables say
+  int lists = 0;
+  int list_room = 0;
+  const std::byte* cached = nullptr;  ///< CachedRows::rows
+  float* scores = nullptr;            ///< [run, heads, score_stride] scores that positions are ranked by, or null
   int64_t score_stride = 0;
   bool pools_sums = false;                 ///< probabilities rank them, even with a top-p of 1
   SoftmaxPart* statistics = nullptr;       ///< [run, heads], where scores are wanted

@@ -32,7 +32,8 @@ __device__ inline void cut(float2 value, uint32_t (&parts)[3]) {
   }
 }
 
-/// Where the rows of a piece are. Looking one up takes two steps, each with a load that must not be waited for at once.
+/// Where the rows of a piece are. Looking one up takes two steps, each with a load that must not be waited for at once;
+/// of resolved rows the second has none.
 template <bool kSelected>
 struct RowFinder {
   const int32_t* table;
@@ -40,6 +41,9 @@ struct RowFinder {
   int begin;                // position of the piece
   int count;                // positions in the piece
   int kv_head, kv_heads;
+  int row_bytes;
+  bool resolved;   // `selected` has AttendRowsArgs::resolved
+  int64_t cached;  // byte of the first cached row, from the layer's first
 
   /// Of the whole context: the first position of a slice. Of a selection: the one that this lane looks up.
   __device__ int position(int slice) const {
@@ -47,11 +51,15 @@ struct RowFinder {
     const int index = slice * kSlice + static_cast<int>(threadIdx.x % kSlice);
     return index < count ? selected[index] : -1;
   }
-  /// Index of its row among all rows of the layer's cache; any row where there is no position.
+  /// Byte of its row from the layer's first; any row's where there is no position.
   __device__ int64_t row(int position) const {
+    if (kSelected && resolved) {
+      return position >= 0 ? static_cast<int64_t>(position) * row_bytes
+                           : cached + static_cast<int64_t>(~position) * row_bytes;
+    }
     const int at = kSelected ? max(position, 0) : position;
     const int64_t tile = static_cast<int64_t>(table[at / kBlockTokens]) * kv_heads + kv_head;
-    return tile * kBlockTokens + at % kBlockTokens;
+    return (tile * kBlockTokens + at % kBlockTokens) * row_bytes;
   }
 };
 
@@ -66,10 +74,9 @@ __device__ inline void copy_slice(uint32_t to, const std::byte* kv, int64_t row,
 #pragma unroll
   for (int i = 0; i < (kAll + 31) / 32; ++i) {
     const int unit = i * 32 + lane, r = unit / kUnits, at = unit % kUnits;
-    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r % kSlice) : row + r;
+    const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r % kSlice) : row + r * Sizes::kRowBytes;
     if (kAll % 32 != 0 && unit >= kAll) continue;
-    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from * Sizes::kRowBytes + at * 16,
-                      r >= first && r < valid);
+    copy_async<kOnce>(to + r * Sizes::kStride + at * 16, base + from + at * 16, r >= first && r < valid);
   }
 }
 
@@ -252,7 +259,10 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
                                     task.begin,
                                     task.count,
                                     task.first_head / (args.tiles.heads / args.tiles.kv_heads),
-                                    args.tiles.kv_heads};
+                                    args.tiles.kv_heads,
+                                    Sizes::kRowBytes,
+                                    args.resolved != nullptr,
+                                    args.cached - reinterpret_cast<const std::byte*>(args.kv)};
   const int slices = (task.count + kSlice - 1) / kSlice;
   const auto place = [&](int i) { return warp + i * kAttendWarps; };  // of this warp's i-th slice
   const auto first_of = [&](int place) { return !kSelected && place == 0 ? task.unseen : 0; };
@@ -348,6 +358,10 @@ __device__ inline int cut_piece(const AttendRowsArgs& args, const DeviceRow& row
     selected = args.positions + static_cast<int64_t>(args.row_positions) * task.row +
                static_cast<int64_t>(row.budget + kBlockTokens - 1) * unit;
     all = args.counts[args.row_units * task.row + unit];
+    if (args.resolved) {
+      const int list = static_cast<int>(static_cast<int64_t>(task.first_head) * args.lists / tiles.heads);
+      selected = args.resolved + (static_cast<int64_t>(task.row) * args.lists + list) * args.list_room;
+    }
   }
   int first = 0;
   if (!kSelected && args.window > 0 && all > args.window) {

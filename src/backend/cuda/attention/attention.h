@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "backend/backend.h"
+#include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/step_tables.h"
 
 namespace tidal::cuda {
@@ -27,7 +28,10 @@ struct AttendParams {
   Rows q;                              ///< [rows of the batch, heads * head_dim], after RoPE
   KvLayer kv;                          ///< holds the rows' own keys and values, too; heads as hp.kv() has them
   Selection selection;                 ///< written by Select and Scan, read by Sparse
-  Rows out;                            ///< [rows of the batch, heads * head_dim]
+  /// What the device holds of the layer's rows in host memory; nothing: selected rows are read where they are. `tables`
+  /// has generations with it. The run's rows are below the cache's sequences, their sets as large as it has room for.
+  RowCacheLayer row_cache;
+  Rows out;  ///< [rows of the batch, heads * head_dim]
   /// Says of the kernel before this one in the stream that it lets the next one start only after its own
   /// wait_for_previous(), and that it writes neither `selection` nor the keys and values of positions before the rows'
   /// chunks, nor sketches of the blocks before theirs. Then these are read while it still runs.
@@ -35,9 +39,10 @@ struct AttendParams {
 };
 
 /// Kernels and their workspace. A row's result does not depend on the other rows of the batch or of the run, down to
-/// the last bit, and is the same every time. Launches: Dense 1, Select 2, Sparse 1, Scan 3, and one more to select
-/// where the device has no clusters of blocks. Runs of more than 64 rows, or of more rows than a quarter of a gigabyte
-/// has room for the scores of, are cut, and each part launches as many.
+/// the last bit, and is the same every time, wherever its rows lie. Launches: Dense 1, Select 2, Sparse 1, Scan 3, one
+/// more to select where the device has no clusters of blocks, and one more of Sparse and Scan with a row cache. Runs of
+/// more than 64 rows, or of more rows than a quarter of a gigabyte has room for the scores of, are cut, and each part
+/// launches as many.
 class DecodeAttention {
  public:
   /// clusters: whether sets are selected by clusters of blocks where the device has them, and scored by sketches with

@@ -7,6 +7,7 @@
 
 #include "backend/batch.h"
 #include "backend/cuda/products/matrices.h"
+#include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/step_tables.h"
 #include "backend/weights.h"
 
@@ -55,6 +56,7 @@ struct AttendOp {
   Rows q;
   KvLayer kv;
   Selection selection;
+  RowCacheLayer row_cache;
   Rows out;
 
   bool operator==(const AttendOp&) const = default;
@@ -149,8 +151,9 @@ struct PassShape {
   int decode_rows = 0;
   int chunks = 0;
   int decode_chunks = 0;
-  int longest = 0;     ///< rows of the longest chunk
-  bool fills = false;  ///< a chunk of decode rows fills a block: of 64 passes with one row one does
+  int longest = 0;       ///< rows of the longest chunk
+  bool fills = false;    ///< a chunk of decode rows fills a block: of 64 passes with one row one does
+  bool on_host = false;  ///< a chunk has blocks in host memory
 
   const StepTables& tables_of(const KvLayer& kv) const { return kv.windowed ? window_tables : tables; }
   bool operator==(const PassShape&) const = default;

@@ -13,8 +13,14 @@ void PassLauncher::launch(const OpList& list, const Hyperparameters& hp, std::sp
   hp_ = &hp;
   long_chunks_ = long_chunks;
   stream_ = stream;
-  for (const Op& op : list.ops) {
-    std::visit([this](const auto& one) { launch(one); }, op);
+  try {
+    staging_.begin(list, upload_, stream);
+    for (const Op& op : list.ops) {
+      std::visit([this](const auto& one) { launch(one); }, op);
+    }
+  } catch (...) {
+    staging_.abandon();
+    throw;
   }
 }
 
@@ -68,6 +74,7 @@ void PassLauncher::launch(const AttendOp& op) {
                      .q = op.q,
                      .kv = op.kv,
                      .selection = op.selection,
+                     .row_cache = op.row_cache,
                      .out = op.out,
                      // What is before it in the stream, a layer's products, sketches and attention of other rows, waits
                      // first and writes no selection that this one reads.
@@ -79,7 +86,7 @@ void PassLauncher::launch(const PrefillOp& op) {
   launch_prefill_attention({.q = op.q.row(op.first_row),
                             .kv = op.kv.data,
                             .type = op.kv.type,
-                            .blocks = upload_.blocks(op.chunk, op.kv.windowed),
+                            .blocks = staging_.table(op, upload_),
                             .out = op.out.row(op.first_row),
                             .rows = op.rows,
                             .position = op.position,
@@ -90,6 +97,7 @@ void PassLauncher::launch(const PrefillOp& op) {
                             .kv_heads = op.kv.kv_heads,
                             .head_dim = op.kv.head_dim},
                            stream_);
+  staging_.launched(op);
 }
 
 void PassLauncher::launch(const GateOp& op) {

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/pass/kv_staging.h"
 #include "backend/cuda/pass/op_list.h"
 #include "backend/cuda/pass/results.h"
 #include "backend/cuda/pass/step_upload.h"
@@ -19,7 +20,10 @@ class PassLauncher {
   PassLauncher(Matrices& matrices, DecodeAttention& attention, const StepUpload& upload, const Results& results)
       : matrices_(matrices), attention_(attention), upload_(upload), results_(results) {}
 
-  /// Only launches: may be captured. `long_chunks`: rows of each chunk that is not of decode rows.
+  /// Contexts have up to so many positions.
+  void reserve(int max_context) { staging_.reserve(max_context); }
+  /// Only launches: may be captured, where there are no long chunks. `long_chunks`: rows of each chunk that is not of
+  /// decode rows.
   void launch(const OpList& list, const Hyperparameters& hp, std::span<const int> long_chunks, cudaStream_t stream);
 
  private:
@@ -45,6 +49,7 @@ class PassLauncher {
   DecodeAttention& attention_;
   const StepUpload& upload_;
   const Results& results_;
+  KvStaging staging_;
 
   // Of the pass that is launched.
   const OpList* list_ = nullptr;

@@ -63,6 +63,7 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
   int32_t* const row_chunk = take(rows);
   int32_t* const logit_rows = take(wanted);
   int32_t* const blocks = take(entries);
+  pinned_blocks_ = blocks;
   int32_t* const window_blocks = take(window_entries);  // counted from `blocks`, too: how many those are may change
   std::copy(batch.tokens.begin(), batch.tokens.end(), tokens);
   std::copy(batch.positions.begin(), batch.positions.end(), positions);
@@ -94,10 +95,40 @@ void StepUpload::begin(const Batch& batch, cudaStream_t stream) {
              .row_chunk = on_device(row_chunk),
              .blocks = on_device(blocks),
              .chunks = reinterpret_cast<const DeviceChunk*>(on_device(chunks)),
-             .logit_rows = on_device(logit_rows)};
+             .logit_rows = on_device(logit_rows),
+             .generations = nullptr,
+             .step = nullptr};
+  upload_generations(batch, entries, stream);
   window_tables_ = tables_;
   if (window_chunks_) window_tables_.chunks = reinterpret_cast<const DeviceChunk*>(on_device(of_windows));
   copy(stream);
+}
+
+void StepUpload::upload_generations(const Batch& batch, size_t entries, cudaStream_t stream) {
+  ++step_;
+  if (std::none_of(batch.chunks.begin(), batch.chunks.end(), [](const Chunk& chunk) { return chunk.on_host(); })) {
+    return;
+  }
+  const size_t needed = sizeof(uint32_t) * (1 + entries);
+  if (needed > device_generations_.bytes()) {
+    // Twice as many as now: where it lies is part of graphs.
+    pinned_generations_ = allocate_pinned(2 * needed, "generations of blocks");
+    device_generations_ = allocate_device(2 * needed, "generations of blocks");
+  }
+  auto* next = pinned_generations_.as<uint32_t>();
+  *next++ = step_;
+  for (const Chunk& chunk : batch.chunks) {
+    if (chunk.on_host()) {
+      next = std::copy(chunk.generations.begin(), chunk.generations.end(), next);
+    } else {
+      next = std::fill_n(next, chunk.blocks.size(), 0);
+    }
+  }
+  check(cudaMemcpyAsync(device_generations_.as<void>(), pinned_generations_.as<void>(), needed, cudaMemcpyHostToDevice,
+                        stream),
+        "copying the generations of blocks");
+  tables_.step = device_generations_.as<uint32_t>();
+  tables_.generations = tables_.step + 1;
 }
 
 bool StepUpload::has_policies(const Batch& batch) const {

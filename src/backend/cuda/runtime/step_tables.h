@@ -26,14 +26,18 @@ struct DeviceChunk {
   bool operator==(const DeviceChunk&) const = default;
 };
 
-/// Device pointers, passed to kernels by value. Uploaded by one copy at the start of a pass.
+/// Device pointers, passed to kernels by value. Uploaded at the start of a pass, by one copy, and one more where some
+/// blocks are in host memory.
 struct StepTables {
   const int32_t* tokens;      ///< [rows]
   const int32_t* positions;   ///< [rows]
   const int32_t* row_chunk;   ///< [rows], the chunk of every row
-  const int32_t* blocks;      ///< the chunks' block tables, one after the other
+  const int32_t* blocks;      ///< the chunks' block tables, one after the other; their entries are slots
   const DeviceChunk* chunks;  ///< [chunks]
   const int32_t* logit_rows;  ///< [logit rows], ascending
+  // Where some chunk has blocks in host memory; null: none has.
+  const uint32_t* generations;  ///< Chunk::generations, of the entries of `blocks`; of those on the device anything
+  const uint32_t* step;         ///< a number that grows with every pass, from 1 on
 
   bool operator==(const StepTables&) const = default;
 };
