@@ -196,7 +196,7 @@ struct DecodeAttention::Workspace {
     }
     if (resolves(params)) {
       args.resolved = params.row_cache.resolved;
-      args.lists = std::max(args.units, sizes.kv_heads);
+      args.lists = std::max(args.units, sizes.whole.kv.heads);
       args.list_room = params.row_cache.most_selected;
       args.cached = params.row_cache.cached.rows;
     }
@@ -210,7 +210,7 @@ struct DecodeAttention::Workspace {
   static bool resolves(const AttendParams& params) { return reads_selected(params.role) && params.row_cache; }
 
   ResolveArgs resolve_args(const AttendParams& params, int first_row, int rows) const {
-    const int units = scope_units(params.scope, sizes.heads, sizes.kv_heads);
+    const int units = units_of(params), kv_heads = sizes.whole.kv.heads;
     return {.tables = params.tables,
             .first_row = first_row,
             .run = rows,
@@ -220,12 +220,12 @@ struct DecodeAttention::Workspace {
             .row_positions = params.selection.row_positions,
             .row_units = params.selection.row_units,
             .units = units,
-            .kv_heads = sizes.kv_heads,
-            .lists = std::max(units, sizes.kv_heads),
+            .kv_heads = kv_heads,
+            .lists = std::max(units, kv_heads),
             .list_room = params.row_cache.most_selected,
-            .kv = reinterpret_cast<const std::byte*>(params.kv.data),
+            .kv = params.kv.data,
             .device_slots = params.kv.device_slots,
-            .row_bytes = 2 * static_cast<int>(sizeof(Bf16)) * sizes.head_dim,
+            .row_bytes = static_cast<int>(params.kv.row_bytes()),
             .cache = params.row_cache.cached,
             .resolved = params.row_cache.resolved};
   }

@@ -63,6 +63,21 @@ struct RowFinder {
   }
 };
 
+template <bool kSelected>
+__device__ inline RowFinder<kSelected> row_finder(const AttendRowsArgs& args, const AttendTask& task,
+                                                  const int32_t* table, const int32_t* selected, int row_bytes) {
+  const int kv_heads = args.tiles.kv_heads;
+  return {table,
+          selected,
+          task.begin,
+          task.count,
+          task.first_head / (args.tiles.heads / kv_heads),
+          kv_heads,
+          row_bytes,
+          args.resolved != nullptr,
+          args.cached - args.kv};
+}
+
 /// Rows [first, valid) of a slice, zeros in place of the others.
 template <int kDim, KvType kType, bool kSelected, bool kOnce>
 __device__ inline void copy_slice(uint32_t to, const std::byte* kv, int64_t row, int first, int valid) {
@@ -254,15 +269,7 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
   constexpr int kStages = Sizes::kStages;
   const int warp = threadIdx.x / 32;
   char* const own = shared + warp * kStages * Sizes::kSliceBytes;
-  const RowFinder<kSelected> finder{table,
-                                    selected,
-                                    task.begin,
-                                    task.count,
-                                    task.first_head / (args.tiles.heads / args.tiles.kv_heads),
-                                    args.tiles.kv_heads,
-                                    Sizes::kRowBytes,
-                                    args.resolved != nullptr,
-                                    args.cached - reinterpret_cast<const std::byte*>(args.kv)};
+  const auto finder = row_finder<kSelected>(args, task, table, selected, Sizes::kRowBytes);
   const int slices = (task.count + kSlice - 1) / kSlice;
   const auto place = [&](int i) { return warp + i * kAttendWarps; };  // of this warp's i-th slice
   const auto first_of = [&](int place) { return !kSelected && place == 0 ? task.unseen : 0; };
@@ -359,7 +366,7 @@ __device__ inline int cut_piece(const AttendRowsArgs& args, const DeviceRow& row
                static_cast<int64_t>(row.budget + kBlockTokens - 1) * unit;
     all = args.counts[args.row_units * task.row + unit];
     if (args.resolved) {
-      const int list = static_cast<int>(static_cast<int64_t>(task.first_head) * args.lists / tiles.heads);
+      const int list = static_cast<int>(static_cast<int64_t>(task.first_head) * args.lists / args.tiles.heads);
       selected = args.resolved + (static_cast<int64_t>(task.row) * args.lists + list) * args.list_room;
     }
   }

@@ -73,13 +73,13 @@ class SliceRing {
       static_assert(Sizes::kRowBytes == kAttendThreads * 16);
 #pragma unroll
       for (int r = 0; r < kSlice; ++r) {
-        const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r;
+        const int64_t from = kSelected ? __shfl_sync(0xffffffffu, row, r) : row + r * Sizes::kRowBytes;
         const bool counts = r >= first(i) && r < valid(i);
         // The selection is to find the scores in the L2: what is read once must not push them out.
         if (!kSelected && args_.scores) {
-          copy_async<true>(to + r * Sizes::kStride, base + from * Sizes::kRowBytes, counts);
+          copy_async<true>(to + r * Sizes::kStride, base + from, counts);
         } else {
-          copy_async<false>(to + r * Sizes::kStride, base + from * Sizes::kRowBytes, counts);
+          copy_async<false>(to + r * Sizes::kStride, base + from, counts);
         }
       }
     }
@@ -157,11 +157,10 @@ __global__ void __launch_bounds__(kAttendThreads, 1) attend_wide_kernel(const __
     return;
   }
 
-  const int kv_heads = args.tiles.kv_heads;
-  SliceRing<kSelected> ring(args, task,
-                            {row.table, kSelected ? selected + task.begin : nullptr, task.begin, task.count,
-                             task.first_head / (args.tiles.heads / kv_heads), kv_heads},
-                            shared);
+  SliceRing<kSelected> ring(
+      args, task,
+      row_finder<kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, Sizes::kRowBytes),
+      shared);
   if (!ring.start(row.position)) wait_for_kernels_before();
   if (!kSelected || !args.early_query) load_query<kDim, KvType::Bf16, kOwn>(args, task, q, warp * kOwn);
   auto* const parts = reinterpret_cast<float4*>(shared + kRingBytes);

@@ -69,8 +69,8 @@ __device__ inline void attend_pieces(const AttendRowsArgs& args, const AttendTas
     if (valid > 0) {
       const uint32_t row = memory.rows[own][warp * kSlice + min(static_cast<int>(threadIdx.x % kSlice), valid - 1)];
       const int64_t tile = static_cast<int64_t>(row / kBlockTokens) * args.tiles.kv_heads + kv_head;
-      copy_slice<kDim, kType, true, false>(shared_address(slice), args.kv, tile * kBlockTokens + row % kBlockTokens, 0,
-                                           valid);
+      const int64_t from = (tile * kBlockTokens + row % kBlockTokens) * AttendSizes<kDim, kType>::kRowBytes;
+      copy_slice<kDim, kType, true, false>(shared_address(slice), args.kv, from, 0, valid);
       commit_copies();
       wait_for_copies<0>();
       __syncwarp();
