@@ -190,9 +190,9 @@ struct DecodeAttention::Workspace {
             .kv_heads = sizes.kv_heads,
             .lists = std::max(units, sizes.kv_heads),
             .list_room = params.row_cache.most_selected,
-            .kv = reinterpret_cast<const std::byte*>(params.kv.data),
+            .kv = params.kv.data,
             .device_slots = params.kv.device_slots,
-            .row_bytes = 2 * static_cast<int>(sizeof(Bf16)) * sizes.head_dim,
+            .row_bytes = static_cast<int>(params.kv.row_bytes()),
             .cache = params.row_cache.cached,
             .resolved = params.row_cache.resolved};
   }
