@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "backend/backend.h"
 #include "engine/sequence_states.h"
@@ -40,6 +41,8 @@ struct EngineOptions {
   std::optional<int> cached_rows = {};
   /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
   int windows = 2;
+  /// Plans that come later, beside the engine's first: KvPlace::Auto leaves what they need beside K and V.
+  std::vector<Plan> later_plans = {};
 };
 
 /// What such an engine is made of.
