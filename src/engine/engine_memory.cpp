@@ -153,9 +153,11 @@ int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan
   least.device_blocks = least_device_blocks(options, sizes);
   const int64_t each = std::max<int64_t>(block_bytes(hp, options, sizes), 1);
   // What is cached of the host's blocks among them.
-  const int64_t others = engine_memory(backend, hp, plan, least).total() - each * least.device_blocks;
+  const int64_t needed = engine_memory(backend, hp, plan, least).total();
+  const int64_t others = needed - each * least.device_blocks;
   const int64_t left = (free - others - left_for_copies(hp, each * sizes.blocks, options)) / each;
-  return left < least.device_blocks ? 0 : static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
+  if (left < least.device_blocks) return needed <= free ? least.device_blocks : 0;
+  return static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
 }
 
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,

@@ -172,6 +172,30 @@ TEST_F(HostMemory, ThatThereIsNotEndsTheJobsOfThatStep) {
   test::expect_all_blocks_back(scheduler, engine);
 }
 
+TEST_F(HostMemory, LessOfADeviceHasFewerBlocks) {
+  const Hyperparameters& hp = model.hp;
+  const EngineOptions options{.context = 1 << 20};
+  EngineOptions least = options;
+  least.kv_place = {KvPlace::Kind::Bytes, 0};
+  const int fewest = engine_sizes(backend, hp, least).device_blocks, all = engine_sizes(backend, hp, options).blocks;
+  const int64_t most = engine_memory(backend, hp, sketch(2), options).total();
+  const int64_t needed = engine_memory(backend, hp, sketch(2), least).total();
+  ASSERT_LT(fewest, all);
+  const auto fitting = [&](int64_t free) { return fitting_blocks(backend, hp, sketch(2), options, free); };
+  EXPECT_EQ(fitting(most), all);
+  EXPECT_EQ(fitting(needed), fewest);
+  EXPECT_EQ(fitting(needed - 1), 0);
+  for (int64_t free = most, before = all; free >= needed; free -= (most - needed) / 100) {
+    const int blocks = fitting(free);
+    EXPECT_GE(blocks, fewest);
+    EXPECT_LE(blocks, before);
+    EngineOptions placed = options;
+    placed.device_blocks = blocks;
+    EXPECT_LE(engine_memory(backend, hp, sketch(2), placed).total(), free);
+    before = blocks;
+  }
+}
+
 TEST_F(HostMemory, AutoLeavesWhatLaterPlansNeed) {
   EngineOptions options{.context = 1 << 20};
   options.kv_place = {KvPlace::Kind::Auto, 0};
