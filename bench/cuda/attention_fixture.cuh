@@ -239,7 +239,7 @@ class Fixture {
     RowCacheRoom room{.rows = rows,
                       .heads = shape_.heads,
                       .kv_heads = shape_.kv_heads,
-                      .row_bytes = int64_t{4} * shape_.head_dim,
+                      .row_bytes = KvRowLayout{shape_.type, shape_.head_dim}.bytes(),
                       .sequences = this->rows(),
                       .policy = policy_};
     room.layers.resize(layers);

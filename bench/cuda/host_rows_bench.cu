@@ -1,6 +1,6 @@
 // Attention of selected rows whose K and V lie in host memory, on a GPU: microseconds of a layer, the median of many
 // steps of all layers in a CUDA graph, where selections change from step to step, beside the same on the device:
-//   tidal_bench_cuda_host_rows [CONTEXT [BATCH]]
+//   tidal_bench_cuda_host_rows [CONTEXT [BATCH [bf16 | q8_0]]]
 // The share of rows that the row cache had is counted in the first layer.
 #include <set>
 
@@ -170,7 +170,8 @@ int main(int argc, char** argv) {
   try {
     cuda::open_device();
     const int context = argc > 1 ? std::atoi(argv[1]) : 32768, batch = argc > 2 ? std::atoi(argv[2]) : 1;
-    for (const Shape& shape : {Shape{"LLaMA-2-7B", 32, 32, 128}, Shape{"Llama-3-8B", 32, 8, 128}}) {
+    const KvType type = argc > 3 && std::string(argv[3]) == "q8_0" ? KvType::Q8 : KvType::Bf16;
+    for (const Shape& shape : {Shape{"LLaMA-2-7B", 32, 32, 128, type}, Shape{"Llama-3-8B", 32, 8, 128, type}}) {
       run_all(shape, context, batch);
     }
     return 0;

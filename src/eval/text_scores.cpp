@@ -43,7 +43,9 @@ std::vector<TextScore> score_text(Engine& engine, const Sequence& prefix, std::s
     const int context = prefix.length() + at.step + 1;
     if (prepared != at.step) {
       if (of.engine && at.step == 0) other.emplace(of.prefix->fork());  // plans may take turns
-      reference.set(of.engine ? of.engine->decode(*other, tokens[at.step]) : at.full);
+      const Engine::Request request{
+          .sequence = other ? &*other : nullptr, .tokens = tokens.subspan(at.step, 1), .decode = true, .plan = &full};
+      reference.set(of.engine ? of.engine->step({&request, 1}) : at.full);
       prepared = at.step;
     }
     if (at.plan == 0) {

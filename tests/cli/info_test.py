@@ -28,6 +28,32 @@ class Info(ModelTest):
         self.assertEqual(info["rope"]["base"], 100000)
         self.assertTrue(0.9 * info["file_bytes"] < info["weight_bytes_per_token"] < info["file_bytes"])
 
+    def test_memory_on_devices(self):
+        """What is on the device and what in host memory are the cache, and a larger device never has less of it."""
+        for context in (8192, 8000000):
+            table = json.loads(self.info("--json", "-c", str(context)))["gpu_memory"]
+            self.assertEqual(table["context"], context)
+            bytes_of = {"bf16": 2 * 2 * 3 * 64 * 30, "q8_0": 144 * 3 * 30}
+            for kind in bytes_of:
+                blocks = -(-context // 64)
+                last = 0
+                for card in table["cards"]:
+                    place = card[kind]
+                    if place is None:
+                        self.assertEqual(last, 0, "a smaller device has room")
+                        continue
+                    self.assertEqual(place["device"] + place["host"], blocks * 64 * bytes_of[kind])
+                    self.assertLess(place["device"] + table["weight_bytes"] + table["sketch_bytes"], card["bytes"])
+                    self.assertGreaterEqual(place["device"], last)
+                    last = place["device"]
+                self.assertEqual(table["cards"][-1][kind]["host"] == 0, context == 8192)
+        self.assertIn("memory on a GPU at a context of 8192", self.info())
+        shape = self.tidal("info", "--shape", "llama-3-8b", "-c", "131072", "--json")
+        self.assertEqual(shape.returncode, 0, shape.stderr)
+        card = json.loads(shape.stdout)["cards"][3]
+        self.assertEqual(card["bytes"], 24 << 30)
+        self.assertEqual(card["bf16"]["device"] + card["bf16"]["host"], 131072 * 2 * 2 * 8 * 128 * 32)
+
     def test_threads_wait_shortly_unless_the_user_says_how(self):
         """GCC's OpenMP runtime says what it has read when it is loaded; the last time counts."""
         def spins(**variables):

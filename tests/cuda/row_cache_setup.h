@@ -24,6 +24,7 @@ class HostRows {
   struct Shape {
     int heads = 0, kv_heads = 0, head_dim = 0;
     Scope scope = Scope::Kv;
+    KvType type = KvType::Bf16;
   };
   static constexpr int kSelected = 64;  // positions of a set
   static constexpr int kLayer = 3;
@@ -37,7 +38,7 @@ class HostRows {
                       .rows = cached,
                       .heads = shape.heads,
                       .kv_heads = shape.kv_heads,
-                      .row_bytes = row_bytes(),
+                      .row_bytes = layout().bytes(),
                       .sequences = rows(),
                       .policy = policy_};
     cache_ = cuda::RowCache(room);
@@ -82,8 +83,13 @@ class HostRows {
 
   /// New content for a slot.
   void write(int slot) {
-    std::vector<Bf16> values(slot_bytes() / sizeof(Bf16));
-    for (Bf16& value : values) value = to_bf16(random_.normal(1));
+    std::vector<float> key(static_cast<size_t>(shape_.head_dim)), value(key.size());
+    std::vector<std::byte> values(slot_bytes());
+    for (size_t at = 0; at < values.size(); at += static_cast<size_t>(layout().bytes())) {
+      for (float& one : key) one = random_.normal(1);
+      for (float& one : value) one = random_.normal(1);
+      write_kv_row(layout(), key.data(), value.data(), values.data() + at);
+    }
     sync();
     std::memcpy(host_.as<std::byte>() + slot_bytes() * static_cast<size_t>(slot), values.data(), slot_bytes());
     put(plain_, values, slot_bytes() * static_cast<size_t>(slot));
@@ -162,9 +168,9 @@ class HostRows {
   int units() const { return scope_units(shape_.scope, shape_.heads, shape_.kv_heads); }
   int most() const { return most_selected(policy_); }
   int width() const { return shape_.heads * shape_.head_dim; }
-  int row_bytes() const { return static_cast<int>(2 * sizeof(Bf16)) * shape_.head_dim; }
+  KvRowLayout layout() const { return {shape_.type, shape_.head_dim}; }
   size_t slot_bytes() const {
-    return static_cast<size_t>(row_bytes()) * kBlockTokens * static_cast<size_t>(shape_.kv_heads);
+    return static_cast<size_t>(layout().bytes()) * kBlockTokens * static_cast<size_t>(shape_.kv_heads);
   }
   static Buffer ints(int count) {
     return cuda::allocate_device(sizeof(int32_t) * static_cast<size_t>(count), "a test");
@@ -225,8 +231,8 @@ class HostRows {
   }
 
   KvLayer kv(bool on_host) const {
-    KvLayer kv{.kv_heads = shape_.kv_heads, .head_dim = shape_.head_dim};
-    kv.data = on_host ? host_.as<Bf16>() : plain_.as<Bf16>();
+    KvLayer kv{.kv_heads = shape_.kv_heads, .head_dim = shape_.head_dim, .type = shape_.type};
+    kv.data = on_host ? host_.as<std::byte>() : plain_.as<std::byte>();
     if (on_host) kv.device_slots = device_slots_;
     if (sketches_.bytes() > 0) kv.sketches[1] = sketches_.as<std::byte>();
     return kv;

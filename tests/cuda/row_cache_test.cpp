@@ -21,11 +21,14 @@ const HostRows::Shape kShapes[] = {
     {.heads = 12, .kv_heads = 4, .head_dim = 96, .scope = Scope::Shared},
     {.heads = 4, .kv_heads = 1, .head_dim = 256, .scope = Scope::Kv},
     {.heads = 3, .kv_heads = 3, .head_dim = 80, .scope = Scope::Head},
+    // Rows of 272 and of 240 bytes.
+    {.heads = 8, .kv_heads = 2, .head_dim = 128, .scope = Scope::Kv, .type = KvType::Q8},
+    {.heads = 6, .kv_heads = 3, .head_dim = 112, .scope = Scope::Head, .type = KvType::Q8},
 };
 
 std::string name_of(const HostRows::Shape& shape) {
   return std::to_string(shape.heads) + " heads of " + std::to_string(shape.head_dim) + ", scope " +
-         std::to_string(static_cast<int>(shape.scope));
+         std::to_string(static_cast<int>(shape.scope)) + ", " + kv_type_name(shape.type);
 }
 
 // With a set for every KV head, with too few rows, and with enough; blocks on either side; a slot written anew in

@@ -19,7 +19,7 @@ constexpr int kSequences = 3;
 
 struct Case {
   std::string backend;
-  std::string model;  // dense, windows, hybrid
+  std::string model;  // dense, bits8 (the same with such a cache), windows, hybrid
   int device_blocks;
   bool scans;  // all layers that read all; otherwise a few select
 };
@@ -42,6 +42,7 @@ class HostBlocks : public testing::TestWithParam<Case> {
   static EngineOptions options(int device_blocks) {
     EngineOptions options{.context = 2048, .tokens = 8192, .chunk = kChunk, .sequences = kSequences};
     options.device_blocks = device_blocks;
+    if (GetParam().model == "bits8") options.kv_type = KvType::Q8;
     if (device_blocks == 1) options.cached_rows = 16;  // fewer than a step reads
     return options;
   }
@@ -69,6 +70,7 @@ INSTANTIATE_TEST_SUITE_P(All, HostBlocks, testing::ValuesIn([] {
                            for (const std::string backend : {"cpu", "cuda"}) {
                              cases.push_back({backend, "dense", 1, true});
                              cases.push_back({backend, "dense", 4, false});
+                             cases.push_back({backend, "bits8", 2, true});
                              cases.push_back({backend, "windows", 3, true});
                              cases.push_back({backend, "hybrid", 3, true});
                            }

@@ -179,18 +179,21 @@ class CudaBackend final : public Backend {
 
 void CudaBackend::copy(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
-  // Default, here and below: K and V may lie in host memory.
+  // Default, here and below: K and V may lie in host memory. Copies from there to the host need not wait for the stream
+  // by themselves.
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying on the device");
 }
 
 void CudaBackend::write(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
+  synchronise("copying to the device");
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying to the device");
   synchronise("copying to the device");
 }
 
 void CudaBackend::read(std::byte* to, const std::byte* from, size_t bytes) {
   flush();
+  synchronise("copying from the device");
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying from the device");
   synchronise("copying from the device");
 }

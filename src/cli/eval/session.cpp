@@ -50,6 +50,7 @@ void add_eval_flags(CLI::App& app, EvalFlags& flags) {
 EvalSession::EvalSession(const EvalFlags& flags)
     : flags_(flags),
       backend_(open_backend(flags.backend, thread_count(flags.threads), flags.model)),
+      place_(kv_place(flags.kv, *backend_)),
       model_(load_model(flags.model, *backend_)),
       tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(flags.model, model_.hp))),
       plans_(eval_plans(flags.plans, flags.model, model_.hp)),

@@ -49,7 +49,7 @@ class EvalSession {
 
   Backend& backend() { return *backend_; }
   /// Of every engine.
-  KvPlace place() const { return kv_place(flags_.kv, *backend_); }
+  KvPlace place() const { return place_; }
   const Model& model() const { return model_; }
   /// Of the KV cache.
   KvType kv_type() const { return tidal::kv_type(flags_.backend.cache); }
@@ -88,6 +88,7 @@ class EvalSession {
  private:
   const EvalFlags& flags_;
   std::unique_ptr<Backend> backend_;
+  KvPlace place_;
   Model model_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<EvalPlan> plans_;

@@ -56,6 +56,7 @@ class Run {
   const RunOptions& options_;
   bool chat_;
   std::unique_ptr<Backend> backend_;
+  KvPlace kv_place_;
   Model model_;
   std::unique_ptr<Tokenizer> tokenizer_;
   ChosenPlan plan_;
@@ -70,6 +71,7 @@ Run::Run(const RunOptions& options)
     : options_(options),
       chat_(options.chat || !options.system.empty()),
       backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
+      kv_place_(kv_place(options.kv, *backend_)),
       model_(load_model(options.model, *backend_, [&](const Hyperparameters& hp) { return memory_beside(hp); })),
       tokenizer_(std::make_unique<Tokenizer>(open_tokenizer(options.model, model_.hp))) {
   const Hyperparameters& hp = model_.hp;
@@ -93,7 +95,7 @@ EngineOptions Run::engine_options(int context) const {
   EngineOptions options{.context = context, .chunk = options_.chunk};
   options.kv_type = kv_type(options_.backend.cache);
   options.whole_windows = options_.whole_windows || !options_.session.empty();
-  options.kv_place = kv_place(options_.kv, *backend_);
+  options.kv_place = kv_place_;
   return options;
 }
 

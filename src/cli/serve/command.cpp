@@ -39,6 +39,7 @@ class Loaded {
 
   const ServeOptions& options_;
   std::unique_ptr<Backend> backend_;
+  KvPlace kv_place_;
   Model model_;
   Tokenizer tokenizer_;
   ChosenPlan plan_;
@@ -56,13 +57,14 @@ EngineOptions Loaded::engine_options(const Hyperparameters& hp) const {
   options.kv_type = kv_type(options_.backend.cache);
   options.windows = 4;  // for what the prefix cache goes on with
   options.whole_windows = options_.whole_windows || !options_.cache_dir.empty();
-  options.kv_place = kv_place(options_.kv, *backend_);
+  options.kv_place = kv_place_;
   return options;
 }
 
 Loaded::Loaded(const ServeOptions& options)
     : options_(options),
       backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
+      kv_place_(kv_place(options.kv, *backend_)),
       model_(load_model(
           options.model, *backend_,
           [&](const Hyperparameters& hp) {

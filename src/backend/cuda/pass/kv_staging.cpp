@@ -7,9 +7,9 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr const char* kWhat = "copying K and V from host memory";
-constexpr size_t kSpare = size_t{128} << 20;  // device memory that is left to others
-constexpr int kFewest = 64;                   // slots that are worth it
+constexpr const char* kCopying = "copying K and V from host memory";
+constexpr size_t kDeviceSpare = size_t{128} << 20;  // device memory that is left to others
+constexpr int kFewest = 64;                         // slots that are worth it
 
 }  // namespace
 
@@ -45,8 +45,8 @@ void KvStaging::begin(const OpList& list, const StepUpload& upload, cudaStream_t
   for (const PrefillOp* op : ops_) add(*op, upload);
   upload_tables();
   // What the passes before have written, and moved, is there.
-  check(cudaEventRecord(begun_, stream_), kWhat);
-  check(cudaStreamWaitEvent(copies_, begun_, 0), kWhat);
+  check(cudaEventRecord(begun_, stream_), kCopying);
+  check(cudaStreamWaitEvent(copies_, begun_, 0), kCopying);
   fetch_more();
 }
 
@@ -61,13 +61,13 @@ void KvStaging::make_slots(SplitKvMemory& memory, int wanted) {
   if (memory.asked_slots() >= wanted) return;  // whatever came of it
   // For all contexts at once: to make more later would have everything wait.
   const int most = std::max(wanted, std::min(memory.room().host_slots(), blocks_for(max_context_)));
-  check(cudaStreamSynchronize(stream_), kWhat);
-  check(cudaStreamSynchronize(copies_), kWhat);
+  check(cudaStreamSynchronize(stream_), kCopying);
+  check(cudaStreamSynchronize(copies_), kCopying);
   memory.unstage();
   memory.ask(most);
   const size_t free = free_device_memory();
   const auto fits = [&](int slots, int buffers) {
-    return static_cast<size_t>(buffers) * memory.staging_bytes(slots) + kSpare <= free;
+    return static_cast<size_t>(buffers) * memory.staging_bytes(slots) + kDeviceSpare <= free;
   };
   for (int slots = most; slots >= std::min(most, kFewest); slots /= 2) {
     for (const int buffers : {2, 1}) {
@@ -108,15 +108,15 @@ void KvStaging::add(const PrefillOp& op, const StepUpload& upload) {
 
 void KvStaging::upload_tables() {
   const size_t bytes = sizeof(int32_t) * tables_.size();
-  check(cudaEventSynchronize(uploaded_), kWhat);  // the last pass' copy must have left the pinned memory
+  check(cudaEventSynchronize(uploaded_), kCopying);  // the last pass' copy must have left the pinned memory
   if (bytes > device_.bytes()) {
-    check(cudaStreamSynchronize(stream_), kWhat);
+    check(cudaStreamSynchronize(stream_), kCopying);
     pinned_ = allocate_pinned(2 * bytes, "tables of blocks in host memory");
     device_ = allocate_device(2 * bytes, "tables of blocks in host memory");
   }
   std::copy(tables_.begin(), tables_.end(), pinned_.as<int32_t>());
-  check(cudaMemcpyAsync(device_.as<void>(), pinned_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_), kWhat);
-  check(cudaEventRecord(uploaded_, stream_), kWhat);
+  check(cudaMemcpyAsync(device_.as<void>(), pinned_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_), kCopying);
+  check(cudaEventRecord(uploaded_, stream_), kCopying);
 }
 
 int KvStaging::buffer_of(const PrefillOp& op) const {
@@ -130,7 +130,7 @@ void KvStaging::copy(const PrefillOp& op, std::span<const Run> runs, cudaStream_
     const auto to = static_cast<size_t>(memory_->first_staged() + run.staged), from = static_cast<size_t>(run.slot);
     check(cudaMemcpyAsync(data + to * bytes, data + from * bytes, static_cast<size_t>(run.count) * bytes,
                           cudaMemcpyDefault, stream),
-          kWhat);
+          kCopying);
   }
 }
 
@@ -140,9 +140,9 @@ void KvStaging::fetch_more() {
     const auto buffer = static_cast<size_t>(buffer_of(op));
     if (busy_[buffer]) return;
     // An event that was never recorded is waited for by nobody.
-    check(cudaStreamWaitEvent(copies_, used_[buffer], 0), kWhat);
+    check(cudaStreamWaitEvent(copies_, used_[buffer], 0), kCopying);
     copy(op, find(op.chunk)->earlier, copies_);
-    check(cudaEventRecord(fetched_[buffer], copies_), kWhat);
+    check(cudaEventRecord(fetched_[buffer], copies_), kCopying);
     busy_[buffer] = true;
   }
 }
@@ -150,7 +150,7 @@ void KvStaging::fetch_more() {
 const int32_t* KvStaging::table(const PrefillOp& op, const StepUpload& upload) {
   const StagedChunk* const chunk = memory_ && op.kv.memory ? find(op.chunk) : nullptr;
   if (!chunk) return upload.blocks(op.chunk, op.kv.windowed);
-  check(cudaStreamWaitEvent(stream_, fetched_[static_cast<size_t>(buffer_of(op))], 0), kWhat);
+  check(cudaStreamWaitEvent(stream_, fetched_[static_cast<size_t>(buffer_of(op))], 0), kCopying);
   copy(op, chunk->own, stream_);
   return device_.as<int32_t>() + chunk->table;
 }
@@ -158,7 +158,7 @@ const int32_t* KvStaging::table(const PrefillOp& op, const StepUpload& upload) {
 void KvStaging::launched(const PrefillOp& op) {
   if (!memory_ || !op.kv.memory || !find(op.chunk)) return;
   const auto buffer = static_cast<size_t>(buffer_of(op));
-  check(cudaEventRecord(used_[buffer], stream_), kWhat);
+  check(cudaEventRecord(used_[buffer], stream_), kCopying);
   busy_[buffer] = false;
   fetch_more();
 }

@@ -13,10 +13,10 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr double kMebi = 1048576.0;
-constexpr size_t kStep = size_t{64} << 20;      // of host memory that is made at once, about
-constexpr size_t kAhead = size_t{1} << 30;      // and how far it is made before it is asked for
-constexpr int64_t kSpare = int64_t{256} << 20;  // that the host keeps for others
+constexpr double kMiB = 1048576.0;
+constexpr size_t kStep = size_t{64} << 20;          // of host memory that is made at once, about
+constexpr size_t kAhead = size_t{1} << 30;          // and how far it is made before it is asked for
+constexpr int64_t kHostSpare = int64_t{256} << 20;  // that the host keeps for others
 constexpr const char* kHost = "host memory for the KV cache";
 /// CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, which CUDA 12 has no name for.
 constexpr auto kHostAttribute = static_cast<CUdevice_attribute>(145);
@@ -77,7 +77,7 @@ bool make(CUdeviceptr at, size_t bytes, CUmemLocationType where) {
 
 [[noreturn]] void fail_without_host_memory(size_t bytes) {
   fail("out of memory: cannot get {:.1f} MiB more of pinned host memory for the KV cache, {:.1f} MiB are available",
-       static_cast<double>(bytes) / kMebi, static_cast<double>(available_memory()) / kMebi);
+       static_cast<double>(bytes) / kMiB, static_cast<double>(available_memory()) / kMiB);
 }
 
 }  // namespace
@@ -184,7 +184,7 @@ void SplitKvMemory::make_host(int count) {
     const size_t needed = round_up(static_cast<size_t>(count) * room().slot_bytes[l], granule_);
     if (needed <= layer.host_bytes) continue;
     const size_t more = needed - layer.host_bytes;
-    const bool spare = available_memory() >= static_cast<int64_t>(more) + kSpare;
+    const bool spare = available_memory() >= static_cast<int64_t>(more) + kHostSpare;
     if (!spare || !make(layer.host + layer.host_bytes, more, CU_MEM_LOCATION_TYPE_HOST)) fail_without_host_memory(more);
     pieces_.emplace_back(layer.host + layer.host_bytes, more);
     layer.host_bytes = needed;
