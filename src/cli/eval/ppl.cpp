@@ -189,7 +189,8 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
                  .sequences = std::min(plans, kStepSequences),
                  .kv_type = session.kv_type(),
                  .whole_windows = true,  // a fork that had to give up its window would be corrected
-                 .kv_place = session.place()});
+                 .kv_place = session.place(),
+                 .later_plans = session.later_plans()});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, whole ? &*whole : nullptr, places.tokens(first), flags.places.prefix, first);
   }
