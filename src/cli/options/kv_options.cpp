@@ -13,7 +13,11 @@ namespace {
 
 /// 2GiB, 2GB, 2G, 2048M, 2g: all of 1024; without a unit bytes.
 std::optional<int64_t> parse_size(std::string text) {
-  if (!CLI::AsSizeValue(false)(text).empty()) return {};
+  try {
+    if (!CLI::AsSizeValue(false)(text).empty()) return {};
+  } catch (const CLI::ValidationError&) {  // an unknown unit
+    return {};
+  }
   int64_t bytes = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bytes);
   if (error != std::errc() || end != text.data() + text.size() || bytes < 0) return {};
