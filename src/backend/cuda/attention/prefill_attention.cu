@@ -37,12 +37,13 @@ struct Sizes {
   static constexpr int kStage = kKeys * kStride;
   // Of bf16 a block that is worked on and the one behind; of 8 bits these as they are, and one block made of them.
   static constexpr int kRowBytes = KvRowLayout{kType, kDim}.bytes(), kRawBytes = kKeys * kRowBytes;
-  static constexpr int kScales = KvRowLayout{kType, kDim}.scales();
   static constexpr int kStages = kType == KvType::Q8 ? 1 : 2;
-  static constexpr int kSharedBytes =
-      2 * (kRows * kQueryStride + kStages * kStage) + (kType == KvType::Q8 ? 2 * kRawBytes : 0);
+  static constexpr int kWideBytes = 2 * (kRows * kQueryStride + kStages * kStage);
+  // Where two do not fit, the next one is asked for when the one before has been widened.
+  static constexpr int kRawStages = kType != KvType::Q8 ? 0 : kWideBytes + 2 * kRawBytes <= kWideHeadMemory ? 2 : 1;
+  static constexpr int kSharedBytes = kWideBytes + kRawStages * kRawBytes;
   static constexpr int kCtas = kDim <= 128 ? 2 : 1;  // on one multiprocessor
-  static_assert(kDim <= 256 || kSharedBytes <= kWideHeadMemory);
+  static_assert(kSharedBytes <= kWideHeadMemory);
 };
 
 __device__ inline uint32_t shared_address(const void* pointer) {
@@ -177,11 +178,12 @@ template <int kDim>
 __device__ inline void widen_block(const char* raw, __nv_bfloat16* to) {
   using S = Sizes<kDim, KvType::Q8>;
   constexpr int kPieces = 2 * kDim / kPiece;  // of 8 elements, of a row
+  constexpr int kScales = KvRowLayout{KvType::Q8, kDim}.scales();
 #pragma unroll 4
   for (int piece = threadIdx.x; piece < S::kKeys * kPieces; piece += kThreads) {
     const int row = piece / kPieces, at = piece % kPieces * kPiece;
     const char* const own = raw + row * S::kRowBytes;
-    const int block = at < kDim ? at / kKvScaleBlock : S::kScales + (at - kDim) / kKvScaleBlock;
+    const int block = at < kDim ? at / kKvScaleBlock : kScales + (at - kDim) / kKvScaleBlock;
     const float scale = __half2float(*reinterpret_cast<const __half*>(own + 2 * kDim + 2 * block));
     const uint2 codes = *reinterpret_cast<const uint2*>(own + at);
     // With its sign turned a code is 128 more, the lowest byte of 2^23 + that.
@@ -297,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
   const auto load = [&](int tile, int64_t block, int unseen) {
     const std::byte* const from = own + block * block_bytes + (kOfBlock > 1 ? tile % kOfBlock * S::kRawBytes : 0);
     if constexpr (kRaw) {
-      load_raw<kDim>(from, unseen, context - tile * kKeys, shared_address(raw + tile % 2 * S::kRawBytes));
+      load_raw<kDim>(from, unseen, context - tile * kKeys, shared_address(raw + tile % S::kRawStages * S::kRawBytes));
     } else {
       load_tile<kDim>(from, part, unseen, context - tile * kKeys, stages + tile % 2 * 2 * S::kStage);
     }
@@ -326,14 +328,17 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
     wait_copies();
     __syncthreads();  // the block is there for all, and all are done with the other stage
     const uint32_t stage = kRaw ? stages : stages + tile % 2 * 2 * S::kStage;
-    if (tile + 1 < tiles) {
+    const auto load_next = [&] {
+      if (tile + 1 >= tiles) return;
       load(tile + 1, next, 0);
       next = tile + 2 < tiles ? p.blocks[(tile + 2) / kOfBlock] : 0;
-    }
+    };
+    if constexpr (S::kRawStages != 1) load_next();
     if constexpr (kRaw) {
-      widen_block<kDim>(raw + tile % 2 * S::kRawBytes, first_stage);
-      __syncthreads();
+      widen_block<kDim>(raw + tile % S::kRawStages * S::kRawBytes, first_stage);
+      __syncthreads();  // all have the block of bf16, and none reads the other any more
     }
+    if constexpr (S::kRawStages == 1) load_next();
     if (tile * kKeys > warp_last || tile * kKeys + kKeys - 1 <= warp_first - window) continue;
 
     Scores<kDim, kType> s;
