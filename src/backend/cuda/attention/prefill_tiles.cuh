@@ -30,6 +30,7 @@ struct Sizes {
   static constexpr int kStage = kKeys * kStride;
   // Of bf16 a block that is worked on and the one behind; of 8 bits these as they are, and one block made of them.
   static constexpr int kRowBytes = KvRowLayout{kType, kDim}.bytes(), kRawBytes = kKeys * kRowBytes;
+  static constexpr int kScales = KvRowLayout{kType, kDim}.scales();  // of K, and of V
   static constexpr int kStages = kType == KvType::Q8 ? 1 : 2;
   static constexpr int kWideBytes = 2 * (kRows * kQueryStride + kStages * kStage);
   // Where two do not fit, the next one is asked for when the one before has been widened.
@@ -129,12 +130,11 @@ template <int kDim>
 __device__ inline void widen_block(const char* raw, __nv_bfloat16* to) {
   using S = Sizes<kDim, KvType::Q8>;
   constexpr int kPieces = 2 * kDim / kPiece;  // of 8 elements, of a row
-  constexpr int kScales = KvRowLayout{KvType::Q8, kDim}.scales();
 #pragma unroll 4
   for (int piece = threadIdx.x; piece < S::kKeys * kPieces; piece += kThreads) {
     const int row = piece / kPieces, at = piece % kPieces * kPiece;
     const char* const own = raw + row * S::kRowBytes;
-    const int block = at < kDim ? at / kKvScaleBlock : kScales + (at - kDim) / kKvScaleBlock;
+    const int block = at < kDim ? at / kKvScaleBlock : S::kScales + (at - kDim) / kKvScaleBlock;
     const float scale = __half2float(*reinterpret_cast<const __half*>(own + 2 * kDim + 2 * block));
     const uint2 codes = *reinterpret_cast<const uint2*>(own + at);
     // With its sign turned a code is 128 more, the lowest byte of 2^23 + that.
