@@ -1,6 +1,7 @@
 #include "engine/engine_memory.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/available_memory.h"
 #include "core/error.h"
@@ -169,6 +170,12 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
   // Prefill copies less at a time where it finds less memory.
   placed.device_blocks = std::max(fitting_all(backend, hp, plan, options), least_device_blocks(options, sizes));
   return placed;
+}
+
+int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                        const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, with_device_blocks(backend, hp, plan, options));
+  return sizes.device_blocks < sizes.blocks ? sizes.device_blocks * kBlockTokens : std::numeric_limits<int>::max();
 }
 
 EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,

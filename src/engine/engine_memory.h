@@ -60,6 +60,10 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
 /// loaded. Throws Error where K and V are to be in host memory and the backend cannot do it.
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options);
+/// Positions of one sequence whose K and V such an engine has room for on the device; INT_MAX where all have their
+/// place there. Throws Error as with_device_blocks().
+int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                        const EngineOptions& options);
 
 /// Backend::cache_rows() of an engine with so many blocks that may be in host memory; no rows where there are none.
 /// Without RowCacheRoom::memory.

@@ -161,17 +161,19 @@ class Info(ModelTest):
         self.assertEqual(types["q4_1"], "q4_1")
         self.assertRegex(self.info(), r"GPU weights +as in the file\n")
 
+    BEGINS = r"(?m)^on a GPU "
+
     def test_where_sketch_attention_begins_on_a_gpu(self):
         number = json.loads(self.info("--json")).get("gpu_full_below")
         if number is None:  # a build without CUDA says nothing of it
-            self.assertNotRegex(self.info(), r"(?m)^on a GPU")
+            self.assertNotRegex(self.info(), self.BEGINS)
             return
         self.assertGreater(number, 8192)
         self.assertIn(f"full attention below {number} positions, sketch attention from there on", self.info())
         self.assertNotIn("full_below", json.loads(self.info("--json"))["plan"])
         for asked in (("--attention", "sketch"), ("--attention", "full"), ("--sketch", "4"), ("--reselect", "9")):
             self.assertEqual(json.loads(self.info("--json", *asked))["gpu_full_below"], 0)
-            self.assertNotRegex(self.info(*asked), r"(?m)^on a GPU")
+            self.assertNotRegex(self.info(*asked), self.BEGINS)
 
     def test_bad_input_is_refused(self):
         for arguments, words in (((), "give either a model file (-m) or a known shape (--shape)"), (("-m", self.folder), "is a directory"),

@@ -131,18 +131,50 @@ TEST(Bf16Kernel, AttendRows) {
   expect_attends([](const AttendRowsArgs& args) { ASSERT_TRUE(attend_rows_bf16(args)); }, true, random);
 }
 
-TEST(Q8Kernel, AttendRows) {
-  AttendRowsArgs none;
-  float output[16], maximum, sum, q[16] = {};
-  none.q = q;
-  none.heads = 1;
-  none.head_dim = 16;
-  none.type = KvType::Q8;
-  none.part = {output, &maximum, &sum};
-  if (!attend_rows_q8(none)) GTEST_SKIP() << "this processor has no AVX512-VNNI";
+class Q8Kernel : public testing::Test {
+ protected:
+  void SetUp() override {
+    AttendRowsArgs none;
+    float output[16], maximum, sum, q[16] = {};
+    none.q = q;
+    none.heads = 1;
+    none.head_dim = 16;
+    none.type = KvType::Q8;
+    none.part = {output, &maximum, &sum};
+    if (!attend_rows_q8(none)) GTEST_SKIP() << "this processor has no AVX512-VNNI";
+  }
+};
+
+TEST_F(Q8Kernel, AttendRows) {
   Random random(19);
   // What is rounded to 16 bits is within what bf16 may be off by.
   expect_attends([](const AttendRowsArgs& args) { ASSERT_TRUE(attend_rows_q8(args)); }, true, random, KvType::Q8);
+}
+
+// The first position of a text often has nearly all of a head's weight and next to no value: then the output is that of
+// positions whose weights are far below the highest.
+TEST_F(Q8Kernel, LargeWeightsOfSmallValues) {
+  constexpr int kHeads = 3, kContext = 60;
+  constexpr double kAhead = 11;  // of the softmax's arguments of the others
+  Random random(20);
+  for (const int dim : {64, 80, 128}) {
+    const Hyperparameters hp = attention_shape(kHeads, 1, dim);
+    const HostBatch batch({{kContext - 1, 1}}, hp.vocab, random);
+    const Chunk& chunk = batch->chunks[0];
+    HostCache cache = random_cache(hp, batch.blocks(), random, KvType::Q8);
+    std::vector<float> q = random.uniform(hp.q_width(), 0.5f);
+    for (float& value : q) value += 1.0f;
+    Bf16* const first = cache.row(chunk, 0, 0);
+    for (int d = 0; d < dim; ++d) {
+      first[d] = to_bf16(static_cast<float>(kAhead / std::sqrt(static_cast<double>(dim))));
+      first[dim + d] = to_bf16(random.uniform(1e-4f));
+    }
+    const auto kernel = [](const AttendRowsArgs& args) { ASSERT_TRUE(attend_rows_q8(args)); };
+    const Attended got = attend(kernel, cache, chunk, q, kHeads, 1);
+    const Attended exact = attend(attend_rows_f32, cache, chunk, q, kHeads, 1);
+    expect_close("attend_rows", got.out, exact.out, attention_bounds(hp, batch, cache, q, true));
+    for (const float sum : exact.sum) EXPECT_LT(sum, 1.01f) << "of terms, of which the first is 1";
+  }
 }
 
 /// Lengths around whole vectors of any width.

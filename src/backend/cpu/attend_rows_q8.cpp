@@ -181,31 +181,39 @@ TIDAL_INLINE void interleave(const std::byte* const* rows, int count, int head_d
 /// A head's weights for one block of dims: of each row's, 16 bits, the lower and the upper byte.
 struct alignas(64) Weights {
   uint8_t low[kRound], high[kRound];
+  float unit;  ///< what products with these are to be multiplied by
 };
 
-/// weights = softmax weights [kRound] times `shares`, of a row's scale in the highest: 65535 at most.
-TIDAL_INLINE void make_weights(const float* softmax, const float* shares, Weights& weights) {
-  for (int i = 0; i < kRound; i += 16) {
-    const __m512i whole = _mm512_cvtps_epu32(_mm512_mul_ps(_mm512_load_ps(softmax + i), _mm512_load_ps(shares + i)));
-    _mm_store_si128(reinterpret_cast<__m128i*>(weights.low + i), _mm512_cvtepi32_epi8(whole));
-    _mm_store_si128(reinterpret_cast<__m128i*>(weights.high + i), _mm512_cvtepi32_epi8(_mm512_srli_epi32(whole, 8)));
-  }
-}
-
-/// shares[r] = scales[r] in the highest of them, times 65535. Returns what products with these are to be multiplied by.
-TIDAL_INLINE float find_shares(const float* scales, float* shares) {
-  __m512 tops = _mm512_setzero_ps(), sums = tops;
+/// Whether one of a round's scales [kRound] is no number.
+TIDAL_INLINE bool any_nan(const float* scales) {
+  __mmask16 nan = 0;
   for (int i = 0; i < kRound; i += 16) {
     const __m512 own = _mm512_load_ps(scales + i);
-    tops = _mm512_max_ps(tops, own);
-    sums = _mm512_add_ps(sums, own);
+    nan |= _mm512_cmp_ps_mask(own, own, _CMP_UNORD_Q);
   }
-  const float top = _mm512_reduce_max_ps(tops), sum = _mm512_reduce_add_ps(sums);
-  const float inverse = top > 0 ? 65535.0f / top : 0.0f;
-  for (int i = 0; i < kRound; i += 16) {
-    _mm512_store_ps(shares + i, _mm512_mul_ps(_mm512_load_ps(scales + i), _mm512_set1_ps(inverse)));
+  return nan != 0;
+}
+
+/// weights = softmax weights [kRound] times the rows' scales, in 65535ths of the highest of these: a position of large
+/// weight may have a small value, and one of small weight is then most of the output.
+TIDAL_INLINE void make_weights(const float* softmax, const float* scales, bool nan, Weights& weights) {
+  constexpr int kVectors = kRound / 16;
+  constexpr float kMost = 65535.0f, kLeast = 0x1p-100f;  // below that the inverse is no number, and the output 0
+  __m512 shares[kVectors];
+  __m512 tops = _mm512_setzero_ps();
+  for (int i = 0; i < kVectors; ++i) {
+    shares[i] = _mm512_mul_ps(_mm512_load_ps(softmax + 16 * i), _mm512_load_ps(scales + 16 * i));
+    tops = _mm512_max_ps(shares[i], tops);  // keeps tops where a share is NaN
   }
-  return std::isnan(sum) ? sum : top / 65535.0f;
+  const float top = _mm512_reduce_max_ps(tops);
+  const __m512 inverse = _mm512_set1_ps(top > kLeast ? kMost / top : 0.0f);
+  for (int i = 0; i < kVectors; ++i) {
+    const __m512i whole = _mm512_cvtps_epu32(_mm512_mul_ps(shares[i], inverse));
+    _mm_store_si128(reinterpret_cast<__m128i*>(weights.low + 16 * i), _mm512_cvtepi32_epi8(whole));
+    _mm_store_si128(reinterpret_cast<__m128i*>(weights.high + 16 * i),
+                    _mm512_cvtepi32_epi8(_mm512_srli_epi32(whole, 8)));
+  }
+  weights.unit = nan ? std::numeric_limits<float>::quiet_NaN() : top / kMost;
 }
 
 TIDAL_INLINE __m512i four_weights(const uint8_t* from, int group) {
@@ -216,7 +224,7 @@ TIDAL_INLINE __m512i four_weights(const uint8_t* from, int group) {
 
 /// output[h] = output[h] * shrink + the round's weights . values, of 16 dims. weights: [kHeads] of the block.
 template <int kHeads>
-TIDAL_INLINE void add_values(const Weights* weights, const __m512i* values, int groups, const Step* steps, float unit,
+TIDAL_INLINE void add_values(const Weights* weights, const __m512i* values, int groups, const Step* steps,
                              float* output) {
   __m512i low[kHeads], high[kHeads];
   for (int h = 0; h < kHeads; ++h) low[h] = high[h] = _mm512_setzero_si512();
@@ -230,7 +238,8 @@ TIDAL_INLINE void add_values(const Weights* weights, const __m512i* values, int 
     const __m512 whole =
         _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[h]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[h]));
     const __m512 before = _mm512_mul_ps(_mm512_load_ps(output + h * kMaxDim), _mm512_set1_ps(steps[h].shrink));
-    _mm512_store_ps(output + h * kMaxDim, _mm512_fmadd_ps(whole, _mm512_set1_ps(unit * steps[h].factor), before));
+    _mm512_store_ps(output + h * kMaxDim,
+                    _mm512_fmadd_ps(whole, _mm512_set1_ps(weights[h].unit * steps[h].factor), before));
   }
 }
 
@@ -250,7 +259,6 @@ TIDAL_TARGET void attend(const AttendRowsArgs& a) {
   alignas(64) Query q[kHeads];
   alignas(64) float scales[2 * kMaxBlocks * kRound];
   alignas(64) float scores[kHeads * kRound];
-  alignas(64) float shares[kRound];
   alignas(64) Weights weights[kHeads];
   alignas(64) float output[kHeads * kMaxDim];
   __m512i values[kMaxDim / 16 * kGroups];
@@ -281,11 +289,12 @@ TIDAL_TARGET void attend(const AttendRowsArgs& a) {
     }
     interleave(rows, count, a.head_dim, next, values);
     for (int block = 0; block < layout.scales(); ++block) {
-      const float unit = find_shares(scales + (layout.scales() + block) * kRound, shares);
-      for (int h = 0; h < kHeads; ++h) make_weights(scores + h * kRound, shares, weights[h]);
+      const float* const own = scales + (layout.scales() + block) * kRound;
+      const bool nan = any_nan(own);
+      for (int h = 0; h < kHeads; ++h) make_weights(scores + h * kRound, own, nan, weights[h]);
       for (int half = 0; half < 2; ++half) {
         const int part = 2 * block + half;
-        add_values<kHeads>(weights, values + part * kGroups, groups, steps, unit, output + part * 16);
+        add_values<kHeads>(weights, values + part * kGroups, groups, steps, output + part * 16);
       }
     }
   }

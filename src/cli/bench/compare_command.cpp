@@ -81,7 +81,7 @@ Comparison::Comparison(const CompareOptions& options)
   if (options.steps < 1) fail("-n: {} given, at least 1 is needed", options.steps);
   check_baseline(options.baseline);
   const Hyperparameters& hp = model_.hp;
-  plans_ = bench_plans(options.attention, options.plan, hp, full_below_of(*backend_, hp));
+  plans_ = bench_plans(options.attention, options.plan, hp);
   const int length = static_cast<int>(tokens_.size()), context = length + options.steps;
   if (context > hp.context) {
     warn(fmt::format("{} tokens and {} of an answer are more than the {} that the model was trained for", length,
@@ -95,6 +95,7 @@ Comparison::Comparison(const CompareOptions& options)
                        .kv_type = kv_type(options.backend.cache),
                        .whole_windows = options.whole_windows,
                        .kv_place = kv_place_};
+  plans_ = bench_plans(options.attention, options.plan, hp, full_below_of(*backend_, hp, engine));
   for (const BenchPlan& plan : plans_) engine.later_plans.push_back(plan.plan);
   engine_ = std::make_unique<Engine>(*backend_, model_, plans_[0].plan, engine);
   tell_kv_place(engine_->pool());
