@@ -37,7 +37,7 @@ struct InfoFlags {
 struct DepthBytes {
   int depth = 0;
   int64_t full = 0;
-  std::optional<int64_t> tidal, sketch;
+  std::optional<int64_t> tidal = {}, sketch = {};
 };
 
 struct Info {

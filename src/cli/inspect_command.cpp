@@ -12,6 +12,7 @@
 #include "cli/console/text_file.h"
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
+#include "cli/options/kv_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/plan_text.h"
 #include "cli/options/thread_count.h"
@@ -35,6 +36,7 @@ struct InspectCommand {
   std::optional<int> context, threads;
   ChatTemplateOptions chat_template;
   BackendOptions backend;
+  KvOptions kv;
   PlanOptions plan;
 };
 
@@ -92,6 +94,7 @@ void run(const InspectCommand& options) {
   const std::string document = read_text_file(options.document);
   WholeFile page(options.page);
   const auto backend = open_backend(options.backend, thread_count(options.threads), options.model);
+  const KvPlace place = kv_place(options.kv, *backend);
   const Model model = load_model(options.model, *backend);
   Tokenizer tokenizer = open_tokenizer(options.model);
   use_chat_template(tokenizer, options.chat_template);
@@ -115,7 +118,9 @@ void run(const InspectCommand& options) {
                               .tokens = context + again,
                               .sequences = exact ? 2 : 1,
                               .kv_type = kv_type(options.backend.cache),
-                              .whole_windows = options.whole_windows});
+                              .whole_windows = options.whole_windows,
+                              .kv_place = place});
+  tell_kv_place(engine.pool());
   Inspection inspection = inspect(engine, tokenizer, prompt,
                                   {.answer = options.answer,
                                    .dense_question = options.question_as == "dense",
@@ -156,6 +161,7 @@ void add_inspect_command(CLI::App& app) {
       ->type_name("N");
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   add_backend_options(*command, options->backend);
+  add_kv_options(*command, options->kv);
   add_attention_option(*command, options->plan, "tidal|sketch");
   options->exact_option =
       command

@@ -35,6 +35,7 @@ class Engine {
   /// Error when memory is short.
   void reserve_selection(const Plan& plan);
   KvPool& pool() { return *pool_; }
+  const KvPool& pool() const { return *pool_; }
 
   /// An empty sequence with room for options().context tokens, so that decoding it allocates nothing.
   Sequence create() { return Sequence(*pool_, options_.context); }

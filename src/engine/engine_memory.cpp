@@ -1,6 +1,7 @@
 #include "engine/engine_memory.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/available_memory.h"
 #include "core/error.h"
@@ -48,6 +49,31 @@ int device_blocks(const Hyperparameters& hp, const EngineOptions& options, const
 /// Whether blocks may be in host memory.
 bool may_leave(const Backend& backend, const EngineOptions& options) {
   return options.kv_place.kind != KvPlace::Kind::All && !backend.device().empty() && backend.host_kv_problem().empty();
+}
+
+int64_t sketch_bytes(const Hyperparameters& hp, int bits, const EngineSizes& sizes) {
+  return hp.sketched_layers() * SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads * sizes.blocks;
+}
+
+/// fitting_blocks() of all plans, one after the other; sketches of all widths are kept.
+int fitting_all(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  std::vector<Plan> plans = options.later_plans;
+  plans.push_back(plan);
+  const int64_t free = backend.free_bytes();
+  int blocks = sizes.blocks;
+  for (const Plan& one : plans) {
+    int64_t others = 0;
+    for (const int bits : kSketchBits) {
+      const bool kept = std::any_of(plans.begin(), plans.end(), [&](const Plan& other) {
+        return other.scans() && other.policy.sketch_bits == bits;
+      });
+      const bool own = one.scans() && one.policy.sketch_bits == bits;
+      if (kept && !own) others += sketch_bytes(hp, bits, sizes);
+    }
+    blocks = std::min(blocks, fitting_blocks(backend, hp, one, options, free - others));
+  }
+  return blocks;
 }
 
 void check_place(const Backend& backend, const EngineOptions& options, const EngineSizes& sizes) {
@@ -99,8 +125,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   memory.host = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks, options.kv_type) - memory.cache;
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
-    memory.sketches =
-        hp.sketched_layers() * SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes() * hp.kv_heads * sizes.blocks;
+    memory.sketches = sketch_bytes(hp, plan.policy.sketch_bits, sizes);
   }
   const int64_t activations = static_cast<int64_t>(sizeof(float)) * sizes.rows *
                               (hp.width + 2 * hp.q_width() + int64_t{hp.layers} * hp.layer_input);
@@ -129,9 +154,11 @@ int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan
   least.device_blocks = least_device_blocks(options, sizes);
   const int64_t each = std::max<int64_t>(block_bytes(hp, options, sizes), 1);
   // What is cached of the host's blocks among them.
-  const int64_t others = engine_memory(backend, hp, plan, least).total() - each * least.device_blocks;
+  const int64_t needed = engine_memory(backend, hp, plan, least).total();
+  const int64_t others = needed - each * least.device_blocks;
   const int64_t left = (free - others - left_for_copies(hp, each * sizes.blocks, options)) / each;
-  return left < least.device_blocks ? 0 : static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
+  if (left < least.device_blocks) return needed <= free ? least.device_blocks : 0;
+  return static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
 }
 
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
@@ -140,10 +167,15 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
   check_place(backend, options, sizes);
   if (options.kv_place.kind != KvPlace::Kind::Auto || !may_leave(backend, options)) return options;
   EngineOptions placed = options;
-  const int fitting = fitting_blocks(backend, hp, plan, options, backend.free_bytes());
   // Prefill copies less at a time where it finds less memory.
-  placed.device_blocks = std::max(fitting, least_device_blocks(options, sizes));
+  placed.device_blocks = std::max(fitting_all(backend, hp, plan, options), least_device_blocks(options, sizes));
   return placed;
+}
+
+int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                        const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, with_device_blocks(backend, hp, plan, options));
+  return sizes.device_blocks < sizes.blocks ? sizes.device_blocks * kBlockTokens : std::numeric_limits<int>::max();
 }
 
 EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,

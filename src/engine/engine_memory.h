@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "backend/backend.h"
 #include "engine/sequence_states.h"
@@ -40,6 +41,8 @@ struct EngineOptions {
   std::optional<int> cached_rows = {};
   /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
   int windows = 2;
+  /// Plans that come later, beside the engine's first: KvPlace::Auto leaves what they need beside K and V.
+  std::vector<Plan> later_plans = {};
 };
 
 /// What such an engine is made of.
@@ -57,6 +60,10 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
 /// loaded. Throws Error where K and V are to be in host memory and the backend cannot do it.
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options);
+/// Positions of one sequence whose K and V such an engine has room for on the device; INT_MAX where all have their
+/// place there. Throws Error as with_device_blocks().
+int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                        const EngineOptions& options);
 
 /// Backend::cache_rows() of an engine with so many blocks that may be in host memory; no rows where there are none.
 /// Without RowCacheRoom::memory.
@@ -81,8 +88,8 @@ EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, con
 /// Throws Error with numbers when the host has not what `memory` needs there.
 void check_host_memory(const EngineMemory& memory, const EngineOptions& options);
 
-/// How many blocks of K and V find room in `free` bytes of a device beside all else: all, or as many as leave room for
-/// what helps to read the others from host memory; 0 where not even those find any that a pass writes to.
+/// How many blocks of K and V find room in `free` bytes of a device beside all else: all; or as many as leave room for
+/// left_for_copies(); or, where that would be too few, those that a pass writes to; 0 where not even these do.
 int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
                    int64_t free);
 /// Device memory that is worth leaving free beside all that is counted where K and V do not fit: for two layers' part

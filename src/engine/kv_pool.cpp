@@ -193,8 +193,9 @@ void KvPool::provide(int more) {
 }
 
 void KvPool::make_room(int count) {
+  count = std::min(count, device_blocks());
   if (!slots_ || slots_.free_on_device() >= count) return;
-  provide(count);
+  provide(count - slots_.free_on_device());
   moves_.clear();
   slots_.make_room(count, moves_);
   move();
@@ -202,8 +203,11 @@ void KvPool::make_room(int count) {
 
 void KvPool::prepare(std::span<const BlockId> blocks, size_t first) {
   if (!slots_) return;
-  provide(1);
   moves_.clear();
+  // For every one that comes back another one may have to leave first. Before anything moves: it may fail.
+  const auto comes = [&](BlockId block) { return on_host(block) && slots_.has_content(block); };
+  const auto written = blocks.subspan(std::min(first, blocks.size()));
+  if (std::any_of(written.begin(), written.end(), comes)) provide(1);
   for (size_t b = first; b < blocks.size(); ++b) {
     const bool content = slots_.has_content(blocks[b]);
     slots_.write(blocks[b]);

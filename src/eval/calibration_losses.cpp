@@ -17,10 +17,13 @@ int kept_tokens(std::span<const CalibrationText> texts, const CalibrationText& t
   return whole ? text.shared : 0;
 }
 
-EngineOptions engine_options(const Hyperparameters& hp, std::span<const CalibrationText> texts, int batch,
-                             KvType kv_type) {
+EngineOptions engine_options(const Hyperparameters& hp, std::span<const CalibrationText> texts,
+                             const CalibrationLosses::Options& wanted) {
+  const int batch = wanted.batch;
   EngineOptions options;
-  options.kv_type = kv_type;
+  options.kv_type = wanted.kv_type;
+  options.kv_place = wanted.kv_place;
+  options.later_plans = wanted.plans;
   options.sequences = batch + 1;
   options.whole_windows = true;  // prefixes are cut back to what the next one shares
   // The prefixes of all texts stay, beside a fork for each candidate.
@@ -43,8 +46,7 @@ CalibrationLosses::CalibrationLosses(Backend& backend, const Model& model, std::
     : texts_(texts),
       policies_(policies),
       options_(std::move(options)),
-      engine_(backend, model, Plan::full(model.hp.layers),
-              engine_options(model.hp, texts, options_.batch, options_.kv_type)),
+      engine_(backend, model, Plan::full(model.hp.layers), engine_options(model.hp, texts, options_)),
       prefixes_(texts.size()) {}
 
 const Sequence& CalibrationLosses::prefilled(int text) {

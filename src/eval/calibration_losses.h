@@ -21,6 +21,8 @@ class CalibrationLosses {
   struct Options {
     int batch = 8;                                  ///< plans decoded together, full attention not counted
     KvType kv_type = KvType::Bf16;                  ///< of the KV cache
+    KvPlace kv_place = {};                          ///< where it is
+    std::vector<Plan> plans = {};                   ///< EngineOptions::later_plans
     std::function<bool(int64_t tokens)> prefilled;  ///< after every chunk of a prefill; false stops
     std::function<bool(int64_t steps)> decoded;     ///< after every step of a batch, all plans together; false stops
   };

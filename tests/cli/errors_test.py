@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import tempfile
 import unittest
 
 from program import MODEL, ModelTest, ProgramTest
@@ -65,6 +66,22 @@ class Flags(Refusal, ProgramTest):
         ):
             with self.subTest(arguments=arguments):
                 self.refused(self.tidal("run", "-m", "x", "-p", "x", *arguments), *words)
+
+    def test_every_command_that_computes_says_where_k_and_v_are(self):
+        with tempfile.TemporaryDirectory() as folder:
+            page = os.path.join(folder, "page.html")
+            for command in (
+                ("run", "-p", "x"),
+                ("serve",),
+                ("bench",),
+                ("eval", "ppl"),
+                ("compare", "-f", "x", "-p", "x"),
+                ("inspect", "-f", __file__, "-p", "x", "-o", page),
+                ("calibrate",),
+            ):
+                with self.subTest(command=command):
+                    given = ("-m", "x", "--backend", "cpu", "--kv-device", "some")
+                    self.refused(self.tidal(*command, *given), "--kv-device: 'some'", "expected all, auto")
 
     def test_help_on_a_full_disk(self):
         with open("/dev/full", "wb") as full:

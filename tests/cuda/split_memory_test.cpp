@@ -84,6 +84,44 @@ TEST_F(SplitMemory, StagedSlotsAreSharedByLayersOfOneBuffer) {
   }
 }
 
+TEST_F(SplitMemory, CopiesGoAcrossPiecesOfHostMemory) {
+  // Memory is made 64 MiB at a time: two slots of these are more.
+  constexpr size_t kSlot = size_t{40} << 20;
+  const KvRoom room{.slots = 7, .device_slots = 1, .slot_bytes = {kSlot}};
+  SplitKvMemory memory(room, "KV cache");
+  std::byte* const data = memory.layer(0);
+  for (int count = 1; count <= 6; ++count) memory.provide(count);
+  const std::vector<std::byte> values = pattern(6 * kSlot, 5);
+  ASSERT_EQ(cudaMemcpy(data + kSlot, values.data(), values.size(), cudaMemcpyDefault), cudaSuccess);
+  EXPECT_TRUE(read(data + kSlot, values.size()) == values);
+  // As prefill has them copied: neighbours at once, by copy engines.
+  ASSERT_TRUE(memory.stage(6, 1));
+  std::byte* const staged = data + static_cast<size_t>(memory.first_staged()) * kSlot;
+  const Stream stream = make_stream();
+  ASSERT_EQ(cudaMemcpyAsync(staged, data + kSlot, values.size(), cudaMemcpyDefault, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_TRUE(read(staged, values.size()) == values);
+  // And as blocks move: from the device to a slot that lies in two pieces.
+  ASSERT_EQ(cudaMemcpyAsync(data, staged + 2 * kSlot, kSlot, cudaMemcpyDefault, stream), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(data + 2 * kSlot, data, kSlot, cudaMemcpyDefault, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  const auto third = values.begin() + static_cast<ptrdiff_t>(2 * kSlot);
+  EXPECT_TRUE(read(data + 2 * kSlot, kSlot) == std::vector<std::byte>(third, third + static_cast<ptrdiff_t>(kSlot)));
+}
+
+TEST_F(SplitMemory, ItsEndWaitsForNobody) {
+  // While its thread is at work, and with copies under way.
+  const KvRoom room{.slots = 500, .device_slots = 4, .slot_bytes = {size_t{1} << 20, size_t{1} << 20}};
+  const Stream stream = make_stream();
+  for (int i = 0; i < 3; ++i) {
+    SplitKvMemory memory(room, "KV cache");
+    memory.provide(1);
+    std::byte* const data = memory.layer(1);
+    ASSERT_EQ(cudaMemcpyAsync(data + (size_t{4} << 20), data, size_t{1} << 20, cudaMemcpyDefault, stream), cudaSuccess);
+  }
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+}
+
 TEST_F(SplitMemory, TooMuchIsAnError) {
   const KvRoom room{.slots = 2, .device_slots = 1, .slot_bytes = {size_t{1} << 42}};
   try {

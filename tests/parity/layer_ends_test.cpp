@@ -21,6 +21,7 @@ class LayerEnds : public test::BackendTest<std::tuple<std::string, ggml_type>> {
     hp_.width = kWidth;
     hp_.vocab = kVocab;
     hp_.layer_input = kInput;
+    hp_.post_norms = true;  // as all models with inputs have them
     hp_.activation = Activation::Gelu;
     x_ = random_.uniform(static_cast<size_t>(batch_->rows()) * kWidth, 2.0f);
   }

@@ -73,7 +73,7 @@ LayerShape gemma4(const char* name, LayerShape::Values values, int head_dim) {
   shape.logit_cap = 1.5f;  // of logits of about the size of 1
   return shape;
 }
-const LayerShape kNormedValues = gemma4("normed_values", LayerShape::Values::Normed, 32);
+const LayerShape kNormedValues = gemma4("normed_values", LayerShape::Values::Normed, 64);
 const LayerShape kKeysAsValues = gemma4("keys_as_values", LayerShape::Values::NormedKeys, 512);
 const LayerShape kOthersValues = gemma4("others_values", LayerShape::Values::Others, 512);
 

@@ -8,22 +8,23 @@
 namespace tidal::cuda {
 namespace {
 
-// What a layer of a decode step of one sequence takes beside a Dense layer, in microseconds: a Scan layer has two
-// launches more and chooses, a Dense layer reads more. Chosen so that no crossing is earlier than measured, and the
+// What a layer of a decode step of one sequence takes beside a Dense layer, in microseconds: a Scan layer has a
+// launch more and chooses, a Dense layer reads more. Chosen so that no crossing is earlier than measured, and the
 // sum of the squares of what is later (in logarithms) is least, of 12 shapes of 2 to 32 KV heads at 4,096 to 98,304
 // positions, one NVIDIA H200 (read stream 4.6 TB/s), 2026-11-30, by
 //   tidal bench --shape NAME --type bf16 -p 0 -n 48 -r 3 -d DEPTHS --fill random --attention full,sketch
 // (docs/performance_cuda.md). Devices whose memory is slower cross earlier, since launches cost them the same: there
 // full attention goes on for longer than it need.
-constexpr double kBytes = 4.3e6;        // of K/V that a Dense layer reads in a microsecond
-constexpr double kDense = .0425e-3;     // a position, beside its bytes
-constexpr double kScan = .3;            // launches and the choice
-constexpr double kScanChannel = .1025;  // the same, an element of a head
-constexpr double kScanHead = .007;      // the same, a query head
-constexpr double kScored = .041e-3;     // a position's sketch of a KV head
-constexpr double kSparse = -2;          // a Sparse layer, whose selection is there when it begins
-constexpr double kSelected = .9e-3;     // a selected position, beside its bytes
-constexpr int kBudget = 256;            // of all measurements above
+constexpr double kBytes = 4.3e6;         // of K/V that a Dense layer reads in a microsecond
+constexpr double kDense = .0425e-3;      // a position, beside its bytes
+constexpr double kScan = 1.5;            // a launch and the choice
+constexpr double kScanChannel = .0086;   // the same, an element of a head
+constexpr double kScanHead = .09;        // the same, a query head
+constexpr double kScanElement = .00172;  // the same, an element of all query heads
+constexpr double kScored = .041e-3;      // a position's sketch of a KV head
+constexpr double kSparse = -2;           // a Sparse layer, whose selection is there when it begins
+constexpr double kSelected = .9e-3;      // a selected position, beside its bytes
+constexpr int kBudget = 256;             // of all measurements above
 
 double row_bytes(const Hyperparameters& hp, int readers) { return 4.0 * hp.head_dim * readers; }
 
@@ -37,7 +38,8 @@ double extra(const Hyperparameters& hp, std::span<const Role> roles, const Polic
   const int readers = policy.scope == Scope::Head ? hp.heads : hp.kv_heads;
   const double more = selected(policy.at(context).budget, readers) - selected(kBudget, hp.kv_heads);
   const double dense = context * (kDense + row_bytes(hp, hp.kv_heads) / kBytes);
-  const double scan = kScan + kScanChannel * hp.head_dim + kScanHead * hp.heads + context * kScored * hp.kv_heads;
+  const double chooses = kScan + kScanChannel * hp.head_dim + (kScanHead + kScanElement * hp.head_dim) * hp.heads;
+  const double scan = chooses + context * kScored * hp.kv_heads;
   return scans * scan + reuses * kSparse + (scans + reuses) * (more - dense);
 }
 

@@ -105,7 +105,7 @@ void run_bench(const BenchFlags& flags) {
   reset_peak_memory();
   const auto beside = [&](const Hyperparameters& hp) {
     int64_t bytes = 0;
-    for (const BenchPlan& plan : bench_plans(flags.attention, flags.plan, hp, full_below_of(*backend, hp))) {
+    for (const BenchPlan& plan : bench_plans(flags.attention, flags.plan, hp)) {
       bytes = std::max(bytes, least_memory(*backend, hp, plan.plan, engine_options(run)).total());
     }
     return bytes;
@@ -114,7 +114,7 @@ void run_bench(const BenchFlags& flags) {
       flags.shape.empty() ? load_model(flags.model, *backend, beside)
                           : random_model(known_shape(flags.shape), weight_type_from(flags.type), 1, *backend, beside));
   const std::vector<BenchPlan> plans =
-      bench_plans(flags.attention, flags.plan, model->hp, full_below_of(*backend, model->hp));
+      bench_plans(flags.attention, flags.plan, model->hp, full_below_of(*backend, model->hp, engine_options(run)));
   run.tokens = flags.text.empty() ? random_tokens(run.context(), model->hp.vocab)
                                   : text_tokens(flags.text, flags.model, run.context());
   run.weight_bytes = model->decode_weight_bytes();

@@ -17,6 +17,7 @@
 #include "cli/console/text_file.h"
 #include "cli/options/backend_options.h"
 #include "cli/options/chat_template_options.h"
+#include "cli/options/kv_options.h"
 #include "cli/options/plan_options.h"
 #include "cli/options/plan_text.h"
 #include "cli/options/thread_count.h"
@@ -37,6 +38,7 @@ struct CompareOptions {
   std::optional<int> threads;
   ChatTemplateOptions chat_template;
   BackendOptions backend;
+  KvOptions kv;
   PlanOptions plan;
 };
 
@@ -58,6 +60,7 @@ class Comparison {
   const Interrupt interrupt_;
   const StatusLine status_;
   std::unique_ptr<Backend> backend_;
+  KvPlace kv_place_;
   Model model_;
   Tokenizer tokenizer_;
   std::vector<BenchPlan> plans_;
@@ -71,13 +74,14 @@ class Comparison {
 Comparison::Comparison(const CompareOptions& options)
     : options_(options),
       backend_(open_backend(options.backend, thread_count(options.threads), options.model)),
+      kv_place_(kv_place(options.kv, *backend_)),
       model_(load_model(options.model, *backend_)),
       tokenizer_(open_tokenizer(options.model)),
       tokens_(prompt_tokens()) {
   if (options.steps < 1) fail("-n: {} given, at least 1 is needed", options.steps);
   check_baseline(options.baseline);
   const Hyperparameters& hp = model_.hp;
-  plans_ = bench_plans(options.attention, options.plan, hp, full_below_of(*backend_, hp));
+  plans_ = bench_plans(options.attention, options.plan, hp);
   const int length = static_cast<int>(tokens_.size()), context = length + options.steps;
   if (context > hp.context) {
     warn(fmt::format("{} tokens and {} of an answer are more than the {} that the model was trained for", length,
@@ -85,13 +89,16 @@ Comparison::Comparison(const CompareOptions& options)
   }
   // The prompt once, and a copy of its last block for every answer.
   const auto answers = static_cast<int>(plans_.size());
-  engine_ =
-      std::make_unique<Engine>(*backend_, model_, plans_[0].plan,
-                               EngineOptions{.context = context,
-                                             .tokens = context + int64_t{answers} * (options.steps + kBlockTokens),
-                                             .sequences = answers + 1,
-                                             .kv_type = kv_type(options.backend.cache),
-                                             .whole_windows = options.whole_windows});
+  EngineOptions engine{.context = context,
+                       .tokens = context + int64_t{answers} * (options.steps + kBlockTokens),
+                       .sequences = answers + 1,
+                       .kv_type = kv_type(options.backend.cache),
+                       .whole_windows = options.whole_windows,
+                       .kv_place = kv_place_};
+  plans_ = bench_plans(options.attention, options.plan, hp, full_below_of(*backend_, hp, engine));
+  for (const BenchPlan& plan : plans_) engine.later_plans.push_back(plan.plan);
+  engine_ = std::make_unique<Engine>(*backend_, model_, plans_[0].plan, engine);
+  tell_kv_place(engine_->pool());
   run_.prompt = length;
   run_.generate = options.steps;
   run_.weight_bytes = model_.decode_weight_bytes();
@@ -238,6 +245,7 @@ void add_compare_command(CLI::App& app) {
   command->add_option("-n,--predict,--n-predict", options->steps, "Most tokens of an answer")->capture_default_str();
   command->add_option("-t,--threads", options->threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   add_backend_options(*command, options->backend);
+  add_kv_options(*command, options->kv);
   command->add_option("--attention", options->attention, kBenchAttentionHelp)->type_name("WORD,...");
   add_chat_template_options(*command, options->chat_template);
   command->add_flag("--raw", options->raw, "Text as it is, without the model's chat template");

@@ -234,7 +234,9 @@ EngineOptions engine_options(const BenchRun& run) {
 
 int64_t bench_tidal(const BenchRun& run, Backend& backend, const Model& model, std::span<const BenchPlan> plans) {
   const int largest = run.batches.back();
-  Engine engine(backend, model, plans[0].plan, engine_options(run));
+  EngineOptions options = engine_options(run);
+  for (const BenchPlan& plan : plans.subspan(1)) options.later_plans.push_back(plan.plan);
+  Engine engine(backend, model, plans[0].plan, options);
   tell_kv_place(engine.pool());
   Sequence first = engine.create();
   for (const int depth : run.depths) {

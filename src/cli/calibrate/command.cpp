@@ -74,6 +74,7 @@ class Calibrate {
   const Interrupt interrupt_;
   const StatusLine status_;
   std::unique_ptr<Backend> backend_;
+  const KvPlace kv_place_;
   Model model_;
   const std::string text_path_, plan_path_;
   const CandidatePolicies policies_;
@@ -94,6 +95,7 @@ class Calibrate {
 Calibrate::Calibrate(const CalibrateFlags& flags)
     : flags_(flags),
       backend_(open_backend(flags.backend, thread_count(flags.threads), flags.model)),
+      kv_place_(kv_place(flags.kv, *backend_)),
       model_(load_model(flags.model, *backend_)),
       text_path_(flags.text.empty() ? default_text(flags.model) : flags.text),
       plan_path_(flags.output.empty() ? calibrated_plan_file(flags.model) : flags.output),
@@ -130,10 +132,19 @@ Calibrate::Calibrate(const CalibrateFlags& flags)
   }
   CalibrationLosses::Options options;
   options.kv_type = kv_type(flags_.backend.cache);
+  options.kv_place = kv_place_;
+  if (wants(PlanKind::Sketch)) {
+    // As many layers scan as ever do, with every width.
+    for (const int bits : sketch_search_options().bits) {
+      options.plans.push_back(plan_with(Candidate::sketch(bits, 0), hp, policies_));
+    }
+  }
   options.batch = flags.batch;
   options.prefilled = [this](int64_t tokens) { return advance((tokens + half_++ % 2) / 2); };
   options.decoded = [this](int64_t steps) { return advance(steps); };
   losses_ = std::make_unique<CalibrationLosses>(*backend_, model_, texts_.texts, policies_, std::move(options));
+  status_.clear();
+  tell_kv_place(losses_->engine().pool());
 }
 
 SearchOptions Calibrate::search_options() const {

@@ -28,6 +28,7 @@ void add_calibrate_flags(CLI::App& command, CalibrateFlags& flags) {
   command.add_option("-o,--output", flags.output, "The plan (default: MODEL.tidal.json, which tidal run finds)");
   command.add_option("-t,--threads", flags.threads, "Threads (default: all processors)")->envname("TIDAL_THREADS");
   add_backend_options(command, flags.backend);
+  add_kv_options(command, flags.kv);
   const char* group = "Measurement";
   CalibrationShape& shape = flags.shape;
   command.add_option("--prefix", shape.prefix, "Tokens before the first step (default: 4096, or half of a short text)")

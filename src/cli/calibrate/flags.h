@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/options/backend_options.h"
+#include "cli/options/kv_options.h"
 #include "cli/options/plan_options.h"
 #include "eval/calibration_choice.h"
 #include "eval/calibration_texts.h"
@@ -21,6 +22,7 @@ struct CalibrateFlags {
   CalibrationShape shape;
   std::optional<int> threads;
   BackendOptions backend;
+  KvOptions kv;
   int batch = 15;
   bool exhaustive = false;
   PlanOptions plan;

@@ -177,7 +177,8 @@ void ExactEvaluation::run() {
                  .tokens = int64_t{context} + flags_.predict + kBlockTokens,
                  .sequences = 2,
                  .kv_type = session_.kv_type(),
-                 .kv_place = session_.place()});
+                 .kv_place = session_.place(),
+                 .later_plans = session_.later_plans()});
   PromptCache cache(engine);
   for (const Place& place : places_) {
     engine.set_plan(Plan::full(session_.model().hp.layers));

@@ -69,7 +69,8 @@ class LongBenchRun {
                           .sequences = std::min(plans, kStepSequences),
                           .kv_type = session_.kv_type(),
                           .whole_windows = true,  // prompts are cut back to what the next one shares
-                          .kv_place = session_.place()});
+                          .kv_place = session_.place(),
+                          .later_plans = session_.later_plans()});
         cache.emplace(*engine);
       }
       ask(*engine, *cache, example, missing);

@@ -138,7 +138,8 @@ class NeedleRun {
                                      .sequences = std::min(cases, kStepSequences),
                                      .kv_type = session_.kv_type(),
                                      .whole_windows = true,  // prompts are cut back to what the next one shares
-                                     .kv_place = session_.place()});
+                                     .kv_place = session_.place(),
+                                     .later_plans = session_.later_plans()});
         cache.emplace(*engine);
       }
       answer(*engine, *cache, asked, which, needle_prompt_key(length, depth, key));

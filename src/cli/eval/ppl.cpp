@@ -180,8 +180,11 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
   // First, so that the backend has room for passes of the other one, which are larger.
   std::optional<Engine> whole;
   if (session.kv_type() != KvType::Bf16) {
-    whole.emplace(session.backend(), session.model(), Plan::full(session.model().hp.layers),
-                  EngineOptions{.context = context, .tokens = context + kBlockTokens, .whole_windows = true});
+    // By auto it would take what the other one needs.
+    const KvPlace place = session.place().kind == KvPlace::Kind::Bytes ? session.place() : KvPlace{};
+    whole.emplace(
+        session.backend(), session.model(), Plan::full(session.model().hp.layers),
+        EngineOptions{.context = context, .tokens = context + kBlockTokens, .whole_windows = true, .kv_place = place});
   }
   Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers),
                 {.context = context,
@@ -189,7 +192,8 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
                  .sequences = std::min(plans, kStepSequences),
                  .kv_type = session.kv_type(),
                  .whole_windows = true,  // a fork that had to give up its window would be corrected
-                 .kv_place = session.place()});
+                 .kv_place = session.place(),
+                 .later_plans = session.later_plans()});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, whole ? &*whole : nullptr, places.tokens(first), flags.places.prefix, first);
   }

@@ -174,7 +174,8 @@ void evaluate(EvalSession& session, const RecallFlags& flags) {
                  // Of the prefix and of a fork for each plan and full attention.
                  .states = SequenceStates::kMostSaved + static_cast<int>(session.plans().size()) + 1,
                  .whole_windows = true,  // a fork that had to give up its window would be corrected
-                 .kv_place = session.place()});
+                 .kv_place = session.place(),
+                 .later_plans = session.later_plans()});
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, places.tokens(first), flags.places.prefix, first);
   }

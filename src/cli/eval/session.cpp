@@ -64,6 +64,12 @@ std::string EvalSession::model_name() const {
   return model_.hp.name.empty() ? file_name(flags_.model) : model_.hp.name;
 }
 
+std::vector<Plan> EvalSession::later_plans() const {
+  std::vector<Plan> plans;
+  for (const EvalPlan& plan : plans_) plans.push_back(plan.plan);
+  return plans;
+}
+
 TextTokens EvalSession::read_text(const std::string& file) const {
   std::string path = file;
   if (path.empty()) {

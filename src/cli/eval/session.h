@@ -58,6 +58,8 @@ class EvalSession {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   /// Full attention first.
   const std::vector<EvalPlan>& plans() const { return plans_; }
+  /// EngineOptions::later_plans.
+  std::vector<Plan> later_plans() const;
 
   /// The file's text in tokens; "" stands for kjv.txt beside the model. Throws Error for a file that cannot be read or
   /// is empty.

@@ -15,7 +15,7 @@ namespace {
 std::optional<int64_t> parse_size(std::string text) {
   try {
     if (!CLI::AsSizeValue(false)(text).empty()) return {};
-  } catch (const CLI::ValidationError&) {  // what it says of units that it does not know
+  } catch (const CLI::ValidationError&) {  // an unknown unit
     return {};
   }
   int64_t bytes = 0;

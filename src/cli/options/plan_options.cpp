@@ -250,8 +250,10 @@ void find_plan_file(PlanOptions& options, const std::string& model) {
 
 void check_kind(const PlanOptions& options) { asked_kind(options); }
 
-FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp) {
-  return [&](const Plan& plan) { return backend.full_below(hp, plan.roles, plan.policy); };
+FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp, const EngineOptions& engine) {
+  return [&backend, &hp, engine](const Plan& plan) {
+    return std::min(backend.full_below(hp, plan.roles, plan.policy), positions_on_device(backend, hp, plan, engine));
+  };
 }
 
 ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp, const FullBelow& full_below) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/engine_memory.h"
 #include "model/plan.h"
 
 namespace tidal {
@@ -54,8 +55,9 @@ struct ChosenPlan {
 
 /// Positions from which a plan is no slower than full attention, 0 from the start.
 using FullBelow = std::function<int(const Plan& plan)>;
-/// As Backend::full_below() says. Both must outlive what it returns.
-FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp);
+/// As Backend::full_below() says, but never of more positions than an engine like this has room for on the device: full
+/// attention would read the others from host memory at every step. Both must outlive what it returns.
+FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp, const EngineOptions& engine);
 
 /// The plan of these options. Its kind of attention is --attention's, else what --reselect and --policy paper (tidal)
 /// or

@@ -79,9 +79,8 @@ Run::Run(const RunOptions& options)
   const int context = options.context.value_or(0);
   warn_of_long_context(context, hp.context);
   if (options.plan.attention != "full") check_budget(options.plan, context > 0 ? context : hp.context);
-  plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
+  plan_ = choose_plan(options.plan, hp);
   if (!options.session.empty() && !options.whole_windows) tell_whole_windows("--session", hp);
-  if (!options.save_plan.empty()) save_plan(options.save_plan, plan_.plan, hp);
 }
 
 int64_t Run::memory_beside(const Hyperparameters& hp) const {
@@ -101,7 +100,10 @@ EngineOptions Run::engine_options(int context) const {
 
 void Run::make_engine(int context) {
   sampler_ = std::make_unique<Sampler>(*tokenizer_, sampler_options(options_, context));
-  engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine_options(context));
+  const EngineOptions options = engine_options(context);
+  plan_ = choose_plan(options_.plan, model_.hp, full_below_of(*backend_, model_.hp, options));
+  if (!options_.save_plan.empty()) save_plan(options_.save_plan, plan_.plan, model_.hp);
+  engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, options);
   tell_kv_place(engine_->pool());
   generator_ = std::make_unique<Generator>(*engine_, *tokenizer_, *sampler_);
   if (options_.exact.given()) {

@@ -79,7 +79,7 @@ Loaded::Loaded(const ServeOptions& options)
     fail("--cache-tokens: {} given, at least the context of {} is needed", engine.tokens, engine.context);
   }
   if (options.plan.attention != "full") check_budget(options.plan, engine.context);
-  plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp));
+  plan_ = choose_plan(options.plan, hp, full_below_of(*backend_, hp, engine));
   if (!options.cache_dir.empty() && !options.whole_windows) tell_whole_windows("--cache-dir", hp);
   engine_ = std::make_unique<Engine>(*backend_, model_, plan_.plan, engine);
   tell_kv_place(engine_->pool());
@@ -117,7 +117,7 @@ Plan Loaded::plan_for(const std::string& attention, const std::string& budget) c
   }
   if (!budget.empty()) plan.budget = budget;
   check_kind(plan);
-  return choose_plan(plan, model_.hp, full_below_of(*backend_, model_.hp)).plan;
+  return choose_plan(plan, model_.hp, full_below_of(*backend_, model_.hp, engine_->options())).plan;
 }
 
 std::string Loaded::about() const { return describe(plan_.plan, plan_.source, model_.hp); }

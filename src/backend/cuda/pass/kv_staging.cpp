@@ -7,7 +7,7 @@
 namespace tidal::cuda {
 namespace {
 
-constexpr const char* kCopying = "copying K and V from host memory";
+constexpr const char* kStagingKv = "copying K and V from host memory";
 constexpr size_t kDeviceSpare = size_t{128} << 20;  // device memory that is left to others
 constexpr int kFewest = 64;                         // slots that are worth it
 
@@ -45,8 +45,8 @@ void KvStaging::begin(const OpList& list, const StepUpload& upload, cudaStream_t
   for (const PrefillOp* op : ops_) add(*op, upload);
   upload_tables();
   // What the passes before have written, and moved, is there.
-  check(cudaEventRecord(begun_, stream_), kCopying);
-  check(cudaStreamWaitEvent(copies_, begun_, 0), kCopying);
+  check(cudaEventRecord(begun_, stream_), kStagingKv);
+  check(cudaStreamWaitEvent(copies_, begun_, 0), kStagingKv);
   fetch_more();
 }
 
@@ -61,8 +61,8 @@ void KvStaging::make_slots(SplitKvMemory& memory, int wanted) {
   if (memory.asked_slots() >= wanted) return;  // whatever came of it
   // For all contexts at once: to make more later would have everything wait.
   const int most = std::max(wanted, std::min(memory.room().host_slots(), blocks_for(max_context_)));
-  check(cudaStreamSynchronize(stream_), kCopying);
-  check(cudaStreamSynchronize(copies_), kCopying);
+  check(cudaStreamSynchronize(stream_), kStagingKv);
+  check(cudaStreamSynchronize(copies_), kStagingKv);
   memory.unstage();
   memory.ask(most);
   const size_t free = free_device_memory();
@@ -108,15 +108,15 @@ void KvStaging::add(const PrefillOp& op, const StepUpload& upload) {
 
 void KvStaging::upload_tables() {
   const size_t bytes = sizeof(int32_t) * tables_.size();
-  check(cudaEventSynchronize(uploaded_), kCopying);  // the last pass' copy must have left the pinned memory
+  check(cudaEventSynchronize(uploaded_), kStagingKv);  // the last pass' copy must have left the pinned memory
   if (bytes > device_.bytes()) {
-    check(cudaStreamSynchronize(stream_), kCopying);
+    check(cudaStreamSynchronize(stream_), kStagingKv);
     pinned_ = allocate_pinned(2 * bytes, "tables of blocks in host memory");
     device_ = allocate_device(2 * bytes, "tables of blocks in host memory");
   }
   std::copy(tables_.begin(), tables_.end(), pinned_.as<int32_t>());
-  check(cudaMemcpyAsync(device_.as<void>(), pinned_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_), kCopying);
-  check(cudaEventRecord(uploaded_, stream_), kCopying);
+  check(cudaMemcpyAsync(device_.as<void>(), pinned_.as<void>(), bytes, cudaMemcpyHostToDevice, stream_), kStagingKv);
+  check(cudaEventRecord(uploaded_, stream_), kStagingKv);
 }
 
 int KvStaging::buffer_of(const PrefillOp& op) const {
@@ -130,7 +130,7 @@ void KvStaging::copy(const PrefillOp& op, std::span<const Run> runs, cudaStream_
     const auto to = static_cast<size_t>(memory_->first_staged() + run.staged), from = static_cast<size_t>(run.slot);
     check(cudaMemcpyAsync(data + to * bytes, data + from * bytes, static_cast<size_t>(run.count) * bytes,
                           cudaMemcpyDefault, stream),
-          kCopying);
+          kStagingKv);
   }
 }
 
@@ -140,9 +140,9 @@ void KvStaging::fetch_more() {
     const auto buffer = static_cast<size_t>(buffer_of(op));
     if (busy_[buffer]) return;
     // An event that was never recorded is waited for by nobody.
-    check(cudaStreamWaitEvent(copies_, used_[buffer], 0), kCopying);
+    check(cudaStreamWaitEvent(copies_, used_[buffer], 0), kStagingKv);
     copy(op, find(op.chunk)->earlier, copies_);
-    check(cudaEventRecord(fetched_[buffer], copies_), kCopying);
+    check(cudaEventRecord(fetched_[buffer], copies_), kStagingKv);
     busy_[buffer] = true;
   }
 }
@@ -150,7 +150,7 @@ void KvStaging::fetch_more() {
 const int32_t* KvStaging::table(const PrefillOp& op, const StepUpload& upload) {
   const StagedChunk* const chunk = memory_ && op.kv.memory ? find(op.chunk) : nullptr;
   if (!chunk) return upload.blocks(op.chunk, op.kv.windowed);
-  check(cudaStreamWaitEvent(stream_, fetched_[static_cast<size_t>(buffer_of(op))], 0), kCopying);
+  check(cudaStreamWaitEvent(stream_, fetched_[static_cast<size_t>(buffer_of(op))], 0), kStagingKv);
   copy(op, chunk->own, stream_);
   return device_.as<int32_t>() + chunk->table;
 }
@@ -158,7 +158,7 @@ const int32_t* KvStaging::table(const PrefillOp& op, const StepUpload& upload) {
 void KvStaging::launched(const PrefillOp& op) {
   if (!memory_ || !op.kv.memory || !find(op.chunk)) return;
   const auto buffer = static_cast<size_t>(buffer_of(op));
-  check(cudaEventRecord(used_[buffer], stream_), kCopying);
+  check(cudaEventRecord(used_[buffer], stream_), kStagingKv);
   busy_[buffer] = false;
   fetch_more();
 }

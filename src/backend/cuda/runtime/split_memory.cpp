@@ -142,10 +142,13 @@ void SplitKvMemory::reserve(Layer& layer, size_t slot_bytes) {
 
 void SplitKvMemory::provide(int count) {
   std::unique_lock lock(mutex_);
-  if (count <= there_) return;
   const size_t slot = std::accumulate(room().slot_bytes.begin(), room().slot_bytes.end(), size_t{0});
   const auto ahead = static_cast<int>(kAhead / std::max<size_t>(slot, 1));
-  wanted_ = std::max(wanted_, std::min(room().host_slots(), count + ahead));
+  if (const int wanted = std::min(room().host_slots(), count + ahead); count > 0 && wanted > wanted_) {
+    wanted_ = wanted;
+    changed_.notify_all();
+  }
+  if (count <= there_) return;
   error_ = nullptr;  // there may be memory by now
   changed_.notify_all();
   changed_.wait(lock, [&] { return there_ >= count || error_; });
@@ -198,14 +201,22 @@ size_t SplitKvMemory::staging_bytes(int slots) const {
 
 bool SplitKvMemory::stage(int slots, int buffers) {
   unstage();
+  try {
+    if (make_staging(slots, buffers)) return true;
+  } catch (...) {
+    unstage();  // not half of the layers
+    throw;
+  }
+  unstage();
+  return false;
+}
+
+bool SplitKvMemory::make_staging(int slots, int buffers) {
   const CUmemAllocationProp wanted = properties(CU_MEM_LOCATION_TYPE_DEVICE);
   for (int b = 0; b < buffers; ++b) {
     CUmemGenericAllocationHandle handle = 0;
     const CUresult result = driver().create(&handle, staging_bytes(slots), &wanted, 0);
-    if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-      unstage();
-      return false;
-    }
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) return false;
     check(result, "making memory");
     staging_.push_back(handle);
   }

@@ -64,6 +64,7 @@ class SplitKvMemory final : public KvMemory {
 
   void reserve(Layer& layer, size_t slot_bytes);
   void make_host(int count);
+  bool make_staging(int slots, int buffers);
   void run();
   void release();
 
