@@ -3,8 +3,8 @@
 // run of memory; it comes by cp.async, one block ahead. Rows in shared memory are padded by 16 bytes: their length in
 // 16-byte pieces is then odd, so that the eight rows of an ldmatrix lie in eight different groups of banks.
 //
-// Heads of 512 are too large for that: a CTA has half of the output's channels, by half a block at a time, and two of
-// them make the same scores.
+// Where a device's shared memory is too small for that, tiles are half a block. Heads of 512 are too large for both: a
+// CTA has half of the output's channels, by half a block at a time, and two of them make the same scores.
 #include <cmath>
 #include <string>
 
@@ -60,22 +60,21 @@ __device__ inline float row_sum(float value) {
 }
 
 /// Of a warp: scores, and softmax weights as the operand of the product with V.
-template <int kDim, KvType kType>
-using Scores = float[Sizes<kDim, kType>::kRowTiles][Sizes<kDim, kType>::kKeys / 8][4];
-template <int kDim, KvType kType>
-using Weights = uint32_t[Sizes<kDim, kType>::kRowTiles][Sizes<kDim, kType>::kKeys / 16][4];
+template <typename S>
+using Scores = float[S::kRowTiles][S::kKeys / 8][4];
+template <typename S>
+using Weights = uint32_t[S::kRowTiles][S::kKeys / 16][4];
 
 /// s [16 * kRowTiles x kKeys] = q k^T.
-template <int kDim, KvType kType>
-__device__ inline void scores(uint32_t queries, uint32_t keys, Scores<kDim, kType>& s) {
-  using S = Sizes<kDim, kType>;
+template <typename S>
+__device__ inline void scores(uint32_t queries, uint32_t keys, Scores<S>& s) {
 #pragma unroll
   for (int m = 0; m < S::kRowTiles; ++m) {
 #pragma unroll
     for (int n = 0; n < S::kKeys / 8; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
   }
 #pragma unroll
-  for (int k = 0; k < kDim; k += 16) {
+  for (int k = 0; k < S::kDim; k += 16) {
     uint32_t a[S::kRowTiles][4];
 #pragma unroll
     for (int m = 0; m < S::kRowTiles; ++m) load_matrices(a[m], queries + 2 * (16 * m * S::kQueryStride + k));
@@ -93,10 +92,8 @@ __device__ inline void scores(uint32_t queries, uint32_t keys, Scores<kDim, kTyp
 }
 
 /// out [16 * kRowTiles x kOut] += p v, with p = the softmax weights.
-template <int kDim, KvType kType>
-__device__ inline void add_values(const Weights<kDim, kType>& p, uint32_t values,
-                                  float (&out)[Sizes<kDim, kType>::kRowTiles][Sizes<kDim, kType>::kOut / 8][4]) {
-  using S = Sizes<kDim, kType>;
+template <typename S>
+__device__ inline void add_values(const Weights<S>& p, uint32_t values, float (&out)[S::kRowTiles][S::kOut / 8][4]) {
 #pragma unroll
   for (int k = 0; k < S::kKeys / 16; ++k) {
 #pragma unroll
@@ -129,12 +126,11 @@ __device__ inline void mask(int row, int key, int window, float (&s)[kRowTiles][
   }
 }
 
-template <int kDim, KvType kType>
-__global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
+template <typename S>
+__global__ void __launch_bounds__(kThreads, S::kCtas)
     prefill_attention(PrefillAttentionParams p, float scale, float cap_scale) {
-  using S = Sizes<kDim, kType>;
-  constexpr bool kRaw = kType == KvType::Q8;
-  constexpr int kRowTiles = S::kRowTiles, kKeys = S::kKeys, kOut = S::kOut;
+  constexpr bool kRaw = S::kType == KvType::Q8;
+  constexpr int kDim = S::kDim, kRowTiles = S::kRowTiles, kKeys = S::kKeys, kOut = S::kOut;
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   __nv_bfloat16* const queries = shared;
   __nv_bfloat16* const first_stage = shared + S::kRows * S::kQueryStride;
@@ -159,14 +155,14 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
   const auto load = [&](int tile, int64_t block, int unseen) {
     const std::byte* const from = own + block * block_bytes + (kOfBlock > 1 ? tile % kOfBlock * S::kRawBytes : 0);
     if constexpr (kRaw) {
-      load_raw<kDim>(from, unseen, context - tile * kKeys, shared_address(raw + tile % S::kRawStages * S::kRawBytes));
+      load_raw<S>(from, unseen, context - tile * kKeys, shared_address(raw + tile % S::kRawStages * S::kRawBytes));
     } else {
-      load_tile<kDim>(from, part, unseen, context - tile * kKeys, stages + tile % 2 * 2 * S::kStage);
+      load_tile<S>(from, part, unseen, context - tile * kKeys, stages + tile % 2 * 2 * S::kStage);
     }
   };
   load(first_tile, p.blocks[first_tile / kOfBlock], seen - first_tile * kKeys);
   int next = tiles > first_tile + 1 ? p.blocks[(first_tile + 1) / kOfBlock] : 0;
-  load_queries<kDim, kType>(p, first, head, queries);
+  load_queries<S>(p, first, head, queries);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp * 16 * kRowTiles;
@@ -195,14 +191,14 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
     };
     if constexpr (S::kRawStages != 1) load_next();
     if constexpr (kRaw) {
-      widen_block<kDim>(raw + tile % S::kRawStages * S::kRawBytes, first_stage);
+      widen_block<S>(raw + tile % S::kRawStages * S::kRawBytes, first_stage);
       __syncthreads();  // all have the block of bf16, and none reads the other any more
     }
     if constexpr (S::kRawStages == 1) load_next();
     if (tile * kKeys > warp_last || tile * kKeys + kKeys - 1 <= warp_first - window) continue;
 
-    Scores<kDim, kType> s;
-    scores<kDim, kType>(my_queries, stage + my_keys, s);
+    Scores<S> s;
+    scores<S>(my_queries, stage + my_keys, s);
     if (p.cap != 0) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
@@ -217,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
       mask(warp_first + lane / 4, tile * kKeys + lane % 4 * 2, window, s);
     }
 
-    Weights<kDim, kType> weights;
+    Weights<S> weights;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       float factor[2];
@@ -253,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
         out[m][d][3] *= factor[1];
       }
     }
-    add_values<kDim, kType>(weights, stage + my_values, out);
+    add_values<S>(weights, stage + my_values, out);
   }
 
 #pragma unroll
@@ -276,18 +272,27 @@ __global__ void __launch_bounds__(kThreads, Sizes<kDim, kType>::kCtas)
   }
 }
 
+template <typename S>
+void launch_sizes(const PrefillAttentionParams& p, cudaStream_t stream) {
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(prefill_attention<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  check(allowed, "prefill attention");
+  const int row_tiles = (p.rows + S::kRows - 1) / S::kRows;
+  const float scale = static_cast<float>(1.4426950408889634 / sqrt(static_cast<double>(S::kDim)));  // of exp2
+  const float cap_scale = p.cap != 0 ? 2.885390081777927f / p.cap : 0.0f;                           // log2(e) * 2 / cap
+  prefill_attention<S>
+      <<<dim3(row_tiles * p.heads, S::kParts), kThreads, S::kSharedBytes, stream>>>(p, scale, cap_scale);
+  check_launch("prefill attention");
+}
+
 template <int kDim, KvType kType>
 void launch_with(const PrefillAttentionParams& p, cudaStream_t stream) {
   using S = Sizes<kDim, kType>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(prefill_attention<kDim, kType>,
-                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
-  check(allowed, "prefill attention");
-  const int row_tiles = (p.rows + S::kRows - 1) / S::kRows;
-  const float scale = static_cast<float>(1.4426950408889634 / sqrt(static_cast<double>(kDim)));  // of exp2
-  const float cap_scale = p.cap != 0 ? 2.885390081777927f / p.cap : 0.0f;                        // log2(e) * 2 / cap
-  prefill_attention<kDim, kType>
-      <<<dim3(row_tiles * p.heads, S::kParts), kThreads, S::kSharedBytes, stream>>>(p, scale, cap_scale);
-  check_launch("prefill attention");
+  if constexpr (S::kSharedBytes > kLeastSharedMemory && kDim <= 256) {
+    const int memory = p.shared_memory > 0 ? p.shared_memory : shared_memory_limit();
+    if (memory < S::kSharedBytes) return launch_sizes<Sizes<kDim, kType, true>>(p, stream);
+  }
+  launch_sizes<S>(p, stream);
 }
 
 template <int kDim>

@@ -22,7 +22,8 @@ struct PrefillAttentionParams {
   float cap = 0;                       ///< Hyperparameters::product_cap(); 0: none
   int heads = 0;
   int kv_heads = 0;
-  int head_dim = 0;  ///< a multiple of 16 up to 256, or 512
+  int head_dim = 0;       ///< a multiple of 16 up to 256, or 512
+  int shared_memory = 0;  ///< that a block may take; 0: what the device has, kLeastSharedMemory at least
 };
 
 /// Softmax weights are rounded to bf16, as are K and V in 8 bits, everything else is float32. A row's result does not

@@ -18,13 +18,17 @@ constexpr int kPad = 8;    // elements
 constexpr int kPiece = 8;  // elements of 16 bytes
 
 /// Sizes for one head size and type of cache. Wide heads leave registers for 16 rows of the output in a warp only.
-template <int kDim, KvType kType>
+/// kNarrow: half a block at a time, so that kLeastSharedMemory has room for it.
+template <int kHeadDim, KvType kCacheType, bool kNarrow = false>
 struct Sizes {
+  static constexpr int kDim = kHeadDim;
+  static constexpr KvType kType = kCacheType;
+  static constexpr int kMemory = kNarrow ? kLeastSharedMemory : kWideHeadMemory;
   static constexpr int kRowTiles = kDim <= 128 ? 2 : 1;  // of 16 rows, in a warp
   static constexpr int kRows = 16 * kRowTiles * kWarps;
-  static constexpr int kKeys = kDim <= 256 ? kBlockTokens : kBlockTokens / 2;  // of a tile
-  static constexpr int kOut = kDim <= 256 ? kDim : kDim / 2;                   // channels of V, of a CTA
-  static constexpr int kParts = kDim / kOut;                                   // CTAs that share a row and head
+  static constexpr int kKeys = kDim <= 256 && !kNarrow ? kBlockTokens : kBlockTokens / 2;  // of a tile
+  static constexpr int kOut = kDim <= 256 ? kDim : kDim / 2;                               // channels of V, of a CTA
+  static constexpr int kParts = kDim / kOut;  // CTAs that share a row and head
   static constexpr int kQueryStride = kDim + kPad;
   static constexpr int kStride = kDim + kOut + kPad;  // of a row [K | V]
   static constexpr int kStage = kKeys * kStride;
@@ -34,10 +38,10 @@ struct Sizes {
   static constexpr int kStages = kType == KvType::Q8 ? 1 : 2;
   static constexpr int kWideBytes = 2 * (kRows * kQueryStride + kStages * kStage);
   // Where two do not fit, the next one is asked for when the one before has been widened.
-  static constexpr int kRawStages = kType != KvType::Q8 ? 0 : kWideBytes + 2 * kRawBytes <= kWideHeadMemory ? 2 : 1;
+  static constexpr int kRawStages = kType != KvType::Q8 ? 0 : kWideBytes + 2 * kRawBytes <= kMemory ? 2 : 1;
   static constexpr int kSharedBytes = kWideBytes + kRawStages * kRawBytes;
   static constexpr int kCtas = kDim <= 128 ? 2 : 1;  // on one multiprocessor
-  static_assert(kSharedBytes <= kWideHeadMemory);
+  static_assert(kSharedBytes <= kMemory);
 };
 
 __device__ inline uint32_t shared_address(const void* pointer) {
@@ -57,16 +61,15 @@ __device__ inline uint32_t pack(float low, float high) {
 }
 
 /// Queries [kRows, kDim] as bf16 into shared memory; zeros behind the chunk's end.
-template <int kDim, KvType kType>
+template <typename S>
 __device__ inline void load_queries(const PrefillAttentionParams& p, int first, int head, __nv_bfloat16* to) {
-  using S = Sizes<kDim, kType>;
-  constexpr int kPieces = kDim / kPiece;
+  constexpr int kPieces = S::kDim / kPiece;
   for (int i = threadIdx.x; i < S::kRows * kPieces; i += kThreads) {
     const int row = i / kPieces, at = i % kPieces * kPiece;
     uint4 packed = {0, 0, 0, 0};
     if (first + row < p.rows) {
       const float4* from =
-          reinterpret_cast<const float4*>(p.q + (static_cast<int64_t>(first + row) * p.heads + head) * kDim + at);
+          reinterpret_cast<const float4*>(p.q + (static_cast<int64_t>(first + row) * p.heads + head) * S::kDim + at);
       const float4 a = from[0], b = from[1];
       packed = {pack(a.x, a.y), pack(a.z, a.w), pack(b.x, b.y), pack(b.z, b.w)};
     }
@@ -76,18 +79,17 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
 
 /// Starts to load rows [unseen, valid) of a tile, [K | part of V]; zeros in place of the others, where the pool may
 /// hold anything.
-template <int kDim>
+template <typename S>
 __device__ inline void load_tile(const std::byte* tile, int part, int unseen, int valid, uint32_t to) {
-  using S = Sizes<kDim, KvType::Bf16>;
   const auto* from = reinterpret_cast<const Bf16*>(tile);
-  constexpr unsigned kPieces = (kDim + S::kOut) / kPiece;  // of a row
+  constexpr unsigned kPieces = (S::kDim + S::kOut) / kPiece;  // of a row
   constexpr unsigned kCopies = S::kKeys * kPieces / kThreads;
   if constexpr (S::kParts > 1) {
 #pragma unroll
     for (unsigned i = 0; i < kCopies; ++i) {
       const unsigned piece = i * kThreads + threadIdx.x, row = piece / kPieces, at = piece % kPieces * kPiece;
-      const unsigned skipped = at < kDim ? 0 : part * S::kOut;
-      copy_async(to + 2 * (row * S::kStride + at), from + row * 2 * kDim + at + skipped,
+      const unsigned skipped = at < S::kDim ? 0 : part * S::kOut;
+      copy_async(to + 2 * (row * S::kStride + at), from + row * 2 * S::kDim + at + skipped,
                  static_cast<int>(row) >= unseen && static_cast<int>(row) < valid);
     }
   } else if constexpr (kThreads % kPieces == 0) {
@@ -113,9 +115,8 @@ __device__ inline void load_tile(const std::byte* tile, int part, int unseen, in
 }
 
 /// The same of a block of 8 bits, as it is.
-template <int kDim>
+template <typename S>
 __device__ inline void load_raw(const std::byte* from, int unseen, int valid, uint32_t to) {
-  using S = Sizes<kDim, KvType::Q8>;
   constexpr int kPieces = S::kRowBytes / 16, kAll = S::kKeys * kPieces;
 #pragma unroll
   for (int i = 0; i < (kAll + kThreads - 1) / kThreads; ++i) {
@@ -126,16 +127,15 @@ __device__ inline void load_raw(const std::byte* from, int unseen, int valid, ui
 }
 
 /// A block of 8 bits as load_tile() has one of bf16. All threads call it, with barriers on either side.
-template <int kDim>
+template <typename S>
 __device__ inline void widen_block(const char* raw, __nv_bfloat16* to) {
-  using S = Sizes<kDim, KvType::Q8>;
-  constexpr int kPieces = 2 * kDim / kPiece;  // of 8 elements, of a row
+  constexpr int kPieces = 2 * S::kDim / kPiece;  // of 8 elements, of a row
 #pragma unroll 4
   for (int piece = threadIdx.x; piece < S::kKeys * kPieces; piece += kThreads) {
     const int row = piece / kPieces, at = piece % kPieces * kPiece;
     const char* const own = raw + row * S::kRowBytes;
-    const int block = at < kDim ? at / kKvScaleBlock : S::kScales + (at - kDim) / kKvScaleBlock;
-    const float scale = __half2float(*reinterpret_cast<const __half*>(own + 2 * kDim + 2 * block));
+    const int block = at < S::kDim ? at / kKvScaleBlock : S::kScales + (at - S::kDim) / kKvScaleBlock;
+    const float scale = __half2float(*reinterpret_cast<const __half*>(own + 2 * S::kDim + 2 * block));
     const uint2 codes = *reinterpret_cast<const uint2*>(own + at);
     // With its sign turned a code is 128 more, the lowest byte of 2^23 + that.
     const uint32_t words[2] = {codes.x ^ 0x80808080u, codes.y ^ 0x80808080u};
