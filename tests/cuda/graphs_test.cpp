@@ -95,8 +95,8 @@ TEST_F(CudaGraphs, ClustersSelectWhatTheOthersSelect) {
   }
 }
 
-// They have less shared memory, too: none for the ring of the largest sketches.
-TEST_F(CudaGraphs, SketchesScoreTheSameWithoutRoomForARing) {
+// They have less shared memory, too: none for the ring of the largest sketches, nor for more than a slice of rows.
+TEST_F(CudaGraphs, HeadsOf256TheSameWithoutRoomForARing) {
   Hyperparameters hp = small_shape();
   hp.head_dim = 256;
   hp.rope = make_rope(Rope::Pairing::Halves, hp.head_dim, 10000, {}, {});
@@ -104,6 +104,9 @@ TEST_F(CudaGraphs, SketchesScoreTheSameWithoutRoomForARing) {
     Plan plan = Plan::sketch(6, 1, sketch_policy(kBudget));
     plan.policy.sketch_bits = bits;
     EXPECT_EQ(session({}, plan, GGML_TYPE_F32, hp), session({.clusters = false}, plan, GGML_TYPE_F32, hp)) << bits;
+  }
+  for (const Plan& plan : {small_plan(), Plan::full(6)}) {
+    EXPECT_EQ(session({}, plan, GGML_TYPE_F32, hp), session({.clusters = false}, plan, GGML_TYPE_F32, hp));
   }
 }
 

@@ -28,7 +28,7 @@ std::string unsupported_heads(const Hyperparameters& hp) {
     if (std::find(std::begin(kHeadDims), std::end(kHeadDims), dim) == std::end(kHeadDims)) {
       return fmt::format("heads of {} elements", dim);
     }
-    if (dim > 192 && shared_memory_limit() < kWideHeadMemory) {
+    if (dim > 256 && shared_memory_limit() < kWideHeadMemory) {
       return fmt::format("heads of {} elements, on this device,", dim);
     }
   }

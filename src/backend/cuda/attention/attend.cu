@@ -176,7 +176,8 @@ struct DecodeAttention::Workspace {
                         .used_splits = splits,
                         .parts = parts.as<float>(),
                         .part_statistics = part_statistics.as<SoftmaxPart>(),
-                        .done = done.as<uint32_t>()};
+                        .done = done.as<uint32_t>(),
+                        .shared_memory = sizes.shared_memory};
     // CTAs that find nothing to do cost time, too.
     if (params.window > 0) args.used_splits = std::min(args.splits, blocks_for(params.window + kBlockTokens));
     if (params.role == Role::Select) {

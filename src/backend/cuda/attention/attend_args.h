@@ -50,6 +50,7 @@ struct AttendRowsArgs {
   float* parts = nullptr;                  ///< [run, heads, splits, head_dim]
   SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
   uint32_t* done = nullptr;                ///< [run, tiles], zeros before and after
+  int shared_memory = 0;                   ///< that a CTA may take; 0: what the device has
 };
 void launch_attend_rows(const AttendRowsArgs& args, cudaStream_t stream);
 /// CTAs of that kernel that a multiprocessor holds at once, with bf16; makes it ready to be launched, with other types,

@@ -199,12 +199,11 @@ __device__ inline void load_query(const AttendRowsArgs& args, const AttendTask& 
 }
 
 /// This warp's slices of a piece. Positions below `settled` may be read before the kernels before are through.
-template <int kDim, KvType kType, bool kSelected>
+template <int kDim, KvType kType, bool kSelected, int kStages>
 __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& task, const int32_t* table,
                                   const int32_t* selected, int settled, Query<kDim>& q, char* shared,
                                   WarpState<kDim>& state) {
   using Sizes = AttendSizes<kDim, kType>;
-  constexpr int kStages = Sizes::kStages;
   const int warp = threadIdx.x / 32;
   char* const own = shared + warp * kStages * Sizes::kSliceBytes;
   const auto finder = row_finder<kSelected>(args, task, table, selected, Sizes::kRowBytes);
@@ -321,7 +320,7 @@ __device__ inline int cut_piece(const AttendRowsArgs& args, const DeviceRow& row
   return (all + piece - 1) / piece;
 }
 
-template <int kDim, KvType kType, bool kSelected>
+template <int kDim, KvType kType, bool kSelected, int kStages>
 __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim, kType>::kCtas)
     attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
   extern __shared__ __align__(16) char shared[];
@@ -339,33 +338,44 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim, kType>::kCta
   }
 
   WarpState<kDim> state;
-  run_slices<kDim, kType, kSelected>(args, task, row.table, kSelected ? selected + task.begin : nullptr, row.position,
-                                     q, shared, state);
+  run_slices<kDim, kType, kSelected, kStages>(args, task, row.table, kSelected ? selected + task.begin : nullptr,
+                                              row.position, q, shared, state);
   merge_piece<kDim, kType>(args, task, used, state, shared);
   if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }
 }
 
-// Declared in attend_args.h.
-template <int kDim, KvType kType>
-void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
-  constexpr int kShared = AttendSizes<kDim, kType>::kSharedBytes;
+/// With so many slices of each warp on their way. Launches, or where `ctas` is not null makes ready to.
+template <int kDim, KvType kType, int kStages>
+void attend_rows_in_stages(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
+  constexpr int kShared = kAttendWarps * kStages * AttendSizes<kDim, kType>::kSliceBytes;
   static_assert(kShared >= 4 * kTileHeads * (kMaxSplits + 1) && kShared >= 4 * kAttendWarps * kTileHeads * (kDim + 2));
   constexpr const char* kWhat = "attention of decode rows";
+  const auto whole = attend_rows_kernel<kDim, kType, false, kStages>;
+  const auto selected = attend_rows_kernel<kDim, kType, true, kStages>;
   if (ctas) {
-    for (const auto kernel : {attend_rows_kernel<kDim, kType, false>, attend_rows_kernel<kDim, kType, true>}) {
+    for (const auto kernel : {whole, selected}) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), kWhat);
     }
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, attend_rows_kernel<kDim, kType, false>, kAttendThreads,
-                                                        kShared),
-          kWhat);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas, whole, kAttendThreads, kShared), kWhat);
     return;
   }
   const dim3 grid(args.used_splits, args.tiles.tiles(), args.run);
-  launch(kWhat, Start::Early,
-         args.positions ? attend_rows_kernel<kDim, kType, true> : attend_rows_kernel<kDim, kType, false>, grid,
-         dim3(kAttendThreads), kShared, stream, args);
+  launch(kWhat, Start::Early, args.positions ? selected : whole, grid, dim3(kAttendThreads), kShared, stream, args);
+}
+
+// Declared in attend_args.h.
+template <int kDim, KvType kType>
+void attend_rows(const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
+  using Sizes = AttendSizes<kDim, kType>;
+  if constexpr (Sizes::kSharedBytes > kLeastSharedMemory) {
+    // Where there is no room for more: to the same bits, one slice at a time.
+    const int room = args.shared_memory > 0 ? args.shared_memory : shared_memory_limit();
+    if (ctas || room < Sizes::kSharedBytes) attend_rows_in_stages<kDim, kType, 1>(args, stream, ctas);
+    if (room < Sizes::kSharedBytes) return;
+  }
+  attend_rows_in_stages<kDim, kType, Sizes::kStages>(args, stream, ctas);
 }
 
 }  // namespace tidal::cuda

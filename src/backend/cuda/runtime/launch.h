@@ -16,7 +16,7 @@ bool overlaps_launches();
 int shared_memory_limit();
 /// What every supported device has, compute capability 8.6 the least.
 inline constexpr int kLeastSharedMemory = 99 * 1024;
-/// What attention to heads of 256 elements and more needs: compute capability 8.0 and 9.0 have it.
+/// What attention to heads of more than 256 elements needs: compute capability 8.0 and 9.0 have it.
 inline constexpr int kWideHeadMemory = 163 * 1024;
 
 enum class Start {
