@@ -307,6 +307,7 @@ std::string as_text(const Info& info) {
 
 std::string about_shape(const InfoFlags& flags) {
   const Hyperparameters hp = known_shape(flags.shape);
+  if (flags.plan.attention != "full") check_budget(flags.plan, flags.context.value_or(hp.context));
   const MemoryTable table = memory_of(flags, hp, weight_bytes(hp, gpu_type(weight_type_from(flags.type))));
   return flags.json ? as_json(table).dump(2) + "\n" : as_text(table).substr(1);
 }
@@ -329,8 +330,9 @@ void add_info_command(CLI::App& app) {
   command->callback([flags] {
     if (flags->model.empty() == flags->shape.empty())
       fail("info: give either a model file (-m) or a known shape (--shape)");
-    if (!flags->shape.empty()) return write_out(about_shape(*flags));
     find_plan_file(flags->plan, flags->model);
+    static_cast<void>(kv_type(flags->cache));  // refused here, whatever is asked
+    if (!flags->shape.empty()) return write_out(about_shape(*flags));
     const auto backend = make_reference_backend();
     const Info info = collect(*flags, *backend);
     write_out(flags->json ? as_json(info) : as_text(info));

@@ -44,7 +44,7 @@ MemoryTable memory_table(const Hyperparameters& hp, int64_t weights, const Plan&
   const auto sizes_of = make_reference_backend();
   MemoryTable table;
   table.context = context;
-  table.attention = kind_of(plan);
+  table.attention = plan.has_sparse() ? kind_of(plan) : "full";
   table.weights = weights;
   table.others = kOthers;
   for (size_t i = 0; i < table.caches.size(); ++i) {
@@ -54,7 +54,10 @@ MemoryTable memory_table(const Hyperparameters& hp, int64_t weights, const Plan&
     const EngineMemory memory = engine_memory(*sizes_of, hp, plan, options);
     cache.bytes = memory.cache;
     table.sketches = memory.sketches;
-    for (size_t c = 0; c < kCards.size(); ++c) {
+    // As the cuda backend has it, with or without one.
+    bool keeps = true;
+    for (int l = 0; l < hp.layers; ++l) keeps = keeps && (cache.type == KvType::Bf16 || hp.kv(l).head_dim <= 256);
+    for (size_t c = 0; keeps && c < kCards.size(); ++c) {
       const int64_t free = (int64_t{kCards[c]} << 30) - weights - kOthers;
       cache.places[c] = place_on(*sizes_of, hp, plan, options, free);
     }

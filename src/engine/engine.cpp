@@ -195,7 +195,8 @@ void Engine::run(std::span<const Request> requests, int count) {
     }
     // What makes room for one may move another's.
     for (const Request& request : requests) {
-      pool_->prepare(request.sequence->blocks(), static_cast<size_t>(begin(request) / kBlockTokens));
+      const int first = begin(request), end = first + static_cast<int>(chunk_rows(request));
+      pool_->prepare(request.sequence->blocks().first(blocks_for(end)), static_cast<size_t>(first / kBlockTokens));
     }
     run_reserved(requests, count);
   } catch (...) {

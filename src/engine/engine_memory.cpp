@@ -140,10 +140,13 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   return memory;
 }
 
-int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options) {
+int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options,
+                        const EngineSizes& sizes) {
   constexpr int64_t kUncounted = int64_t{512} << 20;
   const int64_t context = hp.kv_bytes_per_token(options.kv_type) * options.context;
-  return kUncounted + 2 * std::min(host_bytes, context) / std::max(1, hp.layers);
+  int layers = 0;  // whose K and V may be on the host
+  for (int l = 0; l < hp.layers; ++l) layers += hp.has_kv(l) && !(sizes.window_blocks > 0 && hp.window(l) > 0) ? 1 : 0;
+  return kUncounted + 2 * std::min(host_bytes, context) / std::max(1, layers);
 }
 
 int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options,
@@ -156,7 +159,7 @@ int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan
   // What is cached of the host's blocks among them.
   const int64_t needed = engine_memory(backend, hp, plan, least).total();
   const int64_t others = needed - each * least.device_blocks;
-  const int64_t left = (free - others - left_for_copies(hp, each * sizes.blocks, options)) / each;
+  const int64_t left = (free - others - left_for_copies(hp, each * sizes.blocks, options, sizes)) / each;
   if (left < least.device_blocks) return needed <= free ? least.device_blocks : 0;
   return static_cast<int>(std::min<int64_t>(left, sizes.device_blocks));
 }
@@ -175,7 +178,8 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
 int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                         const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, with_device_blocks(backend, hp, plan, options));
-  return sizes.device_blocks < sizes.blocks ? sizes.device_blocks * kBlockTokens : std::numeric_limits<int>::max();
+  if (sizes.device_blocks >= sizes.blocks) return std::numeric_limits<int>::max();
+  return sizes.device_blocks / options.sequences * kBlockTokens;
 }
 
 EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,

@@ -60,8 +60,8 @@ EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, cons
 /// loaded. Throws Error where K and V are to be in host memory and the backend cannot do it.
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options);
-/// Positions of one sequence whose K and V such an engine has room for on the device; INT_MAX where all have their
-/// place there. Throws Error as with_device_blocks().
+/// Positions of each sequence of a step whose K and V such an engine has room for on the device; INT_MAX where all
+/// have their place there. Throws Error as with_device_blocks().
 int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                         const EngineOptions& options);
 
@@ -82,7 +82,7 @@ struct EngineMemory {
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options);
 /// The same before weights are loaded: with as few blocks on the device as KvPlace::Auto comes to. Throws Error as
-/// with_device_blocks(), and when the host has not the memory that the others need.
+/// with_device_blocks(), and, but with KvPlace::Auto, when the host has not the memory that the others need.
 EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                           const EngineOptions& options);
 /// Throws Error with numbers when the host has not what `memory` needs there.
@@ -94,6 +94,7 @@ int fitting_blocks(const Backend& backend, const Hyperparameters& hp, const Plan
                    int64_t free);
 /// Device memory that is worth leaving free beside all that is counted where K and V do not fit: for two layers' part
 /// that is in host memory, which prefill copies ahead, and for what nobody counts.
-int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options);
+int64_t left_for_copies(const Hyperparameters& hp, int64_t host_bytes, const EngineOptions& options,
+                        const EngineSizes& sizes);
 
 }  // namespace tidal

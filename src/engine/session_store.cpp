@@ -105,6 +105,32 @@ SessionStore::Found SessionStore::find(std::span<const Token> tokens, int most, 
   return found;
 }
 
+namespace {
+
+/// Blocks of the pool while they are filled: given back at the end, whatever that is.
+class TakenBlocks {
+ public:
+  explicit TakenBlocks(KvPool& pool) : pool_(pool) {}
+  ~TakenBlocks() {
+    for (const BlockId block : blocks_) pool_.release(block);
+  }
+  TakenBlocks(const TakenBlocks&) = delete;
+  TakenBlocks& operator=(const TakenBlocks&) = delete;
+
+  /// Throws Error where there are not so many, or no memory for them.
+  std::span<const BlockId> take(int count) {
+    const size_t before = blocks_.size();
+    for (int i = 0; i < count; ++i) blocks_.push_back(pool_.take());
+    return std::span(blocks_).subspan(before);
+  }
+
+ private:
+  KvPool& pool_;
+  std::vector<BlockId> blocks_;
+};
+
+}  // namespace
+
 Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, const Sequence& known) {
   if (const int missing = found.missing_blocks(known.length()); missing > pool_.free_blocks()) {
     fail("KV cache: a session needs {} blocks, but only {} are free", missing, pool_.free_blocks());
@@ -113,7 +139,7 @@ Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, c
   int length = static_cast<int>(whole) * kPartTokens;
   int clean = std::min(known.clean(), length);
   std::vector<BlockId> blocks(known.blocks().begin(), known.blocks().begin() + blocks_for(length));
-  std::vector<BlockId> taken;
+  TakenBlocks taken(pool_);
   for (size_t i = 0; i < found.parts.size(); ++i) {
     const auto place = place_of(found.parts[i]);
     Part& part = place->second;
@@ -121,9 +147,7 @@ Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, c
       touch(part);
       continue;
     }
-    const size_t before = taken.size();
-    while (taken.size() < before + blocks_for(static_cast<int64_t>(part.tokens.size()))) taken.push_back(pool_.take());
-    const std::span<const BlockId> own = std::span(taken).subspan(before);
+    const std::span<const BlockId> own = taken.take(blocks_for(static_cast<int64_t>(part.tokens.size())));
     try {
       load_session(part.path, fingerprint_, pool_, own);
     } catch (const Error& damaged) {
@@ -138,9 +162,7 @@ Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, c
     length += used;
     blocks.insert(blocks.end(), own.begin(), own.begin() + blocks_for(used));
   }
-  Sequence sequence(pool_, 0, tokens.first(length), blocks, clean);
-  for (const BlockId block : taken) pool_.release(block);
-  return sequence;
+  return Sequence(pool_, 0, tokens.first(length), blocks, clean);
 }
 
 SessionStore::Parts::iterator SessionStore::place_of(const Part* part) {

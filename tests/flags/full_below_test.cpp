@@ -56,8 +56,8 @@ TEST(FullBelow, NotOnDevicesWithoutOne) {
   EXPECT_EQ(choose_plan({}, six_layers(), [](const Plan&) { return 0; }).plan.full_below, 0);
   const auto cpu = make_backend("cpu", 1), reference = make_backend("reference", 1);
   const Hyperparameters hp = six_layers();
-  EXPECT_EQ(choose_plan({}, hp, full_below_of(*cpu, hp)).plan.full_below, 0);
-  EXPECT_EQ(choose_plan({}, hp, full_below_of(*reference, hp)).plan.full_below, 0);
+  EXPECT_EQ(choose_plan({}, hp, full_below_of(*cpu, hp, {})).plan.full_below, 0);
+  EXPECT_EQ(choose_plan({}, hp, full_below_of(*reference, hp, {})).plan.full_below, 0);
 }
 
 TEST(FullBelow, OfAListTheKindThatIsLeftOpen) {

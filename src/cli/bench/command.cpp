@@ -147,7 +147,8 @@ void run_bench(const BenchFlags& flags) {
   try {
     const int64_t sketches = bench_tidal(run, *backend, *model, plans);
     const int64_t peak = peak_memory(), weights = model->file_bytes;
-    const int64_t cache = engine_memory(*backend, run.hp, plans[0].plan, engine_options(run)).cache;
+    const EngineMemory memory = engine_memory(*backend, run.hp, plans[0].plan, engine_options(run));
+    const int64_t cache = memory.cache + memory.host;
     if (peak > 0 && weights > 0) {
       notes.push_back(fmt::format("tidal's peak memory: {}; the model file has {}, the KV cache {}{}.", mebibytes(peak),
                                   mebibytes(weights), mebibytes(cache),

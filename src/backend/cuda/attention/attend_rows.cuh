@@ -324,7 +324,9 @@ template <int kDim, KvType kType, bool kSelected, int kStages>
 __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim, kType>::kCtas)
     attend_rows_kernel(const __grid_constant__ AttendRowsArgs args) {
   extern __shared__ __align__(16) char shared[];
-  __shared__ uint32_t flag;
+  // In the ring, which is done with by then: all that a small device has is the ring of heads of 128.
+  auto* const flag =
+      reinterpret_cast<uint32_t*>(shared + kAttendWarps * kStages * AttendSizes<kDim, kType>::kSliceBytes - 16);
   AttendTask task = task_of(args);
   const DeviceRow row = row_of(args.tables, task.row);
   const int32_t* selected = nullptr;
@@ -341,7 +343,7 @@ __global__ void __launch_bounds__(kAttendThreads, AttendSizes<kDim, kType>::kCta
   run_slices<kDim, kType, kSelected, kStages>(args, task, row.table, kSelected ? selected + task.begin : nullptr,
                                               row.position, q, shared, state);
   merge_piece<kDim, kType>(args, task, used, state, shared);
-  if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, &flag)) {
+  if (used > 1 && arrives_last(args.done + static_cast<int64_t>(task.run_row) * gridDim.y + blockIdx.y, used, flag)) {
     merge_splits<kDim>(args, task, used, shared);
   }
 }
