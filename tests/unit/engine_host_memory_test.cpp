@@ -1,6 +1,8 @@
 // What is asked of the host for K and V, and what becomes of an engine when the host has no more.
 #include <deque>
+#include <filesystem>
 
+#include "engine/session_store.h"
 #include "support/random.h"
 #include "unit/scheduler_setup.h"
 
@@ -129,6 +131,30 @@ TEST_F(HostMemory, IsAskedForAsBlocksLeave) {
   engine.decode(sequence, 7);
   EXPECT_FALSE(engine.pool().on_host(sequence.blocks().back()));
   EXPECT_LE(host.asked, before + 1);
+}
+
+TEST_F(HostMemory, ThatThereIsNotGivesBackWhatWasTakenForAStoredText) {
+  const std::string folder = testing::TempDir() + "tidal_short_host";
+  std::filesystem::remove_all(folder);
+  Engine engine(backend, model, test::small_plan(), options());
+  SessionStore store(engine.pool(), {.directory = folder, .model = 7});
+  constexpr int kLength = kBlockTokens * 2 * kDeviceBlocks;
+  {
+    Sequence sequence = engine.create();
+    for (int at = 0; at < kLength; at += kBlockTokens) engine.prefill(sequence, some(at, kBlockTokens));
+    store.keep(sequence);
+  }
+  const Sequence none = engine.create();
+  const int all = engine.pool().free_blocks();
+  const SessionStore::Found found = store.find(text, kLength, false);
+  ASSERT_EQ(found.length, kLength);
+  host.slots = 2;
+  EXPECT_EQ(error_of([&] { store.load(found, text, none); }), kNoMore);
+  EXPECT_EQ(engine.pool().free_blocks(), all);
+  host.slots = 1000;
+  EXPECT_EQ(store.load(found, text, none).length(), kLength);
+  EXPECT_EQ(engine.pool().free_blocks(), all);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(HostMemory, ThatThereIsNotIsOneErrorOfThatStep) {
