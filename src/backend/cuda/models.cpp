@@ -39,7 +39,7 @@ std::string unsupported_heads(const Hyperparameters& hp) {
 
 std::string unsupported(const Hyperparameters& hp) {
   const Experts& experts = hp.experts;
-  if (const std::string heads = unsupported_heads(hp); !heads.empty()) return heads;
+  if (std::string heads = unsupported_heads(hp); !heads.empty()) return heads;
   if (experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
   if (experts.count > kMostExperts) return "models of more than 1024 experts";
   if (experts && !chosen_fit(std::max(hp.width, experts.used * padded_ffn(experts.ffn)))) {

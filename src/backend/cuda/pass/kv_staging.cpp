@@ -127,7 +127,8 @@ void KvStaging::copy(const PrefillOp& op, std::span<const Run> runs, cudaStream_
   auto* const data = reinterpret_cast<std::byte*>(op.kv.data);
   const size_t bytes = memory_->slot_bytes(memory_->index_of(data));
   for (const Run& run : runs) {
-    const auto to = static_cast<size_t>(memory_->first_staged() + run.staged), from = static_cast<size_t>(run.slot);
+    const auto to = static_cast<size_t>(memory_->first_staged()) + static_cast<size_t>(run.staged);
+    const auto from = static_cast<size_t>(run.slot);
     check(cudaMemcpyAsync(data + to * bytes, data + from * bytes, static_cast<size_t>(run.count) * bytes,
                           cudaMemcpyDefault, stream),
           kStagingKv);

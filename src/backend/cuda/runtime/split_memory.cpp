@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <numeric>
 
 #include "backend/cuda/runtime/error.h"
@@ -108,7 +109,7 @@ SplitKvMemory::SplitKvMemory(KvRoom wanted, const char* what) : KvMemory(std::mo
       const auto bytes = static_cast<size_t>(layer.host - layer.range);
       if (!make(layer.range, bytes, CU_MEM_LOCATION_TYPE_DEVICE)) fail_without_memory(bytes * layers_.size(), what);
       layer.device_bytes = bytes;
-      check(cudaMemset(reinterpret_cast<void*>(layer.range), 0, bytes), what);
+      check(cudaMemset(std::bit_cast<void*>(layer.range), 0, bytes), what);
     }
     check(cudaStreamSynchronize(cudaStreamLegacy), what);
     thread_ = std::thread([this] { run(); });
@@ -137,7 +138,7 @@ void SplitKvMemory::reserve(Layer& layer, size_t slot_bytes) {
   check(driver().reserve(&layer.range, layer.range_bytes, granule_, 0, 0), "reserving addresses");
   layer.host = layer.range + device;
   layer.staging = layer.host + host;
-  layer.data = reinterpret_cast<std::byte*>(layer.host - static_cast<size_t>(room().device_slots) * slot_bytes);
+  layer.data = std::bit_cast<std::byte*>(layer.host - static_cast<size_t>(room().device_slots) * slot_bytes);
 }
 
 void SplitKvMemory::provide(int count) {
