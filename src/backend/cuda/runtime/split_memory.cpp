@@ -18,7 +18,6 @@ constexpr double kMiB = 1048576.0;
 constexpr size_t kStep = size_t{64} << 20;          // of host memory that is made at once, about
 constexpr size_t kAhead = size_t{1} << 30;          // and how far it is made before it is asked for
 constexpr int64_t kHostSpare = int64_t{256} << 20;  // that the host keeps for others
-constexpr const char* kHost = "host memory for the KV cache";
 /// CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, which CUDA 12 has no name for.
 constexpr auto kHostAttribute = static_cast<CUdevice_attribute>(145);
 
