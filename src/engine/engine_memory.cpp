@@ -168,7 +168,9 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
                                  const EngineOptions& options) {
   const EngineSizes sizes = engine_sizes(backend, hp, options);
   check_place(backend, options, sizes);
-  if (options.kv_place.kind != KvPlace::Kind::Auto || !may_leave(backend, options)) return options;
+  // With a number that was found before, as an engine's own options have it, nothing is to be found.
+  const bool open = options.kv_place.kind == KvPlace::Kind::Auto && options.device_blocks == kAllSlots;
+  if (!open || !may_leave(backend, options)) return options;
   EngineOptions placed = options;
   // Prefill copies less at a time where it finds less memory.
   placed.device_blocks = std::max(fitting_all(backend, hp, plan, options), least_device_blocks(options, sizes));

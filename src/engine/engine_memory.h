@@ -57,7 +57,8 @@ struct EngineSizes {
 EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options);
 
 /// `options` with the blocks on the device that KvPlace::Auto comes to, by the memory that is free now; weights are
-/// loaded. Throws Error where K and V are to be in host memory and the backend cannot do it.
+/// loaded. Those of an engine stay what they are. Throws Error where K and V are to be in host memory and the backend
+/// cannot do it.
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options);
 /// Positions of each sequence of a step whose K and V such an engine has room for on the device; INT_MAX where all

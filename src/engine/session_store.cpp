@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "engine/taken_blocks.h"
 
 namespace tidal {
 namespace {
@@ -104,32 +105,6 @@ SessionStore::Found SessionStore::find(std::span<const Token> tokens, int most, 
   }
   return found;
 }
-
-namespace {
-
-/// Blocks of the pool while they are filled: given back at the end, whatever that is.
-class TakenBlocks {
- public:
-  explicit TakenBlocks(KvPool& pool) : pool_(pool) {}
-  ~TakenBlocks() {
-    for (const BlockId block : blocks_) pool_.release(block);
-  }
-  TakenBlocks(const TakenBlocks&) = delete;
-  TakenBlocks& operator=(const TakenBlocks&) = delete;
-
-  /// Throws Error where there are not so many, or no memory for them.
-  std::span<const BlockId> take(int count) {
-    const size_t before = blocks_.size();
-    for (int i = 0; i < count; ++i) blocks_.push_back(pool_.take());
-    return std::span(blocks_).subspan(before);
-  }
-
- private:
-  KvPool& pool_;
-  std::vector<BlockId> blocks_;
-};
-
-}  // namespace
 
 Sequence SessionStore::load(const Found& found, std::span<const Token> tokens, const Sequence& known) {
   if (const int missing = found.missing_blocks(known.length()); missing > pool_.free_blocks()) {

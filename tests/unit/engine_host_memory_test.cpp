@@ -249,5 +249,18 @@ TEST_F(HostMemory, AutoLeavesWhatLaterPlansNeed) {
   EXPECT_EQ(both, blocks(sketch(1), {sketch(4)}));
 }
 
+// What a plan of a request asks, long after the engine has taken the memory.
+TEST_F(HostMemory, AutoOfAnEnginesOptionsIsWhatItCameTo) {
+  EngineOptions options{.context = 1 << 20};
+  options.kv_place = {KvPlace::Kind::Auto, 0};
+  backend.free = engine_memory(backend, model.hp, sketch(2), options).total() / 2;
+  const EngineOptions placed = with_device_blocks(backend, model.hp, sketch(2), options);
+  ASSERT_LT(placed.device_blocks, engine_sizes(backend, model.hp, options).blocks);
+  const int positions = positions_on_device(backend, model.hp, sketch(2), placed);
+  backend.free = 0;
+  EXPECT_EQ(with_device_blocks(backend, model.hp, sketch(2), placed).device_blocks, placed.device_blocks);
+  EXPECT_EQ(positions_on_device(backend, model.hp, sketch(2), placed), positions);
+}
+
 }  // namespace
 }  // namespace tidal

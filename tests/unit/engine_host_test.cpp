@@ -1,9 +1,8 @@
 // K and V of which a few blocks are on the device and all others in host memory: whatever a sequence does, it gets what
 // it gets where all are on the device.
-#include "engine/exact.h"
-#include "engine/greedy_chooser.h"
 #include "engine/prefix_cache.h"
 #include "unit/engine_pair.h"
+#include "unit/exact_texts.h"
 
 namespace tidal {
 namespace {
@@ -128,23 +127,11 @@ TEST_P(HostBlocks, ExactTextIsThatOfFullAttention) {
   GreedyChooser chooser;
   Sequence full = whole.engine.create();
   whole.engine.prefill(full, some(0, 500));
-  std::vector<Token> expected;
-  Token token = 5;
-  while (expected.size() < 40) {
-    const Engine::Request request{.sequence = &full, .tokens = {&token, 1}};
-    token = chooser.choose(tidal::step(whole.engine, request, chooser));
-    expected.push_back(token);
-  }
+  const std::vector<Token> expected = test::full_text(whole.engine, std::move(full), 5, 40, chooser);
   Sequence exact = split.engine.create();
   split.engine.prefill(exact, some(0, 500));
   ExactDecoder decoder(split.engine, {.drafts = 7, .adapt = false});
-  std::vector<Token> got;
-  while (got.size() < expected.size()) {
-    const auto more =
-        decoder.advance(exact, got.empty() ? 5 : got.back(), static_cast<int>(expected.size() - got.size()), chooser);
-    got.insert(got.end(), more.begin(), more.end());
-  }
-  EXPECT_EQ(got, expected);
+  EXPECT_EQ(test::exact_text(decoder, std::move(exact), 5, 40, chooser), expected);
 }
 
 TEST_P(HostBlocks, CachedPrefixesAreFoundOnTheHost) {

@@ -1,11 +1,9 @@
 // What engines promise, with a cache in 8 bits: each row is rounded once, when it is appended, so all holds bit for bit
 // as it does with bf16.
-#include "engine/exact.h"
-#include "engine/greedy_chooser.h"
 #include "engine/prefix_cache.h"
 #include "engine/session_file.h"
 #include "eval/text_scores.h"
-#include "unit/engine_setup.h"
+#include "unit/exact_texts.h"
 
 namespace tidal {
 namespace {
@@ -118,21 +116,9 @@ TEST_P(In8Bits, ExactTextIsThatOfFullAttention) {
     SmallEngine engine = setup(plan, GGML_TYPE_Q8_0);
     GreedyChooser chooser;
     const Sequence prefix = engine.prefilled(130, 7);
-    std::vector<Token> expected;
-    Sequence full = prefix.fork();
-    for (Token token = 5; expected.size() < 40;) {
-      const Engine::Request request{.sequence = &full, .tokens = {&token, 1}};
-      token = chooser.choose(step(engine.engine, request, chooser));
-      expected.push_back(token);
-    }
+    const std::vector<Token> expected = test::full_text(engine.engine, prefix.fork(), 5, 40, chooser);
     ExactDecoder decoder(engine.engine, {.drafts = 7, .adapt = false, .copy = false});
-    Sequence sequence = prefix.fork();
-    std::vector<Token> text;
-    for (Token token = 5; text.size() < 40; token = text.back()) {
-      const auto tokens = decoder.advance(sequence, token, 40 - static_cast<int>(text.size()), chooser);
-      text.insert(text.end(), tokens.begin(), tokens.end());
-    }
-    EXPECT_EQ(text, expected);
+    EXPECT_EQ(test::exact_text(decoder, prefix.fork(), 5, 40, chooser), expected);
     EXPECT_GT(decoder.statistics().all().drafted, 0);
   }
 }

@@ -1,9 +1,8 @@
 // Layers that keep their window only: whatever a sequence does, it gets what it gets where they keep the whole context.
 #include <array>
 
-#include "engine/exact.h"
-#include "engine/greedy_chooser.h"
 #include "unit/engine_pair.h"
+#include "unit/exact_texts.h"
 
 namespace tidal {
 namespace {
@@ -166,24 +165,12 @@ TEST_P(WindowsOnly, ExactTextIsThatOfFullAttention) {
   GreedyChooser chooser;
   Sequence full = whole.engine.create();
   whole.engine.prefill(full, some(0, 300));
-  std::vector<Token> expected;
-  Token token = 5;
-  while (expected.size() < 60) {
-    const Engine::Request request{.sequence = &full, .tokens = {&token, 1}};
-    token = chooser.choose(tidal::step(whole.engine, request, chooser));
-    expected.push_back(token);
-  }
+  const std::vector<Token> expected = test::full_text(whole.engine, std::move(full), 5, 60, chooser);
   for (const int drafts : {7, 90}) {
     Sequence exact = thin.engine.create();
     thin.engine.prefill(exact, some(0, 300));
     ExactDecoder decoder(thin.engine, {.drafts = drafts, .adapt = false, .copy = drafts == 7});
-    std::vector<Token> got;
-    while (got.size() < expected.size()) {
-      const auto more =
-          decoder.advance(exact, got.empty() ? 5 : got.back(), static_cast<int>(expected.size() - got.size()), chooser);
-      got.insert(got.end(), more.begin(), more.end());
-    }
-    EXPECT_EQ(got, expected) << drafts;
+    EXPECT_EQ(test::exact_text(decoder, std::move(exact), 5, 60, chooser), expected) << drafts;
   }
 }
 

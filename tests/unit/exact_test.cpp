@@ -6,11 +6,13 @@
 #include <numeric>
 
 #include "engine/greedy_chooser.h"
-#include "unit/engine_setup.h"
+#include "unit/exact_texts.h"
 
 namespace tidal {
 namespace {
 
+using test::exact_text;
+using test::full_text;
 using test::random_tokens;
 using test::small_plan;
 using test::SmallEngine;
@@ -50,48 +52,17 @@ class SeededChooser final : public TokenChooser {
   uint64_t count_ = 0, drafting_ = 0;
 };
 
-/// `count` tokens after `prefix`, by full attention.
-std::vector<Token> full_text(SmallEngine& setup, const Sequence& prefix, Token token, int count,
-                             TokenChooser& chooser) {
-  Sequence sequence = prefix.fork();
-  std::vector<Token> text;
-  while (static_cast<int>(text.size()) < count) {
-    const Engine::Request request{.sequence = &sequence, .tokens = {&token, 1}};
-    token = chooser.choose(step(setup.engine, request, chooser));
-    text.push_back(token);
-    if (chooser.ends(token)) break;
-  }
-  return text;
-}
-
-std::vector<Token> exact_text(ExactDecoder& decoder, const Sequence& prefix, Token token, int count,
-                              TokenChooser& chooser) {
-  Sequence sequence = prefix.fork();
-  std::vector<Token> text;
-  while (static_cast<int>(text.size()) < count) {
-    const auto tokens = decoder.advance(sequence, token, count - static_cast<int>(text.size()), chooser);
-    EXPECT_GE(tokens.size(), 1u);
-    EXPECT_EQ(sequence.clean(), sequence.length());
-    text.insert(text.end(), tokens.begin(), tokens.end());
-    token = text.back();
-    if (chooser.ends(token)) break;
-  }
-  // All but the last are in the cache.
-  const auto cached = sequence.tokens().subspan(prefix.length() + 1);
-  EXPECT_EQ(std::vector<Token>(cached.begin(), cached.end()), std::vector<Token>(text.begin(), text.end() - 1));
-  return text;
-}
-
 TEST_P(Exact, GreedyTextIsThatOfFullAttention) {
   SmallEngine setup(GetParam(), GGML_TYPE_Q8_0);
   GreedyChooser chooser;
   for (const int prefix : {3, 20, 23, 24, 60, 130}) {  // below, at and above the budget
     const Sequence sequence = setup.prefilled(prefix, prefix);
-    const std::vector<Token> expected = full_text(setup, sequence, 5, 40, chooser);
+    const std::vector<Token> expected = full_text(setup.engine, sequence.fork(), 5, 40, chooser);
     for (const int drafts : {1, 3, 7, 8, 20}) {
       for (const auto& [adapt, copy] : {std::pair{false, false}, {false, true}, {true, true}}) {
         ExactDecoder decoder(setup.engine, {.drafts = drafts, .adapt = adapt, .copy = copy});
-        EXPECT_EQ(exact_text(decoder, sequence, 5, 40, chooser), expected) << prefix << " " << drafts << " " << adapt;
+        EXPECT_EQ(exact_text(decoder, sequence.fork(), 5, 40, chooser), expected)
+            << prefix << " " << drafts << " " << adapt;
         const ExactStatistics& statistics = decoder.statistics();
         const DraftCounts all = statistics.all();
         EXPECT_LE(all.accepted, all.tried);
@@ -112,9 +83,9 @@ TEST_P(Exact, SampledTextIsThatOfFullAttentionForEverySeed) {
   const Sequence sequence = setup.prefilled(70, 3);
   for (uint64_t seed = 0; seed < 20; ++seed) {
     SeededChooser alone(seed, 1.0f, 7), exact(seed, 1.0f, 7);  // token 7 ends the text
-    const std::vector<Token> expected = full_text(setup, sequence, 5, 25, alone);
+    const std::vector<Token> expected = full_text(setup.engine, sequence.fork(), 5, 25, alone);
     ExactDecoder decoder(setup.engine, {.drafts = 4, .adapt = false, .copy = false});
-    EXPECT_EQ(exact_text(decoder, sequence, 5, 25, exact), expected) << seed;
+    EXPECT_EQ(exact_text(decoder, sequence.fork(), 5, 25, exact), expected) << seed;
   }
 }
 
@@ -125,7 +96,7 @@ TEST_P(Exact, SharedRandomNumbersMakeDraftsHold) {
   const Sequence sequence = setup.prefilled(100, 3);
   SeededChooser chooser(1, 1.0f);
   ExactDecoder decoder(setup.engine, {.drafts = 4, .adapt = false, .copy = false});
-  exact_text(decoder, sequence, 5, 40, chooser);
+  exact_text(decoder, sequence.fork(), 5, 40, chooser);
   EXPECT_GT(decoder.statistics().sparse.acceptance(), 0.7);
 }
 
@@ -137,9 +108,9 @@ TEST_P(Exact, CopiesWhatTheTextHasSaidBefore) {
   int64_t accepted = 0;
   for (const uint64_t stream : {5, 6, 7, 8}) {
     const Sequence sequence = setup.prefilled(3, stream);
-    const std::vector<Token> expected = full_text(setup, sequence, 5, 200, chooser);
+    const std::vector<Token> expected = full_text(setup.engine, sequence.fork(), 5, 200, chooser);
     ExactDecoder decoder(setup.engine, {.drafts = 7, .adapt = false});
-    EXPECT_EQ(exact_text(decoder, sequence, 5, 200, chooser), expected) << stream;
+    EXPECT_EQ(exact_text(decoder, sequence.fork(), 5, 200, chooser), expected) << stream;
     accepted += decoder.statistics().copied.accepted;
   }
   EXPECT_GT(accepted, 200);

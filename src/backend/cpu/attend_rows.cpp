@@ -256,9 +256,7 @@ void AttendRowsVec(const AttendRowsArgs& a, int vectors) {
     }
     for (int h = 0; h < a.heads; ++h) {
       float* scores = weights + h * kRound;
-      if (a.scores && !a.capped_scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
-      if (a.cap > 0) cap_by(a.cap, count, scores);
-      if (a.scores && a.capped_scores) std::copy(scores, scores + count, a.scores + h * a.scores_stride + first);
+      cap_scores(a, h, first, count, scores);
       const float shrink = SoftmaxRound(scores, count, a.scale, a.part.maximum[h], a.part.sum[h]);
       if (shrink != 1.0f) ScaleOutput(output + h * padded, padded, shrink);
     }
@@ -304,6 +302,13 @@ HWY_AFTER_NAMESPACE();
 namespace tidal {
 
 HWY_EXPORT(AttendRows);
+
+void cap_scores(const AttendRowsArgs& args, int head, int first, int count, float* scores) {
+  float* const ranked = args.scores ? args.scores + head * args.scores_stride + first : nullptr;
+  if (ranked && !args.capped_scores) std::copy_n(scores, count, ranked);
+  if (args.cap > 0) cap_by(args.cap, count, scores);
+  if (ranked && args.capped_scores) std::copy_n(scores, count, ranked);
+}
 
 void attend_rows_f32(const AttendRowsArgs& args) { HWY_DYNAMIC_DISPATCH(AttendRows)(args); }
 

@@ -46,6 +46,9 @@ bool attend_rows_bf16(const AttendRowsArgs& args);
 /// rounded to 16 bits of the largest of them. Returns false likewise.
 bool attend_rows_q8(const AttendRowsArgs& args);
 
+/// Of the scores of one head and rows from `first` on: gives them their cap, and AttendRowsArgs::scores what it wants.
+void cap_scores(const AttendRowsArgs& args, int head, int first, int count, float* scores);
+
 /// Merges `count` parts, `stride` floats apart from `first` on, in this order, and writes the finished output
 /// [heads, head_dim]. `sink_logits`, where set, are one more scaled score [heads], of no value. When `maximum` and
 /// `sum` are set, they receive the merged statistics [heads], without the sink_logits.

@@ -281,9 +281,7 @@ TIDAL_TARGET void attend(const AttendRowsArgs& a) {
     }
     for (int h = 0; h < kHeads; ++h) {
       float* own = scores + h * kRound;
-      if (a.scores && !a.capped_scores) std::copy_n(own, count, a.scores + h * a.scores_stride + first);
-      if (a.cap > 0) cap_by(a.cap, count, own);
-      if (a.scores && a.capped_scores) std::copy_n(own, count, a.scores + h * a.scores_stride + first);
+      cap_scores(a, h, first, count, own);
       std::fill(own + count, own + kRound, kLowest);
       steps[h] = softmax_round(own, a.scale, a.part.maximum[h], a.part.sum[h]);
     }

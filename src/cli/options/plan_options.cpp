@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <limits>
 
 #include "backend/sketch.h"
 #include "core/error.h"
@@ -254,17 +253,6 @@ void check_kind(const PlanOptions& options) { asked_kind(options); }
 FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp, const EngineOptions& engine) {
   return [&backend, &hp, engine](const Plan& plan) {
     return std::min(backend.full_below(hp, plan.roles, plan.policy), positions_on_device(backend, hp, plan, engine));
-  };
-}
-
-FullBelow full_below_of(const Engine& engine) {
-  const KvPool& pool = engine.pool();
-  const int on_device = pool.device_blocks() < pool.blocks()
-                            ? pool.device_blocks() / engine.options().sequences * kBlockTokens
-                            : std::numeric_limits<int>::max();
-  return [&engine, on_device](const Plan& plan) {
-    const Hyperparameters& hp = engine.model().hp;
-    return std::min(engine.pool().backend().full_below(hp, plan.roles, plan.policy), on_device);
   };
 }
 

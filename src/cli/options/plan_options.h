@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "engine/engine.h"
 #include "engine/engine_memory.h"
 #include "model/plan.h"
 
@@ -59,8 +58,6 @@ using FullBelow = std::function<int(const Plan& plan)>;
 /// As Backend::full_below() says, but never of more positions than an engine like this has room for on the device: full
 /// attention would read the others from host memory at every step. Both must outlive what it returns.
 FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp, const EngineOptions& engine);
-/// The same of an engine that is there, which must outlive what it returns.
-FullBelow full_below_of(const Engine& engine);
 
 /// The plan of these options. Its kind of attention is --attention's, else what --reselect and --policy paper (tidal)
 /// or

@@ -6,6 +6,7 @@
 
 #include "cli/console/output.h"
 #include "core/error.h"
+#include "engine/taken_blocks.h"
 
 namespace tidal {
 namespace {
@@ -35,18 +36,16 @@ std::optional<Sequence> RunSession::begin(Engine& engine, std::span<const Token>
   if (clean) length = std::min(length, part_.clean);
   if (length <= 0) return std::nullopt;
   KvPool& pool = engine.pool();
-  std::vector<BlockId> blocks(static_cast<size_t>(blocks_for(length)));
-  for (BlockId& block : blocks) block = pool.take();
-  std::optional<Sequence> sequence;
+  TakenBlocks taken(pool);
+  const std::span<const BlockId> blocks = taken.take(blocks_for(length));
   try {
     load_session(file_.path(), fingerprint_, pool, blocks);
-    sequence.emplace(pool, engine.options().context, tokens.first(static_cast<size_t>(length)), blocks,
-                     std::min(part_.clean, length));
+    return Sequence(pool, engine.options().context, tokens.first(static_cast<size_t>(length)), blocks,
+                    std::min(part_.clean, length));
   } catch (const Error& error) {
     warn_of(error);
+    return std::nullopt;
   }
-  for (const BlockId block : blocks) pool.release(block);
-  return sequence;
 }
 
 void RunSession::keep(const Sequence& sequence) {

@@ -117,7 +117,7 @@ Plan Loaded::plan_for(const std::string& attention, const std::string& budget) c
   }
   if (!budget.empty()) plan.budget = budget;
   check_kind(plan);
-  return choose_plan(plan, model_.hp, full_below_of(*engine_)).plan;
+  return choose_plan(plan, model_.hp, full_below_of(*backend_, model_.hp, engine_->options())).plan;
 }
 
 std::string Loaded::about() const { return describe(plan_.plan, plan_.source, model_.hp); }

@@ -51,35 +51,14 @@ __device__ inline void slice_products(uint32_t channels, const Query<kOwn>& q, f
   for (int i = 0; i < 4; ++i) score[i] = __fadd_rn(upper[i], __fadd_rn(middle[i], lower[i]));
 }
 
-/// Has scores that are not finite be what they are.
+/// mend_scores() of a slice of bf16.
 template <int kDim>
 __device__ inline void mend_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
                                    float (&score)[4]) {
-  using Sizes = AttendSizes<kDim, KvType::Bf16>;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  bool odd = false;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    odd = odd || (g + i / 2 * 8 < valid && 2 * t + i % 2 < task.heads && !is_finite(score[i]));
-  }
-  if (__any_sync(0xffffffffu, odd)) {
-    const float* const queries = args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim;
-    for (int i = 0; i < 4; ++i) {
-      const int r = g + i / 2 * 8, head = 2 * t + i % 2;
-      if (r >= valid || head >= task.heads || is_finite(score[i])) continue;
-      score[i] =
-          exact_score(queries + head * kDim, reinterpret_cast<const __nv_bfloat16*>(shared + r * Sizes::kStride), kDim);
-    }
-    __syncwarp();
-  }
-}
-
-/// 16 scores of each head, raw, as slice_products() has them.
-template <int kDim>
-__device__ inline void slice_scores(const AttendRowsArgs& args, const AttendTask& task, const char* shared, int valid,
-                                    const Query<kDim>& q, float (&score)[4]) {
-  slice_products<kDim, AttendSizes<kDim, KvType::Bf16>::kStride>(shared_address(shared), q, score);
-  mend_scores<kDim>(args, task, shared, valid, score);
+  mend_scores<kDim>(args, task, valid, score, [&](const float* q, int r) {
+    const char* const key = shared + r * AttendSizes<kDim, KvType::Bf16>::kStride;
+    return exact_score(q, reinterpret_cast<const __nv_bfloat16*>(key), kDim);
+  });
 }
 
 /// Stores the scores of positions from `at` of the piece on.
@@ -164,6 +143,28 @@ __device__ inline void add_values(uint32_t channels, const float (&p)[4], WarpSt
   const uint32_t values = channels + (lane % 8 + lane / 16 * 8) * kStride + lane / 8 % 2 * 16;
 #pragma unroll
   for (int i = 0; i < kOwn / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);
+}
+
+/// Adds rows [first, valid) of a slice, in shared memory, to the softmax and the output; `stores`: and their scores,
+/// from `at` of the piece on, to what positions are ranked by.
+template <int kDim, KvType kType>
+__device__ inline void add_slice(const AttendRowsArgs& args, const AttendTask& task, const char* slice, bool stores,
+                                 int at, int first, int valid, const Query<kDim>& q, WarpState<kDim>& state) {
+  constexpr int kStride = AttendSizes<kDim, kType>::kStride;
+  float score[4], p[4];
+  if constexpr (kType == KvType::Q8) {
+    slice_scores_q8<kDim>(args, task, slice, valid, q, score);
+  } else {
+    slice_products<kDim, kStride>(shared_address(slice), q, score);
+    mend_scores<kDim>(args, task, slice, valid, score);
+  }
+  cap_scores(args, task, stores, at, valid, score);
+  weigh_slice<kDim>(first, valid, score, args.scale, state, p);
+  if constexpr (kType == KvType::Q8) {
+    add_values_q8<kDim>(slice, p, state);
+  } else {
+    add_values<kDim, kStride>(shared_address(slice) + 2 * kDim, p, state);
+  }
 }
 
 /// The sums of the lanes become their heads'.
@@ -254,19 +255,7 @@ __device__ inline void run_slices(const AttendRowsArgs& args, const AttendTask& 
     __syncwarp();
     char* const slice = own + stage * Sizes::kSliceBytes;
     const int at = place(i) * kSlice, valid = task.count - at;
-    float score[4], p[4];
-    if constexpr (kType == KvType::Q8) {
-      slice_scores_q8<kDim>(args, task, slice, valid, q, score);
-    } else {
-      slice_scores<kDim>(args, task, slice, valid, q, score);
-    }
-    cap_scores(args, task, !kSelected && args.scores, at, valid, score);
-    weigh_slice<kDim>(first_of(place(i)), valid, score, args.scale, state, p);
-    if constexpr (kType == KvType::Q8) {
-      add_values_q8<kDim>(slice, p, state);
-    } else {
-      add_values<kDim, Sizes::kStride>(shared_address(slice) + 2 * kDim, p, state);
-    }
+    add_slice<kDim, kType>(args, task, slice, !kSelected && args.scores, at, first_of(place(i)), valid, q, state);
     __syncwarp();
     copy(i + kStages, stage, next_row);
     next_row = find(next_position);

@@ -4,7 +4,7 @@
 
 #include <cuda_fp16.h>
 
-#include "backend/cuda/attention/attend_merge.cuh"
+#include "backend/cuda/attention/mend_scores.cuh"
 
 namespace tidal::cuda {
 
@@ -36,13 +36,13 @@ static __device__ __noinline__ float exact_score_q8(const float* q, const char* 
   return static_cast<float>(sum);
 }
 
-/// As slice_scores().
+/// 16 scores of each head, raw, as slice_products() has them.
 template <int kDim>
 __device__ inline void slice_scores_q8(const AttendRowsArgs& args, const AttendTask& task, const char* shared,
                                        int valid, const Query<kDim>& q, float (&score)[4]) {
   using Sizes = AttendSizes<kDim, KvType::Q8>;
   constexpr int kBlocks = Sizes::kScales;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int lane = threadIdx.x % 32, g = lane / 4;
   const uint32_t keys = shared_address(shared) + lane % 16 * Sizes::kStride + lane / 16 * 16;
   const char* const row = shared + g * Sizes::kStride;
 #pragma unroll
@@ -69,20 +69,9 @@ __device__ inline void slice_scores_q8(const AttendRowsArgs& args, const AttendT
       score[i] = __fmaf_rn(scale[i / 2], __fadd_rn(upper[i], __fadd_rn(middle[i], lower[i])), score[i]);
     }
   }
-  bool odd = false;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    odd = odd || (g + i / 2 * 8 < valid && 2 * t + i % 2 < task.heads && !is_finite(score[i]));
-  }
-  if (__any_sync(0xffffffffu, odd)) {
-    const float* const queries = args.q + (static_cast<int64_t>(task.row) * args.tiles.heads + task.first_head) * kDim;
-    for (int i = 0; i < 4; ++i) {
-      const int r = g + i / 2 * 8, head = 2 * t + i % 2;
-      if (r >= valid || head >= task.heads || is_finite(score[i])) continue;
-      score[i] = exact_score_q8<kDim>(queries + head * kDim, shared + r * Sizes::kStride);
-    }
-    __syncwarp();
-  }
+  mend_scores<kDim>(args, task, valid, score, [&](const float* query, int r) {
+    return exact_score_q8<kDim>(query, shared + r * Sizes::kStride);
+  });
 }
 
 /// As add_values(): V^T [channels x positions] times the weights, which have a block's scales in them.

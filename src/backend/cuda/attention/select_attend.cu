@@ -74,19 +74,7 @@ __device__ inline void attend_pieces(const AttendRowsArgs& args, const AttendTas
       commit_copies();
       wait_for_copies<0>();
       __syncwarp();
-      float score[4], weights[4];
-      if constexpr (kType == KvType::Q8) {
-        slice_scores_q8<kDim>(args, task, slice, valid, q, score);
-      } else {
-        slice_scores<kDim>(args, task, slice, valid, q, score);
-      }
-      cap_scores(args, task, false, 0, valid, score);
-      weigh_slice<kDim>(0, valid, score, args.scale, state, weights);
-      if constexpr (kType == KvType::Q8) {
-        add_values_q8<kDim>(slice, weights, state);
-      } else {
-        add_values<kDim, AttendSizes<kDim, kType>::kStride>(shared_address(slice) + 2 * kDim, weights, state);
-      }
+      add_slice<kDim, kType>(args, task, slice, false, 0, 0, valid, q, state);
       add_lanes(state);
     }
     merge_warps<kDim, kType>(
