@@ -9,6 +9,7 @@
 
 #include "backend/cuda/experts/grouped_products.h"
 #include "backend/cuda/experts/grouped_store.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
@@ -128,7 +129,7 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
         float values[8];
         T::eight(own + n * T::kBytes, lane, run, values);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) b[n][i / 2][i % 2] = round_pair(values[2 * i], values[2 * i + 1]);
+        for (int i = 0; i < 4; ++i) b[n][i / 2][i % 2] = bf16_pair(values[2 * i], values[2 * i + 1]);
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
