@@ -48,10 +48,8 @@ struct SkinnyInput {
   std::byte* scratch = nullptr;       ///< room for that of kQuantisedRows rows
 };
 
-/// Up to this many rows one launch does with a quantised matrix.
+/// Up to this many rows one launch does with a quantised matrix; on devices of less than kQuantisedMemory half as many.
 inline constexpr int kQuantisedRows = 16;
-/// The shared memory that a block must be able to have for it, in bytes: that of compute capability 8.0.
-inline constexpr int kQuantisedMemory = 163 * 1024;
 
 /// The bytes of packed rows (packed_rows.cuh).
 int64_t skinny_packed_bytes(int rows, int cols);
