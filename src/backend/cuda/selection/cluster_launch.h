@@ -38,7 +38,7 @@ template <typename BytesOf>
 ClusterCounts count_clusters(const void* kernel, int threads, BytesOf bytes_of) {
   constexpr const char* kWhat = "clusters of blocks";
   const int most = shared_memory_limit();
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), kWhat);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_memory()), kWhat);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
   ClusterCounts counts = {};
   for (int blocks = kLeastClusterBlocks; blocks <= kMostClusterBlocks; ++blocks) {
