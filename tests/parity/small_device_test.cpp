@@ -44,8 +44,9 @@ class SmallDeviceLayer : public test::BackendTest<std::tuple<std::string, ggml_t
     const HostWeight gate = random_weight(type(), experts.count * experts.ffn, width, random_);
     const HostWeight up = random_weight(type(), experts.count * experts.ffn, width, random_);
     const HostWeight down = random_weight(type(), experts.count * width, experts.ffn, random_);
-    for (const int count : {1, 3, 9}) {
-      const HostBatch batch(rows(count), hp.vocab, random_);
+    // Decode rows, and a longer chunk of which experts have more than a small tile.
+    for (const int count : {1, 3, 9, 150}) {
+      const HostBatch batch(count < 150 ? rows(count) : std::vector<ChunkShape>{{300, count}}, hp.vocab, random_);
       const std::vector<float> x = numbers(count, width);
       expect_the_same("experts", count, [&] {
         Device device("cuda");

@@ -66,7 +66,6 @@ __device__ inline void store_down(const GroupedDown& p, int expert, int place, i
 /// The products from tiles of type T, in a file of their own: they take long to compile.
 template <class T>
 struct ProductsOf {
-  static int shared_bytes();  ///< of a block
   static void gate_up(const GroupedGateUp& p, cudaStream_t stream);
   static void down(const GroupedDown& p, cudaStream_t stream);
 };
