@@ -17,7 +17,8 @@ namespace tidal::cuda {
 /// (once per multiprocessor): launch_round() does it beforehand.
 inline constexpr int kFusedRows = 4;  // with bf16; with quantised matrices 1
 
-/// Up to this many rows one launch does with bf16; more read W again.
+/// Up to this many rows one launch does with bf16; more read W again. On devices of less than kQuantisedMemory half as
+/// many.
 inline constexpr int kSkinnyRows = 32;
 
 /// A matrix as DeviceWeights keeps it: bf16, row-major, at a multiple of 16 bytes; or in tiles (weights/quantised.h).
