@@ -39,17 +39,23 @@ struct SmallSeveral {
 };
 
 template <class T, class E>
-void launch_small(typename E::Params params, cudaStream_t stream) {
-  if (!params.in.packed && params.rows > kSmallRows && params.rows <= kQuantisedRows) {
-    params.in.packed = launch_pack(params.in, params.rows, params.cols, stream);  // once for all
+void launch_few(typename E::Params params, cudaStream_t stream) {
+  // A row of float32 always fits: small_takes_floats() was asked.
+  if (params.rows == 1 && !params.in.packed && (params.in.x || SmallOne<T, E>::fits(params.cols))) {
+    return SmallOne<T, E>::launch(params, stream);
   }
-  launch_by(kSmallRows, params, [&](typename E::Params part) {
-    // A row of float32 always fits: small_takes_floats() was asked.
-    if (part.rows == 1 && !part.in.packed && (part.in.x || SmallOne<T, E>::fits(part.cols))) {
-      return SmallOne<T, E>::launch(part, stream);
+  if (!params.in.packed) params.in.packed = launch_pack(params.in, params.rows, params.cols, stream);
+  SmallSeveral<T, E>::launch(params, stream);
+}
+
+template <class T, class E>
+void launch_small(const typename E::Params& params, cudaStream_t stream) {
+  // What there is room for is packed at once.
+  launch_by(kQuantisedRows, params, [&](typename E::Params most) {
+    if (!most.in.packed && most.rows > kSmallRows) {
+      most.in.packed = launch_pack(most.in, most.rows, most.cols, stream);
     }
-    if (!part.in.packed) part.in.packed = launch_pack(part.in, part.rows, part.cols, stream);
-    SmallSeveral<T, E>::launch(part, stream);
+    launch_by(kSmallRows, most, [&](const typename E::Params& part) { launch_few<T, E>(part, stream); });
   });
 }
 
