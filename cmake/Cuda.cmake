@@ -17,9 +17,9 @@ if(NOT TIDAL_CUDA STREQUAL "OFF")
     endif()
   endif()
   if(TIDAL_CUDA_FOUND)
-    # Ampere, Hopper and Blackwell; for what comes after them, code that the driver compiles.
+    # Ampere and Ada, Hopper, Blackwell in its cards; for the rest and what comes after, code that the driver compiles.
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 120-real 100)
     endif()
     enable_language(CUDA)
     if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know of it

@@ -1,26 +1,19 @@
 // The skinny products of the CUDA backend alone: whether they are right, and how fast beside the read stream of the
 // same run.
-// Run: tidal_bench_cuda_matrices [check|layers|products|TYPE]...; all without arguments, bf16, q4_0 and q4_K of types.
+// Run: tidal_bench_cuda_matrices [small] [check|layers|products|TYPE]...; all without arguments, bf16, q4_0 and q4_K of
+// types; small: in the shapes of devices of 99 KiB of shared memory a block.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "backend/cuda/products/matmul_lt.h"
-#include "backend/cuda/weights/quantised.h"
 #include "matrices_check.cuh"
 #include "matrices_fixture.cuh"
 
 namespace {
 
 constexpr int kRowCounts[] = {1, 2, 4, 5, 8, 16, 32, 64};
-
-__global__ void fill(Half* data, size_t n) {
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
-       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
-    data[i] = __float2bfloat16(static_cast<float>((static_cast<uint32_t>(i) * 2654435761u) >> 20) * 1e-5f - 0.02f);
-  }
-}
 
 __global__ void read_stream(const uint4* data, size_t n, uint4* out) {
   uint4 a{};
@@ -49,35 +42,6 @@ double stream_rate() {
   }
   return best;
 }
-
-/// Any finite numbers, whatever of a tile they are.
-__global__ void fill_tiles(uint32_t* data, size_t n) {
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
-       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
-    uint32_t bits = static_cast<uint32_t>(i) * 2654435761u;
-    bits = (bits ^ bits >> 15) * 2246822519u;
-    data[i] = (bits ^ bits >> 13) & 0x3b3b3b3bu;
-  }
-}
-
-size_t bytes_of(ggml_type type, size_t rows, size_t cols) {
-  return type == GGML_TYPE_BF16 ? rows * cols * 2 : tiled_bytes(type, rows, cols);
-}
-
-/// Matrices of one type, as DeviceWeights keeps them.
-struct Weights {
-  ggml_type type;
-  Device<uint32_t> data;
-
-  Weights(ggml_type type, size_t bytes) : type(type), data(bytes / 4) {
-    if (type == GGML_TYPE_BF16) {
-      fill<<<2048, 256, 0, stream>>>(reinterpret_cast<Half*>(data.data), bytes / 2);
-    } else {
-      fill_tiles<<<2048, 256, 0, stream>>>(data.data, bytes / 4);
-    }
-  }
-  SkinnyMatrix at(size_t bytes) const { return {reinterpret_cast<const std::byte*>(data.data) + bytes, type}; }
-};
 
 /// One product, e.g. the logits, over so many copies of the matrix that none is still in the level-2 cache.
 void product(const char* name, ggml_type type, int w_rows, int cols, double rate) {
@@ -234,29 +198,12 @@ void run(const std::vector<std::string>& parts) {
   must(cudaGetDeviceProperties(&properties, 0));
   must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
-  std::vector<ggml_type> types;
-  std::vector<std::string> subjects;
-  for (const std::string& part : parts) {
-    int type = 0;
-    while (type < GGML_TYPE_COUNT &&
-           (!ggml_type_name(static_cast<ggml_type>(type)) || part != ggml_type_name(static_cast<ggml_type>(type)))) {
-      ++type;
-    }
-    if (type < GGML_TYPE_COUNT) {
-      types.push_back(static_cast<ggml_type>(type));
-    } else {
-      subjects.push_back(part);
-    }
-  }
-  if (types.empty()) types = {GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K};
-  const auto wanted = [&](const char* part) {
-    return subjects.empty() || std::find(subjects.begin(), subjects.end(), part) != subjects.end();
-  };
+  const Wanted wanted(parts, {GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K});
   if (wanted("check")) check_all();
   if (!wanted("layers") && !wanted("products")) return;
   const double rate = stream_rate();
   std::printf("read stream %.0f GB/s\n", rate);
-  for (const ggml_type type : types) {
+  for (const ggml_type type : wanted.types) {
     if (wanted("layers")) {
       layers({"llama-2-7b", type, 4096, 4096, 4096, 11008}, rate);
       layers({"llama-3-8b", type, 4096, 4096, 1024, 14336}, rate);

@@ -1,4 +1,5 @@
-// What bench/cuda/matrices_*.cu* share: device memory, random numbers, inputs as the backend makes them, and time.
+// What the benches of matrices, experts and the delta rule share: device memory, random numbers, weights, inputs as the
+// backend makes them, what is wanted, and time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,11 +8,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "backend/cuda/products/elementwise.h"
 #include "backend/cuda/products/matmul_skinny.h"
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/shared_memory.h"
+#include "backend/cuda/weights/quantised.h"
 
 namespace {
 
@@ -129,5 +133,75 @@ double time_graph(int count, const std::function<void(int)>& body) {
   std::sort(times.begin(), times.end());
   return times[times.size() / 2] / count;
 }
+
+__global__ void fill(Half* data, size_t n) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
+    data[i] = __float2bfloat16(static_cast<float>((static_cast<uint32_t>(i) * 2654435761u) >> 20) * 1e-5f - 0.02f);
+  }
+}
+
+/// Any finite numbers, whatever of a tile they are.
+__global__ void fill_tiles(uint32_t* data, size_t n) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
+    uint32_t bits = static_cast<uint32_t>(i) * 2654435761u;
+    bits = (bits ^ bits >> 15) * 2246822519u;
+    data[i] = (bits ^ bits >> 13) & 0x3b3b3b3bu;
+  }
+}
+
+size_t bytes_of(ggml_type type, size_t rows, size_t cols) {
+  return type == GGML_TYPE_BF16 ? rows * cols * 2 : tiled_bytes(type, rows, cols);
+}
+
+/// Matrices of one type, as DeviceWeights keeps them.
+struct Weights {
+  ggml_type type;
+  Device<uint32_t> data;
+
+  Weights(ggml_type type, size_t bytes) : type(type), data(bytes / 4) {
+    if (type == GGML_TYPE_BF16) {
+      fill<<<2048, 256, 0, stream>>>(reinterpret_cast<Half*>(data.data), bytes / 2);
+    } else {
+      fill_tiles<<<2048, 256, 0, stream>>>(data.data, bytes / 4);
+    }
+  }
+  SkinnyMatrix at(size_t bytes) const { return {reinterpret_cast<const std::byte*>(data.data) + bytes, type}; }
+};
+
+/// What of a bench is to run, as its arguments say: types by ggml's names, subjects, and `small`.
+struct Wanted {
+  std::vector<ggml_type> types;
+  std::vector<std::string> subjects;
+
+  /// Of these types where none is named.
+  Wanted(const std::vector<std::string>& parts, const std::vector<ggml_type>& usual) {
+    for (const std::string& part : parts) {
+      const auto type = static_cast<ggml_type>(type_named(part));
+      if (part == "small") {
+        limit_shared_memory(kLeastSharedMemory);
+      } else if (type < GGML_TYPE_COUNT) {
+        types.push_back(type);
+      } else {
+        subjects.push_back(part);
+      }
+    }
+    if (types.empty()) types = usual;
+  }
+  bool operator()(const char* subject) const {
+    return subjects.empty() || std::find(subjects.begin(), subjects.end(), subject) != subjects.end();
+  }
+
+ private:
+  static int type_named(const std::string& name) {
+    int type = 0;
+    while (type < GGML_TYPE_COUNT &&
+           (!ggml_type_name(static_cast<ggml_type>(type)) || name != ggml_type_name(static_cast<ggml_type>(type)))) {
+      ++type;
+    }
+    return type;
+  }
+};
 
 }  // namespace

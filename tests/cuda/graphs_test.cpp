@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "backend/cuda/cuda_backend.h"
+#include "support/small_device.h"
 #include "unit/engine_setup.h"
 
 namespace tidal::test {
@@ -50,6 +51,16 @@ TEST_F(CudaGraphs, GiveWhatTheirLaunchesGive) {
       const std::vector<float> with = session({}, plan, type);
       EXPECT_EQ(with, session({.graphs = false}, plan, type)) << ggml_type_name(type);
       EXPECT_EQ(with, session({}, plan, type)) << ggml_type_name(type) << ", the same again";
+    }
+  }
+}
+
+TEST_F(CudaGraphs, SmallDevicesGiveTheSame) {
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_Q4_1}) {
+    for (const Plan& plan : {Plan::full(6), Plan::sketch(6, 1, sketch_policy(kBudget))}) {
+      const std::vector<float> large = session({}, plan, type);
+      const SmallDevice small;
+      EXPECT_EQ(session({}, plan, type), large) << ggml_type_name(type);
     }
   }
 }

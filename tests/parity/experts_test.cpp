@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 
 #include "parity/bounds.h"
+#include "support/small_device.h"
 
 namespace tidal::parity {
 namespace {
@@ -15,6 +17,7 @@ struct Mixture {
   bool biased = false;  ///< the router and the experts, whose activation is gpt-oss'
   bool many = false;    ///< rows, so that experts have whole tiles of them
   bool fused = false;   ///< each expert's gate is followed by its up, in one matrix
+  bool small = false;   ///< on a device of 99 KiB of shared memory a block
 };
 
 const Mixture kChosen{"chosen", 256, {.count = 6, .used = 2, .ffn = 256, .weights_sum_to_one = true}};
@@ -41,6 +44,13 @@ const Mixture kFusedMany{"fused_many", 288, {.count = 5, .used = 2, .ffn = 160},
 /// Sizes that no tile divides.
 const Mixture kMany{"many", 672, {.count = 9, .used = 2, .ffn = 288, .weights_sum_to_one = true}, false, true};
 const Mixture kManyBlocks{"many_blocks", 768, {.count = 4, .used = 1, .ffn = 512}, false, true};
+
+const Mixture kManySmall = [] {
+  Mixture mixture = kMany;
+  mixture.name = "many_small";
+  mixture.small = true;
+  return mixture;
+}();
 
 /// Chunks whose rows are few for any expert, few for some, many for all.
 std::vector<ChunkShape> ragged(bool many) {
@@ -232,6 +242,8 @@ class ExpertsParity : public test::BackendTest<std::tuple<std::string, Mixture, 
   }
 
   std::vector<float> run(const std::string& name, const HostBatch& batch, const std::vector<float>& x) const {
+    std::optional<test::SmallDevice> small;
+    if (mixture().small) small.emplace();
     Device device(name);
     device.begin(hp_, batch);
     const Rows rows = device.rows(x, hp_.width);
@@ -336,6 +348,11 @@ INSTANTIATE_TEST_SUITE_P(Many, ExpertsParity,
                                           testing::Values(GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
                                                           GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,
                                                           GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(ManySmall, ExpertsParity,
+                         testing::Combine(testing::Values("cuda"), testing::Values(kManySmall),
+                                          testing::Values(GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q5_1,
+                                                          GGML_TYPE_Q8_0)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(ManyBlocks, ExpertsParity,
                          testing::Combine(testing::Values("cpu", "cuda"), testing::Values(kManyBlocks),

@@ -80,6 +80,24 @@ TEST_P(QuantisedProduct, AnyRowsOfAnySize) {
   }
 }
 
+/// Rows that lie whole in shared memory and such that do not.
+TEST_P(QuantisedProduct, SmallDevicesGiveTheSameBits) {
+  const int odd = ggml_blck_size(type()) == 32 ? 160 : 768;
+  for (const auto [w_rows, cols] : std::vector<Size>{{330, odd}, {136, 4096}, {24, 14336}, {24, 24576}}) {
+    const HostWeight w = random_weight(type(), w_rows, cols, random_);
+    std::vector<float> out(static_cast<size_t>(33) * cols), x(static_cast<size_t>(33) * w_rows);
+    for (float& value : out) value = random_.normal(1.0f);
+    for (float& value : x) value = random_.normal(1.0f);
+    for (const int rows : {1, 2, 8, 9, 16, 17, 33}) {
+      const std::vector<float> from(out.begin(), out.begin() + static_cast<ptrdiff_t>(rows) * cols);
+      const std::vector<float> before(x.begin(), x.begin() + static_cast<ptrdiff_t>(rows) * w_rows);
+      const std::vector<float> large = project(w, from, before, rows);
+      const test::SmallDevice small;
+      EXPECT_EQ(project(w, from, before, rows), large) << w_rows << " x " << cols << ", " << rows << " rows";
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, QuantisedProduct,
                          testing::Combine(testing::Values("cuda"), testing::ValuesIn(kKeptTypes)),
                          [](const auto& info) { return std::string(ggml_type_name(std::get<1>(info.param))); });

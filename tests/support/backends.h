@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "support/small_device.h"
 
 namespace tidal::test {
 
@@ -25,6 +26,7 @@ template <typename Parameters>
 class BackendTest : public testing::TestWithParam<Parameters> {
  protected:
   void SetUp() override {
+    be_small_if_asked();
     if (backend_of(this->GetParam()) == "cuda" && !has_cuda_device()) GTEST_SKIP() << "no CUDA device";
   }
 };

@@ -10,12 +10,10 @@
 #include "backend/cuda/pass/pass_launcher.h"
 #include "backend/cuda/pass/results.h"
 #include "backend/cuda/pass/step_upload.h"
-#include "backend/cuda/products/matmul_skinny.h"
 #include "backend/cuda/products/matrices.h"
 #include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
-#include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/read_stream.h"
 #include "backend/cuda/runtime/split_memory.h"
 #include "backend/cuda/scan/sketch_blocks.h"
@@ -27,9 +25,6 @@ namespace {
 
 /// A chunk with which products are bound by arithmetic, and attention has CTAs for all multiprocessors twice.
 constexpr int kPrefillRows = 2048;
-/// Whether the products with quantised weights have room: devices of compute capability 8.6, 8.9 and 12 have too little
-/// shared memory for them.
-bool takes_quantised() { return shared_memory_limit() >= kQuantisedMemory; }
 
 /// Writes the operations of a pass down and launches them when something waits for them: logits(), or an access to
 /// memory. All work is on one stream.
@@ -38,7 +33,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const Options& options)
       : use_graphs_(options.graphs),
         stream_(make_stream()),
-        weights_(options.quantised && takes_quantised()),
+        weights_(options.quantised),
         attention_(options.clusters) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_); }
   CudaBackend(const CudaBackend&) = delete;

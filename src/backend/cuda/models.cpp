@@ -42,7 +42,7 @@ std::string unsupported(const Hyperparameters& hp) {
   if (std::string heads = unsupported_heads(hp); !heads.empty()) return heads;
   if (experts.used > kMostChosen) return "models whose tokens go through more than 32 experts each";
   if (experts.count > kMostExperts) return "models of more than 1024 experts";
-  if (experts && !chosen_fit(std::max(hp.width, experts.used * padded_ffn(experts.ffn)))) {
+  if (experts && !chosen_fit(hp.width, experts.used * padded_ffn(experts.ffn))) {
     return "mixtures of experts as wide as these, on this device,";
   }
   if (hp.post_norms && ((experts && !experts.own_norms) || hp.delta)) {

@@ -12,6 +12,7 @@
 
 #include "backend/cuda/attention/attend_rows_q8.cuh"
 #include "backend/cuda/attention/row_finder.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 
 namespace tidal::cuda {
 
@@ -137,9 +138,8 @@ __device__ inline void weigh_slice(int first, int valid, float (&score)[4], floa
 template <int kOwn, int kStride>
 __device__ inline void add_values(uint32_t channels, const float (&p)[4], WarpState<kOwn>& state) {
   const int lane = threadIdx.x % 32;
-  const __nv_bfloat162 low = __floats2bfloat162_rn(p[0], p[1]), high = __floats2bfloat162_rn(p[2], p[3]);
-  const uint32_t b0 = transpose(*reinterpret_cast<const uint32_t*>(&low));
-  const uint32_t b1 = transpose(*reinterpret_cast<const uint32_t*>(&high));
+  const uint32_t low = bf16_pair(p[0], p[1]), high = bf16_pair(p[2], p[3]);
+  const uint32_t b0 = transpose(low), b1 = transpose(high);
   const uint32_t values = channels + (lane % 8 + lane / 16 * 8) * kStride + lane / 8 % 2 * 16;
 #pragma unroll
   for (int i = 0; i < kOwn / 16; ++i) multiply_add(state.out[i], load_matrix<true>(values + i * 32), b0, b1);

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "backend/cuda/attention/mend_scores.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 
 namespace tidal::cuda {
 
@@ -86,10 +87,8 @@ __device__ inline void add_values_q8(const char* shared, const float (&p)[4], Wa
   for (int b = 0; b < kBlocks; ++b) {
     const float first = scale_of<kDim>(row, kBlocks + b),
                 second = scale_of<kDim>(row + 8 * Sizes::kStride, kBlocks + b);
-    const __nv_bfloat162 low = __floats2bfloat162_rn(__fmul_rn(p[0], first), __fmul_rn(p[1], first));
-    const __nv_bfloat162 high = __floats2bfloat162_rn(__fmul_rn(p[2], second), __fmul_rn(p[3], second));
-    const uint32_t b0 = transpose(reinterpret_cast<const uint32_t&>(low));
-    const uint32_t b1 = transpose(reinterpret_cast<const uint32_t&>(high));
+    const uint32_t b0 = transpose(bf16_pair(__fmul_rn(p[0], first), __fmul_rn(p[1], first)));
+    const uint32_t b1 = transpose(bf16_pair(__fmul_rn(p[2], second), __fmul_rn(p[3], second)));
     // A word: of positions 2t and 2t + 1 channels 2g and 2g + 1 each; then of positions 8 on; the same, 16 channels on.
     const Fragment codes = load_matrix<true>(values + b * kKvScaleBlock);
 #pragma unroll

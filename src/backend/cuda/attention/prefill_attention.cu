@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, S::kCtas)
           const float a = exp2_fast(fmaf(s[m][n][2 * half], scale, -offset));
           const float b = exp2_fast(fmaf(s[m][n][2 * half + 1], scale, -offset));
           own_sum += a + b;
-          weights[m][n / 2][n % 2 * 2 + half] = pack(a, b);
+          weights[m][n / 2][n % 2 * 2 + half] = bf16_pair(a, b);
         }
         sum[m][half] = fmaf(sum[m][half], factor[half], own_sum);
       }

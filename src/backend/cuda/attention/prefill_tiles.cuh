@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "backend/cuda/attention/prefill_attention.h"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/sketch.h"
 
@@ -55,11 +56,6 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool valid) {
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::); }
 __device__ inline void wait_copies() { asm volatile("cp.async.wait_group 0;\n" ::: "memory"); }
 
-__device__ inline uint32_t pack(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(both);
-}
-
 /// Queries [kRows, kDim] as bf16 into shared memory; zeros behind the chunk's end.
 template <typename S>
 __device__ inline void load_queries(const PrefillAttentionParams& p, int first, int head, __nv_bfloat16* to) {
@@ -71,7 +67,7 @@ __device__ inline void load_queries(const PrefillAttentionParams& p, int first, 
       const float4* from =
           reinterpret_cast<const float4*>(p.q + (static_cast<int64_t>(first + row) * p.heads + head) * S::kDim + at);
       const float4 a = from[0], b = from[1];
-      packed = {pack(a.x, a.y), pack(a.z, a.w), pack(b.x, b.y), pack(b.z, b.w)};
+      packed = {bf16_pair(a.x, a.y), bf16_pair(a.z, a.w), bf16_pair(b.x, b.y), bf16_pair(b.z, b.w)};
     }
     *reinterpret_cast<uint4*>(to + row * S::kQueryStride + at) = packed;
   }
@@ -145,8 +141,9 @@ __device__ inline void widen_block(const char* raw, __nv_bfloat16* to) {
       const float sum = __uint_as_float(__byte_perm(words[i / 4], 0x4b000000u, 0x7650 | i % 4));
       values[i] = __fmul_rn(scale, __fsub_rn(sum, 8388736.0f));
     }
-    *reinterpret_cast<uint4*>(to + row * S::kStride + at) = {pack(values[0], values[1]), pack(values[2], values[3]),
-                                                             pack(values[4], values[5]), pack(values[6], values[7])};
+    *reinterpret_cast<uint4*>(to + row * S::kStride + at) = {
+        bf16_pair(values[0], values[1]), bf16_pair(values[2], values[3]), bf16_pair(values[4], values[5]),
+        bf16_pair(values[6], values[7])};
   }
 }
 

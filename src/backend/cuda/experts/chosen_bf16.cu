@@ -1,13 +1,13 @@
 #include <string>
 
-#include "backend/cuda/experts/chosen_tiles.cuh"
+#include "backend/cuda/experts/chosen_products.cuh"
 #include "backend/cuda/weights/quantised_tiles.cuh"
 
 namespace tidal::cuda {
 namespace skinny {
 namespace {
 
-constexpr int kLeastDepth = 3;  // for devices with 99 KiB
+constexpr int kLeastDepth = 2;  // for devices with 99 KiB
 
 template <class W, class E, int D>
 bool fits(int cols) {
@@ -22,22 +22,39 @@ void launch_bf16(const typename E::Params& params, cudaStream_t stream) {
   launch_each_row<W, E, kLeastDepth>(params, stream);
 }
 
+bool small_device() { return shared_memory_limit() < kQuantisedMemory; }
+
 template <class Params>
 void launch_of(ggml_type type, const Params& params, cudaStream_t stream) {
-  const bool known = tiles::with_type(type, [&](auto t) { ChosenOf<decltype(t)>::launch(params, stream); });
+  const bool known = tiles::with_type(type, [&](auto t) {
+    if (small_device()) {
+      SmallChosenOf<decltype(t)>::launch(params, stream);
+    } else {
+      ChosenOf<decltype(t)>::launch(params, stream);
+    }
+  });
   if (!known) fail_with(std::string("cuda backend: no product takes experts of type ") + ggml_type_name(type));
+}
+
+/// Whether a row fits beside quantised weights of any type, whose rings take at most so many bytes.
+template <class W, class E>
+bool fits_beside(int rings, int cols) {
+  using L = Layout<W, E::kM, 1, 1, false>;
+  return rings + L::kFixed - L::kRing + W::x_row(units_of<W>(cols)) <= shared_memory_limit();
 }
 
 }  // namespace
 }  // namespace skinny
 
-bool chosen_fit(int cols) {
-  using skinny::ChosenDownEpilogue;
-  using Quantised = skinny::Joined<skinny::TileUnits<tiles::Q8_0, true, 1>>;  // the largest slots
-  // Devices with too little memory for quantised weights keep bf16.
-  const bool quantised = shared_memory_limit() >= kQuantisedMemory;
-  return skinny::fits<skinny::Joined<skinny::Bf16Units>, ChosenDownEpilogue, skinny::kLeastDepth>(cols) &&
-         (!quantised || skinny::fits<Quantised, ChosenDownEpilogue, skinny::depth_of<Quantised>(skinny::kRings)>(cols));
+bool chosen_fit(int width, int hidden) {
+  using namespace skinny;  // NOLINT: of this function
+  using AnyTiles = TileUnits<tiles::Q4_0, true>;
+  using AnyJoined = Joined<TileUnits<tiles::Q4_0, true, 1>>;
+  const bool small = small_device();
+  return fits<Bf16Units, ChosenGateUpEpilogue, kLeastDepth>(width) &&
+         fits<Joined<Bf16Units>, ChosenDownEpilogue, kLeastDepth>(hidden) &&
+         fits_beside<AnyTiles, ChosenGateUpEpilogue>(small ? kSmallChosenRings : kRings, width) &&
+         fits_beside<AnyJoined, ChosenDownEpilogue>(small ? kSmallJoinedRings : kRings, hidden);
 }
 
 void launch_chosen(const ChosenGateUp& params, cudaStream_t stream) {

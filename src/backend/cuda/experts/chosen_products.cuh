@@ -158,6 +158,10 @@ struct Joined<Bf16Units> : Bf16Units {
   }
 };
 
+/// Bytes of W on their way on devices of less than kQuantisedMemory: of gate and up; of down, so that 28,672 hidden
+/// elements have room (two experts of 14,336).
+inline constexpr int kSmallChosenRings = 48 * 1024, kSmallJoinedRings = 27 * 1024;
+
 /// Every row of x is multiplied by blocks of its own.
 template <class W, class E, int D>
 void launch_each_row(const typename E::Params& params, cudaStream_t stream) {

@@ -43,8 +43,9 @@ struct ChosenDown : SkinnyRows {
   int ffn = 0, used = 0;
 };
 
-/// Whether the device has room for a row of `cols` elements beside W, in any type.
-bool chosen_fit(int cols);
+/// Whether the device has room for a row of x of `width` elements, and for `hidden` ones of the chosen experts
+/// together, beside W of any type.
+bool chosen_fit(int width, int hidden);
 void launch_chosen(const ChosenGateUp& params, cudaStream_t stream);
 void launch_chosen(const ChosenDown& params, cudaStream_t stream);
 
@@ -53,6 +54,13 @@ namespace skinny {
 /// For the tiles T of one type: chosen_q*.cu, as these take the compiler long.
 template <class T>
 struct ChosenOf {
+  static void launch(const ChosenGateUp& params, cudaStream_t stream);
+  static void launch(const ChosenDown& params, cudaStream_t stream);
+};
+
+/// The same where shared_memory_limit() is below kQuantisedMemory: chosen_small_*.cu.
+template <class T>
+struct SmallChosenOf {
   static void launch(const ChosenGateUp& params, cudaStream_t stream);
   static void launch(const ChosenDown& params, cudaStream_t stream);
 };

@@ -261,11 +261,7 @@ void launch_group(const Choices& choices, int rows, const Experts& experts, cons
 void launch_grouped(const GroupedGateUp& params, cudaStream_t stream) { launch_tiles<GateUp>(params, stream); }
 void launch_grouped(const GroupedDown& params, cudaStream_t stream) { launch_tiles<Down>(params, stream); }
 
-bool groups_tiles(ggml_type type, int rows) {
-  int bytes = 0;
-  return tiles::with_type(type, [&](auto t) { bytes = grouped::ProductsOf<decltype(t)>::shared_bytes(); }) &&
-         bytes <= shared_memory_limit() && rows % kTileRows == 0;
-}
+bool groups_tiles(ggml_type type, int rows) { return stays_quantised(type) && rows % kTileRows == 0; }
 
 void launch_grouped_tiles(const GroupedGateUp& params, cudaStream_t stream) {
   tiles::with_type(params.tiles.type, [&](auto t) { grouped::ProductsOf<decltype(t)>::gate_up(params, stream); });

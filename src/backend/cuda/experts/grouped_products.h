@@ -67,7 +67,7 @@ struct GroupedDown {
 };
 void launch_grouped(const GroupedGateUp& params, cudaStream_t stream);
 void launch_grouped(const GroupedDown& params, cudaStream_t stream);
-/// Whether the next two take matrices of so many rows an expert, on this device.
+/// Whether the next two take matrices of so many rows an expert.
 bool groups_tiles(ggml_type type, int rows);
 /// The same from `tiles`, of all experts and rows: those in `panel` are counted, its pointers are of no account.
 void launch_grouped_tiles(const GroupedGateUp& params, cudaStream_t stream);

@@ -3,6 +3,7 @@
 
 #include "backend/cuda/experts/grouped_products.h"
 #include "backend/cuda/products/activation.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 
 namespace tidal::cuda::grouped {
 
@@ -20,11 +21,6 @@ __device__ inline int find_group(const int32_t* tiles, int from, int count, int 
     }
   }
   return least;
-}
-
-__device__ inline uint32_t round_pair(float low, float high) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&two);
 }
 
 /// An expert's factors.
@@ -51,8 +47,8 @@ __device__ inline void store_gate_up(const GroupedGateUp& p, const GateUpScales&
     if (p.up_biases) up += __ldg(p.up_biases + of.biases + row + k);
     result[k] = activated(p.activation, gate, up) * weight;
   }
-  *reinterpret_cast<__nv_bfloat162*>(p.hidden + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) =
-      __floats2bfloat162_rn(result[0], result[1]);
+  *reinterpret_cast<uint32_t*>(p.hidden + static_cast<int64_t>(place) * p.stride + p.panel.begin + row) =
+      bf16_pair(result[0], result[1]);
 }
 
 /// Two neighbours of a place's results.
@@ -70,7 +66,6 @@ __device__ inline void store_down(const GroupedDown& p, int expert, int place, i
 /// The products from tiles of type T, in a file of their own: they take long to compile.
 template <class T>
 struct ProductsOf {
-  static int shared_bytes();  ///< of a block
   static void gate_up(const GroupedGateUp& p, cudaStream_t stream);
   static void down(const GroupedDown& p, cudaStream_t stream);
 };

@@ -1,6 +1,6 @@
 // Grouped products with matrices that stay quantised: 256 rows of W (of gate and up 128 each) by up to 128 places a
 // tile, in steps of the 128 columns of a quantised tile; 16 warps with 16 rows of W each and all places, cp.async two
-// steps ahead.
+// steps ahead. Where a block cannot have the memory (devices of 99 KiB), 8 warps by up to 64 places, to the same bits.
 //
 // A lane has its elements of W in the order of the tile's: 4 neighbours of 16 columns are what it has of an operand of
 // the tensor core, whose columns may be permuted as long as those of x are, and so a code is a number once for all
@@ -9,6 +9,7 @@
 
 #include "backend/cuda/experts/grouped_products.h"
 #include "backend/cuda/experts/grouped_store.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
@@ -17,21 +18,31 @@
 
 namespace tidal::cuda::grouped {
 
-constexpr int kThreads = 512, kWarps = kThreads / 32, kStages = 3;
-constexpr int kPlaces = kWideTile;
+constexpr int kStages = 3;
 constexpr int kRowBytes = kTileCols * 2;  // of x in a step
 constexpr int kPieces = kRowBytes / 16;   // of 16 bytes
-constexpr int kRowsAtOnce = kThreads / kPieces;
 
-template <class T>
-constexpr int kStageBytes = kPlaces* kRowBytes + 2 * kWarps* T::kBytes;
+/// Sizes of a block and of its tiles.
+template <int kWarpsOf, int kPlacesOf>
+struct Shape {
+  static constexpr int kWarps = kWarpsOf, kThreads = 32 * kWarps, kPlaces = kPlacesOf;
+  static constexpr int kRowsAtOnce = kThreads / kPieces;
+  template <class T>
+  static constexpr int kStageBytes = kPlaces* kRowBytes + 2 * kWarps* T::kBytes;
+  template <class T>
+  static constexpr int kBytes = kStages* kStageBytes<T>;
+};
+using Large = Shape<16, kWideTile>;
+using Small = Shape<8, kGroupTile>;
 
 /// Where a piece of a row lies: two neighbouring pieces of four rows are in all banks.
 __device__ inline int piece_offset(int row, int piece) { return (((piece + 2 * row) & 7) | (piece & 8)) * 16; }
 
+template <class S>
 struct GateUpTiles {
   using Params = GroupedGateUp;
-  static constexpr int kRows = kWarps * kTileRows;  // of each matrix in a tile
+  using Shape = S;
+  static constexpr int kRows = S::kWarps * kTileRows;  // of each matrix in a tile
   __device__ static const __nv_bfloat16* x(const Params& p, int place) {
     return p.x + static_cast<int64_t>(__ldcg(p.groups.row + place)) * p.cols;
   }
@@ -45,9 +56,11 @@ struct GateUpTiles {
   }
 };
 
+template <class S>
 struct DownTiles {
   using Params = GroupedDown;
-  static constexpr int kRows = 2 * kWarps * kTileRows;
+  using Shape = S;
+  static constexpr int kRows = 2 * S::kWarps * kTileRows;
   __device__ static const __nv_bfloat16* x(const Params& p, int place) {
     return p.hidden + static_cast<int64_t>(place) * p.cols;
   }
@@ -74,11 +87,13 @@ template <class T, class P, int M>
 __device__ void multiply_tile(const typename P::Params& p, const TileTask& task, int steps, uint8_t* stages) {
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
   const int piece = thread % kPieces;
-  constexpr int kOwnRows = 16 * M / kRowsAtOnce;  // of x, of which a thread copies a piece each
+  using S = typename P::Shape;
+  static_assert(16 * M <= S::kPlaces && 16 * M % S::kRowsAtOnce == 0);
+  constexpr int kOwnRows = 16 * M / S::kRowsAtOnce;  // of x, of which a thread copies a piece each
   const __nv_bfloat16* source[kOwnRows];
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
-    source[i] = P::x(p, task.first_place + min(i * kRowsAtOnce + thread / kPieces, task.places - 1));
+    source[i] = P::x(p, task.first_place + min(i * S::kRowsAtOnce + thread / kPieces, task.places - 1));
   }
   // Behind the last row of W the tile is another's, and its results are not stored.
   const uint8_t* matrix[2];
@@ -90,16 +105,16 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
   }
   const auto copy = [&](int step) {
     if (step < steps) {
-      uint8_t* const stage = stages + step % kStages * kStageBytes<T>;
+      uint8_t* const stage = stages + step % kStages * S::template kStageBytes<T>;
       const int column = step * kTileCols + piece * 8;
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i) {
-        const int row = i * kRowsAtOnce + thread / kPieces;
+        const int row = i * S::kRowsAtOnce + thread / kPieces;
         const bool valid = row < task.places && column < p.cols;
         copy_async(shared_address(stage + row * kRowBytes + piece_offset(row, piece)), source[i] + (valid ? column : 0),
                    valid);
       }
-      uint8_t* const own = stage + kPlaces * kRowBytes + warp * 2 * T::kBytes;
+      uint8_t* const own = stage + S::kPlaces * kRowBytes + warp * 2 * T::kBytes;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         for (int at = lane * 16; at < T::kBytes; at += 512) {
@@ -117,9 +132,9 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
     wait_for_copies<kStages - 2>();
     __syncthreads();
     copy(step + kStages - 1);
-    const uint8_t* const stage = stages + step % kStages * kStageBytes<T>;
-    const auto* const own =
-        static_cast<const uint8_t*>(__builtin_assume_aligned(stage + kPlaces * kRowBytes + warp * 2 * T::kBytes, 16));
+    const uint8_t* const stage = stages + step % kStages * S::template kStageBytes<T>;
+    const auto* const own = static_cast<const uint8_t*>(
+        __builtin_assume_aligned(stage + S::kPlaces * kRowBytes + warp * 2 * T::kBytes, 16));
 #pragma unroll
     for (int run = 0; run < kTileCols / 32; ++run) {
       uint32_t b[2][2][2];  // of a tile and half a run
@@ -128,7 +143,7 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
         float values[8];
         T::eight(own + n * T::kBytes, lane, run, values);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) b[n][i / 2][i % 2] = round_pair(values[2 * i], values[2 * i + 1]);
+        for (int i = 0; i < 4; ++i) b[n][i / 2][i % 2] = bf16_pair(values[2 * i], values[2 * i + 1]);
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -165,13 +180,15 @@ __device__ void multiply_tile(const typename P::Params& p, const TileTask& task,
 
 /// Blocks take tiles in turns: how many there are only the device knows.
 template <class T, class P>
-__global__ void __launch_bounds__(kThreads, 1) grouped_tiles_kernel(const __grid_constant__ typename P::Params p) {
+__global__ void __launch_bounds__(P::Shape::kThreads, 1)
+    grouped_tiles_kernel(const __grid_constant__ typename P::Params p) {
   extern __shared__ __align__(16) uint8_t stages[];
   static_assert(T::kBytes % 16 == 0);
   wait_for_previous();
   let_next_start();
   const int across = (p.panel.rows + P::kRows - 1) / P::kRows, steps = (p.cols + kTileCols - 1) / kTileCols;
-  const int32_t* const tiles = p.groups.wide + p.panel.first;
+  using S = typename P::Shape;
+  const int32_t* const tiles = (S::kPlaces == kWideTile ? p.groups.wide : p.groups.tile) + p.panel.first;
   const int from_tile = __ldcg(tiles), all = (__ldcg(tiles + p.panel.count) - from_tile) * across;
   TileTask task{};
   for (int index = blockIdx.x; index < all; index += gridDim.x) {
@@ -179,9 +196,15 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_tiles_kernel(const __grid
     task.expert = find_group(tiles, task.expert, p.panel.count, tile);
     task.first_row = index % across * P::kRows;
     const int32_t* const firsts = p.groups.first + p.panel.first + task.expert;
-    task.first_place = __ldcg(firsts) + (tile - __ldcg(tiles + task.expert)) * kPlaces;
-    task.places = min(kPlaces, __ldcg(firsts + 1) - task.first_place);
-    if (task.places <= 32) {
+    task.first_place = __ldcg(firsts) + (tile - __ldcg(tiles + task.expert)) * S::kPlaces;
+    task.places = min(S::kPlaces, __ldcg(firsts + 1) - task.first_place);
+    if constexpr (S::kPlaces == kGroupTile) {
+      if (task.places <= 32) {
+        multiply_tile<T, P, 2>(p, task, steps, stages);
+      } else {
+        multiply_tile<T, P, 4>(p, task, steps, stages);
+      }
+    } else if (task.places <= 32) {
       multiply_tile<T, P, 2>(p, task, steps, stages);
     } else if (task.places <= 64) {
       multiply_tile<T, P, 4>(p, task, steps, stages);
@@ -195,25 +218,30 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_tiles_kernel(const __grid
 
 template <class T, class P>
 void launch_tiles(const typename P::Params& p, cudaStream_t stream) {
-  constexpr int kBytes = kStages * kStageBytes<T>;
+  using S = typename P::Shape;
+  constexpr int kBytes = S::template kBytes<T>;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(grouped_tiles_kernel<T, P>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   check(allowed, kGroupedWhat);
-  launch(kGroupedWhat, Start::Early, grouped_tiles_kernel<T, P>, dim3(multiprocessors()), dim3(kThreads), kBytes,
+  launch(kGroupedWhat, Start::Early, grouped_tiles_kernel<T, P>, dim3(multiprocessors()), dim3(S::kThreads), kBytes,
          stream, p);
 }
 
 template <class T>
-int ProductsOf<T>::shared_bytes() {
-  return kStages * kStageBytes<T>;
+bool large_fits() {
+  return Large::kBytes<T> <= shared_memory_limit();
 }
+
 template <class T>
 void ProductsOf<T>::gate_up(const GroupedGateUp& p, cudaStream_t stream) {
-  launch_tiles<T, GateUpTiles>(p, stream);
+  static_assert(Small::kBytes<T> <= kLeastSharedMemory);
+  if (large_fits<T>()) return launch_tiles<T, GateUpTiles<Large>>(p, stream);
+  launch_tiles<T, GateUpTiles<Small>>(p, stream);
 }
 template <class T>
 void ProductsOf<T>::down(const GroupedDown& p, cudaStream_t stream) {
-  launch_tiles<T, DownTiles>(p, stream);
+  if (large_fits<T>()) return launch_tiles<T, DownTiles<Large>>(p, stream);
+  launch_tiles<T, DownTiles<Small>>(p, stream);
 }
 
 }  // namespace tidal::cuda::grouped

@@ -120,7 +120,7 @@ int64_t shared_bytes(const RouteParams& p) {
 template <int R>
 void launch_rows(const RouteParams& p, int blocks, cudaStream_t stream) {
   static const cudaError_t allowed =
-      cudaFuncSetAttribute(route_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit() - 1024);
+      cudaFuncSetAttribute(route_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_memory() - 1024);
   check(allowed, "a router");
   launch("a router", Start::Early, route_kernel<R>, dim3(blocks, (p.rows + R - 1) / R), dim3(kRowThreads),
          static_cast<size_t>(shared_bytes<R>(p)), stream, p);

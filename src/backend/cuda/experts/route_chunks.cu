@@ -115,7 +115,7 @@ bool launch_rows(const RouteParams& p, cudaStream_t stream) {
   const int64_t bytes = int64_t{4} * R * (p.width + p.experts.count + 1);
   if (bytes > shared_memory_limit() - 1024) return false;
   static const cudaError_t allowed = cudaFuncSetAttribute(
-      route_chunks_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit() - 1024);
+      route_chunks_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_memory() - 1024);
   check(allowed, kWhat);
   launch(kWhat, Start::Early, route_chunks_kernel<R>, dim3((p.rows + R - 1) / R), dim3(kRowThreads),
          static_cast<size_t>(bytes), stream, p);

@@ -3,6 +3,7 @@
 #include "backend/cuda/products/activation.cuh"
 #include "backend/cuda/products/packed_rows.cuh"
 #include "backend/cuda/products/row_norm.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/launch.h"
 
@@ -41,10 +42,7 @@ struct Eight {
   }
 };
 
-__device__ uint2 round_four(float a, float b, float c, float d) {
-  const __nv_bfloat162 low = __floats2bfloat162_rn(a, b), high = __floats2bfloat162_rn(c, d);
-  return make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
-}
+__device__ uint2 round_four(float a, float b, float c, float d) { return make_uint2(bf16_pair(a, b), bf16_pair(c, d)); }
 
 __global__ void embed_kernel(const __nv_bfloat16* embedding, const int32_t* tokens, int width, float* x) {
   let_next_start();

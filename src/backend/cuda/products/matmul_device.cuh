@@ -25,7 +25,7 @@ struct RowOf {
 /// Lets a kernel have all the shared memory that there is.
 inline cudaError_t allow_shared_memory(const void* kernel) {
   const cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit());
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_memory());
   if (code != cudaSuccess) return code;
   // As large as can be, whatever a kernel needs: a change of the division waits until the multiprocessor is idle.
   return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);

@@ -22,6 +22,17 @@ struct Quantised {
   static void launch(const SkinnyGateUp& params, cudaStream_t stream);
   static void launch(const SkinnyQkv& params, cudaStream_t stream);
 };
+/// The same where shared_memory_limit() is below kQuantisedMemory: matmul_small_*.cu.
+template <class T>
+struct SmallQuantised {
+  static void launch(const SkinnyRows& params, cudaStream_t stream);
+  static void launch(const SkinnyGateUp& params, cudaStream_t stream);
+  static void launch(const SkinnyQkv& params, cudaStream_t stream);
+};
+/// Rows that a launch of these multiplies, and the most that one of a single row takes beside x, in bytes.
+inline constexpr int kSmallRows = 8, kSmallFixed = 65 * 1024;
+/// Whether these take a row of so many columns in float32, whatever the type.
+bool small_takes_floats(int cols);
 
 }  // namespace skinny
 }  // namespace tidal::cuda

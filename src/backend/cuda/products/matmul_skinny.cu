@@ -14,6 +14,14 @@ using skinny::QkvEpilogue;
 using skinny::RowsEpilogue;
 using W = skinny::Bf16Units;
 
+/// Shared memory of a variant with a piece of x with every piece of W.
+template <class Streaming, int NT, int D>
+constexpr int kStreamed = skinny::Layout<W, Streaming::kM, NT, D, true>::kFixed;
+template <class Streaming, int NT, int D>
+bool streams() {
+  return kStreamed<Streaming, NT, D> <= shared_memory_limit();
+}
+
 /// x whole in shared memory, where it fits and is used for more than one tile; a piece of x with every piece of W
 /// otherwise.
 template <class Resident, class Streaming, int NT, int D>
@@ -27,17 +35,22 @@ void launch_rows(const typename Resident::Params& params, cudaStream_t stream) {
   }
   const bool once = params.rows > 8 && Streaming::tiles(params) <= multiprocessors();
   if (params.in.x || (fits(std::integral_constant<int, D>{}) && !once)) {
-    launch_variant<W, Resident, NT, D, false>(params, stream);
-  } else {
-    launch_variant<W, Streaming, NT, 4, true>(params, stream);
+    return launch_variant<W, Resident, NT, D, false>(params, stream);
   }
+  if constexpr (NT <= 2) {
+    if (!streams<Streaming, NT, 4>()) {
+      // A device of less than kQuantisedMemory: two slots of the ring, of as many rows as one launch has there.
+      static_assert(kStreamed<Streaming, 2, 2> <= kLeastSharedMemory);
+      return launch_variant<W, Streaming, 2, 2, true>(params, stream);
+    }
+  }
+  launch_variant<W, Streaming, NT, 4, true>(params, stream);
 }
 
 /// `One` up to 8 rows, the others for more.
 template <class One, class Resident, class Streaming>
 void launch_bf16(const typename Resident::Params& params, cudaStream_t stream) {
-  const bool four = skinny::shared_bytes<W, Streaming, 4, 4, true>(kSkinnyRows, params.cols) <= shared_memory_limit();
-  skinny::launch_by(four ? kSkinnyRows : kSkinnyRows / 2, params, [&](const auto& part) {
+  skinny::launch_by(streams<Streaming, 4, 4>() ? kSkinnyRows : kSkinnyRows / 2, params, [&](const auto& part) {
     if (part.rows <= 8) {
       launch_rows<One, Streaming, 1, 5>(part, stream);
     } else if (part.rows <= 16) {
@@ -51,7 +64,7 @@ void launch_bf16(const typename Resident::Params& params, cudaStream_t stream) {
 }  // namespace
 
 bool skinny_takes_floats(int rows, int cols, bool quantised) {
-  if (quantised) return rows == 1;
+  if (quantised) return rows == 1 && (shared_memory_limit() >= kQuantisedMemory || skinny::small_takes_floats(cols));
   return rows <= kFusedRows &&
          skinny::shared_bytes<W, GateUpEpilogue, 1, 5, false>(rows, cols) <= shared_memory_limit();
 }

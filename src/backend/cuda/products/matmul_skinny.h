@@ -17,7 +17,8 @@ namespace tidal::cuda {
 /// (once per multiprocessor): launch_round() does it beforehand.
 inline constexpr int kFusedRows = 4;  // with bf16; with quantised matrices 1
 
-/// Up to this many rows one launch does with bf16; more read W again.
+/// Up to this many rows one launch does with bf16; more read W again. On devices of less than kQuantisedMemory half as
+/// many.
 inline constexpr int kSkinnyRows = 32;
 
 /// A matrix as DeviceWeights keeps it: bf16, row-major, at a multiple of 16 bytes; or in tiles (weights/quantised.h).
@@ -48,10 +49,8 @@ struct SkinnyInput {
   std::byte* scratch = nullptr;       ///< room for that of kQuantisedRows rows
 };
 
-/// Up to this many rows one launch does with a quantised matrix.
+/// Up to this many rows one launch does with a quantised matrix; on devices of less than kQuantisedMemory half as many.
 inline constexpr int kQuantisedRows = 16;
-/// The shared memory that a block must be able to have for it, in bytes: that of compute capability 8.0.
-inline constexpr int kQuantisedMemory = 163 * 1024;
 
 /// The bytes of packed rows (packed_rows.cuh).
 int64_t skinny_packed_bytes(int rows, int cols);

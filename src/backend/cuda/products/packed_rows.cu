@@ -32,6 +32,11 @@ const std::byte* launch_pack(const SkinnyInput& in, int rows, int cols, cudaStre
   return in.scratch;
 }
 
+bool small_takes_floats(int cols) {
+  constexpr int kPadding = 96;  // of a row of x, the most
+  return kSmallFixed + packed_units(cols) * kPackedUnit + kPadding <= shared_memory_limit();
+}
+
 }  // namespace skinny
 
 int64_t skinny_packed_bytes(int rows, int cols) {

@@ -5,6 +5,7 @@
 
 #include "backend/cuda/products/elementwise.h"
 #include "backend/cuda/products/row_norm.cuh"
+#include "backend/cuda/runtime/bf16_pair.cuh"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
 
@@ -36,8 +37,7 @@ __device__ void store(const float (&from)[N], float* to) {
 template <int N>
 __device__ void store(const float (&from)[N], __nv_bfloat16* to) {
   if constexpr (N == 4) {
-    const __nv_bfloat162 two[2] = {__floats2bfloat162_rn(from[0], from[1]), __floats2bfloat162_rn(from[2], from[3])};
-    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(two);
+    *reinterpret_cast<uint2*>(to) = make_uint2(bf16_pair(from[0], from[1]), bf16_pair(from[2], from[3]));
   } else {
     *to = __float2bfloat16_rn(from[0]);
   }

@@ -7,18 +7,12 @@
 #include <utility>
 
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/shared_memory.h"
 
 namespace tidal::cuda {
 
 /// Whether the current device lets kernels overlap this way (compute capability 9.0 and above).
 bool overlaps_launches();
-/// Shared memory that one block of the current device may ask for, in bytes.
-int shared_memory_limit();
-/// What every supported device has, compute capability 8.6 the least.
-inline constexpr int kLeastSharedMemory = 99 * 1024;
-/// What attention to heads of more than 256 elements needs: compute capability 8.0 and 9.0 have it.
-inline constexpr int kWideHeadMemory = 163 * 1024;
-
 enum class Start {
   Early,  ///< before the previous kernel has ended: the kernel must call wait_for_previous()
   After,  ///< when everything before on the stream is done
@@ -27,6 +21,7 @@ enum class Start {
 template <typename... Parameters, typename... Arguments>
 void launch(const char* what, Start start, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments&&... arguments) {
+  if (shared_bytes > static_cast<size_t>(shared_memory_limit())) fail_without_shared_memory(shared_bytes, what);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -38,14 +38,15 @@ template <typename BytesOf>
 ClusterCounts count_clusters(const void* kernel, int threads, BytesOf bytes_of) {
   constexpr const char* kWhat = "clusters of blocks";
   const int most = shared_memory_limit();
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), kWhat);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kWhat);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_memory()), kWhat);
+  // Not every device runs clusters of more than 8: an error is an answer, here and below.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaGetLastError();
   ClusterCounts counts = {};
   for (int blocks = kLeastClusterBlocks; blocks <= kMostClusterBlocks; ++blocks) {
     const size_t bytes = bytes_of(blocks);
     if (bytes > static_cast<size_t>(most)) continue;
     const ClusterLaunch launch(threads, blocks, 1, 1, bytes, nullptr);
-    // Not every device runs clusters of more than 8: an error is an answer.
     if (cudaOccupancyMaxActiveClusters(&counts[blocks], kernel, &launch.config) != cudaSuccess) counts[blocks] = 0;
     cudaGetLastError();
   }

@@ -282,8 +282,7 @@ void launch_top_k(const SelectArgs& args, cudaStream_t stream) {
 
 void prepare_top_k(int max_context) {
   const size_t bytes = top_k_shared_bytes(max_context);
-  int most = 0;
-  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "top-k");
+  const int most = shared_memory_limit();
   if (bytes > static_cast<size_t>(most)) {
     fail_with("cuda: a context of " + std::to_string(max_context) +
               " positions is more than a selection has room for on this device, expected at most " +

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "backend/cuda/runtime/bf16_pair.cuh"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/weights/quantised_tiles.cuh"
@@ -62,12 +63,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Two bf16, to the nearest, ties to even.
-__device__ uint32_t round_two(float low, float high) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&two);
-}
-
 /// A warp a tile: a lane makes its 32 elements. The grid is `groups` of eight tiles across for every tile down, from
 /// that of row `first` on.
 template <class T>
@@ -87,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int half = 0; half < 2; ++half) {
       const float* four = values + 4 * half;
       out[tiles::column(lane % 4, run * 8 + 4 * half) / 4] =
-          make_uint2(round_two(four[0], four[1]), round_two(four[2], four[3]));
+          make_uint2(bf16_pair(four[0], four[1]), bf16_pair(four[2], four[3]));
     }
   }
 }
