@@ -66,10 +66,10 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
     return rows > 1 ? backend.upload_exact(weight) : backend.upload(weight);
   };
   const auto ones = [&](int count) { return floats(1, count, 1, 0); };
-  // Of 1/8 to 8, which no score depends on.
+  // 1/2, 1 or 2: an 8-bit cache loses little by those that fit no weights.
   const auto units = [&](int count) {
     auto* values = reinterpret_cast<float*>(memory->emplace_back(sizeof(float) * static_cast<size_t>(count)).data());
-    for (int i = 0; i < count; ++i) values[i] = std::ldexp(1.0f, i * 5 % 7 - 3);
+    for (int i = 0; i < count; ++i) values[i] = std::ldexp(1.0f, i % 3 - 1);
     return backend.upload({GGML_TYPE_F32, 1, count, memory->back().data()});
   };
   const auto delta = [&](const DeltaNet& net) {
