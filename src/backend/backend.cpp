@@ -72,15 +72,16 @@ bool has_cuda_device() {
 }
 
 #ifdef TIDAL_CUDA
-std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy) {
-  return cuda::full_below(hp, roles, policy);
+std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy,
+                                   KvType type) {
+  return cuda::full_below(hp, roles, policy, type);
 }
 std::optional<ggml_type> cuda_matrix_type(ggml_type type) {
   return cuda::stays_quantised(type) ? type : GGML_TYPE_BF16;
 }
 #else
 std::optional<ggml_type> cuda_matrix_type(ggml_type) { return {}; }
-std::optional<int> cuda_full_below(const Hyperparameters&, std::span<const Role>, const Policy&) { return {}; }
+std::optional<int> cuda_full_below(const Hyperparameters&, std::span<const Role>, const Policy&, KvType) { return {}; }
 #endif
 
 std::unique_ptr<Backend> make_backend(std::string_view name, int threads, bool quantised) {

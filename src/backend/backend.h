@@ -41,8 +41,11 @@ class Backend {
   virtual double read_stream() = 0;
   /// Positions from which a decode step of one sequence whose layers have these roles takes no longer than one by full
   /// attention, by what was measured on such a machine; 0: from the start, kAlwaysFull: never. `policy` is a plan's,
-  /// shares included.
-  virtual int full_below(const Hyperparameters&, std::span<const Role> /*roles*/, const Policy&) const { return 0; }
+  /// shares included; `type` is the cache's.
+  virtual int full_below(const Hyperparameters&, std::span<const Role> /*roles*/, const Policy&,
+                         KvType /*type*/) const {
+    return 0;
+  }
 
   // --- memory -------------------------------------------------------------------------------------------------------
   /// Zero-filled memory. `what` names it in the Error thrown when there is not enough ("KV cache", ...).
@@ -103,8 +106,8 @@ class Backend {
   virtual void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs);
   /// q [rows, q_width] and the appended K, V, of as many and as large heads as `kv` has: RMS norm of x, projections,
   /// bias, q/k norm, RoPE where the layer rotates, norm of V where hp.value_norm says so; K and V go to the cache at
-  /// the rows' positions, unless the layer has no wk: then it reads another one's. Blocks that this fills
-  /// (Chunk::first_full()) get the sketches that `kv` keeps.
+  /// the rows' positions, unless the layer has no wk: then it reads another one's. Keys and queries are in the units
+  /// that key_units_of() says. Blocks that this fills (Chunk::first_full()) get the sketches that `kv` keeps.
   virtual void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) = 0;
   /// out [rows, q_width], likewise: causal attention of every chunk by its role in `layer` (TidalDecode, section 3).
   /// Scores are q.k / sqrt(head_dim), capped where hp.score_cap says so (what is selected: weighs()).
@@ -162,7 +165,8 @@ std::unique_ptr<Backend> make_cpu_backend(int threads);
 /// Whether there is a device that "cuda" would run on, in a build with CUDA.
 bool has_cuda_device();
 /// What full_below() of the backend "cuda" says, with or without a device; nullopt in a build without CUDA.
-std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy);
+std::optional<int> cuda_full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy,
+                                   KvType type);
 /// What the backend "cuda" makes of matrices of a type, with or without a device; nullopt in a build without CUDA.
 std::optional<ggml_type> cuda_matrix_type(ggml_type type);
 /// By name: "cpu", "cuda", "reference", or "auto" for cuda where it has a device, else cpu. Throws Error for any other,

@@ -63,6 +63,7 @@ struct Layer {
                                 // values', too, without wk the layer reads the K and V of another one
   Weight bq, bk, bv;            // [q_width], [kv_width] twice; optional
   Weight q_norm, k_norm;        // [head_dim] (qwen3), or [q_width] and [kv_width] (olmoe); optional
+  Weight key_units;             // [kv_width], powers of two: those of the keys that it reads (key_units_of()); optional
   Weight sink_logits;           // [heads]: a further score of each softmax, of no value; optional (gpt-oss)
   Weight attn_gate;             // [q_width, width], of what attention gives; optional
   Weight wo, bo;                // [width, q_width], [width] optional

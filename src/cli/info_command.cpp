@@ -85,8 +85,8 @@ int64_t sketch_bytes_per_token(const Hyperparameters& hp, int bits) {
   return hp.sketched_layers() * SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads / kBlockTokens;
 }
 
-std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparameters& hp) {
-  const auto of_plan = [&](const Plan& plan) { return cuda_full_below(hp, plan.roles, plan.policy); };
+std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparameters& hp, KvType type) {
+  const auto of_plan = [&](const Plan& plan) { return cuda_full_below(hp, plan.roles, plan.policy, type); };
   const Plan plan = choose_plan(options, hp, [&](const Plan& chosen) { return of_plan(chosen).value_or(0); }).plan;
   return of_plan(plan) ? std::optional(plan.full_below) : std::nullopt;
 }
@@ -99,7 +99,7 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   const Hyperparameters& hp = info.model.hp;
   check_budget(flags.plan, hp.context);
   info.plan = choose_plan(flags.plan, hp);
-  info.gpu_full_below = gpu_full_below(flags.plan, hp);
+  info.gpu_full_below = gpu_full_below(flags.plan, hp, info.kv_type);
   std::vector<std::string> kinds;
   if (!hp.layers_that_read_all().empty()) kinds.emplace_back("sketch");
   if (has_tidal_plans(hp)) kinds.emplace_back("tidal");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 
 #include "core/available_memory.h"
 #include "core/error.h"
@@ -55,25 +56,71 @@ int64_t sketch_bytes(const Hyperparameters& hp, int bits, const EngineSizes& siz
   return hp.sketched_layers() * SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads * sizes.blocks;
 }
 
-/// fitting_blocks() of all plans, one after the other; sketches of all widths are kept.
-int fitting_all(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options) {
-  const EngineSizes sizes = engine_sizes(backend, hp, options);
+/// The plans that such an engine decodes by, one after the other.
+std::vector<Plan> all_plans(const Plan& plan, const EngineOptions& options) {
   std::vector<Plan> plans = options.later_plans;
   plans.push_back(plan);
+  return plans;
+}
+
+/// Of the sketches that other plans have left when one has its turn: those of all widths are kept.
+int64_t other_sketches(const Hyperparameters& hp, std::span<const Plan> plans, const Plan& one,
+                       const EngineSizes& sizes) {
+  int64_t others = 0;
+  for (const int bits : kSketchBits) {
+    const bool kept = std::any_of(plans.begin(), plans.end(),
+                                  [&](const Plan& other) { return other.scans() && other.policy.sketch_bits == bits; });
+    const bool own = one.scans() && one.policy.sketch_bits == bits;
+    if (kept && !own) others += sketch_bytes(hp, bits, sizes);
+  }
+  return others;
+}
+
+/// fitting_blocks() of all plans.
+int fitting_all(const Backend& backend, const Hyperparameters& hp, const Plan& plan, const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  const std::vector<Plan> plans = all_plans(plan, options);
   const int64_t free = backend.free_bytes();
   int blocks = sizes.blocks;
   for (const Plan& one : plans) {
-    int64_t others = 0;
-    for (const int bits : kSketchBits) {
-      const bool kept = std::any_of(plans.begin(), plans.end(), [&](const Plan& other) {
-        return other.scans() && other.policy.sketch_bits == bits;
-      });
-      const bool own = one.scans() && one.policy.sketch_bits == bits;
-      if (kept && !own) others += sketch_bytes(hp, bits, sizes);
-    }
+    const int64_t others = other_sketches(hp, plans, one, sizes);
     blocks = std::min(blocks, fitting_blocks(backend, hp, one, options, free - others));
   }
   return blocks;
+}
+
+/// The fewest cached rows that are worth while: with fewer than a step reads each would push out what it needs next.
+int least_cached_rows(std::span<const Plan> plans, const EngineOptions& options) {
+  int least = 0;
+  for (const Plan& plan : plans) {
+    if (plan.has_sparse()) least = std::max(least, std::min(plan.policy.at(options.context).budget, options.context));
+  }
+  return least;
+}
+
+/// `options` with as many cached rows as there is memory for, where there is not enough for those that there should be.
+EngineOptions with_cached_rows(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
+                               const EngineOptions& options) {
+  const EngineSizes sizes = engine_sizes(backend, hp, options);
+  if (options.cached_rows || sizes.device_blocks == sizes.blocks) return options;
+  const std::vector<Plan> plans = all_plans(plan, options);
+  const int64_t free = backend.free_bytes();
+  const auto fits = [&](const EngineOptions& own) {
+    return std::all_of(plans.begin(), plans.end(), [&](const Plan& one) {
+      return engine_memory(backend, hp, one, own).total() + other_sketches(hp, plans, one, sizes) <= free;
+    });
+  };
+  if (fits(options)) return options;
+  int rows = 0;
+  for (const Plan& one : plans) {
+    rows = std::max(rows, row_cache_room(hp, one, options, sizes.blocks - sizes.device_blocks).rows);
+  }
+  EngineOptions fewer = options;
+  const int least = std::min(rows, least_cached_rows(plans, options));
+  for (fewer.cached_rows = rows; *fewer.cached_rows > least && !fits(fewer);) {
+    fewer.cached_rows = std::max(least, *fewer.cached_rows / 2);
+  }
+  return fewer;
 }
 
 void check_place(const Backend& backend, const EngineOptions& options, const EngineSizes& sizes) {
@@ -170,11 +217,12 @@ EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& 
   check_place(backend, options, sizes);
   // With a number that was found before, as an engine's own options have it, nothing is to be found.
   const bool open = options.kv_place.kind == KvPlace::Kind::Auto && options.device_blocks == kAllSlots;
-  if (!open || !may_leave(backend, options)) return options;
+  if (!may_leave(backend, options)) return options;
   EngineOptions placed = options;
   // Prefill copies less at a time where it finds less memory.
-  placed.device_blocks = std::max(fitting_all(backend, hp, plan, options), least_device_blocks(options, sizes));
-  return placed;
+  if (open)
+    placed.device_blocks = std::max(fitting_all(backend, hp, plan, options), least_device_blocks(options, sizes));
+  return with_cached_rows(backend, hp, plan, placed);
 }
 
 int positions_on_device(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
@@ -191,6 +239,10 @@ EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, con
   EngineOptions least = options;
   const bool may = options.kv_place.kind == KvPlace::Kind::Auto && may_leave(backend, options);
   if (may) least.device_blocks = least_device_blocks(options, sizes);
+  if (may_leave(backend, options) && !options.cached_rows) {
+    const int rows = row_cache_room(hp, plan, least, sizes.blocks).rows;
+    least.cached_rows = std::min(rows, least_cached_rows(all_plans(plan, options), options));
+  }
   const EngineMemory memory = engine_memory(backend, hp, plan, least);
   // Auto may find room on the device for all, which then asks nothing of the host.
   if (!may && !backend.device().empty()) check_host_memory(memory, options);

@@ -37,7 +37,8 @@ struct EngineOptions {
   /// Blocks of K and V that lie on the device, fewer where `kv_place` says so.
   int device_blocks = kAllSlots;
   /// Where some are: rows [K | V] of positions that the device holds of them, of each KV head of a layer that reads
-  /// selected positions, those used last. nullopt: eight times the budget, at least 2048; 0: none.
+  /// selected positions, those used last. nullopt: eight times the budget, at least 2048, or down to the budget what
+  /// there is memory for; 0: none.
   std::optional<int> cached_rows = {};
   /// Else: earlier windows of a sequence, beside the one that it goes on with, that there is room for.
   int windows = 2;
@@ -56,9 +57,9 @@ struct EngineSizes {
 };
 EngineSizes engine_sizes(const Backend& backend, const Hyperparameters& hp, const EngineOptions& options);
 
-/// `options` with the blocks on the device that KvPlace::Auto comes to, by the memory that is free now; weights are
-/// loaded. Those of an engine stay what they are. Throws Error where K and V are to be in host memory and the backend
-/// cannot do it.
+/// `options` with the blocks on the device that KvPlace::Auto comes to, and with cached rows where fewer of them fit
+/// than there should be, by the memory that is free now; weights are loaded. Those of an engine stay what they are.
+/// Throws Error where K and V are to be in host memory and the backend cannot do it.
 EngineOptions with_device_blocks(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                                  const EngineOptions& options);
 /// Positions of each sequence of a step whose K and V such an engine has room for on the device; INT_MAX where all

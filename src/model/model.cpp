@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "model/backend_check.h"
+#include "model/key_units.h"
 #include "model/load.h"
 
 namespace tidal {
@@ -48,6 +49,10 @@ void upload(Model& model, Backend& backend) {
   for_each_weight(model.layers, [&](Weight& weight, bool exact) {
     weight = exact ? backend.upload_exact(weight) : backend.upload(weight);
   });
+  // Not among the others: they are read with caches in 8 bits alone.
+  for (Layer& layer : model.layers) {
+    if (layer.key_units) layer.key_units = backend.upload(layer.key_units);
+  }
 }
 
 int64_t kept_bytes(const Backend& backend, const Model& model) {
@@ -64,6 +69,7 @@ int64_t kept_bytes(const Backend& backend, const Model& model) {
   for_each_weight(model.layers, [&](const Weight& weight, bool exact) {
     sum += exact ? weight.rows * static_cast<int64_t>(ggml_row_size(GGML_TYPE_F32, weight.cols)) : bytes(weight);
   });
+  for (const Layer& layer : model.layers) sum += bytes(layer.key_units);
   return sum;
 }
 
@@ -91,6 +97,7 @@ Model load_model(const std::string& path, Backend& backend, const MemoryBeside& 
   const GgufFile file = GgufFile::open(path);
   const Hyperparameters hp = read_hyperparameters(file);
   Model model = read_weights(file, hp);
+  set_key_units(model);
   check_backend(backend, path, kept_bytes(backend, model), model.hp, beside);
   upload(model, backend);
   number_layers(model);

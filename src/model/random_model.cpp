@@ -125,6 +125,7 @@ std::vector<Part> parts_of(Model& model) {
       parts.push_back({&layer.q_norm, 1, heads ? kv.head_dim : q_width, 1.0f});
       if (has_kv) parts.push_back({&layer.k_norm, 1, heads ? kv.head_dim : kv.width(), 1.0f});
     }
+    if (has_kv) parts.push_back({&layer.key_units, 1, kv.width(), 1.0f});
     if (family.kinds) add_finish(parts, layer, hp);
     ++l;
   }
@@ -223,6 +224,10 @@ Model random_model(const Hyperparameters& hp, ggml_type type, uint64_t seed, Bac
     }
     *part.weight = weight;
     data += (size + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  for (int l = 0; Layer & layer : model.layers) {
+    if (!layer.delta) layer.key_units = model.layers[static_cast<size_t>(hp.kv_layer(l))].key_units;
+    ++l;
   }
   model.storage = memory;
   number_layers(model);

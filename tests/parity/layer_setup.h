@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -109,6 +110,9 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
       q_norm_ = random_vector(shape().whole_norms ? hp_.q_width() : hp_.head_dim, 1, 0.2f, random_);
       k_norm_ = random_vector(shape().whole_norms ? hp_.kv_width() : hp_.head_dim, 1, 0.2f, random_);
     }
+    key_units_ = random_vector(hp_.kv_width(), 0, 1, random_);
+    for (float& unit : key_units_.values) unit = std::ldexp(1.0f, static_cast<int>(std::lround(3 * unit)));
+    std::memcpy(key_units_.bytes.data(), key_units_.values.data(), key_units_.bytes.size());
     x_.resize(static_cast<size_t>(batch_->rows()) * hp_.width);
     for (float& value : x_) value = random_.normal(2.0f);
     out_.resize(static_cast<size_t>(batch_->rows()) * hp_.q_width());
@@ -140,6 +144,7 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
     layer.bv = device.weight(bv_);
     layer.q_norm = device.weight(q_norm_);
     layer.k_norm = device.weight(k_norm_);
+    layer.key_units = device.weight(key_units_);
     layer.wo = device.weight(wo_);
     layer.bo = device.weight(bo_);
     layer.gate = device.weight(gate_);
@@ -229,7 +234,7 @@ class LayerParity : public test::BackendTest<std::tuple<std::string, LayerShape,
   HostBatch batch_{ragged(), 333, random_};
   HostWeight attn_norm_, ffn_norm_, attn_post_norm_, ffn_post_norm_, wq_, wk_, wv_, wo_, gate_, up_, down_, output_,
       embedding_;
-  HostWeight bq_, bk_, bv_, bo_, b_gate_, b_up_, b_down_, q_norm_, k_norm_;
+  HostWeight bq_, bk_, bv_, bo_, b_gate_, b_up_, b_down_, q_norm_, k_norm_, key_units_;
   std::vector<float> x_;    // [rows, width]
   std::vector<float> out_;  // [rows, q_width]
 };

@@ -158,6 +158,9 @@ void QkvParity::expect_rows(KvType type) {
   const auto [q, cache] = qkv(backend());
   const auto [reference_q, reference_cache] = qkv("reference");
 
+  // Bf16 caches know nothing of units.
+  const auto unit = [&](size_t d) { return type == KvType::Q8 ? key_units_.values[d] : 1.0f; };
+  const auto dim = static_cast<size_t>(hp_.head_dim);
   std::vector<double> q_bounds;
   std::vector<float> kv, reference_kv;
   std::vector<double> kv_bounds;
@@ -168,12 +171,15 @@ void QkvParity::expect_rows(KvType type) {
     for (int i = 0; i < chunk.rows; ++i) {
       const std::vector<float> x = input(chunk.first_row + i, attn_norm_);
       const auto of_q = head_bounds(product(wq_, bq_, x), product_bounds(wq_, x, rounding), q_norm_);
-      for (const double bound : of_q) {
-        q_bounds.push_back(bound * hp_.temperature(chunk.position + i) * shape().layer_query_scale +
+      for (size_t d = 0; d < of_q.size(); ++d) {
+        const double factor = hp_.temperature(chunk.position + i) * shape().layer_query_scale;
+        q_bounds.push_back(of_q[d] * factor * unit(d / dim / hp_.group() * dim + d % dim) +
                            0x1p-24 * std::abs(reference_q[q_bounds.size()]));
       }
       if (shape().values == LayerShape::Values::Others) continue;
-      const auto of_k = head_bounds(product(wk_, bk_, x), product_bounds(wk_, x, rounding), k_norm_);
+      std::vector<double> in_units = head_bounds(product(wk_, bk_, x), product_bounds(wk_, x, rounding), k_norm_);
+      for (size_t d = 0; d < in_units.size(); ++d) in_units[d] /= unit(d);
+      const std::vector<double> of_k = std::move(in_units);
       const bool own_values = !wv_.values.empty();
       const HostWeight& of_values = own_values ? wv_ : wk_;
       const auto of_v =

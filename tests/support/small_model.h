@@ -66,6 +66,12 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
     return rows > 1 ? backend.upload_exact(weight) : backend.upload(weight);
   };
   const auto ones = [&](int count) { return floats(1, count, 1, 0); };
+  // 1/2, 1 or 2: an 8-bit cache loses little by those that fit no weights.
+  const auto units = [&](int count) {
+    auto* values = reinterpret_cast<float*>(memory->emplace_back(sizeof(float) * static_cast<size_t>(count)).data());
+    for (int i = 0; i < count; ++i) values[i] = std::ldexp(1.0f, i % 3 - 1);
+    return backend.upload({GGML_TYPE_F32, 1, count, memory->back().data()});
+  };
   const auto delta = [&](const DeltaNet& net) {
     DeltaWeights weights;
     weights.mixed = matrix(net.mixed_width(), hp.width);
@@ -96,6 +102,7 @@ inline Model random_small_model(const Hyperparameters& hp, ggml_type type, Backe
         layer.wv = matrix(hp.kv(l).width(), hp.width);
       }
       layer.wo = matrix(hp.width, hp.q_width(l));
+      layer.key_units = hp.has_kv(l) ? units(hp.kv(l).width()) : model.layers[hp.kv_layer(l)].key_units;
       layer.window_rope = hp.rotates_by_window_rope(l);
       if (hp.gated_attention) layer.attn_gate = matrix(hp.q_width(), hp.width);
     }

@@ -43,6 +43,7 @@ class DeviceBackend final : public Backend {
  public:
   explicit DeviceBackend(Host& host) : host_(host) {}
   int64_t free = std::numeric_limits<int64_t>::max();
+  int64_t cached_row_bytes = 0;
 
   std::string_view name() const override { return "device"; }
   std::string device() const override { return "a device"; }
@@ -55,6 +56,7 @@ class DeviceBackend final : public Backend {
   }
   Weight upload(const Weight& host) override { return on_->upload(host); }
   int64_t free_bytes() const override { return free; }
+  int64_t row_cache_bytes(const RowCacheRoom& room) const override { return cached_row_bytes * room.rows; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { on_->copy(to, from, bytes); }
   void write(std::byte* to, const std::byte* from, size_t bytes) override { on_->write(to, from, bytes); }
   void read(std::byte* to, const std::byte* from, size_t bytes) override { on_->read(to, from, bytes); }
@@ -247,6 +249,35 @@ TEST_F(HostMemory, AutoLeavesWhatLaterPlansNeed) {
   const int both = blocks(Plan::full(6), {sketch(4), sketch(1)});
   EXPECT_LE(both, one - narrow / (cache / all));
   EXPECT_EQ(both, blocks(sketch(1), {sketch(4)}));
+}
+
+TEST_F(HostMemory, LessOfADeviceCachesFewerRows) {
+  const Hyperparameters& hp = model.hp;
+  backend.cached_row_bytes = 4096;
+  EngineOptions options{.context = 1 << 16};
+  options.kv_place = {KvPlace::Kind::Bytes, 0};
+  const auto total = [&](const EngineOptions& own) { return engine_memory(backend, hp, sketch(2), own).total(); };
+  EngineOptions fewest = options;
+  fewest.cached_rows = test::kBudget;
+  const int64_t most = total(options), needed = total(fewest);
+  ASSERT_LT(needed, most);
+  EXPECT_EQ(least_memory(backend, hp, sketch(2), options).total(), needed);
+  const auto rows = [&](int64_t free) {
+    backend.free = free;
+    const EngineOptions placed = with_device_blocks(backend, hp, sketch(2), options);
+    if (!options.cached_rows) {
+      EXPECT_LE(total(placed), std::max(free, needed));
+    }
+    return placed.cached_rows;
+  };
+  EXPECT_EQ(rows(most), std::nullopt) << "as many as there should be";
+  EXPECT_EQ(rows(most - 1), 1024) << "half of 2048";
+  EXPECT_EQ(rows(needed), test::kBudget);
+  EXPECT_EQ(rows(needed - 1), test::kBudget) << "who makes an engine is told";
+  options.kv_place = {KvPlace::Kind::Auto, 0};
+  EXPECT_EQ(rows(needed), test::kBudget);
+  options.cached_rows = 2048;
+  EXPECT_EQ(rows(needed), 2048) << "who asks for a number gets it";
 }
 
 // What a plan of a request asks, long after the engine has taken the memory.

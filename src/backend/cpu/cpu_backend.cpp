@@ -18,6 +18,14 @@ namespace {
 /// Of norms without weights.
 const std::vector<float> kOnes(kMostHeadDim, 1.0f);
 
+/// Heads of q [q_width] times the units of their KV head.
+void to_units(const float* units, int group, int dim, int q_width, float* q) {
+  for (int first = 0; first < q_width; first += dim) {
+    const float* const own = units + static_cast<ptrdiff_t>(first / dim / group) * dim;
+    for (int d = 0; d < dim; ++d) q[first + d] *= own[d];
+  }
+}
+
 }  // namespace
 
 CpuBackend::CpuBackend(int threads)
@@ -148,6 +156,7 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     }
     for (int i = 0; layer.rotates && i < width; i += dim) rotate(row + i, rope, angles);
   };
+  const float* const units = key_units_of(layer, kv);
   const auto finish_row = [&](const Chunk& chunk, int i) {
     const int row = chunk.first_row + i;
     const float* angles = all_angles + static_cast<int64_t>(row) * rope.dims;
@@ -156,8 +165,10 @@ void CpuBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvL
     if (hp_.scales_queries() || layer.query_scale != 1) {
       scale_by(hp_.temperature(position) * layer.query_scale, q.width, q.row(row));
     }
+    if (units) to_units(units, q.width / kv_width, dim, q.width, q.row(row));
     if (!layer.wk) return;
     finish(k.row(row), kv_width, layer.k_norm, angles);
+    for (int d = 0; units && d < kv_width; ++d) k.row(row)[d] /= units[d];
     for (int h = 0; h < kv.kv_heads; ++h) {
       const float* key = k.row(row) + h * dim;
       float* value = v.row(row) + h * dim;

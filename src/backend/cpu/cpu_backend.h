@@ -26,7 +26,7 @@ class CpuBackend final : public Backend {
   std::string_view name() const override { return "cpu"; }
   int decode_rows() const override { return kShortChunk; }
   double read_stream() override { return ReadStream(threads_).measure(); }
-  int full_below(const Hyperparameters&, std::span<const Role> roles, const Policy&) const override {
+  int full_below(const Hyperparameters&, std::span<const Role> roles, const Policy&, KvType) const override {
     // By plain loops sketches take longer than the keys that they are of.
     return std::count(roles.begin(), roles.end(), Role::Scan) > 0 && !has_fast_scan() ? kAlwaysFull : 0;
   }

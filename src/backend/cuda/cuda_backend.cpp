@@ -44,8 +44,9 @@ class CudaBackend final : public Backend {
   int decode_rows() const override { return kDecodeRows; }
   int prefill_rows() const override { return kPrefillRows; }
   double read_stream() override { return measure_read_stream(stream_); }
-  int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy) const override {
-    return cuda::full_below(hp, roles, policy);
+  int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy,
+                 KvType type) const override {
+    return cuda::full_below(hp, roles, policy, type);
   }
 
   Buffer allocate(size_t bytes, std::string_view what) override {

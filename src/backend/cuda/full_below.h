@@ -9,6 +9,6 @@
 namespace tidal::cuda {
 
 /// Backend::full_below() of this backend; needs no device. At most kAlwaysFull.
-int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy);
+int full_below(const Hyperparameters& hp, std::span<const Role> roles, const Policy& policy, KvType type);
 
 }  // namespace tidal::cuda

@@ -167,14 +167,18 @@ void ReferenceBackend::qkv(const Layer& layer, const Batch& batch, Rows x, Rows 
     const Rope& rope = layer.window_rope ? hp_.window_rope : hp_.rope;
     for (int i = 0; layer.rotates && i < width; i += dim) reference::rotate(row + i, position, rope);
   };
+  const float* const units = key_units_of(layer, kv);
+  const int group = q.width / kv_width;
   for (const Chunk& chunk : batch.chunks) {
     for (int i = 0; i < chunk.rows; ++i) {
       const int row = chunk.first_row + i, position = chunk.position + i;
       finish(q.row(row), q.width, layer.q_norm, position);
       const float factor = hp_.temperature(position) * layer.query_scale;
       for (int d = 0; d < q.width; ++d) q.row(row)[d] *= factor;
+      for (int d = 0; units && d < q.width; ++d) q.row(row)[d] *= units[d / dim / group * dim + d % dim];
       if (!layer.wk) continue;
       finish(k->row(row), kv_width, layer.k_norm, position);
+      for (int d = 0; units && d < kv_width; ++d) k->row(row)[d] /= units[d];
       for (int h = 0; h < kv.kv_heads; ++h) {
         float* const value = v->row(row) + h * dim;
         if (hp_.value_norm) reference::rms_norm(value, {}, dim, hp_.rms_epsilon, value);

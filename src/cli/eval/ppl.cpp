@@ -172,28 +172,51 @@ LineChart chart(const std::vector<PlanResult>& results, const PlaceFlags& flags,
   return chart;
 }
 
+/// Where an engine beside `other`, made before it, has its K and V. By auto it would leave the other one nothing: where
+/// the device has no room for both caches it takes its share of what there is.
+KvPlace place_beside(EvalSession& session, const EngineOptions& own, const EngineOptions& other) {
+  const KvPlace asked = session.place();
+  Backend& backend = session.backend();
+  if (asked.kind != KvPlace::Kind::Auto || backend.device().empty() || !backend.host_kv_problem().empty()) {
+    return asked.kind == KvPlace::Kind::Bytes ? asked : KvPlace{};
+  }
+  const Hyperparameters& hp = session.model().hp;
+  const EngineMemory mine = engine_memory(backend, hp, Plan::full(hp.layers), own);
+  EngineMemory most;
+  for (const EvalPlan& plan : session.plans()) {
+    const EngineMemory memory = engine_memory(backend, hp, plan.plan, other);
+    if (memory.total() > most.total()) most = memory;
+  }
+  constexpr int64_t kSpare = int64_t{1} << 30;  // for what both copy from the host
+  const int64_t caches = mine.cache + most.cache, free = backend.free_bytes();
+  const int64_t others = mine.total() + most.total() - caches;
+  if (caches + others <= free) return {};
+  const double share = static_cast<double>(mine.cache) / static_cast<double>(std::max<int64_t>(caches, 1));
+  const auto left = static_cast<double>(std::max<int64_t>(free - others - kSpare, 0));
+  return {KvPlace::Kind::Bytes, static_cast<int64_t>(share * left)};
+}
+
 void evaluate(EvalSession& session, const PplFlags& flags) {
   const Places places(session, "ppl", flags.places, 1);
   session.begin(work_left(session, flags, places));
   const auto plans = static_cast<int>(session.plans().size());
   const int context = flags.places.prefix + flags.places.steps;
+  const EngineOptions options{
+      .context = context,
+      .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
+      .sequences = std::min(plans, kStepSequences),
+      .kv_type = session.kv_type(),
+      .whole_windows = true,  // a fork that had to give up its window would be corrected
+      .kv_place = session.place(),
+      .later_plans = session.later_plans()};
   // First, so that the backend has room for passes of the other one, which are larger.
   std::optional<Engine> whole;
   if (session.kv_type() != KvType::Bf16) {
-    // By auto it would take what the other one needs.
-    const KvPlace place = session.place().kind == KvPlace::Kind::Bytes ? session.place() : KvPlace{};
-    whole.emplace(
-        session.backend(), session.model(), Plan::full(session.model().hp.layers),
-        EngineOptions{.context = context, .tokens = context + kBlockTokens, .whole_windows = true, .kv_place = place});
+    EngineOptions own{.context = context, .tokens = context + kBlockTokens, .whole_windows = true};
+    own.kv_place = place_beside(session, own, options);
+    whole.emplace(session.backend(), session.model(), Plan::full(session.model().hp.layers), own);
   }
-  Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers),
-                {.context = context,
-                 .tokens = flags.places.prefix + teacher_forced_tokens(std::min(plans, kTogether), flags.places.steps),
-                 .sequences = std::min(plans, kStepSequences),
-                 .kv_type = session.kv_type(),
-                 .whole_windows = true,  // a fork that had to give up its window would be corrected
-                 .kv_place = session.place(),
-                 .later_plans = session.later_plans()});
+  Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers), options);
   for (const int64_t first : places.firsts()) {
     measure_place(session, engine, whole ? &*whole : nullptr, places.tokens(first), flags.places.prefix, first);
   }

@@ -252,7 +252,8 @@ void check_kind(const PlanOptions& options) { asked_kind(options); }
 
 FullBelow full_below_of(const Backend& backend, const Hyperparameters& hp, const EngineOptions& engine) {
   return [&backend, &hp, engine](const Plan& plan) {
-    return std::min(backend.full_below(hp, plan.roles, plan.policy), positions_on_device(backend, hp, plan, engine));
+    return std::min(backend.full_below(hp, plan.roles, plan.policy, engine.kv_type),
+                    positions_on_device(backend, hp, plan, engine));
   };
 }
 

@@ -135,6 +135,8 @@ struct RopeAppendParams {
   int rows = 0, heads = 0, kv_heads = 0, head_dim = 0, dims = 0;  ///< no KV heads: q alone
   bool halves = false;                                            ///< pairing: (i, i + dims / 2), else (2i, 2i + 1)
   float query_scale = 1;                                          ///< of q, behind its rotation
+  const float* key_units = nullptr;                               ///< key_units_of(); optional
+  int group = 1;                                                  ///< heads of q that share a KV head
 };
 void launch_rope_append(const RopeAppendParams& params, cudaStream_t stream);
 

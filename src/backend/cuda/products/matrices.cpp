@@ -200,7 +200,9 @@ RopeAppendParams Matrices::State::rope_append(const QkvParams& p, int first, int
           .head_dim = p.kv.head_dim,
           .dims = rotated_dims(layer),
           .halves = halves(),
-          .query_scale = scales_in_rope(p) ? hp.query_scale * layer.query_scale : 1.0f};
+          .query_scale = scales_in_rope(p) ? hp.query_scale * layer.query_scale : 1.0f,
+          .key_units = key_units_of(layer, p.kv),
+          .group = hp.heads / p.kv.kv_heads};
 }
 
 void Matrices::State::scale_queries(const QkvParams& p, cudaStream_t stream) const {

@@ -116,10 +116,14 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
   const float2* const angles = p.angles + static_cast<int64_t>(row) * pairs;
   const auto first_of = [&](int k) { return (k * 32 + lane) * N; };
 
-  float own[kGroups][N], squares = 0;
+  const float* const units =
+      p.key_units && which < 2 ? p.key_units + (which == 0 ? head / p.group : head) * dim : nullptr;
+
+  float own[kGroups][N], unit[kGroups][N], squares = 0;
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
     if (const int d = first_of(k); d < dim) load<N>(from + d, own[k]);
+    if (const int d = first_of(k); units && d < dim) load<N>(units + d, unit[k]);
   }
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
@@ -190,10 +194,13 @@ __global__ void __launch_bounds__(32 * kHeads) rope_append_kernel(const __grid_c
     }
     if (which == 0) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) own[k][j] *= p.query_scale;
+      for (int j = 0; j < N; ++j) own[k][j] *= units ? p.query_scale * unit[k][j] : p.query_scale;
       store<N>(own[k], q + d);
     } else if (p.type == KvType::Bf16) {
       store<N>(own[k], rounded + d);
+    } else if (units) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) own[k][j] *= __frcp_rn(unit[k][j]);  // exact, of a power of two
     }
   }
   if (which > 0 && p.type == KvType::Q8) store_q8(own, cache, dim, which == 2);

@@ -150,6 +150,7 @@ void SplitKvMemory::provide(int count) {
   }
   if (count <= there_) return;
   error_ = nullptr;  // there may be memory by now
+  needed_ = count;
   changed_.notify_all();
   changed_.wait(lock, [&] { return there_ >= count || error_; });
   if (there_ < count) std::rethrow_exception(error_);
@@ -163,13 +164,13 @@ void SplitKvMemory::run() {
   while (true) {
     changed_.wait(lock, [&] { return stop_ || (there_ < wanted_ && !error_); });
     if (stop_) return;
-    const int next = std::min(room().host_slots(), there_ + step);
+    int next = std::min(room().host_slots(), there_ + step);
+    const int least = needed_ > there_ ? std::min(needed_, next) : next;
     lock.unlock();
-    std::exception_ptr error;
-    try {
-      make_host(next);
-    } catch (...) {
-      error = std::current_exception();
+    std::exception_ptr error = try_host(next);
+    if (error && least < next) {  // there may be as much as somebody waits for
+      next = least;
+      error = try_host(next);
     }
     lock.lock();
     if (error) {
@@ -178,6 +179,15 @@ void SplitKvMemory::run() {
       there_ = next;
     }
     changed_.notify_all();
+  }
+}
+
+std::exception_ptr SplitKvMemory::try_host(int count) {
+  try {
+    make_host(count);
+    return nullptr;
+  } catch (...) {
+    return std::current_exception();
   }
 }
 

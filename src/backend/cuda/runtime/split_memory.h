@@ -64,6 +64,8 @@ class SplitKvMemory final : public KvMemory {
 
   void reserve(Layer& layer, size_t slot_bytes);
   void make_host(int count);
+  /// The same; what it throws.
+  std::exception_ptr try_host(int count);
   bool make_staging(int slots, int buffers);
   void run();
   void release();
@@ -78,6 +80,7 @@ class SplitKvMemory final : public KvMemory {
   std::mutex mutex_;
   std::condition_variable changed_;
   int wanted_ = 0;  // host slots
+  int needed_ = 0;  // the most that provide() has waited for
   int there_ = 0;
   bool stop_ = false;
   std::exception_ptr error_;
