@@ -1,5 +1,6 @@
 #include "backend/backend.h"
 
+#include "backend/kv_file.h"
 #include "core/error.h"
 #ifdef TIDAL_CUDA
 #include "backend/cuda/cuda_backend.h"
@@ -43,6 +44,7 @@ class PlainKvMemory final : public KvMemory {
 }  // namespace
 
 std::unique_ptr<KvMemory> Backend::allocate_kv(const KvRoom& room, std::string_view what) {
+  if (!room.directory.empty()) return std::make_unique<KvFile>(room, what);
   return std::make_unique<PlainKvMemory>(room, *this, what);
 }
 

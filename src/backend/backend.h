@@ -53,8 +53,8 @@ class Backend {
   /// Why it cannot keep some slots of a KV cache in host memory, in a few words; "" where it can. On the host itself it
   /// can, and nothing is gained.
   virtual std::string host_kv_problem() const { return ""; }
-  /// K and V of layers, some of whose slots are in host memory. On the host itself all are alike. Throws Error with the
-  /// size asked for when there is not enough memory. The backend must outlive it.
+  /// K and V of layers, some of whose slots are in host memory. On the host itself all are alike, and there they can be
+  /// in a file. Throws Error with the size asked for when there is not enough memory. The backend must outlive it.
   virtual std::unique_ptr<KvMemory> allocate_kv(const KvRoom& room, std::string_view what);
   /// Makes a weight in host memory usable by this backend; the host memory must outlive the backend's use of it.
   virtual Weight upload(const Weight& host) = 0;

@@ -106,7 +106,8 @@ struct KvLayer {
   /// Slots from here on lie in host memory, which the device reads at the same addresses, slowly. Sketches of all slots
   /// are on the device.
   int device_slots = kAllSlots;
-  KvMemory* memory = nullptr;  ///< what `data` is of, where some slots are in host memory
+  KvMemory* memory = nullptr;    ///< what `data` is of, where some slots are in host memory
+  const KvFile* file = nullptr;  ///< what `data` is a mapping of, where it is in a file
   /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
   std::array<std::byte*, kSketchBits.size()> sketches = {};
 

@@ -61,10 +61,10 @@ struct Info {
 ggml_type gpu_type(ggml_type type) { return cuda_matrix_type(type).value_or(type); }
 
 /// By the plan of `tidal run`, as far as memory hangs on it.
-MemoryTable memory_of(const InfoFlags& flags, const Hyperparameters& hp, int64_t weights) {
+MemoryTable memory_of(const InfoFlags& flags, const Hyperparameters& hp, int64_t weights, int64_t host_weights) {
   const int context = flags.context.value_or(hp.context);
   if (context < 1) fail("--ctx-size: {} given, at least 1 is needed", context);
-  return memory_table(hp, weights, choose_plan(flags.plan, hp).plan, context);
+  return memory_table(hp, weights, host_weights, choose_plan(flags.plan, hp).plan, context);
 }
 
 void read_bytes(Info& info, Backend& backend) {
@@ -122,7 +122,7 @@ Info collect(const InfoFlags& flags, Backend& backend) {
     const ggml_type on_gpu = weight.rows > 1 ? gpu_type(weight.type) : weight.type;
     gpu_bytes += static_cast<int64_t>(ggml_row_size(on_gpu, weight.cols)) * weight.rows;
   }
-  info.memory = memory_of(flags, hp, gpu_bytes);
+  info.memory = memory_of(flags, hp, gpu_bytes, info.model.file_bytes);
   read_bytes(info, backend);
   return info;
 }
@@ -308,7 +308,8 @@ std::string as_text(const Info& info) {
 std::string about_shape(const InfoFlags& flags) {
   const Hyperparameters hp = known_shape(flags.shape);
   if (flags.plan.attention != "full") check_budget(flags.plan, flags.context.value_or(hp.context));
-  const MemoryTable table = memory_of(flags, hp, weight_bytes(hp, gpu_type(weight_type_from(flags.type))));
+  const ggml_type type = weight_type_from(flags.type);
+  const MemoryTable table = memory_of(flags, hp, weight_bytes(hp, gpu_type(type)), weight_bytes(hp, type));
   return flags.json ? as_json(table).dump(2) + "\n" : as_text(table).substr(1);
 }
 

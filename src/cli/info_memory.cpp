@@ -38,14 +38,27 @@ std::optional<MemoryTable::Place> place_on(const Backend& sizes_of, const Hyperp
   return MemoryTable::Place{memory.cache, memory.host};
 }
 
+std::string without_device(const MemoryTable& table) {
+  std::string caches;
+  for (const MemoryTable::Cache& cache : table.caches) {
+    caches += fmt::format("{}{:.2f} ({})", caches.empty() ? "" : " or ", gibi(cache.bytes), kv_type_name(cache.type));
+  }
+  return fmt::format(
+      "\nwithout a GPU, in GiB: weights {:.2f}, sketches {:.2f}, K and V {}; with --kv-dir K and V need no memory but "
+      "so much room on disk\n",
+      gibi(table.host_weights), gibi(table.sketches), caches);
+}
+
 }  // namespace
 
-MemoryTable memory_table(const Hyperparameters& hp, int64_t weights, const Plan& plan, int context) {
+MemoryTable memory_table(const Hyperparameters& hp, int64_t weights, int64_t host_weights, const Plan& plan,
+                         int context) {
   const auto sizes_of = make_reference_backend();
   MemoryTable table;
   table.context = context;
   table.attention = plan.has_sparse() ? kind_of(plan) : "full";
   table.weights = weights;
+  table.host_weights = host_weights;
   table.others = kOthers;
   for (size_t i = 0; i < table.caches.size(); ++i) {
     MemoryTable::Cache& cache = table.caches[i];
@@ -87,7 +100,7 @@ std::string as_text(const MemoryTable& table) {
     }
     text += '\n';
   }
-  return text;
+  return text + without_device(table);
 }
 
 nlohmann::ordered_json as_json(const MemoryTable& table) {
@@ -101,8 +114,15 @@ nlohmann::ordered_json as_json(const MemoryTable& table) {
     }
     cards.push_back(card);
   }
-  return {{"context", table.context},       {"attention", table.attention}, {"weight_bytes", table.weights},
-          {"sketch_bytes", table.sketches}, {"other_bytes", table.others},  {"cards", cards}};
+  Json host = {{"weight_bytes", table.host_weights}};
+  for (const MemoryTable::Cache& cache : table.caches) host[kv_type_name(cache.type)] = cache.bytes;
+  return {{"context", table.context},
+          {"attention", table.attention},
+          {"weight_bytes", table.weights},
+          {"sketch_bytes", table.sketches},
+          {"other_bytes", table.others},
+          {"cards", cards},
+          {"without_gpu", host}};
 }
 
 }  // namespace tidal

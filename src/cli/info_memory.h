@@ -1,4 +1,4 @@
-// Of `tidal info`: what of a model and a context would lie where, on devices of some sizes.
+// Of `tidal info`: what of a model and a context would lie where, on devices of some sizes and without one.
 #pragma once
 
 #include <array>
@@ -28,12 +28,14 @@ struct MemoryTable {
   int context = 0;
   std::string attention;
   int64_t weights = 0, sketches = 0;
+  int64_t host_weights = 0;
   int64_t others = 0;  ///< driver and workspace, assumed
   std::array<Cache, 2> caches;
 };
 
-/// `weights`: their bytes on the device.
-MemoryTable memory_table(const Hyperparameters& hp, int64_t weights, const Plan& plan, int context);
+/// `weights`: their bytes on the device; `host_weights`: without one.
+MemoryTable memory_table(const Hyperparameters& hp, int64_t weights, int64_t host_weights, const Plan& plan,
+                         int context);
 std::string as_text(const MemoryTable& table);
 nlohmann::ordered_json as_json(const MemoryTable& table);
 

@@ -57,7 +57,7 @@ Engine::Engine(Backend& backend, const Model& model, const Plan& plan, const Eng
   check_memory(backend, memory, options_);
   if (!backend.device().empty()) check_host_memory(memory, options_);
   pool_ = std::make_unique<KvPool>(backend, model.hp, sizes.blocks, sizes.states, sizes.window_blocks, options_.kv_type,
-                                   sizes.device_blocks);
+                                   sizes.device_blocks, options_.kv_place.directory);
   forward_ = std::make_unique<Forward>(backend, model, sizes.rows, options.context);
   reserve_selection(plan);
   for (auto* list : {&positions_, &logit_rows_}) list->reserve(sizes.rows);

@@ -4,6 +4,7 @@
 #include <limits>
 #include <span>
 
+#include "backend/kv_file.h"
 #include "core/available_memory.h"
 #include "core/error.h"
 #include "engine/kv_pool.h"
@@ -124,6 +125,9 @@ EngineOptions with_cached_rows(const Backend& backend, const Hyperparameters& hp
 }
 
 void check_place(const Backend& backend, const EngineOptions& options, const EngineSizes& sizes) {
+  if (!options.kv_place.directory.empty() && !backend.device().empty()) {
+    fail("KV cache: K and V in a file are for backends on the host, backend {} runs on a device", backend.name());
+  }
   if (options.kv_place.kind != KvPlace::Kind::Bytes || sizes.device_blocks == sizes.blocks) return;
   const std::string problem = backend.host_kv_problem();
   if (!problem.empty()) fail("KV cache: K and V cannot be kept in host memory: {}", problem);
@@ -170,6 +174,12 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   EngineMemory memory;
   memory.cache = KvPool::cache_bytes(hp, sizes.device_blocks, sizes.window_blocks, options.kv_type);
   memory.host = KvPool::cache_bytes(hp, sizes.blocks, sizes.window_blocks, options.kv_type) - memory.cache;
+  if (!options.kv_place.directory.empty()) {
+    memory.file = memory.cache + memory.host;
+    memory.cache = KvPool::cache_bytes(hp, 0, sizes.window_blocks, options.kv_type);
+    memory.host = 0;
+    memory.file -= memory.cache;
+  }
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
     memory.sketches = sketch_bytes(hp, plan.policy.sketch_bits, sizes);
@@ -244,6 +254,7 @@ EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, con
     least.cached_rows = std::min(rows, least_cached_rows(all_plans(plan, options), options));
   }
   const EngineMemory memory = engine_memory(backend, hp, plan, least);
+  if (memory.file > 0) check_disk(options.kv_place.directory, memory.file, "KV cache");
   // Auto may find room on the device for all, which then asks nothing of the host.
   if (!may && !backend.device().empty()) check_host_memory(memory, options);
   return memory;

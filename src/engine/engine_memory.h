@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "backend/backend.h"
@@ -21,6 +22,9 @@ struct KvPlace {
   };
   Kind kind = Kind::All;
   int64_t bytes = 0;
+  /// On the host itself: K and V are in a file in this folder, but for those of layers that keep their window only;
+  /// empty: in memory.
+  std::string directory = {};
 };
 
 struct EngineOptions {
@@ -73,8 +77,9 @@ RowCacheRoom row_cache_room(const Hyperparameters& hp, const Plan& plan, const E
 
 /// Bytes of the backend's memory that an engine like this takes, beside the weights, at most.
 struct EngineMemory {
-  int64_t cache = 0;      ///< K and V, of all layers, but what is in host memory
+  int64_t cache = 0;      ///< K and V, of all layers, but what is in host memory or a file
   int64_t host = 0;       ///< K and V in host memory
+  int64_t file = 0;       ///< K and V in a file
   int64_t states = 0;     ///< of recurrent layers
   int64_t sketches = 0;   ///< for plans that scan
   int64_t workspace = 0;  ///< activations and what the backend reserves
@@ -84,7 +89,8 @@ struct EngineMemory {
 EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                            const EngineOptions& options);
 /// The same before weights are loaded: with as few blocks on the device as KvPlace::Auto comes to. Throws Error as
-/// with_device_blocks(), and, but with KvPlace::Auto, when the host has not the memory that the others need.
+/// with_device_blocks(), and, but with KvPlace::Auto, when the host has not the memory that the others need, or a disk
+/// not the room.
 EngineMemory least_memory(const Backend& backend, const Hyperparameters& hp, const Plan& plan,
                           const EngineOptions& options);
 /// Throws Error with numbers when the host has not what `memory` needs there.

@@ -9,7 +9,7 @@
 namespace tidal {
 
 KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states, int window_blocks, KvType type,
-               int device_blocks)
+               int device_blocks, const std::string& directory)
     : backend_(backend),
       type_(type),
       bytes_(cache_bytes(hp, blocks, window_blocks, type)),
@@ -18,7 +18,7 @@ KvPool::KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int stat
       windows_(window_blocks, window_blocks > 0 ? hp.largest_window() : 0),
       states_(backend, hp, states) {
   add_layers(hp, window_blocks);
-  allocate(hp);
+  allocate(hp, directory);
   for (const auto& [layer, source] : shared_) layers_[layer] = layers_[source];
   for (const int l : hp.layers_that_read_all()) {
     if (hp.has_kv(l)) sketched_.push_back(l);
@@ -36,28 +36,31 @@ void KvPool::add_layers(const Hyperparameters& hp, int window_blocks) {
   }
 }
 
-void KvPool::allocate(const Hyperparameters& hp) {
+void KvPool::allocate(const Hyperparameters& hp, const std::string& directory) {
   constexpr const char* kWhat = "KV cache";
   const auto blocks_of = [&](const KvLayer& layer) { return layer.windowed ? windows_.blocks() : blocks(); };
-  KvRoom room{blocks(), slots_.device_slots(), {}};
+  KvRoom room{blocks(), slots_.device_slots(), {}, directory};
+  const bool apart = slots_ || !directory.empty();
   size_t rest = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
     if (!hp.has_kv(static_cast<int>(l))) continue;
-    if (slots_ && !layers_[l].windowed) {
+    if (apart && !layers_[l].windowed) {
       room.slot_bytes.push_back(kv_bytes(l));
     } else {
       rest += kv_bytes(l) * static_cast<size_t>(blocks_of(layers_[l]));
     }
   }
-  if (slots_) kept_ = backend_.allocate_kv(room, kWhat);
+  if (apart) kept_ = backend_.allocate_kv(room, kWhat);
   if (rest > 0) memory_ = backend_.allocate(rest, kWhat);
   auto* next = memory_.as<std::byte>();
   size_t index = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
     KvLayer& layer = layers_[l];
     if (!hp.has_kv(static_cast<int>(l))) continue;
-    if (slots_ && !layer.windowed) {
+    if (apart && !layer.windowed) {
       layer.data = kept_->layer(index++);
+      layer.file = kept_->file();
+      if (!slots_) continue;
       layer.device_slots = slots_.device_slots();
       layer.memory = kept_.get();
     } else {
@@ -77,6 +80,13 @@ int64_t KvPool::host_bytes() const {
   int64_t slot = 0;
   for (const size_t bytes : kept_->room().slot_bytes) slot += static_cast<int64_t>(bytes);
   return slot * kept_->room().host_slots();
+}
+
+int64_t KvPool::file_bytes() const {
+  int64_t bytes = 0;
+  if (!kept_ || !kept_->file()) return bytes;
+  for (const size_t slot : kept_->room().slot_bytes) bytes += static_cast<int64_t>(slot) * kept_->room().slots;
+  return bytes;
 }
 
 int64_t KvPool::sketch_bytes() const {
@@ -161,7 +171,9 @@ void KvPool::write_kv(size_t layer, std::span<const BlockId> blocks, const std::
     }
     std::byte* to = layers_[layer].tile(slot(blocks[first]), 0);
     const size_t before = first * kv_bytes(layer), bytes = (end - first) * kv_bytes(layer);
-    const bool mapped = descriptor >= 0 && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
+    // Pages of another file in the place of its own would be memory as soon as they are written to.
+    const bool may_map = descriptor >= 0 && !layers_[layer].file;
+    const bool mapped = may_map && backend_.map(to, descriptor, offset + static_cast<int64_t>(before), bytes);
     if (!mapped) backend_.write(to, from + before, bytes);
   }
 }

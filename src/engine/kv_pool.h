@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,10 +25,11 @@ namespace tidal {
 class KvPool {
  public:
   /// `window_blocks`: of layers with a window, kNoBlock with them; 0: these keep the whole context like all others.
-  /// `device_blocks`: so many blocks lie on the device at most, at least one. Throws Error with the size asked for when
-  /// the memory cannot be had.
+  /// `device_blocks`: so many blocks lie on the device at most, at least one. `directory`: all blocks but those of
+  /// windows() are in a file there, of a backend on the host; empty: in memory. Throws Error with the size asked for
+  /// when the memory cannot be had.
   KvPool(Backend& backend, const Hyperparameters& hp, int blocks, int states = 0, int window_blocks = 0,
-         KvType type = KvType::Bf16, int device_blocks = kAllSlots);
+         KvType type = KvType::Bf16, int device_blocks = kAllSlots, const std::string& directory = {});
 
   KvType type() const { return type_; }  ///< of K and V
   int blocks() const { return blocks_.blocks(); }
@@ -36,6 +38,7 @@ class KvPool {
   static int64_t cache_bytes(const Hyperparameters& hp, int blocks, int window_blocks, KvType type = KvType::Bf16);
   int64_t bytes() const { return bytes_; }  ///< of K and V, on the device and the host
   int64_t host_bytes() const;               ///< of them on the host, when all blocks are in use
+  int64_t file_bytes() const;               ///< of them in a file
   int64_t sketch_bytes() const;
   /// Blocks that the device has room for, all where none are on the host; blocks in use that are on the host now.
   int device_blocks() const { return slots_ ? slots_.device_slots() : blocks(); }
@@ -112,7 +115,7 @@ class KvPool {
 
   /// All but their memory; shared_.
   void add_layers(const Hyperparameters& hp, int window_blocks);
-  void allocate(const Hyperparameters& hp);
+  void allocate(const Hyperparameters& hp, const std::string& directory);
   /// `count` neighbouring slots.
   void copy(BlockId to, BlockId from, int count, bool windowed);
   /// Memory for what the host may have to take with so many more blocks.
@@ -122,7 +125,7 @@ class KvPool {
 
   Backend& backend_;
   KvType type_;
-  std::unique_ptr<KvMemory> kept_;  // where blocks move, of the layers that these are of
+  std::unique_ptr<KvMemory> kept_;  // where blocks move, or are in a file: of the layers that these are of
   Buffer memory_;                   // of the others
   int64_t bytes_ = 0;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them

@@ -1,7 +1,5 @@
 #include "model/backend_check.h"
 
-#include <limits>
-
 #include "core/error.h"
 
 namespace tidal {
@@ -18,7 +16,6 @@ void check_backend(const Backend& backend, const std::string& name, int64_t weig
   }
   constexpr double kGibi = 1 << 30;
   const int64_t free = backend.free_bytes();
-  if (free == std::numeric_limits<int64_t>::max()) return;
   const int64_t more = beside ? beside(hp) : 0;
   if (weights + more <= free) return;
   // What is too much says what would fit.

@@ -29,7 +29,7 @@ struct Model {
 /// Gives every layer an id of its own, when its weights are what they stay.
 void number_layers(Model& model);
 
-/// Bytes of the backend's memory that will be needed beside the weights.
+/// Bytes of the backend's memory that will be needed beside the weights. Throws Error for what else cannot be had.
 using MemoryBeside = std::function<int64_t(const Hyperparameters& hp)>;
 
 /// Maps a GGUF file, checks it, and gives its weights to `backend`, which must outlive the model. Throws Error with the

@@ -46,6 +46,8 @@ class Flags(Refusal, ProgramTest):
             (("--kv-device", "some", "--backend", "cpu"), ("--kv-device: 'some'", "expected all, auto or one like 2GiB")),
             (("--kv-device", "-1", "--backend", "cpu"), ("--kv-device: '-1'",)),
             (("--kv-device", "2GiB", "--backend", "cpu"), ("--kv-device: 2GiB is for --backend cuda", "--backend cpu")),
+            (("--kv-dir", "/none", "--backend", "cpu"), ("--kv-dir: /none: there is no such folder",)),
+            (("--kv-dir", __file__, "--backend", "cpu"), ("--kv-dir: " + __file__, "is a file, expected a folder")),
             (("-nkvo", "--kv-device", "all"), ("--no-kv-offload", "--kv-device all is given")),
             (("-ctk", "q4_0"), ("--cache-type-k: 'q4_0'", "expected bf16, f16", "or q8_0")),
             (("-ctv", "turbo3"), ("--cache-type-v: 'turbo3'", "or q8_0")),
@@ -82,6 +84,8 @@ class Flags(Refusal, ProgramTest):
                 with self.subTest(command=command):
                     given = ("-m", "x", "--backend", "cpu", "--kv-device", "some")
                     self.refused(self.tidal(*command, *given), "--kv-device: 'some'", "expected all, auto")
+                    given = ("-m", "x", "--backend", "cpu", "--kv-dir", os.path.join(folder, "none"))
+                    self.refused(self.tidal(*command, *given), "--kv-dir: ", "there is no such folder")
 
     def test_help_on_a_full_disk(self):
         with open("/dev/full", "wb") as full:
@@ -151,6 +155,14 @@ class Prompt(Refusal, ModelTest):
         self.refused(self.tidal("eval", "ppl", "-m", MODEL, "-f", note), *words)
         self.refused(self.tidal("bench", "-m", MODEL, "-f", note, "-n", "1", "-p", "0", "-r", "1"), *words)
         self.assertEqual(os.listdir(self.folder), ["note.txt"])
+
+    def test_a_disk_that_has_no_room_for_k_and_v(self):
+        context = 2000000000  # 46 TB
+        if os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize > context * 23040:
+            self.skipTest("the disk has")
+        self.refused(self.run_model("-p", "x", "--backend", "cpu", "-c", str(context), "--kv-dir", self.folder),
+                     self.folder + ": the KV cache needs ", " GiB on disk, ", " GiB are free there")
+        self.assertEqual(os.listdir(self.folder), [])
 
     def test_nul_in_a_chat(self):
         """The message is refused, the chat goes on."""

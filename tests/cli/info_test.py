@@ -47,7 +47,10 @@ class Info(ModelTest):
                     self.assertGreaterEqual(place["device"], last)
                     last = place["device"]
                 self.assertEqual(table["cards"][-1][kind]["host"] == 0, context == 8192)
+            self.assertEqual(table["without_gpu"]["weight_bytes"], os.path.getsize(MODEL))
+            self.assertEqual(table["without_gpu"]["q8_0"], blocks * 64 * bytes_of["q8_0"])
         self.assertIn("memory on a GPU at a context of 8192", self.info())
+        self.assertRegex(self.info(), r"without a GPU, in GiB: .*K and V 0\.18 \(bf16\) or .*--kv-dir")
         shape = self.tidal("info", "--shape", "llama-3-8b", "-c", "131072", "--json")
         self.assertEqual(shape.returncode, 0, shape.stderr)
         card = json.loads(shape.stdout)["cards"][3]

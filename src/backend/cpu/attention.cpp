@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kDensePiece = 1024;  // positions of one piece of dense attention
 constexpr int kSparsePieces = 16;  // most pieces of sparse attention, while they are shorter than a dense one
+constexpr size_t kTasksAhead = 8;  // that are asked for before their turn, where K and V are in a file
 constexpr int kWave = 16;          // rows whose pieces are in flight together; bounds the memory for parts
 
 int pieces(int count, int piece) { return (count + piece - 1) / piece; }
@@ -103,9 +104,27 @@ void Attention::find_rows(const Item& item, KvLayer kv, const std::byte** rows) 
   }
 }
 
+void Attention::ask_for_task(size_t task) const {
+  const Item& item = items_[static_cast<size_t>(task_ends_[task]) - 1];  // of the row that sees most
+  if (!item.selected) requests_.ask_for(*item.chunk, item.first_head / group_, item.begin, item.end);
+}
+
+void Attention::ask_for_items() {
+#pragma omp parallel for schedule(dynamic) num_threads(threads_)
+  for (const Item& item : items_) {
+    if (!item.selected) continue;
+    requests_.ask_for(*item.chunk, item.first_head / group_,
+                      std::span(item.selected, static_cast<size_t>(item.end)).subspan(static_cast<size_t>(item.begin)));
+  }
+  for (size_t task = 0; task < std::min(kTasksAhead, task_ends_.size()); ++task) ask_for_task(task);
+}
+
 void Attention::run_items(Rows q, KvLayer kv, Rows out, float* scores) {
+  const bool asks = static_cast<bool>(requests_);
+  if (asks) ask_for_items();
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
   for (size_t task = 0; task < task_ends_.size(); ++task) {
+    if (asks && task + kTasksAhead < task_ends_.size()) ask_for_task(task + kTasksAhead);
     for (int i = task == 0 ? 0 : task_ends_[task - 1]; i < task_ends_[task]; ++i)
       run_item(items_[i], q, kv, out, scores);
   }
@@ -179,6 +198,7 @@ void Attention::attend(const Batch& batch, int layer, LayerOptions options, Rows
                        const Selection& selection, Rows out) {
   options_ = options;
   take_shape(kv);
+  requests_.begin(kv);
   int wave = 0;
   for (const Chunk& chunk : batch.chunks) {
     if (chunk.rows > kShortChunk || selects(chunk.role(layer))) continue;
@@ -195,7 +215,7 @@ void Attention::attend(const Batch& batch, int layer, LayerOptions options, Rows
   }
   if (wave > 0) run_items(q, kv, out, nullptr);
   for (const Chunk& chunk : batch.chunks) {
-    if (chunk.rows > kShortChunk) prefill_attention(chunk, options, q, kv, group_, out, gemm_, threads_);
+    if (chunk.rows > kShortChunk) prefill_attention(chunk, options, q, kv, group_, out, gemm_, requests_, threads_);
     if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);
     if (chunk.role(layer) == Role::Scan) scan(chunk, q, kv, selection, out);
   }

@@ -10,6 +10,7 @@
 #include "backend/batch.h"
 #include "backend/cpu/attend_rows.h"
 #include "backend/cpu/gemm.h"
+#include "backend/cpu/kv_requests.h"
 #include "backend/cpu/scan.h"
 #include "backend/cpu/selector.h"
 
@@ -75,11 +76,15 @@ class Attention {
   void find_rows(const Item& item, KvLayer kv, const std::byte** rows) const;
   void run_items(Rows q, KvLayer kv, Rows out, float* scores);
   void run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* scores);
+  /// Of K and V in a file: the rows of the selected positions, and the first tasks' of others.
+  void ask_for_items();
+  void ask_for_task(size_t task) const;
   size_t part_floats() const;
   AttentionPart part(int index) const;
 
   int threads_;
   Gemm& gemm_;
+  KvRequests requests_;
   int heads_ = 0;
   int group_ = 0, head_dim_ = 0;  // of the layer in work, as all behind
   float scale_ = 1;
@@ -98,6 +103,6 @@ class Attention {
 
 /// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context, or of the window.
 void prefill_attention(const Chunk& chunk, LayerOptions options, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
-                       int threads);
+                       const KvRequests& requests, int threads);
 
 }  // namespace tidal

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kTileRows = 256;  // query rows (tokens x heads of a group) of one task: scores and sums stay in L2
 constexpr int kSpan = 256;      // positions per matrix product
+constexpr int kAhead = 2048;    // positions that are asked for before their turn, where K and V are in a file
 // Rows and positions of a product at the edges are rounded up to this, so that oneDNN generates code for few shapes.
 constexpr int kStep = kBlockTokens;
 static_assert(kTileRows % kStep == 0 && kSpan % kStep == 0);
@@ -51,6 +52,7 @@ struct Task {
   int group;
   Rows out;
   const GemmElements& elements;
+  const KvRequests& requests;
 
   int rows() const { return chunk.rows * group; }
   // Query row `row` attends to positions [first, end).
@@ -153,7 +155,10 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
   }
 
   const int end = task.end(first + count - 1);
-  for (int begin = task.first(first) / kBlockTokens * kBlockTokens; begin < end; begin += kSpan) {
+  int begin = task.first(first) / kBlockTokens * kBlockTokens;
+  if (task.requests) task.requests.ask_for(task.chunk, kv_head, begin, begin + kAhead);
+  for (; begin < end; begin += kSpan) {
+    if (task.requests) task.requests.ask_for(task.chunk, kv_head, begin + kAhead, begin + kAhead + kSpan);
     const int columns = std::min(kSpan, round_up(end - begin));
     pack_span(task, kv_head, begin, columns, end, t);
     kernel.rows_by_rows(rows, columns, dim, t.q, t.k, t.s, kSpan);
@@ -173,8 +178,8 @@ void attend_tile(const Task& task, int kv_head, int first, int count, GemmKernel
 }  // namespace
 
 void prefill_attention(const Chunk& chunk, LayerOptions options, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
-                       int threads) {
-  const Task task{chunk, options, q, kv, group, out, gemm.elements()};
+                       const KvRequests& requests, int threads) {
+  const Task task{chunk, options, q, kv, group, out, gemm.elements(), requests};
   const int tiles = (task.rows() + kTileRows - 1) / kTileRows;
   std::exception_ptr error;
   // The last tokens see the most context: start with them, so that no thread is left with a long tile at the end.
