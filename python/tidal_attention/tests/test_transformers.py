@@ -8,7 +8,6 @@ import torch
 import tidal_attention.transformers as tidal
 from conftest import CONFIG, own_sets, random_model, random_tokens
 from tidal_attention import Options, Refused
-from tidal_attention.transformers_layer import Read
 
 WHOLE, FEW = 4096, 128
 

@@ -27,7 +27,7 @@ _REFUSED = {
 
 class TidalCache(Cache):
     """K and V with the sketches of their keys, for one batch. `watch`, where set, is called after each sparse layer with its
-    index and a tidal_attention.transformers_layer.Read; its tensors are the layer's own."""
+    index and a tidal_attention.read.Read; its tensors are the layer's own."""
 
     def __init__(self, config, **options):
         """`config`: the model's, loaded with attn_implementation="tidal"; `options`: tidal_attention.Options."""

@@ -1,25 +1,12 @@
 """One layer of a TidalCache: pages of the library, as many for each sequence of the batch."""
 
-from dataclasses import dataclass
-
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from tidal_attention.attention import Attention, Pages, page_bytes
 from tidal_attention.errors import Refused
 from tidal_attention.library import BLOCK
-
-
-@dataclass
-class Read:
-    """What a sparse layer did for one token of each sequence."""
-
-    query: torch.Tensor  # [batch, heads, head_dim]
-    pages: Pages
-    block_table: torch.Tensor  # [batch, blocks] int32
-    contexts: torch.Tensor  # [batch] int32, the token's own position included
-    positions: torch.Tensor  # [batch, kv_heads, most] int32, ascending
-    counts: torch.Tensor  # [batch, kv_heads] int32; 0: the whole context was read
+from tidal_attention.read import Read, room_for_sets
 
 
 class TidalLayer(CacheLayerMixin):
@@ -124,7 +111,7 @@ class TidalLayer(CacheLayerMixin):
         table = torch.arange(batch * self.blocks, dtype=torch.int32, device=self.device).view(batch, self.blocks)
         own = query[:, :, 0].contiguous()
         out = torch.empty_like(own)
-        sets = self._room_for_sets(attention, batch) if self.cache.watch else None
+        sets = room_for_sets(attention, own) if self.cache.watch else None
         attention.attend(self._pages, own, table, contexts, out, longest=self.length, sets=sets)
         if sets:
             self.cache.watch(self.index, Read(own, self._pages, table, contexts, *sets))
@@ -135,13 +122,6 @@ class TidalLayer(CacheLayerMixin):
     @property
     def batch_size(self):
         return -1 if self.memory is None else self.memory.shape[0]
-
-    def _room_for_sets(self, attention, batch):
-        kind = {"dtype": torch.int32, "device": self.device}
-        return (
-            torch.zeros((batch, self.kv_heads, attention.most_selected), **kind),
-            torch.zeros((batch, self.kv_heads), **kind),
-        )
 
     def _grow(self):
         """Room for `length` positions and half as many again, so that a token is copied a few times in all."""

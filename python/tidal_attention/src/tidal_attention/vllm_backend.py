@@ -18,8 +18,13 @@ from tidal_attention.attention import Pages, page_bytes
 from tidal_attention.errors import Refused
 from tidal_attention.library import BLOCK
 from tidal_attention.options import Options
+from tidal_attention.read import Read, room_for_sets
 from tidal_attention.vllm_dense import attend_dense
+from tidal_attention.vllm_prompts import ask_the_model_runner
 from tidal_attention.vllm_rows import TidalMetadataBuilder, handle
+
+# Where set, called after each sparse layer of this process with its name and a Read.
+watch = None
 
 
 @cache
@@ -113,6 +118,7 @@ class TidalImpl(AttentionImpl):
         self.num_kv_heads, self.kv_cache_dtype = num_kv_heads or num_heads, kv_cache_dtype
         self.options = options_of(config)
         TidalBackend.sketch_bits = self.options.sketch_bits
+        ask_the_model_runner(TidalMetadataBuilder)
         self.max_context, self.max_rows = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
         self._pages = None
 
@@ -158,8 +164,12 @@ class TidalImpl(AttentionImpl):
         if sparse is not None:
             attention = self.attention(kv_cache)
             rows = query[sparse.tokens]
-            own = attention.attend(pages, rows, sparse.block_table, sparse.contexts, torch.empty_like(rows), sparse.longest)
+            sets = room_for_sets(attention, rows) if watch else None
+            own = torch.empty_like(rows)
+            attention.attend(pages, rows, sparse.block_table, sparse.contexts, own, sparse.longest, sets)
             out[sparse.tokens] = own
+            if watch:
+                watch(layer.layer_name, Read(rows, pages, sparse.block_table, sparse.contexts, *sets))
         return output
 
 
