@@ -11,10 +11,11 @@
  * with the last code of this thread is tidal_attention_error(). What a row gets depends neither on the rows beside it
  * nor on the number of threads. A handle is used by one thread at a time; several handles may be used at once.
  *
- * Memory. On the CPU every pointer is to host memory, and work is done when a function returns. On CUDA all but those
- * marked `host` are to memory of the handle's device, work is put on `stream` (a cudaStream_t; null: the default
- * stream) and nothing waits: every call may be captured into a graph, and a replay reads the tables that are there
- * then. */
+ * Memory. On the CPU every pointer is to host memory, `stream` is of no account, and work is done when a function
+ * returns. On CUDA elements and tables are in memory of the handle's device, elements at multiples of 16 bytes and with
+ * strides that are multiples of 8; work is put on `stream` (a cudaStream_t; null: the default stream) and nothing
+ * waits, so every call may be captured into a graph, and a replay reads the tables that are there then. A handle's
+ * work is all on one stream, or ordered as if it were: its working memory is shared. */
 #ifndef TIDAL_ATTENTION_H
 #define TIDAL_ATTENTION_H
 
@@ -109,13 +110,14 @@ TIDAL_ATTENTION_API int32_t tidal_attention_append(tidal_attention* attention, c
 TIDAL_ATTENTION_API int32_t tidal_attention_sketch(tidal_attention* attention, const tidal_attention_cache* cache,
                                                    int32_t count, const int32_t* blocks, void* stream);
 
-/* Attention of `rows` tokens, each the last one of its sequence and already in the cache. Full blocks have their
- * sketches. q, out        [rows, heads, head_dim] of dtype; rows are q_stride and out_stride elements apart
- *                 (>= heads * head_dim); query head h reads KV head h / (heads / kv_heads); `out` may not overlap q
+/* Attention of `rows` tokens, each the last one of its sequence and already in the cache, with the sketches of all full
+ * blocks before it.
+ *   q, out        [rows, heads, head_dim] of dtype; rows are q_stride and out_stride elements apart, at least
+ *                 heads * head_dim; query head h reads KV head h / (heads / kv_heads); `out` may not overlap q
  *   block_table   [rows, table_stride] int32: the blocks of a row's sequence in order, as many as its context needs;
- * each below cache->blocks (CUDA checks none of them) contexts      [rows] int32: positions of a row's sequence, its
- * own included. CPU: 1 to max_context. CUDA: up to `longest`; 0: a row of padding, whose output is left as it is
- *   longest       of the contexts, or any number above up to max_context: what CUDA sizes launches by; 0 on the CPU
+ *                 each below cache->blocks (CUDA checks none of them); rows * table_stride is below 2^31
+ *   contexts      [rows] int32: positions of a row's sequence, its own included, 1 to max_context (CUDA checks none of
+ *                 them). On CUDA 0, too: a row of padding, whose first block is any one and whose output is of no use
  *   positions     null, or [rows, kv_heads, tidal_attention_most_selected()] int32, receives each set, ascending
  *   counts        null where positions is, else [rows, kv_heads] int32, receives how many there are; 0 where the row
  *                 read its whole context
@@ -123,9 +125,8 @@ TIDAL_ATTENTION_API int32_t tidal_attention_sketch(tidal_attention* attention, c
 TIDAL_ATTENTION_API int32_t tidal_attention_attend(tidal_attention* attention, const tidal_attention_cache* cache,
                                                    int32_t rows, const void* q, int64_t q_stride,
                                                    const int32_t* block_table, int64_t table_stride,
-                                                   const int32_t* contexts, int32_t longest, void* out,
-                                                   int64_t out_stride, int32_t* positions, int32_t* counts,
-                                                   void* stream);
+                                                   const int32_t* contexts, void* out, int64_t out_stride,
+                                                   int32_t* positions, int32_t* counts, void* stream);
 
 #ifdef __cplusplus
 }

@@ -30,7 +30,6 @@ struct tidal_attention {
     const int32_t* block_table;
     int64_t table_stride;
     const int32_t* contexts;
-    int longest;
     void* out;
     int64_t out_stride;
     int32_t *positions, *counts;

@@ -165,10 +165,6 @@ void check_attend(const tidal_attention_options& options, const tidal_attention:
   check_stride("q_stride", attend.q_stride, width);
   check_stride("out_stride", attend.out_stride, width);
   check_range("table_stride", attend.table_stride, 1, kMost);
-  if (options.device == TIDAL_ATTENTION_CPU) return;
-  check_range("longest", attend.longest, 1, options.max_context);
-  if (blocks_for(attend.longest) > attend.table_stride)
-    refuse("table_stride: {} blocks a row, `longest` needs {}", attend.table_stride, blocks_for(attend.longest));
 }
 
 }  // namespace
@@ -234,12 +230,12 @@ int32_t tidal_attention_sketch(tidal_attention* attention, const tidal_attention
 
 int32_t tidal_attention_attend(tidal_attention* attention, const tidal_attention_cache* cache, int32_t rows,
                                const void* q, int64_t q_stride, const int32_t* block_table, int64_t table_stride,
-                               const int32_t* contexts, int32_t longest, void* out, int64_t out_stride,
-                               int32_t* positions, int32_t* counts, void* stream) {
+                               const int32_t* contexts, void* out, int64_t out_stride, int32_t* positions,
+                               int32_t* counts, void* stream) {
   return tidal::guarded(TIDAL_ATTENTION_INVALID, [&] {
     tidal::check_cache(attention, cache);
-    const tidal_attention::Attend attend{rows,    q,   q_stride,   block_table, table_stride, contexts,
-                                         longest, out, out_stride, positions,   counts};
+    const tidal_attention::Attend attend{rows,     q,   q_stride,   block_table, table_stride,
+                                         contexts, out, out_stride, positions,   counts};
     tidal::check_attend(attention->options, attend);
     if (rows > 0) attention->attend(*cache, attend, stream);
   });

@@ -115,16 +115,19 @@ struct KvLayer {
   KvRowLayout row_layout() const { return {type, head_dim}; }
   int64_t row_bytes() const { return row_layout().bytes(); }
   int64_t tile_bytes() const { return kBlockTokens * row_bytes(); }
+  int64_t bytes_between_tiles() const { return tile_stride > 0 ? tile_stride : tile_bytes(); }
+  int64_t bytes_between_sketches(int bits) const {
+    return sketch_stride > 0 ? sketch_stride : SketchLayout{head_dim, bits}.bytes();
+  }
   /// The 64 rows of one block and KV head.
   std::byte* tile(BlockId block, int kv_head) const {
-    return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * (tile_stride > 0 ? tile_stride : tile_bytes());
+    return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * bytes_between_tiles();
   }
   /// The row of position `offset` of that block.
   std::byte* row(BlockId block, int kv_head, int offset) const { return tile(block, kv_head) + offset * row_bytes(); }
   bool keeps_sketch(int bits) const { return sketches[bits / 2] != nullptr; }
   std::byte* sketch(int bits, BlockId block, int kv_head) const {
-    const int64_t stride = sketch_stride > 0 ? sketch_stride : SketchLayout{head_dim, bits}.bytes();
-    return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * stride;
+    return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * bytes_between_sketches(bits);
   }
   bool operator==(const KvLayer&) const = default;
 };

@@ -143,7 +143,7 @@ Result attend(const tidal_attention_options& options, const Cache& cache, const 
   EXPECT_EQ(tidal_attention_attend(handle.attention, &cache.view, static_cast<int>(rows), query.bytes.data(),
                                    static_cast<int64_t>(width),
                                    cache.table.data() + first * static_cast<size_t>(cache.stride), cache.stride,
-                                   kContexts.data() + first, 0, out.bytes.data(), static_cast<int64_t>(width),
+                                   kContexts.data() + first, out.bytes.data(), static_cast<int64_t>(width),
                                    result.positions.data(), result.counts.data(), nullptr),
             TIDAL_ATTENTION_OK)
       << tidal_attention_error();
@@ -289,7 +289,7 @@ TEST(TidalAttentionCalls, AreRefusedByName) {
   std::vector<int32_t> table(32, 0);
   int32_t context = 65;
   const auto call = [&] {
-    return tidal_attention_attend(handle.attention, &cache.view, 1, q.data(), 128, table.data(), 32, &context, 0,
+    return tidal_attention_attend(handle.attention, &cache.view, 1, q.data(), 128, table.data(), 32, &context,
                                   out.data(), 128, nullptr, nullptr, nullptr);
   };
   EXPECT_EQ(call(), TIDAL_ATTENTION_OK);

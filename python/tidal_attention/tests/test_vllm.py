@@ -61,12 +61,13 @@ def vllm(folder):
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        program = [sys.executable, str(Path(__file__).with_name("vllm_texts.py")), str(folder), "2048"]
+        program = [sys.executable, str(Path(__file__).with_name("vllm_texts.py")), str(folder)]
         program += [json.dumps(settings), json.dumps(calls), *([str(sets)] if sets else [])]
         done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
         if fails:
@@ -106,7 +107,7 @@ def test_a_preempted_request_goes_on_as_if_it_had_not_been(vllm):
     """16 blocks, two requests that begin with 7 each and end with 9: one is computed again, in chunks, what it had written
     included."""
     prompts = [tokens(440, 5), tokens(441, 6)]
-    settings = {"enable_prefix_caching": False, "max_num_batched_tokens": 100}
+    settings = {"enable_prefix_caching": False, "max_num_batched_tokens": 100, "max_model_len": 512}
     own = [texts[0] for texts in vllm([[p] for p in prompts], FEW, **settings).texts]
     result = vllm([prompts], FEW, num_gpu_blocks_override=16, **settings)
     assert result.preemptions > 0

@@ -1,5 +1,5 @@
 """Texts of a small random model from vLLM, in a process of its own:
-    vllm_texts.py FOLDER MODEL_LENGTH SETTINGS REQUESTS [SETS]
+    vllm_texts.py FOLDER SETTINGS REQUESTS [SETS]
 SETTINGS: JSON of vllm.LLM's, REQUESTS: JSON [[prompt tokens, ...] of one call, ...]. Writes JSON [[text, ...], ...] and how many
 preemptions and cached tokens there were to the last line. SETS: a file, to which torch.save() puts the sparse layers' reads of
 the last call."""
@@ -8,7 +8,7 @@ import json
 import sys
 
 
-def main(folder, model_length, settings, requests, sets=None):
+def main(folder, settings, requests, sets=None):
     import torch
     from vllm import LLM, SamplingParams
 
@@ -16,10 +16,9 @@ def main(folder, model_length, settings, requests, sets=None):
         folder,
         skip_tokenizer_init=True,
         block_size=64,
-        max_model_len=int(model_length),
         enforce_eager=True,
         disable_log_stats=False,
-        **{"dtype": "float32", **json.loads(settings)},
+        **{"dtype": "float32", "max_model_len": 2048, **json.loads(settings)},
     )
     sampling = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
     calls, reads, cached = json.loads(requests), [], []

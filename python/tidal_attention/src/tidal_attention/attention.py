@@ -114,9 +114,9 @@ class Attention:
             )
         )  # fmt: skip
 
-    def attend(self, pages, q, block_table, contexts, out, longest=0, sets=None):
+    def attend(self, pages, q, block_table, contexts, out, sets=None):
         """out [rows, heads, head_dim] = attention of q, the same, each row the last token of a sequence of contexts[row]
-        positions in the blocks of block_table[row], int32 both. `longest`: of the contexts; on the CPU it is looked for.
+        positions in the blocks of block_table[row], int32 both.
         `sets`: tensors (positions [rows, kv_heads, most_selected], counts [rows, kv_heads]) int32, to be filled."""
         rows = q.shape[0]
         if rows == 0:
@@ -136,7 +136,7 @@ class Attention:
                     self._handle, byref(pages.view), count,
                     queries + first * q_stride * q.element_size(), q_stride,
                     block_table.data_ptr() + first * block_table.stride(0) * 4, block_table.stride(0),
-                    contexts.data_ptr() + first * 4, longest,
+                    contexts.data_ptr() + first * 4,
                     outs + first * out_stride * out.element_size(), out_stride,
                     positions and positions + first * self.kv_heads * self.most_selected * 4,
                     counts and counts + first * self.kv_heads * 4, self._stream(),

@@ -59,7 +59,7 @@ _FUNCTIONS = {
     "sketch": (c_int32, [c_void_p, POINTER(CacheView), c_int32, c_void_p, c_void_p]),
     "attend": (
         c_int32,
-        [c_void_p, POINTER(CacheView), c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p]
+        [c_void_p, POINTER(CacheView), c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]
         + [c_int64, c_void_p, c_void_p, c_void_p],
     ),
 }

@@ -112,7 +112,7 @@ class TidalLayer(CacheLayerMixin):
         own = query[:, :, 0].contiguous()
         out = torch.empty_like(own)
         sets = room_for_sets(attention, own) if self.cache.watch else None
-        attention.attend(self._pages, own, table, contexts, out, longest=self.length, sets=sets)
+        attention.attend(self._pages, own, table, contexts, out, sets)
         if sets:
             self.cache.watch(self.index, Read(own, self._pages, table, contexts, *sets))
         return out[:, None]

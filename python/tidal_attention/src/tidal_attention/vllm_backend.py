@@ -166,7 +166,7 @@ class TidalImpl(AttentionImpl):
             rows = query[sparse.tokens]
             sets = room_for_sets(attention, rows) if watch else None
             own = torch.empty_like(rows)
-            attention.attend(pages, rows, sparse.block_table, sparse.contexts, own, sparse.longest, sets)
+            attention.attend(pages, rows, sparse.block_table, sparse.contexts, own, sets)
             out[sparse.tokens] = own
             if watch:
                 watch(layer.layer_name, Read(rows, pages, sparse.block_table, sparse.contexts, *sets))

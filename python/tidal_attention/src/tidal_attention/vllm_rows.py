@@ -28,7 +28,6 @@ class SparseRows:
     tokens: torch.Tensor  # [rows] int64, of the pass
     contexts: torch.Tensor  # [rows] int32
     block_table: torch.Tensor  # [rows, blocks] int32
-    longest: int
 
 
 @dataclass
@@ -91,7 +90,7 @@ class TidalMetadataBuilder(AttentionMetadataBuilder):
         table = common.block_table_tensor
         table = table[: len(rows)] if rows == list(range(len(rows))) else table[torch.tensor(rows)]
         sparse = SparseRows(
-            torch.tensor(tokens), torch.tensor(own_contexts, dtype=torch.int32), table, max(own_contexts)
+            torch.tensor(tokens), torch.tensor(own_contexts, dtype=torch.int32), table
         )
         return TidalMetadata(dense, sparse)
 
