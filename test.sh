@@ -2,6 +2,7 @@
 # Builds tidal and runs every check on it, on a fresh Debian 12 or Ubuntu 24.04 machine too:
 #   ./test.sh           all steps
 #   ./test.sh STEP...   only these, e.g. ./test.sh setup build unit
+#   ./test.sh vllm      what is no step of the whole: the tests inside vLLM
 # Each step writes build/log/STEP.log. A failed step does not keep the others from running; the last line counts them.
 set -o pipefail
 cd "$(dirname "$0")" || exit 1
@@ -47,6 +48,40 @@ example() {
     grep -q Paris build/example/said
 }
 
+# A Python with what the tests of python/tidal_attention need, kept from run to run: torch takes minutes to come.
+python_folder() {
+  local list=python/tidal_attention/requirements-test.txt
+  echo "${XDG_CACHE_HOME:-$HOME/.cache}/tidal/python-$(sha256sum $list | cut -c1-16)"
+}
+python_ready() {
+  local folder
+  folder=$(python_folder)
+  [[ -e $folder/ready ]] && return
+  rm -rf "$folder" && mkdir -p "$folder" && python3 -m venv "$folder" &&
+    "$folder/bin/pip" install --quiet --disable-pip-version-check -r python/tidal_attention/requirements-test.txt &&
+    touch "$folder/ready"
+}
+# The package as a user installs it; the folder of its build is as deep as others', so that ccache knows the sources.
+python_tests() {
+  local folder
+  folder=$(python_folder)
+  "$folder/bin/pip" install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
+    -C cmake.define.TIDAL_CUDA=OFF -C build-dir="$PWD/build/python" ./python/tidal_attention &&
+    TIDAL_ENGINE_SETS=$PWD/build/release/tests/engine_sets OMP_NUM_THREADS=2 GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE=1 \
+      "$folder/bin/python" -m pytest -p no:cacheprovider "$@"
+}
+python() {
+  python_ready && python_tests python/tidal_attention/tests --ignore python/tidal_attention/tests/test_vllm.py
+}
+# vLLM itself, on the CPU. Not one of the steps below: it takes half an hour of two cores.
+vllm() {
+  python_ready || return
+  local folder
+  folder=$(python_folder)
+  "$folder/bin/pip" install --quiet --disable-pip-version-check --no-deps -r python/tidal_attention/requirements-vllm.txt &&
+    python_tests python/tidal_attention/tests/test_vllm.py
+}
+
 asan() { cmake --preset asan -DTIDAL_UNITY=ON && cmake --build --preset asan && short_tests --preset asan; }
 tsan() { cmake --preset tsan -DTIDAL_UNITY=ON && cmake --build --preset tsan && short_tests --preset tsan; }
 
@@ -85,7 +120,7 @@ tidy() {
       --checks=-bugprone-suspicious-include
 }
 
-steps=(setup build unit parity golden cli kernels example asan tsan fuzz format tidy)
+steps=(setup build unit parity golden cli kernels example python asan tsan fuzz format tidy)
 if (($#)); then steps=("$@"); fi
 
 mkdir -p build/log

@@ -5,8 +5,11 @@ file(GLOB tidal_private_prefix ${PROJECT_SOURCE_DIR}/.deps/lib/python3*/site-pac
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
-find_package(nlohmann_json REQUIRED)
 find_package(hwy REQUIRED)
+if(TIDAL_ATTENTION_ONLY)
+  return()
+endif()
+find_package(nlohmann_json REQUIRED)
 find_package(dnnl REQUIRED)
 find_path(TIDAL_XXHASH xxhash.h REQUIRED)  # a header alone
 find_package(llama REQUIRED HINTS ${tidal_private_prefix})  # brings ggml::ggml, ggml::ggml-cpu, ggml::ggml-base

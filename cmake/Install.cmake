@@ -19,6 +19,10 @@ install(FILES ${PROJECT_BINARY_DIR}/tidalConfig.cmake ${PROJECT_BINARY_DIR}/tida
               ${PROJECT_SOURCE_DIR}/cmake/FindLlamaCommon.cmake
         DESTINATION ${tidal_package_folder})
 
+if(TIDAL_ATTENTION)
+  include(InstallAttention)
+endif()
+
 if(TIDAL_CLI)
   # The installed program finds llama.cpp where the built one does.
   get_target_property(tidal_llama_library llama LOCATION)

@@ -103,6 +103,9 @@ struct KvLayer {
   int head_dim = 0;
   KvType type = KvType::Bf16;
   bool windowed = false;  ///< its blocks are those of Chunk::window_blocks
+  /// Bytes from one tile to the next, and from one sketch to the next; 0: they follow each other. Others are where a
+  /// caller's pages hold more than rows (tidal_attention.h), of bf16 or float32 and all in one place.
+  int64_t tile_stride = 0, sketch_stride = 0;
   /// Slots from here on lie in host memory, which the device reads at the same addresses, slowly. Sketches of all slots
   /// are on the device.
   int device_slots = kAllSlots;
@@ -114,16 +117,19 @@ struct KvLayer {
   KvRowLayout row_layout() const { return {type, head_dim}; }
   int64_t row_bytes() const { return row_layout().bytes(); }
   int64_t tile_bytes() const { return kBlockTokens * row_bytes(); }
+  int64_t bytes_between_tiles() const { return tile_stride > 0 ? tile_stride : tile_bytes(); }
+  int64_t bytes_between_sketches(int bits) const {
+    return sketch_stride > 0 ? sketch_stride : SketchLayout{head_dim, bits}.bytes();
+  }
   /// The 64 rows of one block and KV head.
   std::byte* tile(BlockId block, int kv_head) const {
-    return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * tile_bytes();
+    return data + (static_cast<int64_t>(block) * kv_heads + kv_head) * bytes_between_tiles();
   }
   /// The row of position `offset` of that block.
   std::byte* row(BlockId block, int kv_head, int offset) const { return tile(block, kv_head) + offset * row_bytes(); }
   bool keeps_sketch(int bits) const { return sketches[bits / 2] != nullptr; }
   std::byte* sketch(int bits, BlockId block, int kv_head) const {
-    const SketchLayout layout{head_dim, bits};
-    return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * layout.bytes();
+    return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * bytes_between_sketches(bits);
   }
   bool operator==(const KvLayer&) const = default;
 };

@@ -1,11 +1,11 @@
 #include "backend/kv_row.h"
 
-#include <ggml.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+
+#include "core/half.h"
 
 namespace tidal {
 namespace {
@@ -18,7 +18,7 @@ uint16_t quantise_block(const float* x, int count, int8_t* codes) {
   uint32_t top_bits = 0;  // as integers what is no number is above all others
   for (int i = 0; i < count; ++i) top_bits = std::max(top_bits, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
   const float step = std::bit_cast<float>(top_bits) / 127.0f;
-  const uint16_t scale = top_bits >= kFloatInfinity ? kHalfNan : ggml_fp32_to_fp16(step);
+  const uint16_t scale = top_bits >= kFloatInfinity ? kHalfNan : float_to_half(step);
   if (scale == 0 || scale >= kHalfInfinity) {
     std::memset(codes, 0, static_cast<size_t>(count));
     return scale == 0 ? uint16_t{0} : kHalfNan;
@@ -52,6 +52,12 @@ void write_kv_row(const KvRowLayout& layout, const float* key, const float* valu
     put_bf16(value, dim, row + sizeof(Bf16) * static_cast<size_t>(dim));
     return;
   }
+  if (layout.type == KvType::F32) {
+    const size_t bytes = sizeof(float) * static_cast<size_t>(dim);
+    std::memcpy(row, key, bytes);
+    std::memcpy(row + bytes, value, bytes);
+    return;
+  }
   std::byte* scale = row + layout.scales_offset();
   auto* codes = reinterpret_cast<int8_t*>(row);
   for (const float* part : {key, value}) {
@@ -73,13 +79,18 @@ void read_kv_row(const KvRowLayout& layout, const std::byte* row, float* key, fl
       get_bf16(row + sizeof(Bf16) * static_cast<size_t>(index) * dim, dim, part);
       continue;
     }
+    if (layout.type == KvType::F32) {
+      const size_t bytes = sizeof(float) * static_cast<size_t>(dim);
+      std::memcpy(part, row + bytes * static_cast<size_t>(index), bytes);
+      continue;
+    }
     const auto* codes = reinterpret_cast<const int8_t*>(row) + static_cast<ptrdiff_t>(index) * dim;
     const std::byte* scales =
         row + layout.scales_offset() + sizeof(uint16_t) * static_cast<size_t>(index) * layout.scales();
     for (int d = 0; d < dim; d += kKvScaleBlock, scales += sizeof(uint16_t)) {
       uint16_t half;
       std::memcpy(&half, scales, sizeof half);
-      const float scale = ggml_fp16_to_fp32(half);
+      const float scale = half_to_float(half);
       const int end = std::min(dim, d + kKvScaleBlock);
       for (int i = d; i < end; ++i) part[i] = scale * static_cast<float>(codes[i]);
     }

@@ -12,8 +12,11 @@ namespace tidal {
 enum class KvType : uint8_t {
   Bf16,  ///< [K head_dim | V head_dim], bf16
   Q8,    ///< 8 bits an element, as ggml's q8_0 has them: KvRowLayout
+  F32,   ///< [K head_dim | V head_dim], float32, on the host alone: what a caller of tidal_attention.h may have
 };
-inline constexpr const char* kv_type_name(KvType type) { return type == KvType::Bf16 ? "bf16" : "q8_0"; }
+inline constexpr const char* kv_type_name(KvType type) {
+  return type == KvType::Bf16 ? "bf16" : type == KvType::Q8 ? "q8_0" : "f32";
+}
 
 /// Elements that share a scale; fewer at the end of a head that is no multiple of it.
 inline constexpr int kKvScaleBlock = 32;
@@ -28,7 +31,7 @@ struct KvRowLayout {
   constexpr int scales() const { return (head_dim + kKvScaleBlock - 1) / kKvScaleBlock; }  ///< of K, and of V
   constexpr int scales_offset() const { return 2 * head_dim; }
   constexpr int64_t bytes() const {
-    if (type == KvType::Bf16) return int64_t{4} * head_dim;
+    if (type != KvType::Q8) return int64_t{type == KvType::Bf16 ? 4 : 8} * head_dim;
     return (int64_t{2} * head_dim + int64_t{4} * scales() + 15) / 16 * 16;
   }
 };

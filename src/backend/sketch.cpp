@@ -1,13 +1,12 @@
 #include "backend/sketch.h"
 
-#include <ggml.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 
 #include "backend/hyperparameters.h"
+#include "core/half.h"
 
 namespace tidal {
 namespace {
@@ -20,10 +19,16 @@ Bf16 bf16_at(const std::byte* from, int index) {
   return value;
 }
 
+float float_at(const std::byte* from, int index) {
+  float value;
+  std::memcpy(&value, from + sizeof value * index, sizeof value);
+  return value;
+}
+
 float half_at(const std::byte* from, int index) {
   uint16_t value;
   std::memcpy(&value, from + sizeof value * index, sizeof value);
-  return ggml_fp16_to_fp32(value);
+  return half_to_float(value);
 }
 
 void put_bf16(std::byte* to, int index, float value) {
@@ -44,6 +49,8 @@ struct Strip {
     for (auto& key : keys) {
       if (rows.type == KvType::Bf16) {
         for (int d = 0; d < kStrip; ++d) key[d] = to_float(bf16_at(tile, first + d));
+      } else if (rows.type == KvType::F32) {
+        for (int d = 0; d < kStrip; ++d) key[d] = float_at(tile, first + d);
       } else {
         const auto* const codes = reinterpret_cast<const int8_t*>(tile) + first;
         const float scale = half_at(tile + rows.scales_offset(), first / kKvScaleBlock);  // a strip is of one block

@@ -96,6 +96,8 @@ HWY_INLINE void Convert(const Bf16* row, int head_dim, float* to) {
 HWY_INLINE void ConvertPart(const AttendRowsArgs& a, const std::byte* row, bool value, float* to) {
   if (a.type == KvType::Bf16)
     return Convert(reinterpret_cast<const Bf16*>(row) + (value ? a.head_dim : 0), a.head_dim, to);
+  if (a.type == KvType::F32)
+    return Sort(reinterpret_cast<const float*>(row) + (value ? a.head_dim : 0), 1, a.head_dim, to);
   float natural[kMostHeadDim];
   read_q8({a.type, a.head_dim}, row, value, natural);
   Sort(natural, 1, a.head_dim, to);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/memory.h"
 
 namespace tidal {
@@ -215,7 +214,6 @@ void Attention::attend(const Batch& batch, int layer, LayerOptions options, Rows
   }
   if (wave > 0) run_items(q, kv, out, nullptr);
   for (const Chunk& chunk : batch.chunks) {
-    if (chunk.rows > kShortChunk) prefill_attention(chunk, options, q, kv, group_, out, gemm_, requests_, threads_);
     if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);
     if (chunk.role(layer) == Role::Scan) scan(chunk, q, kv, selection, out);
   }

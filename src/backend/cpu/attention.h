@@ -1,4 +1,4 @@
-// Attention of a batch: decoding by every role, and causal prefill.
+// Attention of the short chunks of a batch: decoding by every role.
 #pragma once
 
 #include <algorithm>
@@ -9,10 +9,10 @@
 
 #include "backend/batch.h"
 #include "backend/cpu/attend_rows.h"
-#include "backend/cpu/gemm.h"
 #include "backend/cpu/kv_requests.h"
 #include "backend/cpu/scan.h"
 #include "backend/cpu/selector.h"
+#include "backend/cpu/short_chunk.h"
 
 namespace tidal {
 
@@ -24,17 +24,19 @@ struct LayerOptions {
 };
 
 /// Short chunks (up to kShortChunk rows) go row by row through attend_rows(), split over KV heads and ranges of the
-/// context; the split depends on the context alone, so results do not depend on threads or on the batch. Long chunks go
-/// through prefill_attention.
+/// context; the split depends on the context alone, so results do not depend on threads or on the batch. Long chunks
+/// are left out: they go through prefill_attention().
 class Attention {
  public:
-  Attention(int threads, Gemm& gemm) : threads_(threads), gemm_(gemm), selector_(threads), scan_(threads, selector_) {}
+  explicit Attention(int threads) : threads_(threads), selector_(threads), scan_(threads, selector_) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
 
-  /// Backend::attend().
+  /// Backend::attend() of the short chunks.
   void attend(const Batch& batch, int layer, LayerOptions options, Rows q, KvLayer kv, const Selection& selection,
               Rows out);
+  /// Of the layer that attend() was called for last.
+  const KvRequests& requests() const { return requests_; }
 
  private:
   /// One thread's piece of work: some heads of one row over some positions.
@@ -83,7 +85,6 @@ class Attention {
   AttentionPart part(int index) const;
 
   int threads_;
-  Gemm& gemm_;
   KvRequests requests_;
   int heads_ = 0;
   int group_ = 0, head_dim_ = 0;  // of the layer in work, as all behind
@@ -100,9 +101,5 @@ class Attention {
   Selector selector_;
   Scan scan_;
 };
-
-/// Causal attention of one long chunk (any length) by bf16 matrix products over spans of the context, or of the window.
-void prefill_attention(const Chunk& chunk, LayerOptions options, Rows q, KvLayer kv, int group, Rows out, Gemm& gemm,
-                       const KvRequests& requests, int threads);
 
 }  // namespace tidal

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "backend/cpu/dot_matmul.h"
+#include "backend/cpu/prefill_attention.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/error.h"
 
@@ -31,7 +32,7 @@ void to_units(const float* units, int group, int dim, int q_width, float* q) {
 CpuBackend::CpuBackend(int threads)
     : threads_(threads),
       gemm_(threads),
-      attention_(threads, gemm_),
+      attention_(threads),
       delta_(threads),
       mlp_(threads, gemm_),
       experts_(threads, gemm_) {
@@ -233,6 +234,16 @@ void CpuBackend::multiply(std::span<const Product> products, Rows x) {
       jobs[i] = {product.weight, product.bias, long_rows(product.y), product.add};
     }
     gemm_.run(std::span(jobs).first(products.size()), to_elements(long_rows(x)), long_chunks_);
+  }
+}
+
+void CpuBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
+                        const Weight& sink_logits) {
+  const LayerOptions options{hp_.window(layer), hp_.product_cap(kv.head_dim), sink_logits.floats()};
+  attention_.attend(batch, layer, options, q, kv, selection, out);
+  for (const Chunk& chunk : batch.chunks) {
+    if (chunk.rows <= kShortChunk) continue;
+    prefill_attention(chunk, options, q, kv, hp_.heads / kv.kv_heads, out, gemm_, attention_.requests(), threads_);
   }
 }
 

@@ -47,10 +47,7 @@ class CpuBackend final : public Backend {
   void layer_inputs(const LayerInputs& weights, const Batch& batch, Rows x, Rows inputs) override;
   void qkv(const Layer& layer, const Batch& batch, Rows x, Rows q, KvLayer kv) override;
   void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
-              const Weight& sink_logits) override {
-    attention_.attend(batch, layer, {hp_.window(layer), hp_.product_cap(kv.head_dim), sink_logits.floats()}, q, kv,
-                      selection, out);
-  }
+              const Weight& sink_logits) override;
   void gate(const Layer& layer, Rows x, Rows out) override;
   void project(const Layer& layer, Rows out, Rows x) override;
   void delta(const Layer& layer, const Batch& batch, int index, Rows x) override;

@@ -7,14 +7,11 @@
 #include <vector>
 
 #include "backend/batch.h"
+#include "backend/cpu/short_chunk.h"
 #include "backend/weights.h"
 #include "core/buffer.h"
 
 namespace tidal {
-
-/// Most rows of a chunk that take the quantised dots; a longer chunk takes the bf16 product (gemm.h). What a row gets
-/// depends on its own chunk's length only, never on its company in the batch.
-inline constexpr int kShortChunk = 8;
 
 /// Rows of activations, quantised once for every type of dot product that asks.
 class QuantisedRows {

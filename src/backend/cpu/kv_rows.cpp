@@ -1,8 +1,8 @@
 #include "backend/cpu/kv_rows.h"
 
-#include <ggml.h>
-
 #include <cstring>
+
+#include "core/half.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/kv_rows.cpp"
@@ -35,7 +35,7 @@ HWY_INLINE void EachVector(const KvRowLayout& layout, const std::byte* row, bool
     if (i % kKvScaleBlock == 0) {
       uint16_t half;
       std::memcpy(&half, scales + sizeof half * static_cast<size_t>(i / kKvScaleBlock), sizeof half);
-      scale = hn::Set(d, ggml_fp16_to_fp32(half));
+      scale = hn::Set(d, half_to_float(half));
     }
     put(i, hn::Mul(scale, hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, codes + i)))));
   }

@@ -1,3 +1,5 @@
+#include "backend/cpu/prefill_attention.h"
+
 #include <omp.h>
 
 #include <algorithm>
@@ -6,7 +8,6 @@
 #include <exception>
 #include <limits>
 
-#include "backend/cpu/attention.h"
 #include "backend/cpu/kv_rows.h"
 #include "backend/cpu/rounded_rows.h"
 #include "backend/cpu/vector_ops.h"
@@ -63,9 +64,16 @@ struct Task {
   }
 };
 
-// One of 8 bits, to where element `at` of K and V is.
+// One that is not of bf16, to where element `at` of K and V is.
 void read_row(const Task& task, const std::byte* row, size_t at, const Tile& t) {
   const KvRowLayout layout = task.kv.row_layout();
+  if (layout.type == KvType::F32) {
+    const auto* const floats = reinterpret_cast<const float*>(row);
+    const size_t first = task.elements.bytes() * at;
+    task.elements.store(floats, layout.head_dim, t.k + first);
+    task.elements.store(floats + layout.head_dim, layout.head_dim, t.v + first);
+    return;
+  }
   if (task.elements.bf16()) {
     read_q8(layout, row, false, reinterpret_cast<Bf16*>(t.k) + at);
     read_q8(layout, row, true, reinterpret_cast<Bf16*>(t.v) + at);
@@ -91,7 +99,7 @@ void pack_span(const Task& task, int kv_head, int begin, int count, int end, con
     }
     const std::byte* row = task.kv.row(blocks[position / kBlockTokens], kv_head, position % kBlockTokens);
     const auto* from = reinterpret_cast<const Bf16*>(row);
-    if (task.kv.type == KvType::Q8) {
+    if (task.kv.type != KvType::Bf16) {
       read_row(task, row, at, t);
     } else if (task.elements.bf16()) {
       auto* k = reinterpret_cast<Bf16*>(t.k) + at;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "backend/cpu/kv_rows.h"
@@ -283,6 +284,8 @@ void KeyScores(const float* q, int heads, const KvRowLayout& layout, const std::
     int i = 0;
     if (layout.type == KvType::Q8) {
       read_q8(layout, rows, false, key);
+    } else if (layout.type == KvType::F32) {
+      std::memcpy(key, rows, sizeof(float) * static_cast<size_t>(head_dim));
     } else {
       const auto* keys = reinterpret_cast<const Bf16*>(rows);
       const auto* halves = reinterpret_cast<const uint16_t*>(rows);

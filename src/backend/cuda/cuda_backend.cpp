@@ -63,7 +63,9 @@ class CudaBackend final : public Backend {
     return weights_.matrix_bytes(type, rows, cols);
   }
   std::string unsupported(const Hyperparameters& hp) const override { return cuda::unsupported(hp); }
-  bool keeps(KvType type, int head_dim) const override { return type == KvType::Bf16 || head_dim <= 256; }
+  bool keeps(KvType type, int head_dim) const override {
+    return type == KvType::Bf16 || (type == KvType::Q8 && head_dim <= 256);
+  }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;

@@ -172,6 +172,7 @@ struct DecodeAttention::Workspace {
                         .out = params.out.data,
                         .kv = params.kv.data,
                         .type = params.kv.type,
+                        .tile_stride = params.kv.bytes_between_tiles(),
                         .splits = splits,
                         .used_splits = splits,
                         .parts = parts.as<float>(),
@@ -244,7 +245,9 @@ struct DecodeAttention::Workspace {
             .kv = params.kv.data,
             .type = params.kv.type,
             .row_bytes = static_cast<int>(params.kv.row_bytes()),
+            .tile_stride = params.kv.bytes_between_tiles(),
             .sketches = params.kv.sketches[params.sketch_bits / 2],
+            .sketch_stride = params.kv.bytes_between_sketches(params.sketch_bits),
             .bits = params.sketch_bits,
             .needs_sums = pools_sums(params),
             .scores = scores.as<float>(),
@@ -279,7 +282,8 @@ struct DecodeAttention::Workspace {
             .row_units = params.selection.row_units,
             .kv = scan && units >= sizes.whole.kv.heads && !on_host(params) ? params.kv.data : nullptr,
             .kv_heads = sizes.whole.kv.heads,
-            .row_bytes = static_cast<int>(params.kv.row_bytes())};
+            .row_bytes = static_cast<int>(params.kv.row_bytes()),
+            .tile_stride = params.kv.bytes_between_tiles()};
   }
 
   /// A Scan layer behind its scores: in one launch where that is the cheaper way.

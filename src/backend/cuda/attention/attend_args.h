@@ -32,6 +32,7 @@ struct AttendRowsArgs {
   float* out = nullptr;                ///< the same
   const std::byte* kv = nullptr;       ///< KvLayer::data
   KvType type = KvType::Bf16;          ///< KvLayer::type
+  int64_t tile_stride = 0;             ///< KvLayer::bytes_between_tiles()
   const int32_t* positions = nullptr;  ///< Selection, or null
   const int32_t* counts = nullptr;
   int row_positions = 0;

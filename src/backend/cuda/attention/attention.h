@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "backend/backend.h"
+#include "backend/batch.h"
 #include "backend/cuda/row_cache/row_cache.h"
 #include "backend/cuda/runtime/step_tables.h"
 

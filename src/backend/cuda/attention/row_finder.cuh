@@ -15,6 +15,7 @@ struct RowFinder {
   int count;                // positions in the piece
   int kv_head, kv_heads;
   int row_bytes;
+  int64_t tile_stride;
   bool resolved;   // `selected` has AttendRowsArgs::resolved
   int64_t cached;  // byte of the first cached row, from the layer's first
 
@@ -32,7 +33,7 @@ struct RowFinder {
     }
     const int at = kSelected ? max(position, 0) : position;
     const int64_t tile = static_cast<int64_t>(table[at / kBlockTokens]) * kv_heads + kv_head;
-    return (tile * kBlockTokens + at % kBlockTokens) * row_bytes;
+    return tile * tile_stride + at % kBlockTokens * row_bytes;
   }
 };
 
@@ -47,6 +48,7 @@ __device__ inline RowFinder<kSelected> row_finder(const AttendRowsArgs& args, co
           task.first_head / (args.tiles.heads / kv_heads),
           kv_heads,
           row_bytes,
+          args.tile_stride,
           args.resolved != nullptr,
           args.cached - args.kv};
 }

@@ -69,7 +69,7 @@ __device__ inline void attend_pieces(const AttendRowsArgs& args, const AttendTas
     if (valid > 0) {
       const uint32_t row = memory.rows[own][warp * kSlice + min(static_cast<int>(threadIdx.x % kSlice), valid - 1)];
       const int64_t tile = static_cast<int64_t>(row / kBlockTokens) * args.tiles.kv_heads + kv_head;
-      const int64_t from = (tile * kBlockTokens + row % kBlockTokens) * AttendSizes<kDim, kType>::kRowBytes;
+      const int64_t from = tile * args.tile_stride + row % kBlockTokens * AttendSizes<kDim, kType>::kRowBytes;
       copy_slice<kDim, kType, true, false>(shared_address(slice), args.kv, from, 0, valid);
       commit_copies();
       wait_for_copies<0>();

@@ -26,7 +26,9 @@ struct ScanScoresArgs {
   const std::byte* kv = nullptr;        ///< KvLayer::data
   KvType type = KvType::Bf16;           ///< KvLayer::type
   int row_bytes = 0;                    ///< KvLayer::row_bytes()
+  int64_t tile_stride = 0;              ///< KvLayer::bytes_between_tiles()
   const std::byte* sketches = nullptr;  ///< KvLayer::sketches of `bits`
+  int64_t sketch_stride = 0;            ///< KvLayer::bytes_between_sketches()
   int bits = 0;
   bool needs_sums = false;  ///< of the softmaxes, even with a top-p of 1; maxima are always there. With them scores
                             ///< have their cap

@@ -36,8 +36,8 @@ class BlockRing {
   __device__ BlockRing(const ScanArguments& args, const int32_t* table, int kv_head, int first, int step, int end,
                        char* slots)
       : args_(args),
-        sketches_(reinterpret_cast<const char*>(args.of.sketches) + kv_head * args.bytes),
-        stride_(args.of.tiles.kv_heads * args.bytes),
+        sketches_(reinterpret_cast<const char*>(args.of.sketches) + kv_head * args.of.sketch_stride),
+        stride_(args.of.tiles.kv_heads * args.of.sketch_stride),
         table_(table),
         first_(first),
         step_(step),
@@ -128,7 +128,7 @@ struct FillingBlock {
     if (count == 0) return;
     const int64_t tile = static_cast<int64_t>(row.table[row.context / kBlockTokens]) * args.tiles.kv_heads + kv_head;
     row_bytes = args.row_bytes;
-    rows = args.kv + tile * kBlockTokens * row_bytes;
+    rows = args.kv + tile * args.tile_stride;
   }
 
   /// Has them on their way to the L2: all but this pass's are there already. With 8 bits whole rows, whose scales are

@@ -20,12 +20,13 @@ static_assert(kSketchBits == std::array<int, 3>{1, 2, 4});  // 1 << index
 struct Widths {
   std::byte* sketches[kWidths];  // or null
   int vectors[kWidths];
-  int64_t bytes[kWidths];
+  int64_t stride[kWidths];
 };
 
-/// Which blocks: listed ones, or those that chunks of a batch fill.
+/// Which blocks: listed ones, those that are full with the row of a slot, or those that chunks of a batch fill.
 struct Blocks {
   const BlockId* listed = nullptr;
+  const int64_t* slots = nullptr;
   StepTables tables = {};
   int first_chunk = 0;
 };
@@ -33,6 +34,10 @@ struct Blocks {
 /// The block of this CTA, or -1.
 __device__ int64_t own_block(const Blocks& blocks) {
   if (blocks.listed) return blocks.listed[blockIdx.x];
+  if (blocks.slots) {
+    const int64_t slot = blocks.slots[blockIdx.x];
+    return slot >= 0 && slot % kBlockTokens == kBlockTokens - 1 ? slot / kBlockTokens : -1;
+  }
   const DeviceChunk& chunk = blocks.tables.chunks[blocks.first_chunk + blockIdx.z];
   const int end = min((chunk.position + chunk.rows + kBlockTokens - 1) / kBlockTokens, chunk.cached / kBlockTokens);
   const int block = chunk.position / kBlockTokens + static_cast<int>(blockIdx.x);
@@ -49,15 +54,15 @@ __device__ uint16_t rounded(float value) {
 /// Grid (blocks, KV heads, chunks), head_dim threads, at most kMostDim.
 template <int kMostDim>
 __global__ void __launch_bounds__(kMostDim)
-    sketch_kernel(const std::byte* kv, KvRowLayout rows, int64_t row_bytes, const __grid_constant__ Blocks blocks,
-                  const __grid_constant__ Widths widths) {
+    sketch_kernel(const std::byte* kv, KvRowLayout rows, int64_t row_bytes, int64_t tile_stride,
+                  const __grid_constant__ Blocks blocks, const __grid_constant__ Widths widths) {
   __shared__ __align__(4) uint8_t codes[kBlockTokens][kMostDim];
   wait_for_kernels_before();
   const int64_t block = own_block(blocks);
   if (block < 0) return;
   const int64_t index = block * gridDim.y + blockIdx.y;
   const int d = threadIdx.x, dim = rows.head_dim;
-  const std::byte* const tile = kv + index * kBlockTokens * row_bytes;
+  const std::byte* const tile = kv + index * tile_stride;
   float keys[kBlockTokens];
   if (rows.type == KvType::Q8) {
     const std::byte* const scales = tile + 2 * dim + d / kKvScaleBlock * 2;
@@ -106,7 +111,7 @@ __global__ void __launch_bounds__(kMostDim)
     const uint16_t scale = rounded(slope);
     const float real_scale = __uint_as_float(static_cast<uint32_t>(scale) << 16);
     const float minimum = __fdiv_rn(__fsub_rn(key_sum, __fmul_rn(real_scale, code_sum)), kCount);
-    auto* const own = reinterpret_cast<uint16_t*>(sketch + index * widths.bytes[w]);
+    auto* const own = reinterpret_cast<uint16_t*>(sketch + index * widths.stride[w]);
     own[d] = rounded(minimum);
     own[dim + d] = scale;
     __syncthreads();
@@ -132,13 +137,13 @@ void launch_sketches(const KvLayer& kv, const Blocks& blocks, dim3 grid, cudaStr
     const SketchLayout layout{kv.head_dim, kSketchBits[w]};
     widths.sketches[w] = kv.sketches[w];
     widths.vectors[w] = layout.vectors();
-    widths.bytes[w] = layout.bytes();
+    widths.stride[w] = kv.bytes_between_sketches(kSketchBits[w]);
     any = any || kv.sketches[w];
   }
   if (!any || grid.x == 0 || grid.z == 0) return;
   const auto kernel = kv.head_dim <= 256 ? sketch_kernel<256> : sketch_kernel<512>;
   launch("sketches", Start::Early, kernel, grid, dim3(kv.head_dim), 0, stream, kv.data, kv.row_layout(), kv.row_bytes(),
-         blocks, widths);
+         kv.bytes_between_tiles(), blocks, widths);
 }
 
 }  // namespace
@@ -147,6 +152,12 @@ void launch_sketch_blocks(const KvLayer& kv, const BlockId* blocks, int count, c
   Blocks list;
   list.listed = blocks;
   launch_sketches(kv, list, dim3(count, kv.kv_heads, 1), stream);
+}
+
+void launch_sketch_slots(const KvLayer& kv, const int64_t* slots, int count, cudaStream_t stream) {
+  Blocks filled;
+  filled.slots = slots;
+  launch_sketches(kv, filled, dim3(count, kv.kv_heads, 1), stream);
 }
 
 void launch_sketch_filled(const KvLayer& kv, const StepTables& tables, int first_chunk, int chunks, int most_rows,

@@ -43,7 +43,8 @@ struct SelectArgs {
   const std::byte* kv = nullptr;  ///< KvLayer::data, where the kernel behind reads the selected rows; null: it does
                                   ///< not, or sets are for several KV heads
   int kv_heads = 0;
-  int row_bytes = 0;  ///< of one KV head
+  int row_bytes = 0;        ///< of one KV head
+  int64_t tile_stride = 0;  ///< KvLayer::bytes_between_tiles()
 };
 /// In one launch, by clusters of so many blocks a set.
 void launch_select_cluster(const SelectArgs& args, int blocks, cudaStream_t stream);

@@ -10,7 +10,7 @@ __device__ inline void fetch_row(const SelectArgs& args, int32_t block, int posi
   const int kv_head = static_cast<int>(blockIdx.y) * args.kv_heads / args.units, bytes = args.row_bytes;
   const int64_t tile = static_cast<int64_t>(block) * args.kv_heads + kv_head;
   const char* const from =
-      reinterpret_cast<const char*>(args.kv) + (tile * kBlockTokens + position % kBlockTokens) * bytes;
+      reinterpret_cast<const char*>(args.kv) + tile * args.tile_stride + position % kBlockTokens * bytes;
 #pragma unroll 1
   for (int i = 0; i < bytes; i += 128) prefetch(from + i);
 }
