@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -69,7 +68,6 @@ KvFile::KvFile(KvRoom given, std::string_view what)
   // A selected row is not followed by the next one: reading ahead would read for nothing, megabytes a row on some
   // disks.
   madvise(data_, bytes_, MADV_RANDOM);
-  posix_fadvise(file_.number, 0, 0, POSIX_FADV_RANDOM);
 }
 
 KvFile::Descriptor::~Descriptor() {
@@ -80,31 +78,18 @@ KvFile::~KvFile() {
   if (data_) munmap(data_, bytes_);
 }
 
-void KvFile::start_reading(size_t offset, size_t bytes) const {
-  missed_.fetch_add(1, std::memory_order_relaxed);
-  madvise(data_ + offset, bytes, MADV_WILLNEED);
-}
-
-void KvFile::ask_for_rows(const std::byte* from, size_t bytes) const {
-  for (size_t at = offset(from) / page_ * page_; at < offset(from) + bytes; at += page_) {
-    char first = 0;
-    const iovec to{&first, 1};
-    // A read that does not wait says what is there, and only it counts as a use: the system does not look at the
-    // accesses to a mapping without readahead.
-    if (preadv2(file_.number, &to, 1, static_cast<off_t>(at), RWF_NOWAIT) != 1) start_reading(at, page_);
-  }
-}
-
-void KvFile::ask_for_range(const std::byte* from, size_t bytes) const {
-  constexpr size_t kMost = 64;
+void KvFile::ask_for(const std::byte* from, size_t bytes) const {
+  constexpr size_t kMost = 64;  // pages at a time
   std::array<unsigned char, kMost> there;
-  const size_t end = offset(from) + bytes;
-  for (size_t at = offset(from) / page_ * page_; at < end; at += kMost * page_) {
-    const size_t pages = std::min(kMost, (end - at + page_ - 1) / page_);
+  const auto first = static_cast<size_t>(from - data_);
+  for (size_t at = first / page_ * page_; at < first + bytes; at += kMost * page_) {
+    const size_t pages = std::min(kMost, (first + bytes - at + page_ - 1) / page_);
     if (mincore(data_ + at, pages * page_, there.data()) != 0) there.fill(0);
     const bool all = std::all_of(there.begin(), there.begin() + static_cast<ptrdiff_t>(pages),
                                  [](unsigned char flags) { return (flags & 1) != 0; });
-    if (!all) start_reading(at, pages * page_);
+    if (all) continue;
+    missed_.fetch_add(1, std::memory_order_relaxed);
+    madvise(data_ + at, pages * page_, MADV_WILLNEED);
   }
 }
 

@@ -24,11 +24,8 @@ class KvFile final : public KvMemory {
   const KvFile* file() const override { return this; }
 
   size_t page() const { return page_; }
-  /// Has the pages that [from, from + bytes) touches read, and does not wait for them. What is in memory is remembered
-  /// as used once more, which reading the mapping does not do here. From any thread.
-  void ask_for_rows(const std::byte* from, size_t bytes) const;
-  /// The same of whole ranges that are read once for a while.
-  void ask_for_range(const std::byte* from, size_t bytes) const;
+  /// Has the pages that [from, from + bytes) touches read, and does not wait for them. From any thread.
+  void ask_for(const std::byte* from, size_t bytes) const;
   /// How often something that was asked for was not in memory.
   int64_t missed() const { return missed_.load(std::memory_order_relaxed); }
 
@@ -37,9 +34,6 @@ class KvFile final : public KvMemory {
     int number = -1;
     ~Descriptor();
   };
-
-  size_t offset(const std::byte* at) const { return static_cast<size_t>(at - data_); }
-  void start_reading(size_t offset, size_t bytes) const;
 
   size_t page_, bytes_ = 0;
   std::vector<size_t> first_;  // byte of each layer

@@ -21,6 +21,7 @@ namespace {
 using test::copy;
 using test::error_of;
 using test::random_tokens;
+using test::same_bits;
 using test::SmallEngine;
 
 class KvFileTest : public testing::Test {

@@ -9,8 +9,8 @@
 namespace tidal {
 namespace {
 
-/// How often this process has waited for a disk.
-int64_t waits_for_disks() {
+/// How often this process has found a page of a file not in memory.
+int64_t page_faults() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);
   return usage.ru_majflt;
@@ -19,17 +19,20 @@ int64_t waits_for_disks() {
 }  // namespace
 
 void KvRequests::begin(const KvLayer& kv) {
-  constexpr int kLayers = 256;  // some tokens' worth: asking takes a tenth of a step where it is not needed
   kv_ = kv;
   if (!kv.file) return;
-  const int64_t faults = waits_for_disks(), missed = kv.file->missed();
-  if (faults != faults_ || missed != missed_) {
+  faults_ = page_faults();
+  missed_ = kv.file->missed();
+}
+
+void KvRequests::end() {
+  constexpr int kLayers = 256;  // some tokens' worth: asking takes a part of a step where it is not needed
+  if (!kv_.file) return;
+  if (kv_.file->missed() != missed_ || page_faults() != faults_) {
     left_ = kLayers;
   } else if (left_ > 0) {
     --left_;
   }
-  faults_ = faults;
-  missed_ = missed;
 }
 
 void KvRequests::ask_for(const Chunk& chunk, int kv_head, std::span<const int32_t> positions) const {
@@ -41,7 +44,7 @@ void KvRequests::ask_for(const Chunk& chunk, int kv_head, std::span<const int32_
     const std::byte* row = kv_.row(blocks[position / kBlockTokens], kv_head, position % kBlockTokens);
     const auto begin = reinterpret_cast<size_t>(row), end = begin + bytes;
     if (end <= asked && begin + page >= asked) continue;
-    kv_.file->ask_for_rows(row, bytes);
+    kv_.file->ask_for(row, bytes);
     asked = (end + page - 1) / page * page;
   }
 }
@@ -50,7 +53,7 @@ void KvRequests::ask_for(const Chunk& chunk, int kv_head, int begin, int end) co
   const std::span<const BlockId> blocks = chunk.blocks_of(kv_);
   end = std::min(end, chunk.context());
   for (int block = begin / kBlockTokens; block < blocks_for(end); ++block) {
-    kv_.file->ask_for_range(kv_.tile(blocks[block], kv_head), static_cast<size_t>(kv_.tile_bytes()));
+    kv_.file->ask_for(kv_.tile(blocks[block], kv_head), static_cast<size_t>(kv_.tile_bytes()));
   }
 }
 

@@ -12,8 +12,9 @@ namespace tidal {
 /// nothing has had to wait for a disk lately, nothing is asked for: all that is read is in memory.
 class KvRequests {
  public:
-  /// Before K and V of a layer are read.
+  /// Before K and V of a layer are read, and when they were.
   void begin(const KvLayer& kv);
+  void end();
   /// Whether to ask.
   explicit operator bool() const { return kv_.file && left_ > 0; }
 
@@ -26,8 +27,8 @@ class KvRequests {
 
  private:
   KvLayer kv_;
-  int64_t faults_ = -1, missed_ = -1;  // when it last began
-  int left_ = 0;                       // layers to ask for
+  int64_t faults_ = 0, missed_ = 0;  // when it began
+  int left_ = 0;                     // layers to ask for
 };
 
 }  // namespace tidal
