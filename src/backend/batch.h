@@ -12,7 +12,6 @@
 #include "backend/kv_row.h"
 #include "backend/policy.h"
 #include "backend/sketch.h"
-#include "backend/weights.h"
 #include "core/bf16.h"
 
 namespace tidal {
@@ -136,13 +135,6 @@ struct KvLayer {
 
 inline std::span<const BlockId> Chunk::blocks_of(const KvLayer& kv) const {
   return kv.windowed ? window_blocks : blocks;
-}
-
-/// What an 8-bit cache keeps the keys of a layer in: rotated, each element divided by its unit, [kv_width]; null: they
-/// are 1. Queries, rotated and scaled, are multiplied by the units of their KV head, so that scores are what they were;
-/// with powers of two that is so for every rounding that goes by the size of a number.
-inline const float* key_units_of(const Layer& layer, const KvLayer& kv) {
-  return kv.type == KvType::Q8 ? layer.key_units.floats() : nullptr;
 }
 
 /// The positions that the last Select or Scan layer chose for every sparse chunk, in the backend's memory. Sparse

@@ -11,6 +11,7 @@
 #include "backend/cpu/dot_matmul.h"
 #include "backend/cpu/prefill_attention.h"
 #include "backend/cpu/vector_ops.h"
+#include "backend/key_units.h"
 #include "core/error.h"
 
 namespace tidal {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/key_units.h"
 #include "backend/reference/delta.h"
 #include "backend/reference/experts.h"
 #include "backend/reference/math.h"

@@ -10,6 +10,7 @@
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
 #include "backend/cuda/weights/quantised.h"
+#include "backend/key_units.h"
 
 namespace tidal::cuda {
 namespace {
