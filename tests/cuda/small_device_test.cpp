@@ -15,6 +15,7 @@ namespace {
 class CudaSmallDevice : public testing::Test {
  protected:
   void SetUp() override {
+    be_small_if_asked();
     if (!has_cuda_device()) GTEST_SKIP() << "no CUDA device";
   }
 };
