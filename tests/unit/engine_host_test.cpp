@@ -83,7 +83,6 @@ INSTANTIATE_TEST_SUITE_P(All, HostBlocks, testing::ValuesIn([] {
                            for (const std::string model : {"dense", "bits8", "windows", "hybrid"}) {
                              cases.push_back({"cpu", model, kAllSlots, model != "dense"});
                            }
-                           cases.push_back({"reference", "dense", kAllSlots, true});
                            return cases;
                          }()),
                          [](const auto& info) { return name_of(info.param); });

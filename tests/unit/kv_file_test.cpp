@@ -91,6 +91,14 @@ TEST_F(KvFileTest, WhatIsInMemoryIsNotAskedForLong) {
   EXPECT_EQ(file.missed(), missed);
 }
 
+TEST_F(KvFileTest, TheReferenceBackendHasThemThereToo) {
+  SmallEngine whole("reference", GGML_TYPE_F32, plan(), options(false));
+  SmallEngine other("reference", GGML_TYPE_F32, plan(), options(true));
+  Sequence expected = whole.prefilled(70, 1), given = other.prefilled(70, 1);
+  ASSERT_NE(other.engine.pool().layers().front().file, nullptr);
+  EXPECT_EQ(copy(whole.engine.decode(expected, 7)), copy(other.engine.decode(given, 7)));
+}
+
 TEST_F(KvFileTest, HasNoNameItsRoomAtOnceAndGoesWithTheEngine) {
   // Bytes on disk of this process' files that were in the folder; none: -1.
   const auto on_disk = [&] {
