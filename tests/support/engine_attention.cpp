@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "backend/backend.h"
+#include "model/rope.h"
 
 namespace tidal::test {
 namespace {
@@ -17,13 +18,32 @@ std::vector<std::byte> packed_tiles(const tidal_attention_cache& cache, int64_t 
   return packed;
 }
 
+/// Memory of a backend with what a vector has, or zeros.
+template <typename T>
+Buffer copied(Backend& backend, const std::vector<T>& from) {
+  Buffer buffer = backend.allocate(from.size() * sizeof(T), "test");
+  backend.write(buffer.as<std::byte>(), reinterpret_cast<const std::byte*>(from.data()), from.size() * sizeof(T));
+  return buffer;
+}
+
+template <typename T>
+std::vector<T> copied_back(Backend& backend, const Buffer& from, size_t count) {
+  std::vector<T> to(count);
+  backend.read(reinterpret_cast<std::byte*>(to.data()), from.as<std::byte>(), count * sizeof(T));
+  return to;
+}
+
 Hyperparameters shape_of(const tidal_attention_options& options) {
   Hyperparameters hp;
-  hp.layers = hp.vocab = 1;
+  hp.architecture = "llama";
+  hp.layers = 1;
+  hp.ffn = 64;
+  hp.vocab = 100;
   hp.heads = options.heads;
   hp.kv_heads = options.kv_heads;
   hp.head_dim = options.head_dim;
   hp.width = options.heads * options.head_dim;
+  hp.rope = make_rope(Rope::Pairing::Adjacent, options.head_dim, 10000, {}, {});
   return hp;
 }
 
@@ -54,14 +74,17 @@ EngineAttention engine_attention(const char* name, const tidal_attention_options
   const KvType type = options.dtype == TIDAL_ATTENTION_BF16 ? KvType::Bf16 : KvType::F32;
   const SketchLayout layout{options.head_dim, options.sketch_bits};
   const int64_t tiles = int64_t{cache.blocks} * options.kv_heads;
-  std::vector<std::byte> rows = packed_tiles(cache, tiles, kBlockTokens * KvRowLayout{type, options.head_dim}.bytes());
-  std::vector<std::byte> sketches(static_cast<size_t>(tiles * layout.bytes()));
+  const auto backend = make_backend(name, 1);
+  const std::vector<std::byte> tile_bytes =
+      packed_tiles(cache, tiles, kBlockTokens * KvRowLayout{type, options.head_dim}.bytes());
+  const Buffer rows = copied(*backend, tile_bytes);
+  const Buffer sketches = backend->allocate(static_cast<size_t>(tiles * layout.bytes()), "test");
   KvLayer kv;
-  kv.data = rows.data();
+  kv.data = rows.as<std::byte>();
   kv.kv_heads = options.kv_heads;
   kv.head_dim = options.head_dim;
   kv.type = type;
-  kv.sketches[static_cast<size_t>(options.sketch_bits) / 2] = sketches.data();
+  kv.sketches[static_cast<size_t>(options.sketch_bits) / 2] = sketches.as<std::byte>();
   Policy policy;
   policy.scope = Scope::Kv;
   policy.pooling = Pooling::Sum;
@@ -69,7 +92,6 @@ EngineAttention engine_attention(const char* name, const tidal_attention_options
   policy.sinks = policy.recent = 0;
   policy.sketch_bits = options.sketch_bits;
 
-  const auto backend = make_backend(name, 1);
   std::vector<Chunk> chunks;
   for (size_t r = 0; r < contexts.size(); ++r) {
     Chunk chunk;
@@ -93,16 +115,18 @@ EngineAttention engine_attention(const char* name, const tidal_attention_options
   const std::vector<int32_t> positions(chunks.size());
   backend->reserve(hp, count, options.max_context);
   const Batch batch{tokens, positions, chunks, {}};
+  const size_t units = chunks.size() * static_cast<size_t>(options.kv_heads);
+  const Buffer queries = copied(*backend, std::vector<float>(q.begin(), q.end()));
+  const Buffer out = copied(*backend, std::vector<float>(q.size()));
+  const Buffer selected = copied(*backend, std::vector<int32_t>(units * static_cast<size_t>(most)));
+  const Buffer counts = copied(*backend, std::vector<int32_t>(units));
   backend->begin(hp, batch);
-  EngineAttention result;
-  result.out.resize(q.size());
-  result.positions.resize(chunks.size() * static_cast<size_t>(options.kv_heads) * static_cast<size_t>(most));
-  result.counts.resize(chunks.size() * static_cast<size_t>(options.kv_heads));
-  std::vector<float> queries(q.begin(), q.end());
-  backend->attend(batch, 0, {queries.data(), count, width}, kv,
-                  {result.positions.data(), result.counts.data(), options.kv_heads * most, options.kv_heads},
-                  {result.out.data(), count, width});
-  return result;
+  backend->attend(batch, 0, {queries.as<float>(), count, width}, kv,
+                  {selected.as<int32_t>(), counts.as<int32_t>(), options.kv_heads * most, options.kv_heads},
+                  {out.as<float>(), count, width});
+  return {copied_back<float>(*backend, out, q.size()),
+          copied_back<int32_t>(*backend, selected, units * static_cast<size_t>(most)),
+          copied_back<int32_t>(*backend, counts, units)};
 }
 
 }  // namespace tidal::test

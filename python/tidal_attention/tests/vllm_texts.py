@@ -1,7 +1,7 @@
 """Texts of a small random model from vLLM, in a process of its own:
     vllm_texts.py FOLDER SETTINGS REQUESTS [SETS]
 SETTINGS: JSON of vllm.LLM's, REQUESTS: JSON [[prompt tokens, ...] of one call, ...]. Writes JSON [[text, ...], ...] and how many
-preemptions and cached tokens there were to the last line. SETS: a file, to which torch.save() puts the sparse layers' reads of
+preemptions and cached tokens there were to one line. SETS: a file, to which torch.save() puts the sparse layers' reads of
 the last call."""
 
 import json

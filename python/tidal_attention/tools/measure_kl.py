@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 import tidal_attention.transformers as tidal
 
 PIECE = 4096  # tokens of a dense pass
-WHOLE = 1 << 24
 
 
 @torch.no_grad()
@@ -56,7 +55,7 @@ def main():
     needed = given.context + given.steps
     if tokens.shape[1] < needed:
         raise SystemExit(f"{given.tokens}: {tokens.shape[1]} tokens, expected at least {needed}")
-    full, full_seconds = distributions(model, tokens, given.context, given.steps, WHOLE)
+    full, full_seconds = distributions(model, tokens, given.context, given.steps, needed)
     for budget in map(int, given.budget.split(",")):
         own, seconds = distributions(model, tokens, given.context, given.steps, budget)
         kl = (full.exp() * (full - own)).sum(-1)

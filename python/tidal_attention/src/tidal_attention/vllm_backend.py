@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVQuantMode
 
@@ -101,6 +102,7 @@ class TidalImpl(AttentionImpl):
         config = get_current_vllm_config()
         others = {name: value for name, value in others.items() if value is not None}
         _refuse(
+            device=(current_platform.device_type, current_platform.is_cpu(), "cpu: it was never run inside vLLM on others"),
             head_size=(head_size, head_size in TidalBackend.get_supported_head_sizes(), "64 or 128"),
             alibi_slopes=("set", alibi_slopes is None, "none"),
             sliding_window=(sliding_window, sliding_window is None, "full attention in all layers"),
