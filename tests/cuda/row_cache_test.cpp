@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "backend/backend.h"
 #include "cuda/row_cache_setup.h"
 
 namespace tidal::test {
