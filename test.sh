@@ -45,7 +45,13 @@ example() {
     cmake -S examples/generate -B build/example -G Ninja -DCMAKE_PREFIX_PATH="$to" -DCMAKE_BUILD_TYPE=Release &&
     cmake --build build/example &&
     build/example/generate models/smollm2-135m.gguf "The capital of France is" 8 | tee build/example/said &&
-    grep -q Paris build/example/said
+    grep -q Paris build/example/said || return
+  # And a C program its attention alone.
+  rm -rf build/example_attention
+  cmake -S examples/attention -B build/example_attention -G Ninja -DCMAKE_PREFIX_PATH="$to" -DCMAKE_BUILD_TYPE=Release &&
+    cmake --build build/example_attention &&
+    build/example_attention/attention | tee build/example_attention/said &&
+    grep -q 'the values say 321.0' build/example_attention/said
 }
 
 # A Python with what the tests of python/tidal_attention need, kept from run to run: torch takes minutes to come.
