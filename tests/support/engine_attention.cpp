@@ -1,6 +1,8 @@
 #include "support/engine_attention.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "backend/backend.h"
 #include "model/rope.h"
@@ -92,10 +94,14 @@ EngineAttention engine_attention(const char* name, const tidal_attention_options
   policy.sinks = policy.recent = 0;
   policy.sketch_bits = options.sketch_bits;
 
+  // Sparse chunks come first in a batch.
+  std::vector<size_t> order(contexts.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_partition(order.begin(), order.end(), [&](size_t r) { return contexts[r] > policy.budget; });
   std::vector<Chunk> chunks;
-  for (size_t r = 0; r < contexts.size(); ++r) {
+  for (const size_t r : order) {
     Chunk chunk;
-    chunk.first_row = static_cast<int>(r);
+    chunk.first_row = static_cast<int>(chunks.size());
     chunk.rows = 1;
     chunk.position = contexts[r] - 1;
     chunk.cached = contexts[r];
@@ -112,11 +118,18 @@ EngineAttention engine_attention(const char* name, const tidal_attention_options
   const int most = most_selected(policy);
   const Hyperparameters hp = shape_of(options);
   const std::vector<Token> tokens(chunks.size());
-  const std::vector<int32_t> positions(chunks.size());
+  std::vector<int32_t> positions;
+  for (const Chunk& chunk : chunks) positions.push_back(chunk.position);
   backend->reserve(hp, count, options.max_context);
   const Batch batch{tokens, positions, chunks, {}};
   const size_t units = chunks.size() * static_cast<size_t>(options.kv_heads);
-  const Buffer queries = copied(*backend, std::vector<float>(q.begin(), q.end()));
+  const auto wide = static_cast<size_t>(width), sets = static_cast<size_t>(options.kv_heads);
+  std::vector<float> ordered;
+  for (const size_t r : order) {
+    const auto row = q.subspan(r * wide, wide);
+    ordered.insert(ordered.end(), row.begin(), row.end());
+  }
+  const Buffer queries = copied(*backend, ordered);
   const Buffer out = copied(*backend, std::vector<float>(q.size()));
   const Buffer selected = copied(*backend, std::vector<int32_t>(units * static_cast<size_t>(most)));
   const Buffer counts = copied(*backend, std::vector<int32_t>(units));
@@ -124,9 +137,17 @@ EngineAttention engine_attention(const char* name, const tidal_attention_options
   backend->attend(batch, 0, {queries.as<float>(), count, width}, kv,
                   {selected.as<int32_t>(), counts.as<int32_t>(), options.kv_heads * most, options.kv_heads},
                   {out.as<float>(), count, width});
-  return {copied_back<float>(*backend, out, q.size()),
-          copied_back<int32_t>(*backend, selected, units * static_cast<size_t>(most)),
-          copied_back<int32_t>(*backend, counts, units)};
+  const std::vector<float> outs = copied_back<float>(*backend, out, q.size());
+  const auto lists = copied_back<int32_t>(*backend, selected, units * static_cast<size_t>(most));
+  const auto lengths = copied_back<int32_t>(*backend, counts, units);
+  EngineAttention result{outs, lists, lengths};
+  for (size_t i = 0; i < order.size(); ++i) {
+    std::copy_n(outs.data() + i * wide, wide, result.out.data() + order[i] * wide);
+    std::copy_n(lists.data() + i * sets * static_cast<size_t>(most), sets * static_cast<size_t>(most),
+                result.positions.data() + order[i] * sets * static_cast<size_t>(most));
+    std::copy_n(lengths.data() + i * sets, sets, result.counts.data() + order[i] * sets);
+  }
+  return result;
 }
 
 }  // namespace tidal::test
