@@ -1,5 +1,5 @@
-/* Sketch attention over a cache of one's own, in C: 1,000 positions of one KV head, one token that reads at most 64 of them
- * and the block still filling. */
+/* Sketch attention over a cache of one's own, in C: 1,000 positions of one KV head, one token that reads at most 64 of
+ * them and the block still filling. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <tidal_attention.h>
