@@ -16,7 +16,7 @@ using test::same_bits;
 using test::small_plan;
 using test::SmallEngine;
 
-constexpr EngineOptions kOptions{.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8, .kv_type = KvType::Q8};
+const EngineOptions kOptions{.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8, .kv_type = KvType::Q8};
 
 Plan scanning_plan() {
   Plan plan = small_plan();

@@ -13,7 +13,7 @@
 namespace tidal::test {
 namespace {
 
-constexpr EngineOptions kOptions{.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
+const EngineOptions kOptions{.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
 
 std::vector<Token> joined(std::vector<Token> a, const std::vector<Token>& b) {
   a.insert(a.end(), b.begin(), b.end());

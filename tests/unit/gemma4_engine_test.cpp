@@ -32,7 +32,7 @@ class Gemma4Engine : public test::BackendTest<std::tuple<std::string, Form>> {
     for (int i = 0; i < count; ++i) result.push_back((i * i + stream * i + stream) % 32);
     return result;
   }
-  static constexpr EngineOptions kOptions = {.context = 128, .tokens = 1024, .chunk = 128, .sequences = 4};
+  inline static const EngineOptions kOptions = {.context = 128, .tokens = 1024, .chunk = 128, .sequences = 4};
 
   test::TemporaryFolder folder_;
 };

@@ -12,7 +12,7 @@ using test::error_of;
 using test::kBudget;
 
 constexpr int kWindow = 40;
-constexpr EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
+const EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
 
 /// Layers 2 and 5 read the whole context with 2 heads of 48 elements, the others a window with 3 of 32.
 Hyperparameters two_shapes() {

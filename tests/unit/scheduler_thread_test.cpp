@@ -10,7 +10,7 @@
 namespace tidal::test {
 namespace {
 
-constexpr EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
+const EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
 
 /// A job whose end can be waited for.
 struct Awaited {

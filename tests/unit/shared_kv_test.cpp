@@ -12,7 +12,7 @@ using test::error_of;
 using test::kBudget;
 
 constexpr int kWindow = 40;
-constexpr EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
+const EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
 
 /// Layers 3 and 4 read the K and V of layer 1, within a window, and layer 5 those of layer 2, all of them.
 Hyperparameters sharing() {

@@ -140,11 +140,10 @@ Result attend(const tidal_attention_options& options, const Cache& cache, const 
                                        q.begin() + static_cast<ptrdiff_t>((first + rows) * width)});
   Elements out(options.dtype, std::vector<float>(rows * width));
   Result result{{}, std::vector<int32_t>(sets * most), std::vector<int32_t>(sets)};
-  EXPECT_EQ(tidal_attention_attend(handle.attention, &cache.view, static_cast<int>(rows), query.bytes.data(),
-                                   static_cast<int64_t>(width),
-                                   cache.table.data() + first * static_cast<size_t>(cache.stride), cache.stride,
-                                   kContexts.data() + first, out.bytes.data(), static_cast<int64_t>(width),
-                                   result.positions.data(), result.counts.data(), nullptr),
+  EXPECT_EQ(tidal_attention_attend(
+                handle.attention, &cache.view, static_cast<int>(rows), query.bytes.data(), static_cast<int64_t>(width),
+                cache.table.data() + first * static_cast<size_t>(cache.stride), cache.stride, kContexts.data() + first,
+                out.bytes.data(), static_cast<int64_t>(width), result.positions.data(), result.counts.data(), nullptr),
             TIDAL_ATTENTION_OK)
       << tidal_attention_error();
   for (size_t i = 0; i < rows * width; ++i) result.out.push_back(out[i]);

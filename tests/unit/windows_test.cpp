@@ -101,7 +101,7 @@ class WindowedEngine : public test::BackendTest<std::string> {
     const Hyperparameters hp = windowed(6, window);
     return test::random_small_model(hp, GGML_TYPE_F32, *backend_);
   }
-  static constexpr EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
+  inline static const EngineOptions kOptions = {.context = 512, .tokens = 2048, .chunk = 64, .sequences = 4};
 
   std::unique_ptr<Backend> backend_;
 };
