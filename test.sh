@@ -72,7 +72,7 @@ python_tests() {
   local folder
   folder=$(python_folder)
   "$folder/bin/pip" install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
-    -C cmake.define.TIDAL_CUDA=OFF -C build-dir="$PWD/build/python" ./python/tidal_attention &&
+    --config-settings=cmake.define.TIDAL_CUDA=OFF --config-settings=build-dir="$PWD/build/python" ./python/tidal_attention &&
     TIDAL_ENGINE_SETS=$PWD/build/release/tests/engine_sets OMP_NUM_THREADS=2 GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE=1 \
       "$folder/bin/python" -m pytest -p no:cacheprovider "$@"
 }

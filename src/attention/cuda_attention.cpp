@@ -1,6 +1,8 @@
 // The attention of include/tidal_attention.h on a stream of an NVIDIA GPU.
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "attention/attention.h"
 #include "attention/cuda_rows.h"
@@ -62,7 +64,7 @@ class CudaAttention final : public tidal_attention {
   int room() const { return most_selected(policy_of(options)); }  ///< positions of a set
 
   int width_;
-  cuda::DecodeAttention attention_;
+  std::optional<cuda::DecodeAttention> attention_{std::in_place};
   Memory memory_;
 };
 
@@ -79,13 +81,16 @@ CudaAttention::CudaAttention(const tidal_attention_options& given)
   memory_.positions = cuda::allocate_device(sizeof(int32_t) * rows, "tables");
   memory_.selected = cuda::allocate_device(sizeof(int32_t) * sets * static_cast<size_t>(room()), "selected positions");
   memory_.counts = cuda::allocate_device(sizeof(int32_t) * sets, "selected positions");
-  attention_.reserve(shape_of(given), given.max_rows, given.max_context);
+  attention_->reserve(shape_of(given), given.max_rows, given.max_context);
 }
 
 CudaAttention::~CudaAttention() {
   int before = 0;
-  if (cudaGetDevice(&before) == cudaSuccess) cudaSetDevice(options.device_index);
+  const bool known = cudaGetDevice(&before) == cudaSuccess;
+  cudaSetDevice(options.device_index);
   memory_ = {};
+  attention_.reset();
+  if (known) cudaSetDevice(before);
 }
 
 void CudaAttention::append(const tidal_attention_cache& cache, const Append& append, void* stream) {
@@ -141,7 +146,7 @@ void CudaAttention::attend(const tidal_attention_cache& cache, const Attend& att
   params.selection = {memory_.selected.as<int32_t>(), memory_.counts.as<int32_t>(), options.kv_heads * room(),
                       options.kv_heads};
   params.out = {memory_.out.as<float>(), rows, width_};
-  attention_.attend(params, on);
+  attention_->attend(params, on);
   cuda::launch_round_rows(memory_.out.as<float>(), rows, width_, static_cast<Bf16*>(attend.out), attend.out_stride, on);
   if (!attend.positions) return;
   cuda::launch_export_sets(

@@ -44,8 +44,8 @@ std::string without_device(const MemoryTable& table) {
     caches += fmt::format("{}{:.2f} ({})", caches.empty() ? "" : " or ", gibi(cache.bytes), kv_type_name(cache.type));
   }
   return fmt::format(
-      "\nwithout a GPU, in GiB: weights {:.2f}, sketches {:.2f}, K and V {}; with --kv-dir K and V need no memory but "
-      "so much room on disk\n",
+      "\nwithout a GPU, in GiB: weights {:.2f}, sketches {:.2f}, K and V {}; with --kv-dir K and V, but for "
+      "windows, need so much room on disk and no memory\n",
       gibi(table.host_weights), gibi(table.sketches), caches);
 }
 

@@ -68,6 +68,9 @@ TEST_F(KvFileTest, TextsAreTheSameThoughNothingIsInMemory) {
     const auto chunk = std::span(text).subspan(static_cast<size_t>(at), 195);
     evict(other.engine);
     EXPECT_EQ(copy(whole.engine.prefill(expected, chunk)), copy(other.engine.prefill(given, chunk))) << at;
+    if (at > 0) {
+      EXPECT_GT(file.missed(), missed) << "the chunk asked for nothing";
+    }
     for (const Token token : std::span(text).subspan(static_cast<size_t>(at) + 195, 5)) {
       evict(other.engine);
       ASSERT_EQ(copy(whole.engine.decode(expected, token)), copy(other.engine.decode(given, token))) << at;

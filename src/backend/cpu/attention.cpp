@@ -217,7 +217,6 @@ void Attention::attend(const Batch& batch, int layer, LayerOptions options, Rows
     if (chunk.role(layer) == Role::Select) select(chunk, q, kv, selection, out);
     if (chunk.role(layer) == Role::Scan) scan(chunk, q, kv, selection, out);
   }
-  requests_.end();
 }
 
 }  // namespace tidal

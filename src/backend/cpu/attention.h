@@ -35,8 +35,8 @@ class Attention {
   /// Backend::attend() of the short chunks.
   void attend(const Batch& batch, int layer, LayerOptions options, Rows q, KvLayer kv, const Selection& selection,
               Rows out);
-  /// Of the layer that attend() was called for last.
-  const KvRequests& requests() const { return requests_; }
+  /// Of the layer that attend() was called for last; end() is for whoever has read all of its K and V.
+  KvRequests& requests() { return requests_; }
 
  private:
   /// One thread's piece of work: some heads of one row over some positions.

@@ -246,6 +246,7 @@ void CpuBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const
     if (chunk.rows <= kShortChunk) continue;
     prefill_attention(chunk, options, q, kv, hp_.heads / kv.kv_heads, out, gemm_, attention_.requests(), threads_);
   }
+  attention_.requests().end();
 }
 
 void CpuBackend::gate(const Layer& layer, Rows x, Rows out) {

@@ -87,11 +87,17 @@ class Attention:
     def _stream(self):
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else None
 
+    def _here(self, name, tensor):
+        if tensor.device.type != self.device.type or (tensor.device.index or 0) != (self.device.index or 0):
+            raise Refused(f"{name}: on {tensor.device}, expected {self.device}, that of the handle")
+
     def _rows(self, name, tensor, width):
         """The address and the stride of [rows, width]-like elements of the handle's dtype."""
         if tensor.dtype != self.dtype:
             raise Refused(f"{name}: {tensor.dtype}, expected {self.dtype}, that of the cache")
-        if tensor.dim() != 3 or tensor.shape[1] * tensor.shape[2] != width or tensor[:1].flatten(1).stride(-1) != 1:
+        self._here(name, tensor)
+        rows_of = tensor.dim() == 3 and tensor.shape[1] * tensor.shape[2] == width and tensor.stride(2) == 1
+        if not rows_of or (tensor.shape[1] > 1 and tensor.stride(1) != tensor.shape[2]):
             raise Refused(f"{name}: shape {list(tensor.shape)}, expected rows of {width} elements one behind the other")
         return tensor.data_ptr(), tensor.stride(0) if tensor.shape[0] > 1 else width
 
@@ -107,6 +113,7 @@ class Attention:
         values, value_stride = self._rows("value", value, width)
         if slots.dtype != torch.int64 or not slots.is_contiguous() or slots.numel() < key.shape[0]:
             raise Refused(f"slots: {slots.dtype} {list(slots.shape)}, expected int64, one for each row")
+        self._here("slots", slots)
         self._check(
             library().append(
                 self._handle, byref(pages.view), key.shape[0], keys, key_stride, values, value_stride,
@@ -128,6 +135,11 @@ class Attention:
         for name, table in (("block_table", block_table), ("contexts", contexts)):
             if table.dtype != torch.int32 or table.stride(-1) != 1 or table.shape[0] < rows:
                 raise Refused(f"{name}: {table.dtype} {list(table.shape)}, expected int32, one for each row")
+            self._here(name, table)
+        for name, tensor, each in zip(("positions", "counts"), sets or (), (self.most_selected, 1)):
+            if tensor.dtype != torch.int32 or not tensor.is_contiguous() or tensor.numel() < rows * self.kv_heads * each:
+                raise Refused(f"{name}: {tensor.dtype} {list(tensor.shape)}, expected int32, {each} for each row and KV head")
+            self._here(name, tensor)
         positions, counts = (sets[0].data_ptr(), sets[1].data_ptr()) if sets else (None, None)
         for first in range(0, rows, self.max_rows):
             count = min(self.max_rows, rows - first)

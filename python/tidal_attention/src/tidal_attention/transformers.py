@@ -31,9 +31,10 @@ class TidalCache(Cache):
 
     def __init__(self, config, **options):
         """`config`: the model's, loaded with attn_implementation="tidal"; `options`: tidal_attention.Options."""
-        if config._attn_implementation != "tidal":
-            raise Refused(f"attn_implementation: {config._attn_implementation!r}, expected 'tidal' beside this cache")
         text = config.get_text_config(decoder=True)
+        for part in (config, text):
+            if part._attn_implementation != "tidal":
+                raise Refused(f"attn_implementation: {part._attn_implementation!r}, expected 'tidal' beside this cache")
         for kind in getattr(text, "layer_types", None) or []:
             if kind != "full_attention":
                 raise Refused(f"layer_types: {kind!r} is among them, expected full attention in all layers")

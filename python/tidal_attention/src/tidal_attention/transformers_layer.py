@@ -23,6 +23,7 @@ class TidalLayer(CacheLayerMixin):
         self.length = 0
         self.blocks = 0  # of each sequence
         self.memory = None  # [batch, blocks, kv_heads, bytes] uint8
+        self.pending = False  # update() has keys that no attention function has taken in
 
     # What transformers asks of a layer.
 
@@ -38,8 +39,15 @@ class TidalLayer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         """Takes nothing in yet: the attention function knows of padding. Returns the new keys and values alone, with this
         layer as their attribute."""
-        if not self.is_initialized:
+        if self.pending:
+            raise Refused("past_key_values: keys were changed on their way to the attention, or another attention has them")
+        batch = key_states.shape[0]
+        if self.is_initialized and self.length > 0 and batch != self.batch_size:
+            raise Refused(f"past_key_values: {batch} sequences, expected {self.batch_size}, as many as before")
+        if not self.is_initialized or batch != self.batch_size:
+            self.blocks = 0
             self.lazy_initialization(key_states, value_states)
+        self.pending = True
         self.length += key_states.shape[2]
         self._grow()
         key_states.tidal_layer = self
@@ -61,6 +69,7 @@ class TidalLayer(CacheLayerMixin):
 
     def reset(self):
         self.length = 0
+        self.pending = False
 
     def offload(self):
         raise Refused("offloading: this cache stays on its device, expected no offloading")
@@ -86,7 +95,7 @@ class TidalLayer(CacheLayerMixin):
             return key, value
         rows = self._pages.rows().view(-1, self.blocks, self.kv_heads, BLOCK, 2 * self.head_dim)
         rows = rows.transpose(1, 2).flatten(2, 3)  # [batch, kv_heads, positions, K | V]
-        padding = self.cache.padding
+        padding = self._padding()
         if padding is None:
             rows = rows[:, :, : self.length]
         else:
@@ -102,8 +111,11 @@ class TidalLayer(CacheLayerMixin):
         if start == 0 and self.index == 0:
             self.cache.padding = find_padding(mask, batch, 1)
         contexts = torch.full((batch,), self.length, dtype=torch.int32, device=self.device)
-        if self.cache.padding is not None:
-            contexts -= self.cache.padding.to(torch.int32)
+        padding = self._padding()
+        if padding is not None:
+            contexts -= padding.to(torch.int32)
+        if mask is not None and mask.dtype.is_floating_point:
+            mask = mask >= 0
         if mask is not None and self.index == 0 and bool((mask[:, 0, -1].sum(-1) != contexts).any()):
             raise Refused("attention_mask: leaves out other tokens than before, expected padding on the left alone")
         self._append(key, value, start)
@@ -116,6 +128,10 @@ class TidalLayer(CacheLayerMixin):
         if sets:
             self.cache.watch(self.index, Read(own, self._pages, table, contexts, *sets))
         return out[:, None]
+
+    def _padding(self):
+        """The cache's, on this layer's device."""
+        return None if self.cache.padding is None else self.cache.padding.to(self.device)
 
     # Its memory.
 
@@ -144,10 +160,12 @@ class TidalLayer(CacheLayerMixin):
             self._pages = Pages(memory, self.kv_heads, self.head_dim, self.dtype, self.cache.options.sketch_bits)
 
     def _append(self, key, value, start):
+        self.pending = False
         batch, _, count, _ = key.shape
         own = torch.arange(start, start + count, device=self.device)[None]
-        if self.cache.padding is not None:
-            own = own - self.cache.padding[:, None]
+        padding = self._padding()
+        if padding is not None:
+            own = own - padding[:, None]
         first = torch.arange(batch, device=self.device)[:, None] * (self.blocks * BLOCK)
         slots = torch.where(own >= 0, own + first, -1).flatten()
         attention = self._attention(self.kv_heads, None)

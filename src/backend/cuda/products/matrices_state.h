@@ -116,7 +116,9 @@ struct Matrices::State {
     const auto cols = static_cast<int>((*weights.begin())->cols);
     SkinnyInput in;
     in.scratch = packed;
-    if (skinny_takes_floats(rows, cols, quantised > 0)) {
+    const bool taken = (quantised == 0 || skinny_takes_floats(rows, cols, true)) &&
+                       (quantised == there || skinny_takes_floats(rows, cols, false));
+    if (taken) {
       in.x = x;
       in.norm = floats(norm);
       in.row_ids = row_ids;

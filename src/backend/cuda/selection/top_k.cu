@@ -288,7 +288,8 @@ void prepare_top_k(int max_context) {
               " positions is more than a selection has room for on this device, expected at most " +
               std::to_string((most - static_cast<int>(sizeof(Shared))) / 4 * 32));
   }
-  check(cudaFuncSetAttribute(top_k_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+  // As much as there is: another backend or handle of the process may need more than this one.
+  check(cudaFuncSetAttribute(top_k_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_memory()),
         "top-k");
 }
 
