@@ -177,7 +177,7 @@ LineChart chart(const std::vector<PlanResult>& results, const PlaceFlags& flags,
 KvPlace place_beside(EvalSession& session, const EngineOptions& own, const EngineOptions& other) {
   const KvPlace asked = session.place();
   Backend& backend = session.backend();
-  if (backend.device().empty()) return asked;  // a folder is for both
+  if (backend.device().empty()) return session.place();  // a folder is for both
   if (asked.kind != KvPlace::Kind::Auto || !backend.host_kv_problem().empty()) {
     return asked.kind == KvPlace::Kind::Bytes ? asked : KvPlace{};
   }
