@@ -1,7 +1,6 @@
 // The delta rule of recurrent layers on a GPU, between its projections: decode rows and long chunks.
 // Run: tidal_bench_cuda_delta [small] [decode|chunks]...; all without arguments; small: in the shapes of devices of 99
 // KiB of shared memory a block.
-#include <exception>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -122,12 +121,4 @@ void run(const std::vector<std::string>& parts) {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-  try {
-    run({arguments + 1, arguments + count});
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-  return 0;
-}
+int main(int count, char** arguments) { return run_program(run, count, arguments); }

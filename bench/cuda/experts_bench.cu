@@ -2,7 +2,6 @@
 // long chunks, grouped by expert.
 // Run: tidal_bench_cuda_experts [small] [route|decode|grouped|TYPE]...; all without arguments, bf16, q4_0 and q4_K of
 // types; small: in the shapes of devices of 99 KiB of shared memory a block.
-#include <exception>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -210,12 +209,4 @@ void run(const std::vector<std::string>& parts) {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-  try {
-    run({arguments + 1, arguments + count});
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-  return 0;
-}
+int main(int count, char** arguments) { return run_program(run, count, arguments); }

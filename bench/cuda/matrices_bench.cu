@@ -221,11 +221,6 @@ void run(const std::vector<std::string>& parts) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  try {
-    run({arguments + 1, arguments + count});
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-  return failures > 0;
+  const int code = run_program(run, count, arguments);
+  return code != 0 ? code : failures > 0;
 }

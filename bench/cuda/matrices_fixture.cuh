@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <exception>
 #include <functional>
 #include <string>
 #include <vector>
@@ -203,5 +204,16 @@ struct Wanted {
     return type;
   }
 };
+
+/// A bench's main(): what run() throws is said, and is exit code 1.
+inline int run_program(void (*run)(const std::vector<std::string>&), int count, char** arguments) {
+  try {
+    run({arguments + 1, arguments + count});
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
 
 }  // namespace

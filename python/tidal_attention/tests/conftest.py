@@ -11,18 +11,24 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 torch.set_num_threads(2)
 
-CONFIG = Qwen2Config(
-    vocab_size=512,
-    hidden_size=256,
-    intermediate_size=256,
-    num_hidden_layers=3,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    max_position_embeddings=4096,
-    initializer_range=0.2,
-    eos_token_id=None,
-    bos_token_id=None,
-)
+
+def small_config(layers, heads):
+    """Of two KV heads."""
+    return Qwen2Config(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+
+
+CONFIG = small_config(3, 8)
+CONFIG.initializer_range = 0.2
 
 
 def random_model(attention, dtype=torch.float32):

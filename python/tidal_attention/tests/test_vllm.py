@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
-from conftest import own_sets
+from conftest import own_sets, small_config
 from tidal_attention import Options
 from tidal_attention.attention import Pages
 
@@ -32,18 +32,7 @@ PROMPTS = [tokens(length) for length in LENGTHS]
 def folder(tmp_path_factory):
     """Four layers, so that two ranks have two of them each; four query heads and two KV heads of 64."""
     torch.manual_seed(1)
-    config = Qwen2Config(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.2,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
+    config = small_config(4, 4)
     folder = tmp_path_factory.mktemp("model")
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return folder
