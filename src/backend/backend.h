@@ -71,6 +71,8 @@ class Backend {
   virtual std::string unsupported(const Hyperparameters&) const { return ""; }
   /// Whether its caches may be of such a type, with heads of so many elements.
   virtual bool keeps(KvType type, int /*head_dim*/) const { return type == KvType::Bf16; }
+  /// Whether Scan layers can estimate what they do not select (Completion).
+  virtual bool completes() const { return false; }
   /// Bytes that allocate() and upload() can still give; unlimited where that is the system's business.
   virtual int64_t free_bytes() const { return std::numeric_limits<int64_t>::max(); }
   /// Bytes of them that reserve() takes at most.
@@ -83,7 +85,7 @@ class Backend {
   /// Has [to, to + bytes) of its memory hold what is in the file from `offset` on, read when it is first used, where it
   /// can; false, and it holds anything, where not. What is written there later does not get into the file.
   virtual bool map(std::byte* /*to*/, int /*descriptor*/, int64_t /*offset*/, size_t /*bytes*/) { return false; }
-  /// Writes the sketches that `kv` keeps of whole blocks, outside of a pass. `blocks` are slots.
+  /// Writes the sketches that `kv` keeps, of keys and of values, of whole blocks, outside of a pass. `blocks` are slots.
   virtual void sketch(KvLayer kv, std::span<const BlockId> blocks) = 0;
   /// Makes room for passes of up to `max_rows` rows over up to `max_context` positions, so that later passes allocate
   /// nothing.
@@ -116,7 +118,10 @@ class Backend {
   ///   to the lower position, NaN below everything.
   ///   Sparse: the selected positions only.
   ///   Scan: the scores of full blocks come from their sketches, those of the block still filling from its keys; from
-  ///   them a selection by scan_policy(), and attention to the selected positions only.
+  ///   them a selection by scan_policy(), and attention to the selected positions only; or, with a Completion, to all:
+  ///   of the positions in tier_policy()'s `ranked` the scores are their keys', and the selection is made of them by
+  ///   these; values are those of the selected rows, as value_sketch_row() has them for the other positions in
+  ///   `estimated`, and the means of their blocks for what is left.
   /// `sink_logits`, where a layer has them: each head's softmax has one more term exp(sink_logits[head]), whose value
   /// is zeros. What is selected does not depend on it.
   virtual void attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,

@@ -12,6 +12,7 @@
 #include "backend/kv_row.h"
 #include "backend/policy.h"
 #include "backend/sketch.h"
+#include "backend/value_sketch.h"
 #include "core/bf16.h"
 
 namespace tidal {
@@ -73,6 +74,13 @@ inline Policy scan_policy(Policy policy, int context) {
   return policy;
 }
 
+/// The policy by which the best `budgets` budgets of positions are taken there (Completion): a tier of them, the block
+/// still filling included.
+inline Policy tier_policy(Policy policy, int context, int budgets) {
+  policy.budget = static_cast<int>(std::min<int64_t>(int64_t{policy.budget} * budgets, context));
+  return scan_policy(policy, context);
+}
+
 /// The chunks of one forward pass: any mix of prefill and decode, in ascending order of their length, each of another
 /// sequence. Rows of consecutive chunks follow each other. All spans are host memory.
 struct Batch {
@@ -112,6 +120,8 @@ struct KvLayer {
   const KvFile* file = nullptr;  ///< what `data` is a mapping of, where it is in a file
   /// Sketches of the keys with 1, 2 and 4 bits, [block][kv_head][SketchLayout::bytes()] each; null: not kept.
   std::array<std::byte*, kSketchBits.size()> sketches = {};
+  /// Sketches of the values, [block][kv_head][ValueSketchLayout::bytes()], one behind the other; null: not kept.
+  std::byte* value_sketches = nullptr;
 
   KvRowLayout row_layout() const { return {type, head_dim}; }
   int64_t row_bytes() const { return row_layout().bytes(); }
@@ -129,6 +139,9 @@ struct KvLayer {
   bool keeps_sketch(int bits) const { return sketches[bits / 2] != nullptr; }
   std::byte* sketch(int bits, BlockId block, int kv_head) const {
     return sketches[bits / 2] + (static_cast<int64_t>(block) * kv_heads + kv_head) * bytes_between_sketches(bits);
+  }
+  std::byte* value_sketch(BlockId block, int kv_head) const {
+    return value_sketches + (static_cast<int64_t>(block) * kv_heads + kv_head) * ValueSketchLayout{head_dim}.bytes();
   }
   bool operator==(const KvLayer&) const = default;
 };

@@ -32,6 +32,22 @@ enum class Pooling {
   Sum,  ///< sum of the softmax probabilities
 };
 
+/// What a Scan layer makes of the positions that it does not select: nothing, or an estimate of what they would add. Then
+/// it goes through them in three tiers, each the best by sketch of the one around it: those ranked again by their keys,
+/// of which the selection is made; those whose values are estimated one by one; all others, of which the means of
+/// their blocks' values stand (backend/value_sketch.h).
+struct Completion {
+  int ranked = 0;     ///< budgets of positions that are ranked again; 0: nothing is estimated
+  int estimated = 0;  ///< budgets of positions whose values are estimated, >= ranked
+
+  explicit operator bool() const { return ranked > 0; }
+  bool operator==(const Completion&) const = default;
+};
+inline constexpr int kMostBudgets = 64;  ///< of a Completion
+/// By what the softmax weights of positions are multiplied whose values are means: scores from sketches are about as
+/// often too high as too low, their exponentials on average too high, and a mean stands for them (docs/accuracy.md).
+inline constexpr float kShareOfMeans = 0.5f;
+
 /// The selection policy. The token being decoded always counts as selected, so `recent` acts as at least 1.
 struct Policy {
   Scope scope = Scope::Shared;
@@ -48,6 +64,8 @@ struct Policy {
   double top_p = 1;
   /// Bits of a key's element in the sketch that Scan layers read: 1, 2 or 4.
   int sketch_bits = 2;
+  /// With scope kv, pooling sum and a top-p of 1 alone.
+  Completion completion = {};
 
   /// The same policy in numbers for a context: budget_share and recent_share are 0. This is what backends get.
   Policy at(int context) const {

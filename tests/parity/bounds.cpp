@@ -241,7 +241,7 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
 }
 
 bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,
-                      const std::vector<int32_t>& chosen) {
+                      const std::vector<int32_t>& chosen, double of_scores) {
   const std::vector<float> pooled = reference::pooled_scores(own, policy, scale);
   const Reserved reserved = reserved_positions(policy);
   const int context = static_cast<int>(pooled.size()), last = context - reserved.recent;
@@ -255,7 +255,9 @@ bool rounding_decides(std::span<const reference::Scores> own, const Policy& poli
       if (std::isfinite(score)) largest = std::max(largest, std::abs(static_cast<double>(score)) * scale);
     }
   }
-  const double relative = 0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size()));
+  // A score that is off by e is a term that is off by e scale, and so may be the sum.
+  const double relative =
+      0x1p-24 * (4 * largest + 16 + context + static_cast<double>(own.size())) + 2 * of_scores * scale;
   for (int a = reserved.sinks; a < last; ++a) {
     if (!in[a]) continue;
     for (int b = reserved.sinks; b < last; ++b) {

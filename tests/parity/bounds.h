@@ -61,9 +61,10 @@ std::vector<double> attention_bounds(const Hyperparameters& hp, const HostBatch&
                                      const std::vector<int32_t>& selected = {},
                                      const std::vector<float>& sink_logits = {});
 
-/// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads.
+/// Whether the rounding of sum pooling can decide which positions of a set are chosen. `own`: the scores of its heads,
+/// off by `of_scores` themselves, where these are not the same bits everywhere.
 bool rounding_decides(std::span<const reference::Scores> own, const Policy& policy, double scale,
-                      const std::vector<int32_t>& chosen);
+                      const std::vector<int32_t>& chosen, double of_scores = 0);
 
 /// The root mean square norm's result and bounds, given bounds of x.
 std::vector<double> norm_bounds(std::span<const float> x, std::span<const double> bounds,

@@ -193,6 +193,17 @@ KvLayer Device::sketched(const HostCache& host, int bits) {
   return layer;
 }
 
+KvLayer Device::sketched_values(const HostCache& host, int bits) {
+  KvLayer layer = sketched(host, bits);
+  std::vector<BlockId> blocks(host.values.size() / (size_t{2} * kBlockTokens * layer.head_dim * layer.kv_heads));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  buffers_.push_back(
+      backend_->allocate(ValueSketchLayout{layer.head_dim}.bytes() * layer.kv_heads * blocks.size(), "a test"));
+  layer.value_sketches = buffers_.back().as<std::byte>();
+  backend_->sketch(layer, blocks);
+  return layer;
+}
+
 std::vector<std::byte> Device::read_sketches(KvLayer cache, int bits, int blocks) {
   const SketchLayout layout{cache.head_dim, bits};
   std::vector<std::byte> host(static_cast<size_t>(layout.bytes()) * cache.kv_heads * blocks);

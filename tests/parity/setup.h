@@ -128,6 +128,8 @@ class Device {
   KvLayer cache(const HostCache& host);
   /// The same with sketches of so many bits of all blocks, written by the backend.
   KvLayer sketched(const HostCache& host, int bits);
+  /// And with those of the values.
+  KvLayer sketched_values(const HostCache& host, int bits);
   /// The sketches of `blocks` blocks.
   std::vector<std::byte> read_sketches(KvLayer cache, int bits, int blocks);
   HostCache read(KvLayer cache, const HostCache& like);

@@ -90,8 +90,11 @@ TEST(KeyScores, AgainstDoublePrecision) {
       for (Bf16& key : keys) key = to_bf16(random.uniform(1.0f));
       const int stride = count + 2;
       std::vector<float> scores(kHeads * stride, -7.0f);
-      key_scores(q.data(), kHeads, {KvType::Bf16, dim}, reinterpret_cast<const std::byte*>(keys.data()), count,
-                 scores.data(), stride);
+      std::vector<const std::byte*> rows;
+      for (int r = 0; r < count; ++r) {
+        rows.push_back(reinterpret_cast<const std::byte*>(keys.data() + int64_t{r} * 2 * dim));
+      }
+      key_scores(q.data(), kHeads, {KvType::Bf16, dim}, rows.data(), count, scores.data(), stride);
       for (int h = 0; h < kHeads; ++h) {
         for (int r = 0; r < count; ++r) {
           double exact = 0;

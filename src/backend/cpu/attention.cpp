@@ -61,7 +61,13 @@ AttentionPart Attention::part(int index) const {
 
 void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, const Reads& reads) {
   if (heads > kMaxAttendHeads) {
-    add(chunk, rows, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, reads);
+    Reads of_others = reads;
+    if (reads.completed.output) {
+      const AttentionPart& part = reads.completed;
+      of_others.completed = {part.output + static_cast<ptrdiff_t>(kMaxAttendHeads) * head_dim_,
+                             part.maximum + kMaxAttendHeads, part.sum + kMaxAttendHeads};
+    }
+    add(chunk, rows, first_head + kMaxAttendHeads, heads - kMaxAttendHeads, of_others);
     heads = kMaxAttendHeads;
   }
   // A task is one piece of the context for all rows: after the first row the piece is in the cache.
@@ -72,7 +78,7 @@ void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, con
       if (own >= 0 && own < parts) {
         items_.push_back({&chunk, chunk.first_row + r, first_head, heads, reads.selected,
                           std::max(reads.begin(r), p * reads.piece), std::min(reads.end(r), (p + 1) * reads.piece),
-                          parts, row_part, row_part + own, first_counter + r});
+                          parts, reads.completed.output != nullptr, row_part, row_part + own, first_counter + r});
       }
       row_part += parts;
     }
@@ -82,6 +88,13 @@ void Attention::add(const Chunk& chunk, int rows, int first_head, int heads, con
     parts_ += reads.pieces(r);
     done_[counters_++].store(0, std::memory_order_relaxed);
   }
+  if (reads.completed.output) copy_part(reads.completed, heads, part(parts_++));
+}
+
+void Attention::copy_part(const AttentionPart& from, int heads, const AttentionPart& to) const {
+  std::copy_n(from.output, static_cast<ptrdiff_t>(heads) * head_dim_, to.output);
+  std::copy_n(from.maximum, heads, to.maximum);
+  std::copy_n(from.sum, heads, to.sum);
 }
 
 void Attention::find_rows(const Item& item, KvLayer kv, const std::byte** rows) const {
@@ -155,7 +168,7 @@ void Attention::run_item(const Item& item, Rows q, KvLayer kv, Rows out, float* 
   attend_rows(args);
   // Whoever finishes last merges; always in the order of the pieces, so the sum is the same every time.
   if (done_[item.counter].fetch_add(1, std::memory_order_acq_rel) + 1 == item.parts) {
-    merge_parts(part(item.first_part), part_floats(), item.parts, item.heads, head_dim_,
+    merge_parts(part(item.first_part), part_floats(), item.parts + item.completed, item.heads, head_dim_,
                 options_.sink_logits ? options_.sink_logits + item.first_head : nullptr,
                 out.row(item.row) + static_cast<int64_t>(item.first_head) * head_dim_,
                 scores ? maximum_.data() + item.first_head : nullptr, scores ? sum_.data() + item.first_head : nullptr);
@@ -170,13 +183,14 @@ void Attention::add_dense(const Chunk& chunk) {
   }
 }
 
-void Attention::add_sparse(const Chunk& chunk, const Selection& selection) {
+void Attention::add_sparse(const Chunk& chunk, const Selection& selection, bool completed) {
   const int set = heads_ / scope_units(chunk.policy.scope, heads_, heads_ / group_);  // query heads that share one set
   for (int h = 0; h < heads_; h += std::min(set, group_)) {
     add(chunk, 1, h, std::min(set, group_),
         {.selected = selection.unit(chunk, h / set),
          .count = selection.count(chunk, h / set),
-         .piece = piece_of(chunk.most_selected())});
+         .piece = piece_of(chunk.most_selected()),
+         .completed = completed ? completer_.part(h) : AttentionPart{}});
   }
 }
 
@@ -188,8 +202,14 @@ void Attention::select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& 
 }
 
 void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out) {
-  scan_.select(chunk, q.row(chunk.first_row), kv, options_.cap, scores_.as<float>(), score_stride_, selection);
-  add_sparse(chunk, selection);
+  const float* const queries = q.row(chunk.first_row);
+  bool completed = false;
+  if (chunk.policy.completion) {
+    completed = scan_.complete(chunk, queries, kv, scores_.as<float>(), score_stride_, requests_, completer_, selection);
+  } else {
+    scan_.select(chunk, queries, kv, options_.cap, scores_.as<float>(), score_stride_, selection);
+  }
+  add_sparse(chunk, selection, completed);
   run_items(q, kv, out, nullptr);
 }
 

@@ -9,6 +9,7 @@
 
 #include "backend/batch.h"
 #include "backend/cpu/attend_rows.h"
+#include "backend/cpu/completion.h"
 #include "backend/cpu/kv_requests.h"
 #include "backend/cpu/scan.h"
 #include "backend/cpu/selector.h"
@@ -28,7 +29,7 @@ struct LayerOptions {
 /// are left out: they go through prefill_attention().
 class Attention {
  public:
-  explicit Attention(int threads) : threads_(threads), selector_(threads), scan_(threads, selector_) {}
+  explicit Attention(int threads) : threads_(threads), selector_(threads), scan_(threads, selector_), completer_(threads, selector_) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
 
@@ -47,6 +48,7 @@ class Attention {
     const int32_t* selected;  // positions to read, or null: [begin, end) of the context
     int begin, end;
     int parts;       // pieces of this row and these heads, this one included
+    bool completed;  // behind these is a part that is there already
     int first_part;  // index of the first of them
     int part;        // index of this one
     int counter;     // index of their common counter
@@ -58,6 +60,7 @@ class Attention {
     int count;
     int piece;  // positions of one; pieces begin at multiples of it, so that a row's cut depends on the row alone
     int window = 0;
+    AttentionPart completed = {nullptr, nullptr, nullptr};  // of the query heads, or null: a further part
 
     int end(int row) const { return count + row; }
     int begin(int row) const { return window > 0 ? std::max(0, end(row) - window) : 0; }
@@ -69,7 +72,8 @@ class Attention {
   /// Of the layer in work.
   void take_shape(const KvLayer& kv);
   void add_dense(const Chunk& chunk);
-  void add_sparse(const Chunk& chunk, const Selection& selection);
+  /// completed: with completer_'s part.
+  void add_sparse(const Chunk& chunk, const Selection& selection, bool completed = false);
   void select(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
   void scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, Rows out);
   /// Heads [first_head, first_head + heads) of one KV head, for the first `rows` rows of a chunk.
@@ -81,6 +85,7 @@ class Attention {
   /// Of K and V in a file: the rows of the selected positions, and the first tasks' of others.
   void ask_for_items();
   void ask_for_task(size_t task) const;
+  void copy_part(const AttentionPart& from, int heads, const AttentionPart& to) const;
   size_t part_floats() const;
   AttentionPart part(int index) const;
 
@@ -100,6 +105,7 @@ class Attention {
   std::vector<float> maximum_, sum_;          // [heads], softmax statistics of that row
   Selector selector_;
   Scan scan_;
+  Completer completer_;
 };
 
 }  // namespace tidal

@@ -79,6 +79,12 @@ void CpuBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
       sketch_block({kv.head_dim, bits}, kv.type, kv.tile(block, head), kv.sketch(bits, block, head));
     }
   }
+#pragma omp parallel for schedule(static) num_threads(threads_) if (tiles > 1)
+  for (int tile = 0; tile < (kv.value_sketches ? tiles : 0); ++tile) {
+    const BlockId block = blocks[tile / kv.kv_heads];
+    const int head = tile % kv.kv_heads;
+    sketch_values({kv.head_dim}, kv.type, kv.tile(block, head), kv.value_sketch(block, head));
+  }
 }
 
 void CpuBackend::begin(const Hyperparameters& hp, const Batch& batch) {

@@ -33,6 +33,7 @@ class CpuBackend final : public Backend {
   Buffer allocate(size_t bytes, std::string_view what) override { return allocate_memory(bytes, what); }
   Weight upload(const Weight& host) override { return host; }
   bool keeps(KvType, int) const override { return true; }
+  bool completes() const override { return true; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }

@@ -41,7 +41,8 @@ void Scan::score(const Row& row, int kv_head, int begin, int end, float* sum) {
   const ScanTerms terms{scale_ * kLog2e, reference_.data() + first_head, sum};
   const Chunk& chunk = *row.chunk;
   if (end % kBlockTokens != 0) {
-    const std::byte* rows = row.kv->tile(chunk.blocks[first_block], kv_head);
+    const std::byte* rows[kBlockTokens];
+    for (int r = 0; r < end - begin; ++r) rows[r] = row.kv->row(chunk.blocks[first_block], kv_head, r);
     key_scores(q, group_, row.kv->row_layout(), rows, end - begin, scores, row.stride);
     for (int h = 0; sum && h < group_; ++h) {
       sum[h] = softmax_terms(scores + h * row.stride, end - begin, terms.scale, terms.reference[h]);
@@ -118,6 +119,24 @@ void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float c
   divide(chunk.context());
   // Terms are made of scores as they are.
   if (cap > 0 || !selector_.takes_terms(policy)) return select_by_scores(row, policy, selection);
+  // Rare: the terms have taken the place of the scores that are asked for now.
+  if (!make_terms(row)) return select_by_scores(row, policy, selection);
+  selector_.select(RowTerms{scores, stride, factors_.data()}, chunk, policy, selection);
+}
+
+bool Scan::complete(const Chunk& chunk, const float* q, const KvLayer& kv, float* scores, int64_t stride,
+                    const KvRequests& requests, Completer& completer, const Selection& selection) {
+  const Row row{&chunk, q, &kv, 0, scores, stride};
+  divide(chunk.context());
+  if (!make_terms(row)) {
+    select_by_scores(row, scan_policy(chunk.policy, chunk.context()), selection);
+    return false;
+  }
+  completer.complete({&chunk, q, &kv, scores, stride, scale_, reference_.data(), factors_.data()}, requests, selection);
+  return true;
+}
+
+bool Scan::make_terms(const Row& row) {
   const int pieces = static_cast<int>(ends_.size());
 #pragma omp parallel num_threads(threads_)
   {
@@ -129,9 +148,7 @@ void Scan::select(const Chunk& chunk, const float* q, const KvLayer& kv, float c
       score(row, task / pieces, begin_of(piece), ends_[piece], sums_.data() + static_cast<ptrdiff_t>(task) * group_);
     }
   }
-  // Rare: the terms have taken the place of the scores that are asked for now.
-  if (!find_factors()) return select_by_scores(row, policy, selection);
-  selector_.select(RowTerms{scores, stride, factors_.data()}, chunk, policy, selection);
+  return find_factors();
 }
 
 }  // namespace tidal

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backend/batch.h"
+#include "backend/cpu/completion.h"
 #include "backend/cpu/selector.h"
 
 namespace tidal {
@@ -17,6 +18,10 @@ class Scan {
   /// [heads, stride].
   void select(const Chunk& chunk, const float* q, const KvLayer& kv, float cap, float* scores, int64_t stride,
               const Selection& selection);
+  /// The same of a chunk with a Completion, by `completer`, which then has the part of what is not selected. Returns
+  /// false where scores are not finite: then the selection is as without one, and there is no part.
+  bool complete(const Chunk& chunk, const float* q, const KvLayer& kv, float* scores, int64_t stride,
+                const KvRequests& requests, Completer& completer, const Selection& selection);
 
  private:
   /// The row in work.
@@ -29,6 +34,8 @@ class Scan {
     int64_t stride;
   };
 
+  /// The terms of the row in place of its scores, and the factors. Returns false where a head's are not finite.
+  bool make_terms(const Row& row);
   void divide(int context);
   /// Raw scores of the positions [begin, end), of full blocks alone or of the one still filling, for the query heads of
   /// one KV head; with `sum` [group] their terms and the sums of those.

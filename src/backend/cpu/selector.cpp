@@ -33,6 +33,15 @@ void pool_infinite(const float* scores, int context, int begin, int end, float s
 
 }  // namespace
 
+void take_positions(const Policy& policy, const float* ranking, int context, int32_t* positions) {
+  const Reserved reserved = reserved_positions(policy);
+  const int chosen = policy.budget - reserved.sinks - reserved.recent;
+  for (int i = 0; i < reserved.sinks; ++i) *positions++ = i;
+  top_k(ranking, reserved.sinks, context - reserved.sinks - reserved.recent, chosen, positions);
+  positions += chosen;
+  for (int i = context - reserved.recent; i < context; ++i) *positions++ = i;
+}
+
 void Selector::reserve(const Hyperparameters& hp, int max_context) {
   heads_ = hp.heads;
   kv_heads_ = hp.kv_heads;
@@ -91,15 +100,21 @@ int Selector::keep_mass(const Policy& policy, const float* ranking, const float*
 void Selector::take(const float* ranking, const Chunk& chunk, const Policy& policy, int unit,
                     const Selection& selection) {
   const Reserved reserved = reserved_positions(policy);
-  const int chosen = policy.budget - reserved.sinks - reserved.recent;
-  int32_t* const first = selection.unit(chunk, unit);
-  int32_t* positions = first;
-  for (int i = 0; i < reserved.sinks; ++i) *positions++ = i;
-  top_k(ranking, reserved.sinks, context_ - reserved.sinks - reserved.recent, chosen, positions);
-  positions += chosen;
-  for (int i = context_ - reserved.recent; i < context_; ++i) *positions++ = i;
+  const bool chooses = policy.budget > reserved.sinks + reserved.recent;
+  int32_t* const positions = selection.unit(chunk, unit);
+  take_positions(policy, ranking, context_, positions);
   selection.count(chunk, unit) =
-      policy.top_p < 1 && chosen > 0 ? keep_mass(policy, ranking, pooled(unit), first, unit) : policy.budget;
+      policy.top_p < 1 && chooses ? keep_mass(policy, ranking, pooled(unit), positions, unit) : policy.budget;
+}
+
+int Selector::ranges() const { return (context_ + kPoolPiece - 1) / kPoolPiece; }
+
+std::pair<int, int> Selector::pool(const RowTerms& terms, int kv_head, int range) {
+  const int heads = heads_ / kv_heads_, begin = range * kPoolPiece, end = std::min(context_, begin + kPoolPiece);
+  const int first_head = kv_head * heads;
+  weighted_sum(terms.terms + first_head * terms.stride + begin, terms.stride, terms.factors + first_head, heads,
+               end - begin, pooled(kv_head) + begin);
+  return {begin, end};
 }
 
 void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy& policy, const Selection& selection) {

@@ -1,6 +1,7 @@
 // From the scores of a Select or Scan layer to selected positions.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "backend/batch.h"
@@ -24,6 +25,9 @@ struct RowTerms {
   const float* factors = nullptr;  ///< [heads]
 };
 
+/// The positions of a set by `ranking` [context], as backend/policy.h says, but for top_p: policy.budget of them.
+void take_positions(const Policy& policy, const float* ranking, int context, int32_t* positions);
+
 /// Pools scores by the policy's scope and takes the top positions. Follows the rules in backend/policy.h.
 class Selector {
  public:
@@ -37,6 +41,16 @@ class Selector {
   bool takes_terms(const Policy& policy) const {
     return policy.pooling == Pooling::Sum && pools(policy.scope, heads_, kv_heads_);
   }
+
+  // The steps of it, for who goes on from what is pooled; scope kv.
+
+  int heads() const { return heads_; }
+  void begin(const Chunk& chunk) { context_ = chunk.context(); }
+  int ranges() const;  ///< that pool() takes one of
+  /// Pools the terms of one KV head's query heads in a range, and returns its positions, [begin, end).
+  std::pair<int, int> pool(const RowTerms& terms, int kv_head, int range);
+  /// What the positions of a set are ranked by, [context].
+  const float* ranking(int unit) const { return pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_; }
 
  private:
   void pool(const RowScores& scores, int first_head, int heads, int begin, int end, Pooling pooling, float* pooled);

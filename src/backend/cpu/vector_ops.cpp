@@ -1,5 +1,7 @@
 #include "backend/cpu/vector_ops.h"
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -272,23 +274,27 @@ void WeightedSum(const float* rows, int64_t stride, const float* factors, int co
   });
 }
 
-void KeyScores(const float* q, int heads, const KvRowLayout& layout, const std::byte* rows, int count, float* scores,
-               int64_t stride) {
+void KeyScores(const float* q, int heads, const KvRowLayout& layout, const std::byte* const* rows, int count,
+               float* scores, int64_t stride) {
+  constexpr int kAhead = 4;  // rows anywhere in memory that are asked for before their turn
   const int head_dim = layout.head_dim;
   const F32 d;
   const hn::Rebind<uint16_t, F32> d16;
   const hn::Rebind<uint32_t, F32> d32;
   const int lanes = static_cast<int>(hn::Lanes(d));
   HWY_ALIGN float key[kMostHeadDim];
-  for (int r = 0; r < count; ++r, rows += layout.bytes()) {
+  const int key_bytes = static_cast<int>(layout.bytes()) / 2;
+  for (int r = 0; r < count; ++r) {
+    const std::byte* const row = rows[r];
+    for (int line = 0; r + kAhead < count && line < key_bytes; line += 64) hwy::Prefetch(rows[r + kAhead] + line);
     int i = 0;
     if (layout.type == KvType::Q8) {
-      read_q8(layout, rows, false, key);
+      read_q8(layout, row, false, key);
     } else if (layout.type == KvType::F32) {
-      std::memcpy(key, rows, sizeof(float) * static_cast<size_t>(head_dim));
+      std::memcpy(key, row, sizeof(float) * static_cast<size_t>(head_dim));
     } else {
-      const auto* keys = reinterpret_cast<const Bf16*>(rows);
-      const auto* halves = reinterpret_cast<const uint16_t*>(rows);
+      const auto* keys = reinterpret_cast<const Bf16*>(row);
+      const auto* halves = reinterpret_cast<const uint16_t*>(row);
       for (; i + lanes <= head_dim; i += lanes) {
         hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, halves + i)))), d, key + i);
       }
@@ -365,8 +371,8 @@ float softmax_terms(float* scores, int count, float scale, float reference) {
 void weighted_sum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to) {
   HWY_DYNAMIC_DISPATCH(WeightedSum)(rows, stride, factors, count, width, to);
 }
-void key_scores(const float* q, int heads, const KvRowLayout& layout, const std::byte* rows, int count, float* scores,
-                int64_t stride) {
+void key_scores(const float* q, int heads, const KvRowLayout& layout, const std::byte* const* rows, int count,
+                float* scores, int64_t stride) {
   HWY_DYNAMIC_DISPATCH(KeyScores)(q, heads, layout, rows, count, scores, stride);
 }
 

@@ -41,8 +41,8 @@ float softmax_terms(float* scores, int count, float scale, float reference);
 void weighted_sum(const float* rows, int64_t stride, const float* factors, int count, int width, float* to);
 /// scores[h * stride + r] = q[h] . key of row r. q: [heads, head_dim]; rows: [count] rows [K | V] of the cache,
 /// head_dim <= kMostHeadDim.
-void key_scores(const float* q, int heads, const KvRowLayout& layout, const std::byte* rows, int count, float* scores,
-                int64_t stride);
+void key_scores(const float* q, int heads, const KvRowLayout& layout, const std::byte* const* rows, int count,
+                float* scores, int64_t stride);
 /// x[i] = cap * tanh(x[i] / cap), to about 1e-7 of the cap.
 void cap_by(float cap, int count, float* x);
 /// to[i] *= factor.

@@ -9,6 +9,8 @@
 
 #include "backend/backend.h"
 #include "backend/key_units.h"
+#include "backend/reference/attention.h"
+#include "backend/reference/completion.h"
 #include "backend/reference/delta.h"
 #include "backend/reference/experts.h"
 #include "backend/reference/math.h"
@@ -19,46 +21,15 @@
 namespace tidal {
 namespace {
 
+using reference::attend_head;
+using reference::kv_row;
 using reference::Matrix;
+using reference::scan_scores;
 using reference::Scores;
 
 constexpr std::align_val_t kAlignment{64};
 
 void free_memory(std::byte* data, size_t) { ::operator delete(data, kAlignment); }
-
-/// The row [K | V] of one position and KV head.
-std::byte* kv_row(const Chunk& chunk, KvLayer kv, int kv_head, int position) {
-  return kv.row(chunk.blocks_of(kv)[position / kBlockTokens], kv_head, position % kBlockTokens);
-}
-
-/// One query head over `positions`, and its sink_logit, or null: out [head_dim]. Returns the raw scores q.k.
-/// cap: of these scores in the softmax; 0: none.
-Scores attend_head(const float* query, const Chunk& chunk, KvLayer kv, int kv_head, std::span<const int32_t> positions,
-                   float cap, const float* sink_logit, float* out) {
-  const int dim = kv.head_dim;
-  const double scale = 1.0 / std::sqrt(static_cast<double>(dim));
-  Scores scores(positions.size());
-  float top = -std::numeric_limits<float>::infinity();
-  std::vector<float> row(dim);
-  for (size_t i = 0; i < positions.size(); ++i) {
-    read_kv_row(kv.row_layout(), kv_row(chunk, kv, kv_head, positions[i]), row.data(), nullptr);
-    double sum = 0;
-    for (int d = 0; d < dim; ++d) sum += static_cast<double>(query[d]) * row[d];
-    scores[i] = static_cast<float>(sum);
-    top = std::fmax(top, reference::capped(scores[i], cap));
-  }
-  double total = 0;
-  std::vector<double> result(dim, 0.0);
-  for (size_t i = 0; i < positions.size(); ++i) {
-    read_kv_row(kv.row_layout(), kv_row(chunk, kv, kv_head, positions[i]), nullptr, row.data());
-    const double weight = std::exp((static_cast<double>(reference::capped(scores[i], cap)) - top) * scale);
-    total += weight;
-    for (int d = 0; d < dim; ++d) result[d] += weight * row[d];
-  }
-  if (sink_logit) total += std::exp(*sink_logit - top * scale);
-  for (int d = 0; d < dim; ++d) out[d] = static_cast<float>(result[d] / total);
-  return scores;
-}
 
 /// Scalar, one thread, nothing clever: what the other backends are held against. Its memory is the host's.
 class ReferenceBackend final : public Backend {
@@ -74,6 +45,7 @@ class ReferenceBackend final : public Backend {
   }
   Weight upload(const Weight& host) override { return host; }
   bool keeps(KvType, int) const override { return true; }
+  bool completes() const override { return true; }
   void copy(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void write(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void read(std::byte* to, const std::byte* from, size_t bytes) override { std::memcpy(to, from, bytes); }
@@ -108,8 +80,9 @@ class ReferenceBackend final : public Backend {
                                  Rows out) const;
   /// The positions of a sparse chunk from the scores of its row.
   void select(const Chunk& chunk, const Policy& policy, std::vector<Scores> scores, const Selection& selection) const;
-  /// Every head's scores of a sparse chunk's row: full blocks by their sketches, the last one by its keys.
-  std::vector<Scores> scan(const Chunk& chunk, Rows q, KvLayer kv) const;
+  /// The attention of a sparse chunk's row that completes it; and the selection.
+  void complete(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, const float* sink_logits,
+                Rows out) const;
   /// All heads of a sparse chunk's row over their selected positions.
   void attend_selected(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection, const float* sink_logits,
                        Rows out) const;
@@ -124,6 +97,11 @@ void ReferenceBackend::sketch(KvLayer kv, std::span<const BlockId> blocks) {
       for (int h = 0; h < kv.kv_heads; ++h) {
         sketch_block({kv.head_dim, bits}, kv.type, kv.tile(block, h), kv.sketch(bits, block, h));
       }
+    }
+  }
+  for (const BlockId block : blocks) {
+    for (int h = 0; kv.value_sketches && h < kv.kv_heads; ++h) {
+      sketch_values({kv.head_dim}, kv.type, kv.tile(block, h), kv.value_sketch(block, h));
     }
   }
 }
@@ -207,29 +185,6 @@ std::vector<Scores> ReferenceBackend::attend_row(const Chunk& chunk, int index, 
   return scores;
 }
 
-std::vector<Scores> ReferenceBackend::scan(const Chunk& chunk, Rows q, KvLayer kv) const {
-  const SketchLayout layout{kv.head_dim, chunk.policy.sketch_bits};
-  const int filled = chunk.context() / kBlockTokens * kBlockTokens;
-  std::vector<int32_t> filling(chunk.context() - filled);
-  std::iota(filling.begin(), filling.end(), filled);
-  std::vector<float> unused(kv.head_dim);
-  std::vector<Scores> scores;
-  for (int h = 0; h < hp_.heads; ++h) {
-    const float* query = q.row(chunk.first_row) + int64_t{h} * kv.head_dim;
-    const int kv_head = h * kv.kv_heads / hp_.heads;
-    Scores own(filled);
-    for (int p = 0; p < filled; p += kBlockTokens) {
-      sketch_scores(layout, query, kv.sketch(layout.bits, chunk.blocks[p / kBlockTokens], kv_head), own.data() + p);
-    }
-    if (!filling.empty()) {
-      const Scores exact = attend_head(query, chunk, kv, kv_head, filling, 0, nullptr, unused.data());
-      own.insert(own.end(), exact.begin(), exact.end());
-    }
-    scores.push_back(std::move(own));
-  }
-  return scores;
-}
-
 void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, std::vector<Scores> scores,
                               const Selection& selection) const {
   const int units = scope_units(policy.scope, hp_.heads, hp_.kv_heads);
@@ -244,6 +199,21 @@ void ReferenceBackend::select(const Chunk& chunk, const Policy& policy, std::vec
     const auto chosen = reference::select_positions(own, policy, scale);
     std::copy(chosen.begin(), chosen.end(), selection.unit(chunk, unit));
     selection.count(chunk, unit) = static_cast<int32_t>(chosen.size());
+  }
+}
+
+void ReferenceBackend::complete(const Chunk& chunk, Rows q, KvLayer kv, const Selection& selection,
+                                const float* sink_logits, Rows out) const {
+  const std::vector<Scores> scores = scan_scores(chunk, hp_.heads, q, kv);
+  const int group = hp_.heads / kv.kv_heads;
+  for (int h = 0; h < kv.kv_heads; ++h) {
+    const int first = h * group;
+    const int64_t offset = int64_t{first} * kv.head_dim;
+    const auto selected = reference::complete(
+        {chunk, kv, h, q.row(chunk.first_row) + offset, sink_logits ? sink_logits + first : nullptr},
+        {scores.begin() + first, scores.begin() + first + group}, out.row(chunk.first_row) + offset);
+    std::copy(selected.begin(), selected.end(), selection.unit(chunk, h));
+    selection.count(chunk, h) = static_cast<int32_t>(selected.size());
   }
 }
 
@@ -274,7 +244,11 @@ void ReferenceBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv,
         select(chunk, chunk.policy, attend_row(chunk, 0, 0, q, kv, sink_logits, out), selection);
         break;
       case Role::Scan:
-        select(chunk, scan_policy(chunk.policy, chunk.context()), scan(chunk, q, kv), selection);
+        if (chunk.policy.completion) {
+          complete(chunk, q, kv, selection, sink_logits, out);
+          break;
+        }
+        select(chunk, scan_policy(chunk.policy, chunk.context()), scan_scores(chunk, hp_.heads, q, kv), selection);
         attend_selected(chunk, q, kv, selection, sink_logits, out);
         break;
       case Role::Sparse: attend_selected(chunk, q, kv, selection, sink_logits, out); break;
