@@ -77,6 +77,12 @@ void Engine::set_plan(const Plan& plan) {
 void Engine::reserve_selection(const Plan& plan) {
   if (!plan.has_sparse()) return;
   if (plan.scans()) pool_->keep_sketches(plan.policy.sketch_bits);
+  if (plan.completes()) {
+    if (!backend_.completes()) {
+      fail("plan: the {} backend cannot estimate what is not selected, only cpu and reference can", backend_.name());
+    }
+    pool_->keep_value_sketches();
+  }
   Policy policy = plan.policy.at(options_.context);
   policy.budget = std::min(policy.budget, options_.context);  // what is not below the context selects nothing
   forward_->reserve_selection(options_.sequences, policy);
@@ -325,8 +331,17 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     // With one set per query head, the heads of a group read their own rows.
     KvShape kv = hp.kv(l);
     if (sparse && policy.scope == Scope::Head) kv.heads = hp.heads;
-    read += kv.row_bytes(options_.kv_type) * (sparse ? selected : context - hp.first_seen(l, context - 1));
-    if (sparse && role == Role::Scan) sketches += sketch;
+    const int64_t row = kv.row_bytes(options_.kv_type);
+    read += row * (sparse ? selected : context - hp.first_seen(l, context - 1));
+    if (!sparse || role != Role::Scan) continue;
+    sketches += sketch;
+    if (!policy.completion) continue;
+    // Keys of what is ranked and not selected; means, codes and scales.
+    const ValueSketchLayout values{hp.head_dim};
+    const auto tier = [&](int budgets) { return tier_policy(policy, context, budgets).budget - selected; };
+    read += row / 2 * tier(policy.completion.ranked);
+    sketches += hp.kv_heads * (int64_t{values.codes_offset()} * (filled / kBlockTokens) +
+                               int64_t{values.row_bytes()} * tier(policy.completion.estimated));
   }
   return model_.decode_weight_bytes() + read + sketches + hp.state_bytes();
 }

@@ -57,6 +57,10 @@ int64_t sketch_bytes(const Hyperparameters& hp, int bits, const EngineSizes& siz
   return hp.sketched_layers() * SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads * sizes.blocks;
 }
 
+int64_t value_sketch_bytes(const Hyperparameters& hp, const EngineSizes& sizes) {
+  return hp.sketched_layers() * ValueSketchLayout{hp.head_dim}.bytes() * hp.kv_heads * sizes.blocks;
+}
+
 /// The plans that such an engine decodes by, one after the other.
 std::vector<Plan> all_plans(const Plan& plan, const EngineOptions& options) {
   std::vector<Plan> plans = options.later_plans;
@@ -74,6 +78,8 @@ int64_t other_sketches(const Hyperparameters& hp, std::span<const Plan> plans, c
     const bool own = one.scans() && one.policy.sketch_bits == bits;
     if (kept && !own) others += sketch_bytes(hp, bits, sizes);
   }
+  const bool values = std::any_of(plans.begin(), plans.end(), [](const Plan& other) { return other.completes(); });
+  if (values && !one.completes()) others += value_sketch_bytes(hp, sizes);
   return others;
 }
 
@@ -183,6 +189,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
   memory.states = hp.state_bytes() * sizes.states;
   if (plan.scans()) {
     memory.sketches = sketch_bytes(hp, plan.policy.sketch_bits, sizes);
+    if (plan.completes()) memory.sketches += value_sketch_bytes(hp, sizes);
   }
   const int64_t activations = static_cast<int64_t>(sizeof(float)) * sizes.rows *
                               (hp.width + 2 * hp.q_width() + int64_t{hp.layers} * hp.layer_input);

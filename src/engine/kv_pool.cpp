@@ -90,17 +90,28 @@ int64_t KvPool::file_bytes() const {
 }
 
 int64_t KvPool::sketch_bytes() const {
-  size_t bytes = 0;
+  size_t bytes = value_sketches_.bytes();
   for (const Buffer& memory : sketches_) bytes += memory.bytes();
   return static_cast<int64_t>(bytes);
 }
 
 void KvPool::keep_sketches(int bits) {
   if (keeps_sketches(bits) || sketched_.empty()) return;
-  const KvLayer& shape = layers_[static_cast<size_t>(sketched_.front())];  // of all these
-  const SketchLayout layout{shape.head_dim, bits};
-  const int64_t layer_bytes = layout.bytes() * shape.kv_heads * blocks();
-  Buffer& memory = sketches_[bits / 2];
+  const int head_dim = layers_[static_cast<size_t>(sketched_.front())].head_dim;  // of all these
+  allocate_sketches(sketches_[bits / 2], SketchLayout{head_dim, bits}.bytes(),
+                    [&](KvLayer& layer) -> std::byte*& { return layer.sketches[bits / 2]; });
+}
+
+void KvPool::keep_value_sketches() {
+  if (value_sketches_.bytes() > 0 || sketched_.empty()) return;
+  const int head_dim = layers_[static_cast<size_t>(sketched_.front())].head_dim;
+  allocate_sketches(value_sketches_, ValueSketchLayout{head_dim}.bytes(),
+                    [](KvLayer& layer) -> std::byte*& { return layer.value_sketches; });
+}
+
+template <typename Place>
+void KvPool::allocate_sketches(Buffer& memory, int64_t tile_bytes, const Place& place) {
+  const int64_t layer_bytes = tile_bytes * layers_[static_cast<size_t>(sketched_.front())].kv_heads * blocks();
   memory = backend_.allocate(static_cast<size_t>(layer_bytes) * sketched_.size(), "sketches of the KV cache");
   std::vector<BlockId> used;
   for (BlockId block = 0; block < blocks(); ++block) {
@@ -109,11 +120,11 @@ void KvPool::keep_sketches(int bits) {
   std::byte* own = memory.as<std::byte>();
   for (const int l : sketched_) {
     KvLayer& layer = layers_[static_cast<size_t>(l)];
-    layer.sketches[bits / 2] = own;
+    place(layer) = own;
     own += layer_bytes;
     if (!used.empty()) backend_.sketch(layer, used);
   }
-  for (const auto& [layer, source] : shared_) layers_[layer].sketches = layers_[source].sketches;
+  for (const auto& [layer, source] : shared_) place(layers_[layer]) = place(layers_[source]);
 }
 
 int KvPool::sketch_widths() const {
@@ -186,7 +197,7 @@ void KvPool::write_sketches(size_t layer, std::span<const BlockId> blocks, const
       from += bytes;
     });
   }
-  if (!(sketch_widths() & ~widths)) return;
+  if (!(sketch_widths() & ~widths) && !layers_[layer].value_sketches) return;
   std::vector<BlockId> made;
   for (const BlockId block : blocks.first(full)) made.push_back(slot(block));
   backend_.sketch(layers_[layer], made);
@@ -269,6 +280,10 @@ void KvPool::copy(BlockId to, BlockId from, int count, bool windowed) {
           layer.sketch(bits, to, 0), layer.sketch(bits, from, 0),
           static_cast<size_t>(layout.bytes()) * static_cast<size_t>(layer.kv_heads) * static_cast<size_t>(count));
     }
+    if (!layer.value_sketches) continue;
+    const auto bytes = static_cast<size_t>(ValueSketchLayout{layer.head_dim}.bytes());
+    backend_.copy(layer.value_sketch(to, 0), layer.value_sketch(from, 0),
+                  bytes * static_cast<size_t>(layer.kv_heads) * static_cast<size_t>(count));
   }
 }
 

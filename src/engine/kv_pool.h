@@ -47,6 +47,8 @@ class KvPool {
   /// Keeps sketches with so many bits (1, 2 or 4) of every full block from now on, those in use included, in the layers
   /// that read the whole context. Throws Error when the memory cannot be had.
   void keep_sketches(int bits);
+  /// The same of the sketches of the values.
+  void keep_value_sketches();
 
   /// A block with one reference, on the device, for which another one may move. Throws Error when none is free, or the
   /// host has no memory.
@@ -97,7 +99,8 @@ class KvPool {
   /// instead of copying.
   void write_kv(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int descriptor = -1,
                 int64_t offset = 0);
-  /// From sketches of `widths`; those of the first `full` blocks that are kept and missing there are made.
+  /// From sketches of `widths`; those of the first `full` blocks that are kept and missing there are made, and those
+  /// of values.
   void write_sketches(size_t layer, std::span<const BlockId> blocks, const std::byte* from, int widths, size_t full);
 
   /// Of all layers; without data those that are recurrent. Those that share K and V have those of the layer that owns
@@ -113,6 +116,9 @@ class KvPool {
   bool shares(size_t layer) const { return !shared_.empty() && layer >= shared_.front().first; }
   bool keeps_sketches(int bits) const { return sketches_[bits / 2].bytes() > 0; }
 
+  /// Memory for a sketch of `tile_bytes` a tile, those of blocks in use made; place(layer): where a layer's are.
+  template <typename Place>
+  void allocate_sketches(Buffer& memory, int64_t tile_bytes, const Place& place);
   /// All but their memory; shared_.
   void add_layers(const Hyperparameters& hp, int window_blocks);
   void allocate(const Hyperparameters& hp, const std::string& directory);
@@ -129,6 +135,7 @@ class KvPool {
   Buffer memory_;                   // of the others
   int64_t bytes_ = 0;
   std::array<Buffer, kSketchBits.size()> sketches_;  // of KvLayer::sketches, all of them
+  Buffer value_sketches_;                            // of KvLayer::value_sketches
   std::vector<KvLayer> layers_;
   std::vector<int> sketched_;  // layers that a plan may have scan and that have K and V of their own
   std::vector<std::pair<size_t, size_t>> shared_;  // layers that have not, and whose they read

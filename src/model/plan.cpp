@@ -16,6 +16,18 @@ void check_share(double share, const char* what) {
   if (!(share >= 0 && share <= 1)) fail("plan: the {} is {}, expected a share from 0 to 1", what, share);
 }
 
+void check_completion(const Policy& policy) {
+  const auto [ranked, estimated] = policy.completion;
+  if (ranked == 0 && estimated == 0) return;
+  if (ranked < 1 || estimated < ranked || estimated > kMostBudgets) {
+    fail("plan: {} budgets of positions ranked again and {} estimated, expected 1 to {}, and no fewer estimated",
+         ranked, estimated, kMostBudgets);
+  }
+  if (policy.scope != Scope::Kv || policy.pooling != Pooling::Sum || policy.top_p < 1) {
+    fail("plan: what is not selected can be estimated with scope kv, pooling sum and without top-p only");
+  }
+}
+
 void check_policy(const Policy& policy) {
   if (policy.budget < 1) fail("plan: the budget is {}, expected at least 1", policy.budget);
   check_share(policy.budget_share, "budget's share of the context");
@@ -29,6 +41,7 @@ void check_policy(const Policy& policy) {
   if (!is_sketch_width(policy.sketch_bits)) {
     fail("plan: a sketch of {} bits, expected 1, 2 or 4", policy.sketch_bits);
   }
+  check_completion(policy);
   if (policy.sinks < 0 || policy.recent < 0) {
     fail("plan: {} sinks and {} recent positions, expected none or more", policy.sinks, policy.recent);
   }
@@ -169,6 +182,9 @@ void Plan::check(const Hyperparameters& hp) const {
     fail("plan: layer {} is Sparse, but no layer before it is Select or Scan", first_sparse - roles.begin());
   }
   check_policy(policy);
+  if (policy.completion && hp.score_cap > 0) {
+    fail("plan: what is not selected cannot be estimated in a model that caps its scores");
+  }
   if (correct < 0) fail("plan: correct is {}, expected a number of tokens, or 0 for never", correct);
   if (full_below < 0) {
     fail("plan: full_below is {}, expected a number of positions, or 0 for sparse decoding from the budget on",

@@ -41,6 +41,8 @@ struct Plan {
   bool needs_clean() const { return !has_sparse() || correct > 0; }
   /// Whether a layer selects by a sketch of its keys.
   bool scans() const { return count(Role::Scan) > 0; }
+  /// Whether such a layer estimates what it does not select.
+  bool completes() const { return scans() && policy.completion; }
   /// Whether a decode step with so many positions, its own included, is sparse: not while they fit in the budget, and
   /// not below `full_below`.
   bool sparse_at(int context) const {

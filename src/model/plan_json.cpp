@@ -115,7 +115,8 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
   }
   const Object policy(
       top.at("policy"), name + ": policy",
-      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p", "sketch"});
+      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p", "sketch", "ranked",
+       "estimated"});
   plan.policy = {.scope = scope_from(policy.text("scope")),
                  .pooling = pooling_from(policy.text("pooling")),
                  .budget = policy.integer("budget"),
@@ -125,6 +126,8 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
   if (policy.has("recent_share")) plan.policy.recent_share = policy.number("recent_share");
   if (policy.has("top_p")) plan.policy.top_p = policy.number("top_p");
   if (policy.has("sketch")) plan.policy.sketch_bits = policy.integer("sketch");
+  if (policy.has("ranked")) plan.policy.completion.ranked = policy.integer("ranked");
+  if (policy.has("estimated")) plan.policy.completion.estimated = policy.integer("estimated");
   if (top.has("correct")) plan.correct = top.integer("correct");
   if (top.has("full_below")) plan.full_below = top.integer("full_below");
   if (top.has("about")) top.text("about");
@@ -158,6 +161,10 @@ std::string to_json(const Plan& plan, const Hyperparameters& hp, const std::stri
   if (plan.scans()) {
     json["roles"]["scan"] = plan.layers(Role::Scan);
     policy["sketch"] = plan.policy.sketch_bits;
+  }
+  if (plan.policy.completion) {
+    policy["ranked"] = plan.policy.completion.ranked;
+    policy["estimated"] = plan.policy.completion.estimated;
   }
   if (plan.correct > 0) json["correct"] = plan.correct;
   if (plan.full_below > 0) json["full_below"] = plan.full_below;

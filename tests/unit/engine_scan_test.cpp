@@ -19,6 +19,13 @@ Plan scan_plan(int bits = 2, int dense = 0, int budget = kBudget) {
   return Plan::sketch(kLayers, dense, policy);
 }
 
+/// With estimates of what is not selected.
+Plan completed_plan() {
+  Plan plan = scan_plan(2, 1, 16);
+  plan.policy.completion = {2, 4};
+  return plan;
+}
+
 /// Dense, Select, Sparse, Scan, Sparse, Scan.
 Plan mixed_plan() {
   Plan plan = scan_plan();
@@ -42,6 +49,14 @@ class Scanning : public test::BackendTest<std::string> {
           setup.backend->read(kept.data(), layer.sketch(bits, block, h), kept.size());
           sketch_block(layout, layer.type, tile.data(), expected.data());
           ASSERT_EQ(kept, expected) << "block " << b << " of " << sequence.length() << " positions";
+          if (!layer.value_sketches) continue;
+          const ValueSketchLayout values{layer.head_dim};
+          kept.resize(static_cast<size_t>(values.bytes()));
+          std::vector<std::byte> of_values(kept.size());
+          setup.backend->read(kept.data(), layer.value_sketch(block, h), kept.size());
+          sketch_values(values, layer.type, tile.data(), of_values.data());
+          ASSERT_EQ(kept, of_values) << "values of block " << b << " of " << sequence.length() << " positions";
+          kept.resize(expected.size());
         }
       }
     }
@@ -130,6 +145,37 @@ TEST_P(Scanning, SketchesOfABlockThatIsInUseAlready) {
             head_blocks * (SketchLayout{32, 1}.bytes() + SketchLayout{32, 4}.bytes()));
 }
 
+TEST_P(Scanning, SketchesOfValuesFollow) {
+  if (!make_backend(GetParam(), 1)->completes()) GTEST_SKIP() << "refused there";
+  SmallEngine setup(GetParam());
+  Sequence sequence = setup.prefilled(200, 1);
+  setup.engine.set_plan(completed_plan());
+  EXPECT_TRUE(setup.engine.pool().layers()[0].value_sketches);
+  expect_current(setup, sequence);  // of blocks that were in use
+  decode(setup, sequence, 70, 2);
+  const Sequence fork = sequence.fork();
+  setup.engine.prefill(sequence, random_tokens(75, 3));
+  sequence.truncate(230);
+  setup.engine.correct(sequence);
+  decode(setup, sequence, 60, 2);
+  expect_current(setup, sequence);
+  expect_current(setup, fork);
+  const int64_t head_blocks = int64_t{setup.engine.pool().blocks()} * setup.model.hp.kv_heads * kLayers;
+  EXPECT_EQ(setup.engine.pool().sketch_bytes(),
+            head_blocks * (SketchLayout{32, 2}.bytes() + ValueSketchLayout{32}.bytes()));
+  EXPECT_EQ(setup.engine.pool().sketch_bytes(),
+            engine_memory(*setup.backend, setup.model.hp, completed_plan(),
+                          {.context = 512, .tokens = 4096, .chunk = 512, .sequences = 8})
+                .sketches);
+}
+
+TEST_P(Scanning, EstimatesAreRefusedWhereTheyCannotBe) {
+  if (make_backend(GetParam(), 1)->completes()) GTEST_SKIP() << "they can";
+  SmallEngine setup(GetParam());
+  EXPECT_EQ(test::error_of([&] { setup.engine.set_plan(completed_plan()); }),
+            "plan: the " + GetParam() + " backend cannot estimate what is not selected, only cpu and reference can");
+}
+
 TEST_P(Scanning, RandomFillIsSketched) {
   SmallEngine setup(GetParam(), GGML_TYPE_F32, scan_plan());
   Sequence sequence = setup.engine.create();
@@ -168,10 +214,13 @@ TEST_P(Scanning, EverythingSelectedIsCloseToFullAttention) {
 }
 
 TEST_P(Scanning, ABatchIsAsAlone) {
-  const Plan plans[] = {scan_plan(), scan_plan(2, 2), mixed_plan(), test::small_plan(), Plan::full(kLayers)};
+  const bool completes = make_backend(GetParam(), 1)->completes();
+  const Plan plans[] = {scan_plan(),        completes ? completed_plan() : scan_plan(2, 1),
+                        scan_plan(2, 2),    mixed_plan(),
+                        test::small_plan(), Plan::full(kLayers)};
   SmallEngine setup(GetParam(), GGML_TYPE_F32, scan_plan());
   std::vector<Sequence> together, alone;
-  const int lengths[] = {70, 131, 191, 257, 300};
+  const int lengths[] = {70, 231, 131, 191, 257, 300};
   for (const int length : lengths) {
     together.push_back(setup.prefilled(length, length));
     alone.push_back(together.back().fork());

@@ -217,6 +217,24 @@ TEST(PlanJson, ScanLayers) {
   EXPECT_EQ(to_json(tidal, model()), to_json(plan(), model()));
 }
 
+TEST(PlanJson, Estimates) {
+  Plan original = Plan::sketch(6, 1, sketch_policy(64));
+  original.policy.completion = {4, 8};
+  const Json json = Json::parse(to_json(original, model()));
+  EXPECT_EQ(json["policy"]["ranked"], 4);
+  EXPECT_EQ(json["policy"]["estimated"], 8);
+  EXPECT_EQ(plan_from_json(json.dump(), "p.json", model()), original);
+  Json wrong = json;
+  wrong["policy"]["estimated"] = 2;
+  EXPECT_EQ(error_of_text(wrong.dump()),
+            "p.json: plan: 4 budgets of positions ranked again and 2 estimated, expected 1 "
+            "to 64, and no fewer estimated");
+  wrong["policy"].erase("estimated");
+  EXPECT_EQ(error_of_text(wrong.dump()),
+            "p.json: plan: 4 budgets of positions ranked again and 0 estimated, expected 1 "
+            "to 64, and no fewer estimated");
+}
+
 TEST(PlanJson, WrongScanLayers) {
   const auto scan = [](const Json& layers) { return error_after([&](Json& j) { j["roles"]["scan"] = layers; }); };
   EXPECT_EQ(scan({3, 5}), "no error");

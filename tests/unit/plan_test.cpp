@@ -141,6 +141,33 @@ TEST(Plan, CheckRefusesPoliciesThatDoNotFit) {
   EXPECT_EQ(policy(1, 0, 0), "no error");
 }
 
+TEST(Plan, CheckRefusesEstimatesThatCannotBe) {
+  const auto error = [](Completion completion, Policy policy = sketch_policy(64), float cap = 0) {
+    policy.completion = completion;
+    Hyperparameters hp;
+    hp.layers = 4;
+    hp.score_cap = cap;
+    return test::error_of([&] { Plan::sketch(4, 0, policy).check(hp); });
+  };
+  for (const Completion completion : {Completion{}, {1, 1}, {4, 8}, {64, 64}}) EXPECT_EQ(error(completion), "no error");
+  for (const auto [ranked, estimated] : {Completion{0, 4}, {-1, 4}, {4, 3}, {1, 65}, {65, 65}}) {
+    EXPECT_EQ(error({ranked, estimated}),
+              fmt::format("plan: {} budgets of positions ranked again and {} estimated, expected 1 to 64, and no fewer "
+                          "estimated",
+                          ranked, estimated));
+  }
+  const char* const policies =
+      "plan: what is not selected can be estimated with scope kv, pooling sum and without "
+      "top-p only";
+  Policy policy = sketch_policy(64);
+  policy.top_p = 0.9;
+  EXPECT_EQ(error({4, 8}, policy), policies);
+  EXPECT_EQ(error({4, 8}, default_policy(64)), policies);
+  EXPECT_EQ(error({4, 8}, paper_policy(64)), policies);
+  EXPECT_EQ(error({4, 8}, sketch_policy(64), 30),
+            "plan: what is not selected cannot be estimated in a model that caps its scores");
+}
+
 TEST(Plan, DefaultPolicyFitsEveryBudget) {
   for (int budget = 1; budget <= 300; ++budget) {
     for (const Policy& policy : {default_policy(budget), paper_policy(budget), sketch_policy(budget)}) {
