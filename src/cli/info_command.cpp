@@ -81,8 +81,10 @@ void read_bytes(Info& info, Backend& backend) {
 }
 
 /// Memory of the sketches of all layers per position.
-int64_t sketch_bytes_per_token(const Hyperparameters& hp, int bits) {
-  return hp.sketched_layers() * SketchLayout{hp.head_dim, bits}.bytes() * hp.kv_heads / kBlockTokens;
+int64_t sketch_bytes_per_token(const Hyperparameters& hp, const Plan& plan) {
+  int64_t tile = SketchLayout{hp.head_dim, plan.policy.sketch_bits}.bytes();
+  if (plan.completes()) tile += ValueSketchLayout{hp.head_dim}.bytes();
+  return hp.sketched_layers() * tile * hp.kv_heads / kBlockTokens;
 }
 
 std::optional<int> gpu_full_below(const PlanOptions& options, const Hyperparameters& hp, KvType type) {
@@ -110,7 +112,7 @@ Info collect(const InfoFlags& flags, Backend& backend) {
   info.cache_bytes = engine_sizes(backend, hp, longest).window_blocks > 0
                          ? engine_memory(backend, hp, Plan::full(hp.layers), longest).cache
                          : hp.kv_bytes_per_token(info.kv_type) * hp.context;
-  if (info.sketch) info.sketch_bytes = sketch_bytes_per_token(hp, info.sketch->policy.sketch_bits);
+  if (info.sketch) info.sketch_bytes = sketch_bytes_per_token(hp, *info.sketch);
   const GgufFile file = GgufFile::open(flags.model);
   info.rope_base = file.number(hp.architecture + ".rope.freq_base").value_or(0);
   info.rope_scaling = file.text(hp.architecture + ".rope.scaling.type").value_or("none");

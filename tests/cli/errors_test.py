@@ -58,6 +58,7 @@ class Flags(Refusal, ProgramTest):
             (("--attention", "half"), ("half", "full, tidal or sketch")),
             (("--attention", "tidal", "--sketch", "2"), ("--sketch", "--attention is tidal")),
             (("--attention", "tidal", "--dense-layers", "2"), ("--dense-layers", "--attention is tidal")),
+            (("--attention", "tidal", "--complete", "4:8"), ("--complete", "--attention is tidal")),
             (("--attention", "sketch", "--reselect", "9"), ("--reselect", "--attention is sketch")),
             (("--attention", "sketch", "--policy", "paper"), ("--policy paper", "--attention is sketch")),
             (("--sketch", "2", "--reselect", "9"), ("--reselect", "--sketch", "only one of the two")),
@@ -219,6 +220,10 @@ class Plans(Refusal, ModelTest):
         for bits in ("0", "3", "8", "-2"):
             self.refused(self.run_model("-p", "x", "--sketch", bits), f"--sketch: {bits} bits", "1, 2 or 4")
         self.refused(self.run_model("-p", "x", "--sketch", "two"), "--sketch", "two")
+        for tiers in ("4", "8:4", "4:8:9", "0:8", "4:65", "on"):
+            self.refused(self.run_model("-p", "x", "--complete", tiers), f"--complete: '{tiers}' given, expected off, or "
+                         "budgets", "up to 64, like 4:8")
+        self.refused(self.run_model("-p", "x", "--complete", "4:8", "--scope", "head"), "not selected", "scope kv")
         for layers in ("-1", "30"):
             self.refused(self.run_model("-p", "x", "--dense-layers", layers), f"--dense-layers: {layers} given", "0 to 29")
 

@@ -56,6 +56,8 @@ class Policies(Refusal, ModelTest):
                          told.splitlines()[0])
         told = self.run_model(*run, "--sketch", "1", "--dense-layers", "2").stderr
         self.assertIn("Dense 0, 1; Scan the other 28 by 1 bit (given)", told)
+        told = self.run_model(*run, "--complete", "2:4").stderr
+        self.assertIn("Scan all 30 by 2 bits (default); budget 64 completed 2:4 (0 sinks", told)
         told = self.run_model(*run, "--attention", "sketch", "--scope", "shared", "--pooling", "max", "--sinks", "4",
                               "--recent", "16", "--correct", "8").stderr
         self.assertIn("budget 64 (4 sinks, 16 recent), scope shared, pooling max; corrected every 8 tokens", told)

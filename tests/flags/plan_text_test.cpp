@@ -29,6 +29,8 @@ TEST(PlanName, SketchPlans) {
   EXPECT_EQ(plan_name(plan_of("DS..CC", policy)), "K=256, sketch 2 bits, dense 0, select 1, sparse 2-3");
   policy.sketch_bits = 1;
   EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=256, sketch 1 bit");
+  policy.completion = {4, 8};
+  EXPECT_EQ(plan_name(plan_of("CCCCCC", policy)), "K=256 completed 4:8, sketch 1 bit");
 }
 
 TEST(PlanName, ThePolicyIsComparedWithTheDefaultOfItsKind) {

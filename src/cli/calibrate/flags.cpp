@@ -65,9 +65,11 @@ void check(const CalibrateFlags& flags) {
   }
   if (flags.wanted.selects && !flags.wants(PlanKind::Tidal))
     fail("--selects: only tidal plans select, --kinds has none");
-  if ((flags.plan.sketch || flags.plan.dense_layers) && !flags.wants(PlanKind::Sketch)) {
-    fail("{}: only sketch plans scan, --kinds has none", flags.plan.sketch ? "--sketch" : "--dense-layers");
-  }
+  const char* const of_sketch = flags.plan.sketch         ? "--sketch"
+                                : flags.plan.dense_layers ? "--dense-layers"
+                                : flags.plan.complete     ? "--complete"
+                                                          : nullptr;
+  if (of_sketch && !flags.wants(PlanKind::Sketch)) fail("{}: only sketch plans scan, --kinds has none", of_sketch);
   if (flags.batch < 1 || flags.batch > 256) fail("--batch: {} given, expected 1 to 256", flags.batch);
   const char* looked_for = "calibrate looks for the layers itself";
   if (flags.plan.reselect) fail("--reselect: {}", looked_for);
@@ -81,6 +83,7 @@ CandidatePolicies candidate_policies(const CalibrateFlags& flags, const Hyperpar
   PlanOptions sketch = tidal;
   tidal.attention = to_string(PlanKind::Tidal);
   tidal.sketch = tidal.dense_layers = {};
+  tidal.complete = {};
   sketch.attention = to_string(PlanKind::Sketch);
   if (sketch.policy == "paper") sketch.policy = {};
   const Policy scan = make_plan(sketch, hp).policy;

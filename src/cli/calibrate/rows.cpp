@@ -24,7 +24,9 @@ Json to_json(const Policy& policy) {
           {"recent", policy.recent},
           {"budget_share", policy.budget_share},
           {"recent_share", policy.recent_share},
-          {"top_p", policy.top_p}};
+          {"top_p", policy.top_p},
+          {"ranked", policy.completion.ranked},
+          {"estimated", policy.completion.estimated}};
 }
 
 Json header(std::string_view backend, const Model& model, std::string_view text, const CandidatePolicies& policies,

@@ -69,7 +69,8 @@ std::vector<std::string> kinds_of(const EvalPlanFlags& flags, bool files) {
     return kinds;
   }
   if (!flags.reselects.empty() || listed(split(flags.policies), "paper")) kinds.emplace_back("tidal");
-  if (!flags.dense_layers.empty() || (!flags.sketches.empty() && !files)) kinds.emplace_back("sketch");
+  const bool of_sketch = !flags.sketches.empty() || !flags.completions.empty();
+  if (!flags.dense_layers.empty() || (of_sketch && !files)) kinds.emplace_back("sketch");
   if (kinds.empty() && (!flags.policies.empty() || !files)) kinds.emplace_back();
   return kinds;
 }
@@ -85,6 +86,7 @@ std::vector<PlanOptions> combinations(const EvalPlanFlags& flags, const std::str
   if (kind == "sketch") {
     combine(options, &PlanOptions::dense_layers, numbers<int>("--dense-layers", flags.dense_layers));
     combine(options, &PlanOptions::sketch, numbers<int>("--sketch", flags.sketches));
+    combine(options, &PlanOptions::complete, split(flags.completions));
   }
   return options;
 }
@@ -116,6 +118,10 @@ void add_eval_plan_flags(CLI::App& app, EvalPlanFlags& flags) {
   add("--select-top-p", flags.top_ps, "Read no more than hold this share of the mass", "TIDAL_SELECT_TOP_P", "P,...");
   add("--reselect", flags.reselects, "Tidal attention's middle layer that selects", "TIDAL_RESELECT", "LAYER,...");
   add("--sketch", flags.sketches, "Bits of sketch attention's sketches: 1, 2, 4", "TIDAL_SKETCH", "N,...");
+  add("--complete", flags.completions,
+      "What sketch attention does not select is estimated: budgets ranked again by keys, budgets estimated one by one: "
+      "off, 4:8",
+      "TIDAL_COMPLETE", "R:E,...");
   add("--dense-layers", flags.dense_layers, "First layers that sketch attention leaves Dense", "TIDAL_DENSE_LAYERS",
       "N,...");
   add("--correct", flags.corrections, "Correct the cache after every T tokens, 0 for never", "TIDAL_CORRECT", "T,...");
@@ -157,6 +163,7 @@ std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& 
     if (kind_of(load_plan(file, hp)) == "sketch") {
       scans = true;
       combine(more, &PlanOptions::sketch, numbers<int>("--sketch", flags.sketches));
+      combine(more, &PlanOptions::complete, split(flags.completions));
     }
     options.insert(options.end(), more.begin(), more.end());
   }
@@ -166,6 +173,7 @@ std::vector<EvalPlan> eval_plans(const EvalPlanFlags& flags, const std::string& 
   need(!flags.reselects.empty(), "--reselect", listed(kinds, "tidal"), "tidal");
   need(!flags.dense_layers.empty(), "--dense-layers", listed(kinds, "sketch"), "sketch");
   need(!flags.sketches.empty(), "--sketch", scans, "sketch");
+  need(!flags.completions.empty(), "--complete", scans, "sketch");
   combine(options, &PlanOptions::scope, split(flags.scopes));
   combine(options, &PlanOptions::pooling, split(flags.poolings));
   combine(options, &PlanOptions::sinks, numbers<int>("--sinks", flags.sinks));

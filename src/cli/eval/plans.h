@@ -12,7 +12,7 @@ namespace tidal {
 /// The lists as they were given: a flag may be repeated, and hold several values with commas between.
 struct EvalPlanFlags {
   std::vector<std::string> attentions = {}, budgets = {}, policies = {}, scopes = {}, poolings = {}, sinks = {},
-                           recents = {}, top_ps = {}, reselects = {}, sketches = {}, dense_layers = {},
+                           recents = {}, top_ps = {}, reselects = {}, sketches = {}, completions = {}, dense_layers = {},
                            corrections = {}, files = {};
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 
 #include "backend/sketch.h"
@@ -79,6 +80,19 @@ Policy policy_from(const std::string& word, const Budget& budget, Policy (*usual
   return policy;
 }
 
+Completion completion_from(const std::string& word) {
+  if (word == "off") return {};
+  Completion completion;
+  char behind = 0;
+  if (std::sscanf(word.c_str(), "%d:%d%c", &completion.ranked, &completion.estimated, &behind) != 2 ||
+      completion.ranked < 1 || completion.estimated < completion.ranked || completion.estimated > kMostBudgets) {
+    fail("--complete: '{}' given, expected off, or budgets of positions that are ranked again and whose values are "
+         "estimated, up to {}, like 4:8",
+         word, kMostBudgets);
+  }
+  return completion;
+}
+
 void adjust(Policy& policy, const PlanOptions& options) {
   if (options.scope) policy.scope = scope_from(*options.scope);
   if (options.pooling) policy.pooling = pooling_from(*options.pooling);
@@ -108,6 +122,7 @@ void adjust(Policy& policy, const PlanOptions& options) {
     }
     policy.sketch_bits = *options.sketch;
   }
+  if (options.complete) policy.completion = completion_from(*options.complete);
 }
 
 constexpr const char* kKinds = "full, tidal or sketch";
@@ -121,7 +136,7 @@ const char* tidal_flag(const PlanOptions& options) {
 
 /// A flag that only sketch attention takes, "" for none.
 const char* sketch_flag(const PlanOptions& options) {
-  return options.dense_layers ? "--dense-layers" : options.sketch ? "--sketch" : "";
+  return options.dense_layers ? "--dense-layers" : options.sketch ? "--sketch" : options.complete ? "--complete" : "";
 }
 
 /// The kind of attention that the flags ask for, "" where they leave it open.
@@ -212,6 +227,10 @@ void add_plan_options(CLI::App& app, PlanOptions& options) {
       "TIDAL_RESELECT", "LAYER");
   add("--sketch", options.sketch, "Bits of a key's element in the sketch that sketch attention selects by (default: 2)",
       "TIDAL_SKETCH", "1|2|4");
+  add("--complete", options.complete,
+      "Estimate what sketch attention does not select: budgets of positions that are ranked again by their keys, and "
+      "budgets of positions whose values are estimated one by one, like 4:8 (default: off)",
+      "TIDAL_COMPLETE", "R:E|off");
   add("--dense-layers", options.dense_layers,
       "First layers that sketch attention leaves Dense (default: measured, else 0)", "TIDAL_DENSE_LAYERS", "N");
   add("--correct", options.correct,
@@ -299,7 +318,10 @@ std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vect
   for (const std::string& kind : kinds) {
     PlanOptions own = options;
     if (!kind.empty()) own.attention = kind;
-    if (kind == "tidal") own.sketch = own.dense_layers = {};
+    if (kind == "tidal") {
+      own.sketch = own.dense_layers = {};
+      own.complete = {};
+    }
     if (kind == "sketch") {
       own.reselect = {};
       if (own.policy == "paper") own.policy = {};

@@ -25,14 +25,15 @@ struct PlanOptions {
   std::optional<double> top_p = {};        ///< share of the attention mass
   std::optional<int> reselect = {};        ///< the middle Select layer; of tidal attention
   std::optional<int> sketch = {};          ///< bits of the sketch; of sketch attention
+  std::optional<std::string> complete = {};  ///< "4:8", or "off"; of sketch attention
   std::optional<int> dense_layers = {};    ///< first layers that stay Dense; of sketch attention
   std::optional<int> correct = {};         ///< tokens between cache corrections
   std::string file = {};                   ///< JSON plan; "" for none
   bool found = false;                      ///< the file was found beside the model, not asked for
 };
 
-/// --budget, --policy, --scope, --pooling, --sinks, --recent, --select-top-p, --reselect, --sketch, --dense-layers,
-/// --correct, --plan and their TIDAL_* variables. `options` must outlive the parsing.
+/// --budget, --policy, --scope, --pooling, --sinks, --recent, --select-top-p, --reselect, --sketch, --complete,
+/// --dense-layers, --correct, --plan and their TIDAL_* variables. `options` must outlive the parsing.
 void add_plan_options(CLI::App& app, PlanOptions& options);
 /// --attention and TIDAL_ATTENTION, for commands that take one kind; `kinds` like "full|tidal|sketch".
 void add_attention_option(CLI::App& app, PlanOptions& options, const char* kinds);

@@ -75,6 +75,7 @@ std::string policy_text(const Policy& policy, bool scans) {
   paper.budget_share = policy.budget_share;
   paper.top_p = policy.top_p;
   paper.sketch_bits = policy.sketch_bits;
+  paper.completion = policy.completion;
   if (policy == paper && !scans) return ", paper";
   const auto make_usual = scans ? sketch_policy : default_policy;
   const Policy usual = make_usual(policy.budget);
@@ -123,6 +124,9 @@ std::string budget_text(const Policy& policy) {
   std::string text = policy.budget_share > 0 ? fmt::format("{},{}", percent(policy.budget_share), policy.budget)
                                              : std::to_string(policy.budget);
   if (policy.top_p < 1) text += fmt::format(" at top-p {:g}", policy.top_p);
+  if (const auto& [ranked, estimated] = policy.completion; ranked > 0) {
+    text += fmt::format(" completed {}:{}", ranked, estimated);
+  }
   return text;
 }
 
