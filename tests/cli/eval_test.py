@@ -251,6 +251,45 @@ class Needle(EvalTest):
         self.assertEqual(os.listdir(self.folder), ["text.txt"])
 
 
+class Ruler(EvalTest):
+    def ruler(self, *arguments, **options):
+        arguments = self.with_defaults(arguments, lengths="600", prompts="1", budget="64", attention="sketch")
+        return self.eval("ruler", "-f", self.text_file, *arguments, **options)
+
+    def test_tasks_and_resuming(self):
+        run = lambda: self.ruler("--prompts", "2", "--tasks", "niah_multikey,vt", "-o", self.rows_file)
+        table = self.succeeded(run())
+        header, rows = self.rows()
+        self.assertEqual((header["tidal"], header["needles"], header["hops"]), ("eval ruler", 4, 4))
+        self.assertEqual({(row["task"], row["prompt"], row["plan"]) for row in rows},
+                         {(task, prompt, plan) for task in ("niah_multikey", "vt") for prompt in (0, 1)
+                          for plan in ("full", "K=64, sketch 2 bits")})
+        for row in rows:
+            self.assertEqual(len(row["wanted"]), {"niah_multikey": 1, "vt": 5}[row["task"]])
+            said = row["answer"].lower()
+            self.assertAlmostEqual(row["score"], sum(one.lower() in said for one in row["wanted"]) / len(row["wanted"]))
+        mean = sum(row["score"] for row in rows if row["task"] == "vt" and row["plan"] == "full") / 2
+        self.assertRegex(table, rf"\| vt +\| +600 \| +{100 * mean:.1f} \+- \d")
+        self.assertIn("vt, 600", self.picture(os.path.join(self.folder, "rows.svg")))
+        with open(self.rows_file, "rb") as file:
+            lines = file.read().splitlines(keepends=True)
+        with open(self.rows_file, "wb") as file:
+            file.write(b"".join(lines[:4]))
+        self.assertEqual(self.succeeded(run()), table)
+        self.assertEqual(sorted(self.rows()[1], key=json.dumps), sorted(rows, key=json.dumps))
+
+    def test_refused(self):
+        for flags, words in ((("--tasks", "vt,qa"), ("--tasks: 'qa'", "niah_multikey")),
+                             (("--prompts", "0"), ("--prompts: 0",)), (("--lengths", "x"), ("--lengths", "'x'")),
+                             (("--haystack", "hay"), ("'hay'", "text or noise")),
+                             (("--question", "both"), ("'both'", "sparse or dense")), (("--seed", "-1"), ("--seed",)),
+                             (("--needles", "41"), ("41 needles", "1 to 40")), (("--hops", "0"), ("0 hops",)),
+                             (("--tasks", "vt", "--lengths", "50"), ("vt: what it hides", "prompt of 50")),
+                             (("--tasks", "cwe", "--lengths", "200"), ("cwe: what it hides",))):
+            with self.subTest(flags=flags):
+                self.refused(self.ruler(*flags), *words)
+
+
 class Recall(EvalTest):
     def test_rows_and_picture(self):
         table = self.succeeded(self.eval("recall", "-f", self.text_file, "--prefix", "150", "--steps", "3", "--places",
@@ -346,7 +385,7 @@ class BadInput(EvalTest):
     def test_texts(self):
         empty = self.file("empty.txt", "")
         short = self.file("short.txt", "In the beginning")
-        for task in ("needle", "ppl", "recall"):
+        for task in ("needle", "ppl", "recall", "ruler"):
             with self.subTest(task=task):
                 self.refused(self.eval(task, "-f", empty, "-o", self.rows_file), "empty.txt: is empty")
                 self.refused(self.eval(task, "-f", os.path.join(self.folder, "none.txt")), "none.txt")
