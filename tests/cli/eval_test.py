@@ -126,6 +126,25 @@ class Perplexity(EvalTest):
         for words in ("select 2+9", "sketch 2 bits", "sketch 4 bits, dense 0-1"):
             self.assertIn(words, picture)
 
+    def test_pages_for_the_bytes_of_sketches(self):
+        run = lambda pages: self.ppl("--attention", "tidal,sketch", "--budget", "32", "--pages", pages, "-o", self.rows_file)
+        self.succeeded(run("unique:16"))
+        table = self.succeeded(run("unique:16,quest:64"))
+        rows = {row["plan"]: row for row in self.rows()[1]}
+        sketch = "K=32, sketch 2 bits"
+        pages = [f"{sketch}, unique 16", f"{sketch}, quest 64"]
+        self.assertEqual(list(rows), ["full", "K=32, select 2+17", sketch, *pages])
+        for name in pages:
+            self.assertIn("| " + name, table)
+            self.assertGreater(rows[name]["kl"], 0)
+            self.assertNotEqual(rows[name]["kl"], rows[sketch]["kl"])
+        self.assertLessEqual(rows[pages[0]]["bytes_per_token"], rows[sketch]["bytes_per_token"])
+        for flags, words in ((("--pages", "leaf"), ("--pages: 'leaf'", "quest, unique")),
+                             (("--pages", "quest:7"), ("quest:7", "64 positions")),
+                             (("--pages", "quest", "--attention", "tidal"), ("--pages", "none of the plans"))):
+            with self.subTest(flags=flags):
+                self.refused(self.ppl(*flags), *words)
+
     def test_lists_that_no_plan_takes(self):
         self.refused(self.ppl("--attention", "tidal", "--sketch", "2"), "--sketch", "none of the plans")
         self.refused(self.ppl("--attention", "sketch", "--reselect", "9"), "--reselect", "none of the plans")
