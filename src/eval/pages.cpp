@@ -153,31 +153,32 @@ PageAttention::PageAttention(Engine& engine, const PageRule& rule)
   engine.set_observer(this);
 }
 
-std::vector<std::vector<float>> PageAttention::scores(const Chunk& chunk, Rows q, KvLayer kv) const {
-  const int pages = page_count(rule_, chunk.context()), blocks = blocks_for(chunk.context());
-  const int dim = kv.head_dim, group = hp_.heads / kv.kv_heads;
-  std::vector<std::vector<float>> all(static_cast<size_t>(hp_.heads), std::vector<float>(static_cast<size_t>(pages)));
-#pragma omp parallel for schedule(static)
-  for (int task = 0; task < kv.kv_heads * blocks; ++task) {
-    const int kv_head = task / blocks, block = task % blocks;
-    const int first_head = kv_head * group, end = std::min(chunk.context(), (block + 1) * kBlockTokens);
-    const float* const queries = q.row(chunk.first_row) + static_cast<ptrdiff_t>(first_head) * dim;
-    std::vector<float> keys(static_cast<size_t>(rule_.positions) * static_cast<size_t>(dim));
-    std::vector<float> own(static_cast<size_t>(group));
-    for (int begin = block * kBlockTokens; begin < end; begin += rule_.positions) {
-      const int count = std::min(rule_.positions, end - begin);
-      for (int i = 0; i < count; ++i) {
-        read_kv_row(kv.row_layout(), kv.row(chunk.blocks_of(kv)[block], kv_head, (begin + i) % kBlockTokens),
-                    keys.data() + static_cast<ptrdiff_t>(i) * dim, nullptr);
-      }
-      const auto elements = static_cast<size_t>(count) * static_cast<size_t>(dim);
-      page_scores(rule_.score, dim, std::span(keys).first(elements), {queries, static_cast<size_t>(group * dim)}, own);
-      for (int h = 0; h < group; ++h) {
-        const float capped = reference::capped(own[static_cast<size_t>(h)], hp_.product_cap(dim));
-        all[static_cast<size_t>(first_head + h)][static_cast<size_t>(begin / rule_.positions)] = capped;
-      }
+void PageAttention::score(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int block, PageTable& scores) const {
+  const auto dim = static_cast<size_t>(kv.head_dim), group = scores.size() / static_cast<size_t>(kv.kv_heads);
+  const size_t first_head = group * static_cast<size_t>(kv_head);
+  const std::span<const float> queries(q.row(chunk.first_row) + first_head * dim, group * dim);
+  const int first = block * kBlockTokens, end = std::min(chunk.context(), first + kBlockTokens);
+  std::vector<float> keys, own(group);
+  for (int begin = first; begin < end; begin += rule_.positions) {
+    const int count = std::min(rule_.positions, end - begin);
+    keys.resize(static_cast<size_t>(count) * dim);
+    for (int i = 0; i < count; ++i) {
+      read_kv_row(kv.row_layout(), kv.row(chunk.blocks_of(kv)[block], kv_head, begin - first + i),
+                  keys.data() + static_cast<size_t>(i) * dim, nullptr);
+    }
+    page_scores(rule_.score, kv.head_dim, keys, queries, own);
+    const int page = begin / rule_.positions;
+    for (size_t h = 0; h < group; ++h) {
+      scores[first_head + h][static_cast<size_t>(page)] = reference::capped(own[h], hp_.product_cap(kv.head_dim));
     }
   }
+}
+
+PageAttention::PageTable PageAttention::scores(const Chunk& chunk, Rows q, KvLayer kv) const {
+  const int pages = page_count(rule_, chunk.context()), blocks = blocks_for(chunk.context());
+  PageTable all(static_cast<size_t>(hp_.heads), std::vector<float>(static_cast<size_t>(pages)));
+#pragma omp parallel for schedule(static)
+  for (int task = 0; task < kv.kv_heads * blocks; ++task) score(chunk, q, kv, task / blocks, task % blocks, all);
   return all;
 }
 
@@ -189,7 +190,7 @@ std::vector<std::vector<int32_t>> PageAttention::select(const Chunk& chunk, Rows
   policy.recent = 1;
   policy.sinks = page_count(rule_, policy.sinks);
   policy.top_p = 1;
-  const std::vector<std::vector<float>> all = scores(chunk, q, kv);
+  const PageTable all = scores(chunk, q, kv);
   const auto heads = static_cast<size_t>(hp_.heads / units);
   const double scale = 1.0 / std::sqrt(static_cast<double>(kv.head_dim));
   std::vector<std::vector<int32_t>> sets(static_cast<size_t>(units));

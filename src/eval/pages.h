@@ -70,8 +70,12 @@ class PageAttention final : public ForwardObserver {
   void attended(int, const Batch&, Rows, KvLayer, const Selection&) override {}
 
  private:
-  /// Every query head's scores of all pages, [heads][pages].
-  std::vector<std::vector<float>> scores(const Chunk& chunk, Rows q, KvLayer kv) const;
+  using PageTable = std::vector<std::vector<float>>;  // [heads][pages]
+
+  /// The scores of the pages of one block by the query heads of one KV head.
+  void score(const Chunk& chunk, Rows q, KvLayer kv, int kv_head, int block, PageTable& scores) const;
+  /// Every query head's scores of all pages.
+  PageTable scores(const Chunk& chunk, Rows q, KvLayer kv) const;
   /// The positions of a chunk's sets, [units].
   std::vector<std::vector<int32_t>> select(const Chunk& chunk, Rows q, KvLayer kv) const;
 

@@ -15,10 +15,10 @@ struct TaskName {
   RulerTask task;
   const char* name;
 };
-constexpr std::array kTasks = {TaskName{RulerTask::MultiKey, "niah_multikey"},
-                               TaskName{RulerTask::MultiValue, "niah_multivalue"},
-                               TaskName{RulerTask::MultiQuery, "niah_multiquery"},
-                               TaskName{RulerTask::VariableTracking, "vt"}, TaskName{RulerTask::CommonWords, "cwe"}};
+constexpr std::array kRulerTasks = {
+    TaskName{RulerTask::MultiKey, "niah_multikey"}, TaskName{RulerTask::MultiValue, "niah_multivalue"},
+    TaskName{RulerTask::MultiQuery, "niah_multiquery"}, TaskName{RulerTask::VariableTracking, "vt"},
+    TaskName{RulerTask::CommonWords, "cwe"}};
 
 constexpr std::array kColours = {"amber", "azure", "bronze", "copper", "crimson", "golden", "ivory", "silver"};
 constexpr std::array kThings = {"anchor", "basket", "candle", "harbour", "ladder", "lantern", "mirror", "pillow"};
@@ -31,7 +31,7 @@ void check(const char* what, int given, int most) {
 template <typename Draw>
 std::string another(std::set<std::string>& taken, const Draw& draw) {
   for (;;) {
-    const std::string drawn = draw();
+    std::string drawn = draw();
     if (taken.insert(drawn).second) return drawn;
   }
 }
@@ -96,7 +96,7 @@ RulerCase variables(int chains, int hops, Splitmix random) {
     if (chain == 0) value = last;
     for (int i = 0; i <= hops; ++i) {
       const std::string name = another(taken, [&] { return variable(random); });
-      assignments[static_cast<size_t>(chain)].push_back("\nVAR " + name + " = " + last + "\n");
+      assignments[static_cast<size_t>(chain)].push_back(fmt::format("\nVAR {} = {}\n", name, last));
       if (chain == 0) made.wanted.push_back(name);
       last = "VAR " + name;
       turns.push_back(chain);
@@ -123,7 +123,7 @@ bool contains(std::string_view text, std::string_view part) {
 }  // namespace
 
 const char* to_string(RulerTask task) {
-  for (const TaskName& known : kTasks) {
+  for (const TaskName& known : kRulerTasks) {
     if (known.task == task) return known.name;
   }
   return "";
@@ -131,12 +131,12 @@ const char* to_string(RulerTask task) {
 
 std::vector<std::string> ruler_task_names() {
   std::vector<std::string> names;
-  for (const TaskName& known : kTasks) names.emplace_back(known.name);
+  for (const TaskName& known : kRulerTasks) names.emplace_back(known.name);
   return names;
 }
 
 RulerTask ruler_task_from(const std::string& word) {
-  for (const TaskName& known : kTasks) {
+  for (const TaskName& known : kRulerTasks) {
     if (word == known.name) return known.task;
   }
   fail("--tasks: '{}' is not known, expected {}", word, enumeration(ruler_task_names()));

@@ -70,6 +70,7 @@ class RulerRun {
     session.open("ruler", {{"text", file_name(text_.name())},
                            {"text_hash", text_.hash()},
                            {"haystack", flags.haystack},
+                           {"prompts", flags.prompts},  // which places they are from depends on how many there are
                            {"question", flags.question},
                            {"needles", flags.sizes.needles},
                            {"chains", flags.sizes.chains},
