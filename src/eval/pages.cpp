@@ -65,8 +65,9 @@ int64_t bytes_of(const Engine& engine, const Plan& plan, const PageRule& rule, i
       bytes += kv.row_bytes(type) * (context - hp.first_seen(l, context - 1));
       continue;
     }
-    // The last page is read whatever its summary says.
-    if (role == Role::Scan) bytes += rule.side_bytes(kv.head_dim) * kv.heads * (page_count(rule, context) - 1);
+    // The first page and the last one are read whatever their summaries say.
+    const int summaries = std::max(page_count(rule, context) - 2, 0);
+    if (role == Role::Scan) bytes += rule.side_bytes(kv.head_dim) * kv.heads * summaries;
     if (plan.policy.scope == Scope::Head) kv.heads = hp.heads;
     bytes += kv.row_bytes(type) * positions;
   }
@@ -145,6 +146,14 @@ int64_t page_decode_bytes(const Engine& engine, const Plan& plan, const PageRule
                                  : engine.decode_bytes(context, plan);
 }
 
+Policy page_policy(Policy policy, const PageRule& rule, int context, int pages) {
+  policy.budget = pages;
+  policy.recent = 1 + page_count(rule, std::max(policy.recent - last_page(rule, context), 0));
+  policy.sinks = std::max(page_count(rule, policy.sinks), 1);
+  policy.top_p = 1;
+  return policy;
+}
+
 PageAttention::PageAttention(Engine& engine, const PageRule& rule)
     : engine_(engine), rule_(rule), hp_(engine.model().hp) {
   if (!engine.pool().backend().device().empty()) {
@@ -185,11 +194,7 @@ PageAttention::PageTable PageAttention::scores(const Chunk& chunk, Rows q, KvLay
 std::vector<std::vector<int32_t>> PageAttention::select(const Chunk& chunk, Rows q, KvLayer kv) const {
   const Plan plan{{chunk.roles.begin(), chunk.roles.end()}, chunk.policy};
   const int context = chunk.context(), units = scope_units(chunk.policy.scope, hp_.heads, hp_.kv_heads);
-  Policy policy = chunk.policy;
-  policy.budget = pages_for_bytes(engine_, plan, rule_, context).pages;
-  policy.recent = 1;
-  policy.sinks = page_count(rule_, policy.sinks);
-  policy.top_p = 1;
+  const Policy policy = page_policy(chunk.policy, rule_, context, pages_for_bytes(engine_, plan, rule_, context).pages);
   const PageTable all = scores(chunk, q, kv);
   const auto heads = static_cast<size_t>(hp_.heads / units);
   const double scale = 1.0 / std::sqrt(static_cast<double>(kv.head_dim));

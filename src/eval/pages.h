@@ -45,20 +45,26 @@ void page_scores(PageScore score, int head_dim, std::span<const float> keys, std
 
 /// How much is read at a decode step where the layers that read selected positions do it by pages.
 struct PageReads {
-  int pages = 0;      ///< of a set, the last one included, which is always read
+  int pages = 0;      ///< of a set, the first and the last one included, which are always read
   int64_t bytes = 0;  ///< of the step, as Engine::decode_bytes() counts them
 };
 
 /// As many pages as can be read with their summaries for no more bytes than `plan` reads at a context where it is
-/// sparse; at least the last one and one more.
+/// sparse; at least the first and the last one.
 PageReads pages_for_bytes(const Engine& engine, const Plan& plan, const PageRule& rule, int context);
 /// Bytes of a decode step at any context: those of the plan where that is not sparse.
 int64_t page_decode_bytes(const Engine& engine, const Plan& plan, const PageRule& rule, int context);
 
+/// The policy, in numbers, by which `pages` of a context's pages are selected: the first and the last one always, and
+/// as many more as hold the policy's sinks and recent positions.
+Policy page_policy(Policy policy, const PageRule& rule, int context, int pages);
+
 /// From construction to destruction the engine's sparse steps select by pages instead of sketches: what a Scan layer
 /// selects, and a Sparse one reads, are the pages with the highest scores, by the plan's scope and pooling, as many as
-/// pages_for_bytes() says. The last page is always one of them. Attention to them is the backend's. For plans without
-/// Select layers, on backends whose memory is the host's.
+/// pages_for_bytes() says. The first page and the last one are always among them, and more where the policy has sinks
+/// or recent positions: a mean hides the one position that most of a page's mass is on, and at the start of a text that
+/// is what loses most (docs/accuracy.md). Attention to them is the backend's. For plans without Select layers, on
+/// backends whose memory is the host's.
 class PageAttention final : public ForwardObserver {
  public:
   PageAttention(Engine& engine, const PageRule& rule);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <tuple>
 
 #include "eval/pages.h"
 #include "support/error.h"
@@ -49,6 +50,27 @@ TEST(Pages, BoundsAreNoLowerThanAnyKey) {
   // Of a single key they are its product, and so is the mean.
   const auto key = std::span<const float>(keys).first(16), query = std::span<const float>(queries).first(16);
   EXPECT_EQ(score_of(PageScore::Bounds, key, query), score_of(PageScore::Deviation, key, query));
+}
+
+TEST(Pages, FirstAndLastAreAlwaysRead) {
+  const PageRule rule{PageScore::Bounds, 16};
+  // Of 100 positions the last page holds 4, of 96 it holds 16.
+  for (const auto& [context, recent, pages] : {std::tuple{100, 1, 1},
+                                               {100, 4, 1},
+                                               {100, 5, 2},
+                                               {100, 20, 2},
+                                               {100, 21, 3},
+                                               {96, 1, 1},
+                                               {96, 16, 1},
+                                               {96, 17, 2}}) {
+    const Policy policy = page_policy({.budget = 64, .sinks = 0, .recent = recent, .top_p = 0.5}, rule, context, 5);
+    EXPECT_EQ(policy.recent, pages) << context << " " << recent;
+    EXPECT_EQ(policy.sinks, 1);
+    EXPECT_EQ(policy.budget, 5);
+    EXPECT_EQ(policy.top_p, 1);
+  }
+  EXPECT_EQ(page_policy({.sinks = 16}, rule, 100, 5).sinks, 1);
+  EXPECT_EQ(page_policy({.sinks = 17}, rule, 100, 5).sinks, 2);
 }
 
 TEST(Pages, Words) {
