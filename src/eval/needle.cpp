@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "eval/splitmix.h"
 
 namespace tidal {
 namespace {
@@ -18,32 +19,16 @@ constexpr std::array kActivities = {
     "buy a red carpet in the market",      "row a small boat to the island",      "dance in the street until morning",
     "climb the tower before breakfast",    "rent a bicycle and cross the lake",   "read the paper in a corner cafe"};
 
-/// The next number of a splitmix64 generator (Steele, Lea and Flood 2014).
-uint64_t next(uint64_t& state) {
-  uint64_t z = (state += 0x9e3779b97f4a7c15ull);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-
-uint64_t mixed(uint64_t seed, int length, double depth, int key) {
-  uint64_t state = seed;
-  for (const int64_t part : {int64_t{length}, static_cast<int64_t>(std::llround(depth * 1e6)), int64_t{key}}) {
-    state = next(state) ^ static_cast<uint64_t>(part);
-  }
-  return state;
-}
-
-Needle pass_key(uint64_t state) {
-  const std::string key = std::to_string(10000 + next(state) % 90000);
+Needle pass_key(Splitmix random) {
+  const std::string key = std::to_string(10000 + random.next() % 90000);
   // The wording of Mohtashami and Jaggi 2023 (arXiv 2305.16300), shortened.
   return {"\nThe pass key is " + key + ". Remember it. " + key + " is the pass key.\n",
           "\nWhat is the pass key? The pass key is", key};
 }
 
-Needle sentence(uint64_t state) {
-  const std::string city = kCities[next(state) % kCities.size()];
-  const std::string activity = kActivities[next(state) % kActivities.size()];
+Needle sentence(Splitmix random) {
+  const std::string city = kCities[random.next() % kCities.size()];
+  const std::string activity = kActivities[random.next() % kActivities.size()];
   return {"\nThe best thing to do in " + city + " is to " + activity + ".\n",
           "\nWhat is the best thing to do in " + city + "? The best thing to do in " + city + " is to", activity};
 }
@@ -59,8 +44,8 @@ NeedleKind needle_kind_from(const std::string& word) {
 }
 
 Needle make_needle(NeedleKind kind, uint64_t seed, int length, double depth, int key) {
-  const uint64_t state = mixed(seed, length, depth, key);
-  return kind == NeedleKind::PassKey ? pass_key(state) : sentence(state);
+  const Splitmix random(seed, {length, std::llround(depth * 1e6), key});
+  return kind == NeedleKind::PassKey ? pass_key(random) : sentence(random);
 }
 
 bool finds_needle(const Needle& needle, const std::string& said) {

@@ -53,7 +53,9 @@ Rows Forward::run_layers(const Batch& batch, std::span<const KvLayer> kv, Forwar
     } else {
       const Rows q{q_.as<float>(), rows, hp.q_width(l)}, out{out_.as<float>(), rows, q.width};
       backend_.qkv(layer, batch, x, q, kv[l]);
-      backend_.attend(batch, l, q, kv[l], selection_, out, layer.sink_logits);  // by chunk.roles[l]
+      if (!observer || !observer->attends(l, batch, q, kv[l], out, layer.sink_logits)) {
+        backend_.attend(batch, l, q, kv[l], selection_, out, layer.sink_logits);  // by chunk.roles[l]
+      }
       if (observer) observer->attended(l, batch, q, kv[l], selection_);
       if (layer.attn_gate) backend_.gate(layer, x, out);
       backend_.project(layer, out, x);

@@ -13,6 +13,11 @@ namespace tidal {
 class ForwardObserver {
  public:
   virtual ~ForwardObserver() = default;
+  /// Has attended in the place of Backend::attend(), where it returns true: another way to select positions.
+  virtual bool attends(int /*layer*/, const Batch& /*batch*/, Rows /*q*/, KvLayer /*kv*/, Rows /*out*/,
+                       const Weight& /*sink_logits*/) {
+    return false;
+  }
   /// After the attention of `layer`. The pointers are the backend's memory and valid during the call.
   virtual void attended(int layer, const Batch& batch, Rows q, KvLayer kv, const Selection& selection) = 0;
 };

@@ -14,7 +14,7 @@ void add_eval_command(CLI::App& app) {
   eval->require_subcommand(1);
   // As main() does for the commands: only the chosen one reads its environment.
   for (CLI::App* command : {add_eval_needle(*eval), add_eval_ppl(*eval), add_eval_recall(*eval), add_eval_exact(*eval),
-                            add_eval_longbench(*eval)}) {
+                            add_eval_longbench(*eval), add_eval_ruler(*eval)}) {
     command->parse_complete_callback([] {});
   }
 }

@@ -8,7 +8,9 @@
 #include "cli/console/output.h"
 #include "cli/eval/commands.h"
 #include "cli/eval/places.h"
+#include "core/error.h"
 #include "eval/next_token.h"
+#include "eval/pages.h"
 #include "eval/prompt_cache.h"
 #include "eval/teacher_forced.h"
 #include "eval/text_scores.h"
@@ -23,7 +25,32 @@ using Json = ResultFile::Json;
 struct PplFlags {
   EvalFlags eval;
   PlaceFlags places;
+  std::vector<std::string> pages;
 };
+
+/// A plan as it is, or by pages in place of its sketches.
+struct PplPlan {
+  EvalPlan plan;
+  std::optional<PageRule> pages;
+};
+
+/// The session's plans, full attention first, and those that scan once more for every rule.
+std::vector<PplPlan> ppl_plans(const EvalSession& session, const PplFlags& flags) {
+  std::vector<PplPlan> plans;
+  for (const EvalPlan& plan : session.plans()) plans.push_back({plan, {}});
+  for (const std::string& word : flags.pages) {
+    const PageRule rule = page_rule_from(word);
+    bool any = false;
+    for (const EvalPlan& plan : session.plans()) {
+      if (!plan.plan.scans() || plan.plan.count(Role::Select) > 0) continue;
+      plans.push_back({plan, rule});
+      plans.back().plan.name += ", " + to_string(rule);
+      any = true;
+    }
+    if (!any) fail("--pages: they take the place of sketches, which none of the plans has");
+  }
+  return plans;
+}
 
 constexpr int kTogether = 32;  // plans whose caches are kept at once
 
@@ -38,41 +65,73 @@ Json values_of(const TextScore& score) {
 }
 
 /// Plans without a row at this place. The first of them is full attention if its row is missing.
-std::vector<size_t> missing_plans(const EvalSession& session, int64_t first) {
-  std::vector<size_t> missing;
-  for (size_t i = 0; i < session.plans().size(); ++i) {
-    if (!session.find(Places::key(first, session.plans()[i]))) missing.push_back(i);
+std::vector<const PplPlan*> missing_plans(const EvalSession& session, const std::vector<PplPlan>& plans,
+                                          int64_t first) {
+  std::vector<const PplPlan*> missing;
+  for (const PplPlan& plan : plans) {
+    if (!session.find(Places::key(first, plan.plan))) missing.push_back(&plan);
   }
   return missing;
 }
 
-/// `whole`: an engine with a cache in bf16, whose full attention the others are held against; null: it is their own.
-void measure_place(EvalSession& session, Engine& engine, Engine* whole, std::span<const Token> tokens, int prefix,
-                   int64_t first) {
-  const std::vector<size_t> missing = missing_plans(session, first);
-  if (missing.empty()) return;
+/// The dense prefix of a place, and what is behind it.
+struct PplPlace {
+  const Sequence& prefix;
+  std::span<const Token> tokens;
+  int64_t first = 0;
+};
+
+/// Measures plans that select alike, by the same pages or by none.
+void measure_plans(EvalSession& session, Engine& engine, const PplPlace& place, std::span<const PplPlan* const> group,
+                   const TextReference& reference) {
+  const std::optional<PageRule> rule = group.front()->pages;
   std::vector<Plan> plans;
-  for (const size_t i : missing) {
-    if (i > 0) plans.push_back(session.plans()[i].plan);
+  for (const PplPlan* own : group) {
+    if (own->plan.plan.has_sparse()) plans.push_back(own->plan.plan);
   }
+  std::optional<PageAttention> pages;
+  if (rule) pages.emplace(engine, *rule);
+  const std::vector<TextScore> scores = score_text(
+      engine, place.prefix, place.tokens, plans, [&] { session.advance(kStepWork); }, reference);
+  size_t next = 1;
+  for (const PplPlan* own : group) {
+    TextScore score = own->plan.plan.has_sparse() ? scores[next++] : scores[0];
+    if (rule) {
+      MeanError bytes;
+      for (size_t step = 1; step < place.tokens.size(); ++step) {
+        const int context = place.prefix.length() + static_cast<int>(step);
+        bytes.add(static_cast<double>(page_decode_bytes(engine, own->plan.plan, *rule, context)));
+      }
+      score.bytes = bytes.mean();
+    }
+    session.add(Places::key(place.first, own->plan), values_of(score));
+  }
+}
+
+/// `whole`: an engine with a cache in bf16, whose full attention the others are held against; null: it is their own.
+void measure_place(EvalSession& session, Engine& engine, Engine* whole, const std::vector<PplPlan>& plans,
+                   std::span<const Token> tokens, int prefix, int64_t first) {
+  const std::vector<const PplPlan*> missing = missing_plans(session, plans, first);
+  if (missing.empty()) return;
   PromptCache cache(engine);
   const Sequence& sequence = cache.prefill(tokens.first(prefix), [&](int done) { session.advance(done); });
   std::optional<Sequence> other;
   if (whole) whole->prefill(other.emplace(whole->create()), tokens.first(prefix));
-  const std::vector<TextScore> scores =
-      score_text(engine, sequence, tokens.subspan(prefix), plans, [&] { session.advance(kStepWork); },
-                 {whole, other ? &*other : nullptr});
-  size_t plan = 1;
-  for (const size_t i : missing) {
-    session.add(Places::key(first, session.plans()[i]), values_of(i == 0 ? scores[0] : scores[plan++]));
+  const PplPlace place{sequence, tokens.subspan(prefix), first};
+  for (auto begin = missing.begin(); begin != missing.end();) {
+    const auto end =
+        std::find_if(begin, missing.end(), [&](const PplPlan* own) { return own->pages != (*begin)->pages; });
+    measure_plans(session, engine, place, {begin, end}, {whole, other ? &*other : nullptr});
+    begin = end;
   }
 }
 
 /// Work that is still to be done, in units of advance().
-int64_t work_left(const EvalSession& session, const PplFlags& flags, const Places& places) {
+int64_t work_left(const EvalSession& session, const std::vector<PplPlan>& plans, const PplFlags& flags,
+                  const Places& places) {
   int64_t work = 0;
   for (const int64_t first : places.firsts()) {
-    const auto missing = static_cast<int64_t>(missing_plans(session, first).size());
+    const auto missing = static_cast<int64_t>(missing_plans(session, plans, first).size());
     if (missing > 0)
       work += flags.places.prefix + int64_t{kStepWork} * flags.places.steps * std::max<int64_t>(missing - 1, 1);
   }
@@ -87,9 +146,10 @@ struct PlanResult {
   std::vector<MeanError> parts;
 };
 
-std::vector<PlanResult> results(const EvalSession& session, const Places& places) {
+std::vector<PlanResult> results(const EvalSession& session, const std::vector<PplPlan>& plans, const Places& places) {
   std::vector<PlanResult> results;
-  for (const EvalPlan& plan : session.plans()) {
+  for (const PplPlan& own : plans) {
+    const EvalPlan& plan = own.plan;
     PlanResult& result = results.emplace_back();
     result.plan = &plan;
     double only_error = 0;
@@ -198,8 +258,9 @@ KvPlace place_beside(EvalSession& session, const EngineOptions& own, const Engin
 }
 
 void evaluate(EvalSession& session, const PplFlags& flags) {
+  const std::vector<PplPlan> all_plans = ppl_plans(session, flags);
   const Places places(session, "ppl", flags.places, 1);
-  session.begin(work_left(session, flags, places));
+  session.begin(work_left(session, all_plans, flags, places));
   const auto plans = static_cast<int>(session.plans().size());
   const int context = flags.places.prefix + flags.places.steps;
   const EngineOptions options{
@@ -219,9 +280,10 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
   }
   Engine engine(session.backend(), session.model(), Plan::full(session.model().hp.layers), options);
   for (const int64_t first : places.firsts()) {
-    measure_place(session, engine, whole ? &*whole : nullptr, places.tokens(first), flags.places.prefix, first);
+    measure_place(session, engine, whole ? &*whole : nullptr, all_plans, places.tokens(first), flags.places.prefix,
+                  first);
   }
-  const std::vector<PlanResult> all = results(session, places);
+  const std::vector<PlanResult> all = results(session, all_plans, places);
   session.print(table(all));
   session.print(fmt::format(
       "\n{} of the text, {} tokens decoded one a step after a dense prefix of {}. KL(full || plan) in nats; its "
@@ -229,6 +291,10 @@ void evaluate(EvalSession& session, const PplFlags& flags) {
       flags.places.places == 1 ? "One place" : fmt::format("{} places", flags.places.places), flags.places.steps,
       flags.places.prefix,
       flags.places.places == 1 ? "takes the steps for independent" : "comes from the spread between places"));
+  if (!flags.pages.empty()) {
+    session.print(
+        "Pages: as many of those with the highest scores as the plan's bytes are enough for, summaries included.\n");
+  }
   if (whole) session.print("Full is full attention with a cache in bf16, for all rows.\n");
   if (session.draws())
     session.draw(to_svg(chart(all, flags.places, session.model_name(), session.model().decode_weight_bytes())));
@@ -242,6 +308,14 @@ CLI::App* add_eval_ppl(CLI::App& eval) {
       "ppl", "Perplexity and KL divergence from full attention, one token a step after a dense prefix");
   add_eval_flags(*command, flags->eval);
   add_place_flags(*command, flags->places);
+  command
+      ->add_option("--pages", flags->pages,
+                   "Beside every plan that scans another that selects pages, for the same bytes: quest (bounds of the "
+                   "keys), unique (mean and deviation), deviations (those of every channel); quest:16 are pages of 16 "
+                   "positions")
+      ->type_name("RULE,...")
+      ->allow_extra_args(false)
+      ->delimiter(',');
   command->callback([flags] { run_eval(flags->eval, [&](EvalSession& session) { evaluate(session, *flags); }); });
   return command;
 }
