@@ -76,14 +76,13 @@ def seconds(llm, prompts, tokens):
     return time.perf_counter() - start
 
 
-def speed(given):
+def speed(given, folder):
     cases = [tuple(int(number) for number in case.split("x")) for case in given.cases.split(",")]
     longest = max(length for length, _ in cases) + MANY + 64
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        llama(given.layers, 4096, 14336, 32, 8, 128256, longest).save_pretrained(folder)
-        settings = {"load_format": "dummy", "max_model_len": longest, "max_num_batched_tokens": 16384}
-        llm = engine(folder, given.budget, {**settings, **given.settings})
+    llama(given.layers, 4096, 14336, 32, 8, 128256, longest).save_pretrained(folder)
+    settings = {"load_format": "dummy", "max_model_len": longest, "max_num_batched_tokens": 16384}
+    llm = engine(folder, given.budget, {**settings, **given.settings})
     print(json.dumps({"ready_s": round(time.perf_counter() - start, 1)}), flush=True)
     for length, batch in cases:
         prompts = [prompt(length, seed, 128256) for seed in range(batch)]
@@ -106,17 +105,16 @@ def speed(given):
         )
 
 
-def texts(given):
+def texts(given, folder):
     import torch
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = llama(4, 1024, 1024, 8, 2, 2048, 4096)
-        config.initializer_range = 0.1
-        torch.manual_seed(1)
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-        llm = engine(folder, given.budget, {"max_model_len": 4096, "gpu_memory_utilization": 0.3, **given.settings})
+    config = llama(4, 1024, 1024, 8, 2, 2048, 4096)
+    config.initializer_range = 0.1
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    llm = engine(folder, given.budget, {"max_model_len": 4096, "gpu_memory_utilization": 0.3, **given.settings})
     prompts = [prompt(length, 0, 2048) for length in LENGTHS]
     sampling = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True, detokenize=False, logprobs=2)
     result = []
@@ -133,7 +131,7 @@ def texts(given):
     print(json.dumps({"budget": given.budget, "same_when_cached": same, "same_alone": alone}), flush=True)
 
 
-def compare(given):
+def compare(given, _):
     first, second = (json.load(open(name)) for name in (given.file, given.other))
     for one, other in list(zip(first, second))[: len(LENGTHS)]:
         pairs = list(zip(one["tokens"], other["tokens"]))
@@ -154,7 +152,8 @@ def main():
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--settings", type=json.loads, default={})
     given = parser.parse_args()
-    {"speed": speed, "texts": texts, "compare": compare}[given.what](given)
+    with tempfile.TemporaryDirectory() as folder:
+        {"speed": speed, "texts": texts, "compare": compare}[given.what](given, folder)
 
 
 if __name__ == "__main__":
