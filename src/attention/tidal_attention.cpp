@@ -7,6 +7,7 @@
 #include <string>
 
 #include "attention/attention.h"
+#include "core/error_kinds.h"
 
 namespace tidal {
 

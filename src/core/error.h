@@ -15,27 +15,10 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Of memory that could not be had.
-class MemoryError : public Error {
- public:
-  using Error::Error;
-};
-
-/// What a device reported.
-class DeviceError : public Error {
- public:
-  using Error::Error;
-};
-
 /// Throws Error with a message formatted by {fmt}.
 template <typename... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
   throw Error(fmt::format(format, std::forward<Args>(args)...));
-}
-/// The same for an error of another kind.
-template <typename Kind, typename... Args>
-[[noreturn]] void fail_as(fmt::format_string<Args...> format, Args&&... args) {
-  throw Kind(fmt::format(format, std::forward<Args>(args)...));
 }
 
 }  // namespace tidal

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/runtime/error.h"
-#include "core/error.h"
+#include "core/error_kinds.h"
 
 namespace tidal::cuda {
 namespace {
