@@ -5,7 +5,6 @@ import torch
 
 from tidal_attention import Options, Refused
 from tidal_attention.attention import Attention, Pages, page_bytes
-from tidal_attention.vllm_flash import _views, runs_of
 
 OPTIONS = Options(budget=128, threads=1)
 
@@ -76,26 +75,3 @@ def test_bad_arguments_are_refused():
         Options(sketch_bits=3)
     with pytest.raises(Refused, match="budget: '9', expected a whole number"):
         Options(budget="9")
-
-
-def test_flash_attention_sees_the_rows_of_the_pages():
-    attention, cache = handle(dtype=torch.bfloat16), pages(dtype=torch.bfloat16)
-    key, value = (torch.randn(130, 2, 64, dtype=torch.bfloat16) for _ in range(2))
-    slots = torch.tensor([4, 1, 6]).repeat_interleave(64)[:130] * 64 + torch.arange(130) % 64
-    attention.append(cache, key, value, slots)
-    keys, values = _views(cache)
-    assert keys.data_ptr() == cache.memory.data_ptr(), "a view"
-    table = torch.tensor([4, 1, 6])
-    assert torch.equal(keys[table].flatten(0, 1)[:130], key)
-    assert torch.equal(values[table].flatten(0, 1)[:130], value)
-
-
-def test_prompts_that_follow_each_other_are_one_run():
-    """First token, last, context, row of the table; the second has tokens of its own before it, the third follows it."""
-    table = torch.arange(12, dtype=torch.int32).view(4, 3)
-    one, two = runs_of([(0, 5, 105, 1), (7, 9, 2, 3), (9, 19, 40, 0)], table, torch.device("cpu"))
-    assert (one.first, one.last, one.longest, one.longest_context) == (0, 5, 5, 105)
-    assert (two.first, two.last, two.longest, two.longest_context) == (7, 19, 10, 40)
-    assert one.starts.tolist() == [0, 5] and two.starts.tolist() == [0, 2, 12]
-    assert one.contexts.tolist() == [105] and two.contexts.tolist() == [2, 40]
-    assert one.block_table.tolist() == [[3, 4, 5]] and two.block_table.tolist() == [[9, 10, 11], [0, 1, 2]]
