@@ -1,6 +1,7 @@
 // The attention of include/tidal_attention.h on a stream of an NVIDIA GPU.
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -19,11 +20,9 @@ constexpr int kLeastCapability = 80;
 /// Makes a device current, and that which was before in the end.
 class CurrentDevice {
  public:
-  explicit CurrentDevice(int index) {
-    cuda::check(cudaGetDevice(&before_), "the current device");
-    if (index != before_) cuda::check(cudaSetDevice(index), "making a device current");
-    changed_ = index != before_;
-  }
+  explicit CurrentDevice(int index) { cuda::check(change_to(index), "making a device current"); }
+  /// Where it cannot, all stays as it is.
+  CurrentDevice(int index, std::nothrow_t) noexcept { change_to(index); }
   ~CurrentDevice() {
     if (changed_) cudaSetDevice(before_);
   }
@@ -31,6 +30,14 @@ class CurrentDevice {
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
+  cudaError_t change_to(int index) noexcept {
+    if (const cudaError_t code = cudaGetDevice(&before_); code != cudaSuccess) return code;
+    if (index == before_) return cudaSuccess;
+    const cudaError_t code = cudaSetDevice(index);
+    changed_ = code == cudaSuccess;
+    return code;
+  }
+
   int before_ = 0;
   bool changed_ = false;
 };
@@ -61,15 +68,14 @@ class CudaAttention final : public tidal_attention {
     Buffer q, out, chunks, row_chunk, positions, selected, counts;
   };
   cuda::StepTables tables(const Attend& attend) const;
-  int room() const { return most_selected(policy_of(options)); }  ///< positions of a set
 
-  int width_;
+  int width_, room_;  ///< of a row's elements; of a set's positions
   std::optional<cuda::DecodeAttention> attention_{std::in_place};
   Memory memory_;
 };
 
 CudaAttention::CudaAttention(const tidal_attention_options& given)
-    : tidal_attention(given), width_(given.heads * given.head_dim) {
+    : tidal_attention(given), width_(given.heads * given.head_dim), room_(most_selected(policy_of(given))) {
   const CurrentDevice current(given.device_index);
   const auto rows = static_cast<size_t>(given.max_rows);
   const size_t floats = sizeof(float) * rows * static_cast<size_t>(width_);
@@ -79,18 +85,15 @@ CudaAttention::CudaAttention(const tidal_attention_options& given)
   memory_.chunks = cuda::allocate_device(sizeof(cuda::DeviceChunk) * rows, "tables");
   memory_.row_chunk = cuda::allocate_device(sizeof(int32_t) * rows, "tables");
   memory_.positions = cuda::allocate_device(sizeof(int32_t) * rows, "tables");
-  memory_.selected = cuda::allocate_device(sizeof(int32_t) * sets * static_cast<size_t>(room()), "selected positions");
+  memory_.selected = cuda::allocate_device(sizeof(int32_t) * sets * static_cast<size_t>(room_), "selected positions");
   memory_.counts = cuda::allocate_device(sizeof(int32_t) * sets, "selected positions");
   attention_->reserve(shape_of(given), given.max_rows, given.max_context);
 }
 
 CudaAttention::~CudaAttention() {
-  int before = 0;
-  const bool known = cudaGetDevice(&before) == cudaSuccess;
-  cudaSetDevice(options.device_index);
+  const CurrentDevice current(options.device_index, std::nothrow);  // what is freed is the device's
   memory_ = {};
   attention_.reset();
-  if (known) cudaSetDevice(before);
 }
 
 void CudaAttention::append(const tidal_attention_cache& cache, const Append& append, void* stream) {
@@ -127,30 +130,39 @@ void CudaAttention::attend(const tidal_attention_cache& cache, const Attend& att
            fmt::format("table_stride: {}, expected less than 2^31 over the {} rows", attend.table_stride, attend.rows));
   const CurrentDevice current(options.device_index);
   auto* const on = static_cast<cudaStream_t>(stream);
-  const int rows = attend.rows, table_stride = static_cast<int>(attend.table_stride);
-  cuda::launch_row_tables({rows, attend.contexts, table_stride, options.budget, memory_.chunks.as<cuda::DeviceChunk>(),
-                           memory_.row_chunk.as<int32_t>(), memory_.positions.as<int32_t>()},
-                          on);
-  // Behind the tables, and before kernels that are started early: what these read first is there when this one begins.
-  cuda::launch_widen_rows(static_cast<const Bf16*>(attend.q), attend.q_stride, rows, width_, query_factor(options),
-                          memory_.q.as<float>(), on);
+  const int rows = attend.rows;
+  cuda::PrepareRowsArgs prepare;
+  prepare.rows = rows;
+  prepare.contexts = attend.contexts;
+  prepare.table_stride = static_cast<int>(attend.table_stride);
+  prepare.budget = policy_of(options).budget;
+  prepare.chunks = memory_.chunks.as<cuda::DeviceChunk>();
+  prepare.row_chunk = memory_.row_chunk.as<int32_t>();
+  prepare.positions = memory_.positions.as<int32_t>();
+  prepare.q = static_cast<const Bf16*>(attend.q);
+  prepare.q_stride = attend.q_stride;
+  prepare.width = width_;
+  prepare.factor = query_factor(options);
+  prepare.to = memory_.q.as<float>();
+  cuda::launch_prepare_rows(prepare, on);
   cuda::AttendParams params;
   params.tables = tables(attend);
   params.rows = rows;
   params.role = Role::Scan;
+  params.fresh_tables = true;
   params.scope = Scope::Kv;
   params.pooling = Pooling::Sum;
   params.sketch_bits = options.sketch_bits;
   params.q = {memory_.q.as<float>(), rows, width_};
   params.kv = layer_of(options, cache);
-  params.selection = {memory_.selected.as<int32_t>(), memory_.counts.as<int32_t>(), options.kv_heads * room(),
+  params.selection = {memory_.selected.as<int32_t>(), memory_.counts.as<int32_t>(), options.kv_heads * room_,
                       options.kv_heads};
   params.out = {memory_.out.as<float>(), rows, width_};
   attention_->attend(params, on);
   cuda::launch_round_rows(memory_.out.as<float>(), rows, width_, static_cast<Bf16*>(attend.out), attend.out_stride, on);
   if (!attend.positions) return;
   cuda::launch_export_sets(
-      {rows, options.kv_heads, attend.contexts, options.budget, room(), most_selected_of(options),
+      {rows, options.kv_heads, attend.contexts, policy_of(options).budget, room_, most_selected_of(options),
        memory_.selected.as<int32_t>(), memory_.counts.as<int32_t>(), attend.positions, attend.counts},
       on);
 }

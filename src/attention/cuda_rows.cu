@@ -1,5 +1,5 @@
-// None of these kernels lets the next one start before it has ended: those of the engine, which are started early, read
-// tables before they wait for what is before them.
+// Small kernels before and after the engine's, which hide their starts: each is set up while the one before still runs.
+// Not so the engine's behind that which writes the tables (AttendParams::fresh_tables).
 #include "attention/cuda_rows.h"
 
 #include "backend/cuda/runtime/launch.h"
@@ -22,6 +22,7 @@ __device__ inline uint32_t rounded_bits(float value) {
 /// Grid (rows); 16 bytes a thread and turn.
 __global__ void __launch_bounds__(kThreads) append_rows_kernel(const __grid_constant__ AppendRowsArgs args) {
   const int row = blockIdx.x;
+  let_next_start();  // sketches, of which nothing but the slots is read before this kernel has ended
   const int64_t slot = args.slots[row];
   if (slot < 0) return;
   const int dim = args.kv.head_dim, units = dim / kEight, width = args.kv.kv_heads * units;
@@ -37,9 +38,7 @@ __global__ void __launch_bounds__(kThreads) append_rows_kernel(const __grid_cons
   }
 }
 
-__global__ void __launch_bounds__(kThreads) row_tables_kernel(const __grid_constant__ RowTablesArgs args) {
-  const int row = blockIdx.x * kThreads + threadIdx.x;
-  if (row >= args.rows) return;
+__device__ inline void write_tables(const PrepareRowsArgs& args, int row) {
   const int context = max(args.contexts[row], 1);
   DeviceChunk chunk;
   chunk.state = nullptr;
@@ -56,41 +55,42 @@ __global__ void __launch_bounds__(kThreads) row_tables_kernel(const __grid_const
   args.positions[row] = context - 1;
 }
 
-/// Grid (rows).
-__global__ void __launch_bounds__(kThreads)
-    widen_rows_kernel(const Bf16* from, int64_t stride, int width, float factor, float* to) {
-  const int row = blockIdx.x;
-  const auto* const own = reinterpret_cast<const uint4*>(from + stride * row);
-  auto* const out = reinterpret_cast<float4*>(to + static_cast<int64_t>(width) * row);
-  for (int i = threadIdx.x; i < width / kEight; i += kThreads) {
-    const uint4 eight = own[i];
-    const auto low = [&](uint32_t pair) { return __fmul_rn(widened(pair & 0xffffu), factor); };
-    const auto high = [&](uint32_t pair) { return __fmul_rn(widened(pair >> 16), factor); };
-    out[2 * i] = make_float4(low(eight.x), high(eight.x), low(eight.y), high(eight.y));
-    out[2 * i + 1] = make_float4(low(eight.z), high(eight.z), low(eight.w), high(eight.w));
-  }
+/// Grid (rows, eights of a row / kThreads).
+__global__ void __launch_bounds__(kThreads) prepare_rows_kernel(const __grid_constant__ PrepareRowsArgs args) {
+  wait_for_previous();
+  const int row = blockIdx.x, i = blockIdx.y * kThreads + threadIdx.x;
+  if (i == 0) write_tables(args, row);
+  if (i >= args.width / kEight) return;
+  const uint4 eight = reinterpret_cast<const uint4*>(args.q + args.q_stride * row)[i];
+  auto* const out = reinterpret_cast<float4*>(args.to + static_cast<int64_t>(args.width) * row);
+  const auto low = [&](uint32_t pair) { return __fmul_rn(widened(pair & 0xffffu), args.factor); };
+  const auto high = [&](uint32_t pair) { return __fmul_rn(widened(pair >> 16), args.factor); };
+  out[2 * i] = make_float4(low(eight.x), high(eight.x), low(eight.y), high(eight.y));
+  out[2 * i + 1] = make_float4(low(eight.z), high(eight.z), low(eight.w), high(eight.w));
 }
 
-/// Grid (rows).
+/// Grid (rows, eights of a row / kThreads).
 __global__ void __launch_bounds__(kThreads) round_rows_kernel(const float* from, int width, Bf16* to, int64_t stride) {
-  const int row = blockIdx.x;
+  wait_for_previous();
+  const int row = blockIdx.x, i = blockIdx.y * kThreads + threadIdx.x;
+  if (i >= width / kEight) return;
   const auto* const own = reinterpret_cast<const float4*>(from + static_cast<int64_t>(width) * row);
-  auto* const out = reinterpret_cast<uint4*>(to + stride * row);
-  for (int i = threadIdx.x; i < width / kEight; i += kThreads) {
-    const float4 a = own[2 * i], b = own[2 * i + 1];
-    const auto pair = [](float low, float high) { return rounded_bits(low) | rounded_bits(high) << 16; };
-    out[i] = make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
-  }
+  const float4 a = own[2 * i], b = own[2 * i + 1];
+  const auto pair = [](float low, float high) { return rounded_bits(low) | rounded_bits(high) << 16; };
+  reinterpret_cast<uint4*>(to + stride * row)[i] =
+      make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
 }
 
-/// Grid (sets, rows).
+/// Grid (rows, sets): there may be more rows than a grid is high.
 __global__ void __launch_bounds__(kThreads) export_sets_kernel(const __grid_constant__ ExportSetsArgs args) {
-  const int64_t set = static_cast<int64_t>(blockIdx.y) * args.sets + blockIdx.x;
-  const int count = args.contexts[blockIdx.y] > args.budget ? args.counts[set] : 0;
+  const int64_t set = static_cast<int64_t>(blockIdx.x) * args.sets + blockIdx.y;
+  const int count = args.contexts[blockIdx.x] > args.budget ? args.counts[set] : 0;
   if (threadIdx.x == 0) args.to_counts[set] = count;
   for (int i = threadIdx.x; i < count; i += kThreads)
     args.to_positions[set * args.most + i] = args.positions[set * args.room + i];
 }
+
+dim3 grid_of(int rows, int width) { return dim3(rows, (width / kEight + kThreads - 1) / kThreads); }
 
 }  // namespace
 
@@ -98,23 +98,17 @@ void launch_append_rows(const AppendRowsArgs& args, cudaStream_t stream) {
   launch("keys and values", Start::After, append_rows_kernel, dim3(args.rows), dim3(kThreads), 0, stream, args);
 }
 
-void launch_row_tables(const RowTablesArgs& args, cudaStream_t stream) {
-  launch("tables", Start::After, row_tables_kernel, dim3((args.rows + kThreads - 1) / kThreads), dim3(kThreads), 0,
-         stream, args);
-}
-
-void launch_widen_rows(const Bf16* from, int64_t stride, int rows, int width, float factor, float* to,
-                       cudaStream_t stream) {
-  launch("queries", Start::After, widen_rows_kernel, dim3(rows), dim3(kThreads), 0, stream, from, stride, width, factor,
-         to);
+void launch_prepare_rows(const PrepareRowsArgs& args, cudaStream_t stream) {
+  launch("queries", Start::Early, prepare_rows_kernel, grid_of(args.rows, args.width), dim3(kThreads), 0, stream, args);
 }
 
 void launch_round_rows(const float* from, int rows, int width, Bf16* to, int64_t stride, cudaStream_t stream) {
-  launch("outputs", Start::After, round_rows_kernel, dim3(rows), dim3(kThreads), 0, stream, from, width, to, stride);
+  launch("outputs", Start::Early, round_rows_kernel, grid_of(rows, width), dim3(kThreads), 0, stream, from, width, to,
+         stride);
 }
 
 void launch_export_sets(const ExportSetsArgs& args, cudaStream_t stream) {
-  launch("sets", Start::After, export_sets_kernel, dim3(args.sets, args.rows), dim3(kThreads), 0, stream, args);
+  launch("sets", Start::After, export_sets_kernel, dim3(args.rows, args.sets), dim3(kThreads), 0, stream, args);
 }
 
 }  // namespace tidal::cuda

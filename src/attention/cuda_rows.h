@@ -22,8 +22,8 @@ struct AppendRowsArgs {
 };
 void launch_append_rows(const AppendRowsArgs& args, cudaStream_t stream);
 
-/// The tables of a pass with one row of each sequence, by their contexts.
-struct RowTablesArgs {
+/// What a pass with one row of each sequence begins with: tables by the rows' contexts, and queries in float32.
+struct PrepareRowsArgs {
   int rows = 0;
   const int32_t* contexts = nullptr;  ///< [rows]; below 1: counts as 1
   int table_stride = 0;
@@ -31,12 +31,14 @@ struct RowTablesArgs {
   DeviceChunk* chunks = nullptr;  ///< [rows]
   int32_t* row_chunk = nullptr;   ///< [rows]
   int32_t* positions = nullptr;   ///< [rows]
+  const Bf16* q = nullptr;        ///< [rows, width], rows `q_stride` elements apart
+  int64_t q_stride = 0;
+  int width = 0;        ///< a multiple of 8
+  float factor = 1;     ///< on queries
+  float* to = nullptr;  ///< [rows, width]
 };
-void launch_row_tables(const RowTablesArgs& args, cudaStream_t stream);
+void launch_prepare_rows(const PrepareRowsArgs& args, cudaStream_t stream);
 
-/// to [rows, width] = from * factor, rows `stride` elements apart; width a multiple of 8.
-void launch_widen_rows(const Bf16* from, int64_t stride, int rows, int width, float factor, float* to,
-                       cudaStream_t stream);
 /// And back: rounded to the nearest, ties to even.
 void launch_round_rows(const float* from, int rows, int width, Bf16* to, int64_t stride, cudaStream_t stream);
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "attention/attention.h"
+#include "core/error_kinds.h"
 
 namespace tidal {
 
@@ -25,7 +26,7 @@ Policy policy_of(const tidal_attention_options& options) {
   Policy policy;
   policy.scope = Scope::Kv;
   policy.pooling = Pooling::Sum;
-  policy.budget = options.budget;
+  policy.budget = std::min(options.budget, options.max_context);  // more would only take room
   policy.sinks = policy.recent = 0;
   policy.sketch_bits = options.sketch_bits;
   return policy;
@@ -68,7 +69,7 @@ int32_t remember(int32_t code, const char* sentence) {
   return code;
 }
 
-/// Runs `body` and makes of what it throws a code and a sentence; an Error without a code of its own has `code`.
+/// Runs `body` and makes of what it throws a code and a sentence; an Error of no kind of its own has `code`.
 template <typename Body>
 int32_t guarded(int32_t code, Body&& body) {
   try {
@@ -76,6 +77,10 @@ int32_t guarded(int32_t code, Body&& body) {
     return TIDAL_ATTENTION_OK;
   } catch (const AttentionError& error) {
     return remember(error.code(), error.what());
+  } catch (const MemoryError& error) {
+    return remember(TIDAL_ATTENTION_NO_MEMORY, error.what());
+  } catch (const DeviceError& error) {
+    return remember(TIDAL_ATTENTION_FAILED, error.what());
   } catch (const Error& error) {
     return remember(code, error.what());
   } catch (const std::bad_alloc&) {
@@ -188,7 +193,7 @@ int32_t tidal_attention_most_selected(const tidal_attention* attention) {
 }
 
 int32_t tidal_attention_create(const tidal_attention_options* options, tidal_attention** attention) {
-  return tidal::guarded(TIDAL_ATTENTION_NO_MEMORY, [&] {
+  return tidal::guarded(TIDAL_ATTENTION_UNSUPPORTED, [&] {
     tidal::check_pointer("attention", static_cast<const void*>(attention));
     *attention = nullptr;
     tidal::check_pointer("options", options);

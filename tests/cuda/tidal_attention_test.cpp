@@ -8,6 +8,8 @@
 #include <numeric>
 
 #include "backend/backend.h"
+#include "backend/cuda/runtime/error.h"
+#include "core/error_kinds.h"
 #include "support/engine_attention.h"
 #include "support/random.h"
 
@@ -180,15 +182,64 @@ TEST_P(CudaTidalAttention, SketchesAreThoseOfTheBlocks) {
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaTidalAttention,
                          testing::Values(Shape{8, 2, 128}, Shape{14, 2, 64}, Shape{32, 8, 128}, Shape{4, 4, 64}));
 
-TEST(CudaTidalAttentionOptions, AreRefusedByName) {
+tidal_attention_options small_options() {
   tidal_attention_options options = {};
   options.version = TIDAL_ATTENTION_VERSION;
   options.device = TIDAL_ATTENTION_CUDA;
-  options.device_index = 99;
   options.heads = options.kv_heads = 2;
   options.head_dim = 64;
   options.sketch_bits = 2;
   options.budget = options.max_context = options.max_rows = 64;
+  return options;
+}
+
+/// As many rows as the header allows are more than a grid is high.
+TEST(CudaTidalAttentionRows, AreAsManyAsTheHeaderSays) {
+  if (!has_cuda_device()) GTEST_SKIP() << "no CUDA device";
+  constexpr int kRows = 65536, kContext = 100;
+  tidal_attention_options options = small_options();
+  options.heads = options.kv_heads = 1;
+  options.max_rows = kRows;
+  options.max_context = 128;
+  tidal_attention* attention = nullptr;
+  ASSERT_EQ(tidal_attention_create(&options, &attention), TIDAL_ATTENTION_OK) << tidal_attention_error();
+  const int64_t tile = int64_t{kBlockTokens} * 4 * options.head_dim, page = tile + SketchLayout{64, 2}.bytes();
+  const auto dim = static_cast<size_t>(options.head_dim), most = size_t{127};
+  Managed<std::byte> memory(static_cast<size_t>(2 * page));
+  const tidal_attention_cache cache = {memory.data, page, memory.data + tile, page, 2};
+  Random random(5);
+  Managed<Bf16> rows(kContext * dim), q(kRows * dim), out(kRows * dim);
+  Managed<int64_t> slots(kContext);
+  std::iota(slots.data, slots.data + kContext, 0);
+  for (size_t i = 0; i < rows.count; ++i) rows.data[i] = to_bf16(random.uniform(2.0f));
+  for (size_t i = 0; i < q.count; ++i) q.data[i] = rows.data[i % dim];
+  Managed<int32_t> table(2 * kRows), contexts(kRows), positions(kRows * most), counts(kRows);
+  for (size_t r = 0; r < kRows; ++r) table.data[2 * r + 1] = 1, contexts.data[r] = kContext;
+  ASSERT_EQ(tidal_attention_append(attention, &cache, kContext, rows.data, 64, rows.data, 64, slots.data, nullptr),
+            TIDAL_ATTENTION_OK);
+  ASSERT_EQ(tidal_attention_attend(attention, &cache, kRows, q.data, 64, table.data, 2, contexts.data, out.data, 64,
+                                   positions.data, counts.data, nullptr),
+            TIDAL_ATTENTION_OK)
+      << tidal_attention_error();
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  for (size_t r = 0; r < kRows; ++r) {
+    ASSERT_EQ(counts.data[r], 64 + kContext % kBlockTokens) << r;
+    ASSERT_EQ(std::memcmp(out.data + r * dim, out.data, dim * sizeof(Bf16)), 0) << r;
+    ASSERT_EQ(std::memcmp(positions.data + r * most, positions.data, sizeof(int32_t) * 100), 0) << r;
+  }
+  tidal_attention_free(attention);
+}
+
+/// By which the interface tells memory from other errors of a device.
+TEST(CudaErrors, AreOfAKind) {
+  EXPECT_THROW(cuda::check(cudaErrorLaunchFailure, "a test"), DeviceError);
+  EXPECT_THROW(cuda::check(cudaErrorInvalidConfiguration, "a test"), DeviceError);
+  EXPECT_THROW(cuda::check(cudaErrorMemoryAllocation, "a test"), MemoryError);
+}
+
+TEST(CudaTidalAttentionOptions, AreRefusedByName) {
+  tidal_attention_options options = small_options();
+  options.device_index = 99;
   tidal_attention* none = nullptr;
   EXPECT_EQ(tidal_attention_create(&options, &none), TIDAL_ATTENTION_UNSUPPORTED);
   EXPECT_EQ(std::string(tidal_attention_error()).rfind("device_index: 99, there are ", 0), 0u);

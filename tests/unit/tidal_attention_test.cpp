@@ -279,6 +279,15 @@ TEST(TidalAttentionOptions, AreRefusedByName) {
   EXPECT_EQ(tidal_attention_sketch_bytes(128, 3), 0);
 }
 
+TEST(TidalAttentionOptions, ABudgetBeyondAllContextsTakesNoRoom) {
+  // Sets of 2^24 positions for 16 rows of 1,024 KV heads would be a terabyte.
+  tidal_attention_options options = options_of({TIDAL_ATTENTION_BF16, 1024, 1024, 16, 2});
+  options.budget = 1 << 24;
+  options.max_context = 64;
+  const Handle handle(options);
+  EXPECT_EQ(tidal_attention_most_selected(handle.attention), 64);
+}
+
 TEST(TidalAttentionCalls, AreRefusedByName) {
   Random random(3);
   const tidal_attention_options options = options_of({TIDAL_ATTENTION_FLOAT32, 2, 1, 64, 2});

@@ -60,6 +60,44 @@ def test_a_prompt_in_pieces_is_the_prompt(model):
     torch.testing.assert_close(own, whole[:, 200:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("pieces", [[0, 40, 80, 230], [0, 1, 2, 91, 230]])
+def test_padding_may_be_longer_than_the_first_pieces(model, pieces):
+    """Then one token more: what it would be behind the whole prompt."""
+    tokens, mask = random_tokens(2, 231), torch.ones(2, 231, dtype=torch.long)
+    mask[1, :90] = 0
+    caches = [tidal.TidalCache(model.config, budget=WHOLE) for _ in range(2)]
+    for cache, ends in zip(caches, (pieces, [0, 230])):
+        for begin, end in zip(ends, ends[1:]):
+            model(tokens[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache)
+    own, whole = (model(tokens[:, 230:], attention_mask=mask, past_key_values=cache).logits for cache in caches)
+    torch.testing.assert_close(own, whole, rtol=1e-4, atol=1e-4)  # as above
+
+
+def test_a_mask_that_changes_its_mind_is_refused(model):
+    tokens, mask = random_tokens(1, 60), torch.ones(1, 60, dtype=torch.long)
+    mask[0, :40] = 0
+    cache = tidal.TidalCache(model.config, budget=FEW)
+    model(tokens[:, :30], attention_mask=mask[:, :30], past_key_values=cache)
+    mask[0, 20] = 1
+    with pytest.raises(Refused, match="attention_mask: leaves out tokens inside or at the end"):
+        model(tokens[:, 30:], attention_mask=mask, past_key_values=cache)
+
+
+def test_without_a_scale_it_is_one_by_the_root_of_the_heads_size():
+    """And has the query's own heads, whoever made a handle before."""
+    torch.manual_seed(3)
+    cache = tidal.TidalCache(random_model("tidal").config, budget=WHOLE)
+    key, value = torch.randn(1, 2, 70, 64), torch.randn(1, 2, 70, 64)
+    query, module = torch.randn(1, 8, 1, 64), torch.nn.Module()
+    module.num_key_value_groups = 4
+    for first, last in [(0, 69), (69, 70)]:
+        own = cache.layers[0].update(key[:, :, first:last], value[:, :, first:last])
+        asked = query if first else torch.randn(1, 8, 69, 64)
+        out = tidal.tidal_attention_forward(module, asked, *own, None, scaling=None)[0]
+    full = torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(out, full, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sets_are_those_of_the_engine(engine_sets, dtype):
     """Every set of every layer of tokens on both sides of a block's end, three sequences of unlike lengths."""

@@ -69,9 +69,9 @@ def from_gguf(path):
 
 
 @torch.no_grad()
-def distributions(model, tokens, context, steps, budget):
+def distributions(model, tokens, context, steps, budget, bits):
     """Log probabilities [steps, vocab], float32 on the host, and seconds a step (without the first)."""
-    cache = tidal.TidalCache(model.config, budget=budget)
+    cache = tidal.TidalCache(model.config, budget=budget, sketch_bits=bits)
     for begin in range(0, context, PIECE):
         piece = tokens[:, begin : min(begin + PIECE, context)]
         model(piece, past_key_values=cache, logits_to_keep=1)
@@ -91,6 +91,7 @@ def main():
     parser.add_argument("--context", type=int, default=30000)
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--budget", default="256")
+    parser.add_argument("--bits", type=int, default=2, help="of a key's element in its sketch")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
 
@@ -104,16 +105,17 @@ def main():
     needed = given.context + given.steps
     if tokens.shape[1] < needed:
         raise SystemExit(f"{given.tokens}: {tokens.shape[1]} tokens, expected at least {needed}")
-    full, full_seconds = distributions(model, tokens, given.context, given.steps, needed)
+    full, full_seconds = distributions(model, tokens, given.context, given.steps, needed, given.bits)
     said = tokens[0, given.context + 1 : needed].cpu()
     loss = -full[:-1].gather(1, said[:, None]).mean().item()  # of the text, in nats a token: that the weights are right
     for budget in map(int, given.budget.split(",")):
-        own, seconds = distributions(model, tokens, given.context, given.steps, budget)
+        own, seconds = distributions(model, tokens, given.context, given.steps, budget, given.bits)
         kl = (full.exp() * (full - own)).sum(-1)
         print(
             json.dumps(
                 {
                     "budget": budget,
+                    "bits": given.bits,
                     "context": given.context,
                     "steps": given.steps,
                     "loss_full": round(loss, 3),

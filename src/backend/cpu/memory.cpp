@@ -3,7 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "core/error.h"
+#include "core/error_kinds.h"
 
 namespace tidal {
 
@@ -11,7 +11,8 @@ Buffer allocate_memory(size_t bytes, std::string_view what) {
   if (bytes == 0) return {};
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
-    fail("out of memory: cannot get {:.1f} MiB for the {}; a shorter context needs less", bytes / 1048576.0, what);
+    fail_as<MemoryError>("out of memory: cannot get {:.1f} MiB for the {}; a shorter context needs less",
+                         bytes / 1048576.0, what);
   }
   // Long caches are read in large strides; big pages spare the TLB. Only advice: it may be refused.
   if (bytes >= size_t{4} << 20) madvise(data, bytes, MADV_HUGEPAGE);
@@ -25,7 +26,7 @@ bool map_memory(std::byte* to, int descriptor, int64_t offset, size_t bytes) {
   if (mmap(to, bytes, kAccess, MAP_PRIVATE | MAP_FIXED, descriptor, offset) != MAP_FAILED) return true;
   // What was there may be gone: the system has a limit to the number of mappings.
   if (mmap(to, bytes, kAccess, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
-    fail("out of memory: cannot map {:.1f} MiB of a file", static_cast<double>(bytes) / 1048576.0);
+    fail_as<MemoryError>("out of memory: cannot map {:.1f} MiB of a file", static_cast<double>(bytes) / 1048576.0);
   }
   return false;
 }

@@ -88,8 +88,7 @@ class TidalLayer(CacheLayerMixin):
     def append_and_read(self, key, value, mask):
         """Takes several new tokens in; returns K and V of all, [batch, kv_heads, length, head_dim], zeros for padding."""
         start = self.length - key.shape[2]
-        if start == 0 and self.index == 0:
-            self.cache.padding = find_padding(mask, key.shape[0], key.shape[2])
+        self._find_padding(mask, start)
         self._append(key, value, start)
         if start == 0:
             return key, value
@@ -108,8 +107,7 @@ class TidalLayer(CacheLayerMixin):
         """Takes one new token in; returns its attention, [batch, 1, heads, head_dim]."""
         batch, heads = query.shape[:2]
         start = self.length - 1
-        if start == 0 and self.index == 0:
-            self.cache.padding = find_padding(mask, batch, 1)
+        self._find_padding(mask, start)
         contexts = torch.full((batch,), self.length, dtype=torch.int32, device=self.device)
         padding = self._padding()
         if padding is not None:
@@ -118,8 +116,9 @@ class TidalLayer(CacheLayerMixin):
             mask = mask >= 0
         if mask is not None and self.index == 0 and bool((mask[:, 0, -1].sum(-1) != contexts).any()):
             raise Refused("attention_mask: leaves out other tokens than before, expected padding on the left alone")
+        contexts.clamp_(min=1)  # one that has had nothing but padding yet: of no use
         self._append(key, value, start)
-        attention = self._attention(heads, scaling)
+        attention = self._attention(heads, scaling or self.head_dim**-0.5, self.blocks * BLOCK, batch)
         table = torch.arange(batch * self.blocks, dtype=torch.int32, device=self.device).view(batch, self.blocks)
         own = query[:, :, 0].contiguous()
         out = torch.empty_like(own)
@@ -128,6 +127,19 @@ class TidalLayer(CacheLayerMixin):
         if sets:
             self.cache.watch(self.index, Read(own, self._pages, table, contexts, *sets))
         return out[:, None]
+
+    def _find_padding(self, mask, start):
+        """By the mask of this pass, whose first token is at `start`: where it is the first pass, or those before were
+        shorter than some sequence's padding."""
+        before = self.cache.padding
+        if self.index > 0 or (start > 0 and (before is None or not bool((before >= start).any()))):
+            return
+        found = find_padding(mask, self.batch_size, self.length)
+        if start > 0:
+            found = torch.zeros_like(before) if found is None else found
+            if bool(((found != before) & (before < start)).any()):
+                raise Refused("attention_mask: leaves out other tokens than before, expected padding on the left alone")
+        self.cache.padding = found
 
     def _padding(self):
         """The cache's, on this layer's device."""
@@ -168,26 +180,23 @@ class TidalLayer(CacheLayerMixin):
             own = own - padding[:, None]
         first = torch.arange(batch, device=self.device)[:, None] * (self.blocks * BLOCK)
         slots = torch.where(own >= 0, own + first, -1).flatten()
-        attention = self._attention(self.kv_heads, None)
+        attention = self._attention(self.kv_heads, self.head_dim**-0.5, BLOCK, 1)  # any will do: no queries
         attention.append(self._pages, key.transpose(1, 2).flatten(0, 1), value.transpose(1, 2).flatten(0, 1), slots)
 
-    def _attention(self, heads, scaling):
-        """The cache's handle for such layers. What appends needs no query heads of its own, but another's will do."""
-        key = (self.device, self.dtype, self.kv_heads, self.head_dim)
+    def _attention(self, heads, scale, context, rows):
+        """The cache's handle for such layers, with room for so much."""
+        key = (self.device, self.dtype, heads, self.kv_heads, self.head_dim, scale)
         has = self.cache.handles.get(key)
-        room, batch = self.blocks * BLOCK, self.memory.shape[0]
-        good = has and has.max_context >= room and has.max_rows >= batch
-        if not good or (scaling is not None and (has.heads, has.scale) != (heads, scaling)):
-            scale = scaling or (has.scale if has else self.head_dim**-0.5)
+        if has is None or has.max_context < context or has.max_rows < rows:
             has = self.cache.handles[key] = Attention(
                 self.cache.options,
                 device=self.device,
                 dtype=self.dtype,
-                heads=max(heads, has.heads if has else 0),
+                heads=heads,
                 kv_heads=self.kv_heads,
                 head_dim=self.head_dim,
-                max_context=room,
-                max_rows=batch,
+                max_context=context,
+                max_rows=rows,
                 scale=scale,
             )
         return has

@@ -21,6 +21,7 @@ from tidal_attention.library import BLOCK
 from tidal_attention.options import Options
 from tidal_attention.read import Read, room_for_sets
 from tidal_attention.vllm_dense import attend_dense
+from tidal_attention.vllm_flash import attend_run
 from tidal_attention.vllm_prompts import ask_the_model_runner
 from tidal_attention.vllm_rows import TidalMetadataBuilder, handle
 
@@ -102,7 +103,7 @@ class TidalImpl(AttentionImpl):
         config = get_current_vllm_config()
         others = {name: value for name, value in others.items() if value is not None}
         _refuse(
-            device=(current_platform.device_type, current_platform.is_cpu(), "cpu: it was never run inside vLLM on others"),
+            device=(current_platform.device_type, current_platform.device_type in ("cpu", "cuda"), "cpu or cuda"),
             head_size=(head_size, head_size in TidalBackend.get_supported_head_sizes(), "64 or 128"),
             alibi_slopes=("set", alibi_slopes is None, "none"),
             sliding_window=(sliding_window, sliding_window is None, "full attention in all layers"),
@@ -123,6 +124,9 @@ class TidalImpl(AttentionImpl):
         ask_the_model_runner(TidalMetadataBuilder)
         self.max_context, self.max_rows = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
         self._pages = None
+        if current_platform.device_type == "cuda":
+            # Now, so that vLLM counts its memory, and none is asked for while a graph is captured.
+            self._attention_on(torch.device("cuda", torch.cuda.current_device()), config.model_config.dtype)
 
     def pages(self, kv_cache):
         """[blocks, KV heads, 64, elements] of vLLM as pages."""
@@ -132,8 +136,11 @@ class TidalImpl(AttentionImpl):
         return self._pages
 
     def attention(self, kv_cache):
+        return self._attention_on(kv_cache.device, kv_cache.dtype)
+
+    def _attention_on(self, device, dtype):
         shape = (self.num_heads, self.num_kv_heads, self.head_size, self.scale)
-        return handle(self.options, kv_cache.device, kv_cache.dtype, shape, self.max_context, self.max_rows)
+        return handle(self.options, device, dtype, shape, self.max_context, self.max_rows)
 
     def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
         if kv_cache.numel():
@@ -161,15 +168,20 @@ class TidalImpl(AttentionImpl):
         query, out = query.view(shape), output.view(shape)
         pages = self.pages(kv_cache)
         for piece in attn_metadata.dense:
-            attend_dense(piece, query, key, value, pages, self.scale, out)
+            if query.is_cuda:
+                attend_run(piece, query, pages, self.scale, out)
+            else:
+                attend_dense(piece, query, key, value, pages, self.scale, out)
         sparse = attn_metadata.sparse
         if sparse is not None:
             attention = self.attention(kv_cache)
             rows = query[sparse.tokens]
             sets = room_for_sets(attention, rows) if watch else None
-            own = torch.empty_like(rows)
+            apart = not isinstance(sparse.tokens, slice)
+            own = torch.empty_like(rows) if apart else out[sparse.tokens]
             attention.attend(pages, rows, sparse.block_table, sparse.contexts, own, sets)
-            out[sparse.tokens] = own
+            if apart:
+                out[sparse.tokens] = own
             if watch:
                 watch(layer.layer_name, Read(rows, pages, sparse.block_table, sparse.contexts, *sets))
         return output

@@ -1,4 +1,4 @@
-"""Dense attention of the tokens of a prompt, over pages."""
+"""Dense attention of the tokens of a prompt on the CPU, over pages."""
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention

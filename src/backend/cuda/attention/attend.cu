@@ -241,6 +241,7 @@ struct DecodeAttention::Workspace {
             .scale = sizes.whole.scale(),
             .cap = params.cap,
             .early = params.early,
+            .fresh_tables = params.fresh_tables,
             .q = params.q.data,
             .kv = params.kv.data,
             .type = params.kv.type,

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/runtime/error.h"
-#include "core/error.h"
+#include "core/error_kinds.h"
 
 namespace tidal::cuda {
 namespace {
@@ -17,9 +17,12 @@ void free_device(std::byte* data, size_t) {
 }
 void free_pinned(std::byte* data, size_t) { cudaFreeHost(data); }
 
+/// Of the current device.
 int attribute(cudaDeviceAttr which) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, 0), "asking the device for its properties");
+  constexpr const char* kWhat = "asking the device for its properties";
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), kWhat);
+  check(cudaDeviceGetAttribute(&value, which, device), kWhat);
   return value;
 }
 
@@ -27,7 +30,7 @@ int attribute(cudaDeviceAttr which) {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
-  fail("cuda: {}: {}", what, driver_problem(driver, runtime));
+  fail_as<DeviceError>("cuda: {}: {}", what, driver_problem(driver, runtime));
 }
 
 }  // namespace
@@ -42,12 +45,13 @@ void fail_with(cudaError_t code, const char* what) {
   cudaGetLastError();  // so that the next check does not find this one again
   switch (code) {
     case cudaErrorNoDevice:
-      fail("cuda: {}: no device found, expected an NVIDIA GPU (CUDA_VISIBLE_DEVICES may hide it)", what);
+      fail_as<DeviceError>("cuda: {}: no device found, expected an NVIDIA GPU (CUDA_VISIBLE_DEVICES may hide it)",
+                           what);
     case cudaErrorInsufficientDriver: fail_without_driver(what);
-    case cudaErrorMemoryAllocation: fail("out of memory: the device has no room for {}", what);
+    case cudaErrorMemoryAllocation: fail_as<MemoryError>("out of memory: the device has no room for {}", what);
     case cudaErrorNoKernelImageForDevice:
-      fail("cuda: {}: this tidal was built without kernels for a device of compute capability {:.1f}", what,
-           compute_capability() / 10.0);
+      fail_as<DeviceError>("cuda: {}: this tidal was built without kernels for a device of compute capability {:.1f}",
+                           what, compute_capability() / 10.0);
     // After these the context answers nothing else.
     case cudaErrorAssert:
     case cudaErrorContained:
@@ -62,8 +66,9 @@ void fail_with(cudaError_t code, const char* what) {
     case cudaErrorLaunchTimeout:
     case cudaErrorMisalignedAddress:
     case cudaErrorNvlinkUncorrectable:
-      fail("cuda: {}: the device was lost ({}), start the program again", what, cudaGetErrorString(code));
-    default: fail("cuda: {}: {}", what, cudaGetErrorString(code));
+      fail_as<DeviceError>("cuda: {}: the device was lost ({}), start the program again", what,
+                           cudaGetErrorString(code));
+    default: fail_as<DeviceError>("cuda: {}: {}", what, cudaGetErrorString(code));
   }
 }
 
@@ -73,8 +78,9 @@ void fail_without_memory(size_t bytes, const char* what) {
   cudaGetLastError();
   size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
-  fail("out of memory: cannot get {:.1f} MiB for the {}, {:.1f} of {:.1f} MiB of the device's memory are free",
-       static_cast<double>(bytes) / kMebi, what, static_cast<double>(free) / kMebi, static_cast<double>(total) / kMebi);
+  fail_as<MemoryError>(
+      "out of memory: cannot get {:.1f} MiB for the {}, {:.1f} of {:.1f} MiB of the device's memory are free",
+      static_cast<double>(bytes) / kMebi, what, static_cast<double>(free) / kMebi, static_cast<double>(total) / kMebi);
 }
 
 void open_device() {
@@ -82,11 +88,11 @@ void open_device() {
   int count = 0;
   check(cudaGetDeviceCount(&count), kWhat);
   if (count == 0) fail_with(cudaErrorNoDevice, kWhat);
+  check(cudaSetDevice(0), kWhat);
   if (const int capability = compute_capability(); capability < kLeastCapability) {
     fail("cuda: the device has compute capability {:.1f}, expected {:.1f} or later", capability / 10.0,
          kLeastCapability / 10.0);
   }
-  check(cudaSetDevice(0), kWhat);
 }
 
 std::string device_name() {
@@ -126,8 +132,8 @@ Buffer allocate_pinned(size_t bytes, const char* what) {
   const cudaError_t code = cudaMallocHost(&data, std::max<size_t>(bytes, 64));
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    fail("out of memory: cannot get {:.1f} MiB of pinned host memory for the {}", static_cast<double>(bytes) / kMebi,
-         what);
+    fail_as<MemoryError>("out of memory: cannot get {:.1f} MiB of pinned host memory for the {}",
+                         static_cast<double>(bytes) / kMebi, what);
   }
   check(code, what);
   return {static_cast<std::byte*>(data), bytes, free_pinned};

@@ -1,6 +1,7 @@
 #include "backend/cuda/runtime/launch.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 
 #include "backend/cuda/runtime/device.h"
@@ -9,24 +10,36 @@
 namespace tidal::cuda {
 namespace {
 
+constexpr size_t kMostDevices = 64;  // whose properties are asked for once
+
 std::atomic<int> given_limit{0};  // of limit_shared_memory()
+
+/// ask(current device), above 0. Every launch wants to know, and its device is not always the first.
+template <typename Ask>
+int of_this_device(std::array<std::atomic<int>, kMostDevices>& known, Ask&& ask) {
+  int device = 0;
+  check(cudaGetDevice(&device), "the current device");
+  const auto index = static_cast<size_t>(device);
+  if (index >= kMostDevices) return ask(device);
+  int value = known[index].load(std::memory_order_relaxed);
+  if (value == 0) known[index].store(value = ask(device), std::memory_order_relaxed);
+  return value;
+}
 
 }  // namespace
 
-// One device a process: asked once.
 bool overlaps_launches() {
-  static const bool result = compute_capability() >= 90;
-  return result;
+  static std::array<std::atomic<int>, kMostDevices> known{};
+  return of_this_device(known, [](int) { return compute_capability(); }) >= 90;
 }
 
 int device_shared_memory() {
-  static const int result = [] {
-    int device = 0, bytes = 0;
-    check(cudaGetDevice(&device), "the current device");
+  static std::array<std::atomic<int>, kMostDevices> known{};
+  return of_this_device(known, [](int device) {
+    int bytes = 0;
     check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device's properties");
     return bytes;
-  }();
-  return result;
+  });
 }
 
 int shared_memory_limit() {

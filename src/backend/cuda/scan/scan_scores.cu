@@ -66,8 +66,8 @@ void launch_with(const ScanArguments& args, cudaStream_t stream) {
   if (kBytes + kStaticBytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), kWhat);
   }
-  launch(kWhat, Start::Early, kernel, dim3(args.of.splits, args.of.tiles.tiles(), args.of.run), dim3(kScanThreads),
-         kBytes, stream, args);
+  launch(kWhat, args.of.fresh_tables ? Start::After : Start::Early, kernel,
+         dim3(args.of.splits, args.of.tiles.tiles(), args.of.run), dim3(kScanThreads), kBytes, stream, args);
 }
 
 template <class V>

@@ -22,6 +22,7 @@ struct ScanScoresArgs {
   float scale = 0;                      ///< log2(e) / sqrt(head_dim)
   float cap = 0;                        ///< AttendParams
   bool early = false;                   ///< AttendParams
+  bool fresh_tables = false;            ///< AttendParams
   const float* q = nullptr;             ///< [rows of the batch, heads, head_dim]
   const std::byte* kv = nullptr;        ///< KvLayer::data
   KvType type = KvType::Bf16;           ///< KvLayer::type
