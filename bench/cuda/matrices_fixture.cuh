@@ -68,7 +68,7 @@ struct Random {
 /// Rows of x as the backend hands them over: float32 where the product takes that, rounded by a launch before
 /// otherwise.
 struct Input {
-  Device<float> x, norm, factors;
+  Device<float> x, norm, factors, squares;
   Device<Half> rounded_x;
   Device<std::byte> packed;
 
@@ -76,6 +76,7 @@ struct Input {
       : x(host_x),
         norm(host_norm),
         factors(rows),
+        squares(rows * (host_x.size() / rows + 15) / 16 + rows),
         rounded_x(host_x.size()),
         packed(skinny_packed_bytes(rows, static_cast<int>(host_x.size()) / rows)) {}
   SkinnyInput get(int rows, int cols, bool with_norm, bool quantised = false) {
@@ -93,13 +94,19 @@ struct Input {
                   .rows = rows,
                   .cols = cols,
                   .rounded = rounded_x.data,
+                  .factors = factors.data,
                   .packed = packs ? packed.data : nullptr,
-                  .factors = factors.data},
+                  .squares = squares.data},
                  stream);
     SkinnyInput in;
-    in.rounded = rounded_x.data;
-    if (packs) in.packed = packed.data;
-    in.factors = with_norm ? factors.data : nullptr;
+    in.epsilon = 1e-5f;
+    if (packs) {
+      in.packed = packed.data;
+      if (with_norm) in.squares = squares.data;
+    } else {
+      in.rounded = rounded_x.data;
+      if (with_norm) in.factors = factors.data;
+    }
     return in;
   }
 };

@@ -80,6 +80,36 @@ TEST_P(QuantisedProduct, AnyRowsOfAnySize) {
   }
 }
 
+/// More tiles of 16 rows than two a multiprocessor, an odd number, so that blocks have several; x whole in shared
+/// memory and in a ring.
+TEST_P(QuantisedProduct, ManyTilesGiveTheSameBitsInAnyCompany) {
+  std::vector<Size> sizes{{4330, 1280}};
+  if (type() == GGML_TYPE_Q4_0) {
+    sizes.push_back({4330, 288});   // fewer units than warps
+    sizes.push_back({4330, 4896});  // a ring
+  }
+  for (const auto [w_rows, cols] : sizes) {
+    const HostWeight w = random_weight(type(), w_rows, cols, random_);
+    std::vector<float> out(static_cast<size_t>(16) * cols), x(static_cast<size_t>(16) * w_rows);
+    for (float& value : out) value = random_.normal(1.0f);
+    for (float& value : x) value = random_.normal(1.0f);
+    std::vector<float> alone;
+    for (int r = 0; r < 16; ++r) {
+      const auto from = out.begin() + static_cast<ptrdiff_t>(r) * cols;
+      const auto before = x.begin() + static_cast<ptrdiff_t>(r) * w_rows;
+      const std::vector<float> own = project(w, {from, from + cols}, {before, before + w_rows}, 1);
+      alone.insert(alone.end(), own.begin(), own.end());
+    }
+    for (const int rows : {2, 3, 8, 13, 16}) {
+      const auto end = static_cast<ptrdiff_t>(rows) * w_rows;
+      const std::vector<float> got = project(w, {out.begin(), out.begin() + static_cast<ptrdiff_t>(rows) * cols},
+                                             {x.begin(), x.begin() + end}, rows);
+      EXPECT_EQ(got, std::vector<float>(alone.begin(), alone.begin() + end))
+          << w_rows << " x " << cols << ", " << rows << " rows";
+    }
+  }
+}
+
 /// Rows that lie whole in shared memory and such that do not.
 TEST_P(QuantisedProduct, SmallDevicesGiveTheSameBits) {
   const int odd = ggml_blck_size(type()) == 32 ? 160 : 768;

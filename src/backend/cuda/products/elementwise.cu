@@ -90,33 +90,44 @@ __global__ void __launch_bounds__(kRowThreads) round_kernel(const __grid_constan
     factor = norm_factor(squares, p.cols, p.epsilon);
     if (!p.whole && threadIdx.x == 0) p.factors[row] = factor;
   }
-  const auto pack = [&](int i, float4 v) {
-    float values[4];
-    skinny::round_four(v, values);
-    char* units = reinterpret_cast<char*>(p.packed) + int64_t{row} * skinny::packed_units(p.cols) * skinny::kPackedUnit;
-    skinny::pack_unit(units + i / 32 * skinny::kPackedUnit, values, first % 32);
-  };
   const auto put = [&](int i, float4 v) {
     if (p.norm) {
       if (p.whole) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
       const float4 w = i < groups ? __ldg(norm + i) : make_float4(0, 0, 0, 0);
       v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
     }
-    if (p.packed) {
-      pack(i, v);
-    } else {
-      to[i] = round_four(v.x, v.y, v.z, v.w);
-    }
+    to[i] = round_four(v.x, v.y, v.z, v.w);
   };
-  // All lanes of a warp pack, zeros behind the row's end.
-  const int end = p.packed ? skinny::packed_units(p.cols) * 32 : groups;
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    if (const int i = first + k * kRowThreads; i < end) put(i, kept[k]);
+    if (const int i = first + k * kRowThreads; i < groups) put(i, kept[k]);
   }
-  for (int i = first + kKept * kRowThreads; i < end; i += kRowThreads) {
-    put(i, i < groups ? __ldcg(x + i) : make_float4(0, 0, 0, 0));
+  for (int i = first + kKept * kRowThreads; i < groups; i += kRowThreads) put(i, __ldcg(x + i));
+}
+
+/// A warp has a unit of a row, so that few rows are many warps; the grid is (units in groups of kPackingWarps, rows).
+/// What the norm divides by is left as sums of squares, since no block sees a whole row.
+__global__ void __launch_bounds__(skinny::kPackingWarps * 32)
+    round_packed_kernel(const __grid_constant__ RoundParams p, int units) {
+  let_next_start();
+  const int row = blockIdx.y, lane = threadIdx.x % 32, unit = blockIdx.x * skinny::kPackingWarps + threadIdx.x / 32;
+  if (unit >= units) return wait_for_previous();
+  const int i = unit * 32 + lane;  // of the row's groups of 4 columns
+  const bool inside = i < p.cols / 4;
+  float4 v = make_float4(0, 0, 0, 0), w = make_float4(0, 0, 0, 0);
+  if (p.norm && inside) w = __ldg(reinterpret_cast<const float4*>(p.norm) + i);
+  wait_for_previous();
+  const int64_t source = p.row_ids ? p.row_ids[row] : row;
+  if (inside) v = __ldcg(reinterpret_cast<const float4*>(p.x + source * p.cols) + i);
+  if (p.norm) {
+    const float squares = square_sum(v);
+    const int64_t sums = (p.cols + kSquareColumns - 1) / kSquareColumns;
+    if (inside && lane % 4 == 0) p.squares[row * sums + i / 4] = squares;
+    v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
   }
+  float values[4];
+  skinny::round_four(v, values);
+  skinny::pack_unit({reinterpret_cast<char*>(p.packed), row, unit, units}, values, lane);
 }
 
 __global__ void hidden_kernel(const __grid_constant__ HiddenParams p) {
@@ -223,6 +234,13 @@ void launch_embed(const __nv_bfloat16* embedding, const int32_t* tokens, int row
 
 void launch_round(const RoundParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
+  if (params.packed) {
+    const int units = skinny::packed_units(params.cols);
+    const dim3 grid((units + skinny::kPackingWarps - 1) / skinny::kPackingWarps, params.rows);
+    launch("rounding and packing rows", Start::Early, round_packed_kernel, grid, dim3(skinny::kPackingWarps * 32), 0,
+           stream, params, units);
+    return;
+  }
   launch("rounding rows", Start::Early, round_kernel, dim3(params.rows), dim3(kRowThreads), 0, stream, params);
 }
 

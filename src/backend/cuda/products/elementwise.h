@@ -97,9 +97,11 @@ struct RoundParams {
   float epsilon = 0;
   int rows = 0, cols = 0;
   __nv_bfloat16* rounded = nullptr;  ///< [rows, cols]: x * norm, with `whole` x * norm / rms(x)
-  std::byte* packed = nullptr;       ///< instead of `rounded`: the same, packed (skinny_packed_bytes())
   float* factors = nullptr;          ///< [rows], 1 / rms(x); written with a norm and without `whole`
   bool whole = false;
+  // Instead of `rounded` and `factors`; not `whole`:
+  std::byte* packed = nullptr;  ///< the same, packed (skinny_packed_bytes())
+  float* squares = nullptr;     ///< [rows, (cols + 15) / 16], with a norm: SkinnyNext's
 };
 void launch_round(const RoundParams& params, cudaStream_t stream);
 

@@ -3,9 +3,8 @@
 
 #include <string>
 
-#include "backend/cuda/products/matmul_launch.cuh"
+#include "backend/cuda/products/matmul_packed.cuh"
 #include "backend/cuda/products/matmul_quantised.h"
-#include "backend/cuda/products/matmul_tiles.cuh"
 
 namespace tidal::cuda::skinny {
 
@@ -33,24 +32,29 @@ void launch_one(const typename E::Params& params, cudaStream_t stream) {
 /// unit of W otherwise.
 template <class T, class E, int NT>
 struct Several {
-  using W = TileUnits<T, false>;
   // So that 8, or 16, rows of 4096 columns fit beside, but for q8_0, of which 8 fit.
-  static constexpr int kDepth = std::max(2, depth_of<W>(NT == 1 ? kRings : 62 * 1024)), kStreamDepth = 2;
+  static constexpr int kDepth = std::clamp((NT == 1 ? kRings : 62 * 1024) / (2 * kWarps * 2 * T::kBytes), 2, 4);
+  template <int kXSlots, int D>
+  static constexpr int kStreamed = PackedLayout<T, NT, D, kXSlots>::kFixed;
+  // The most that fits a block of compute capability 9.0, of 8 rows a block of 8.0.
+  static constexpr int kRoom = NT == 1 ? kQuantisedMemory : 227 * 1024;
+  static constexpr int kStreamDepth = kStreamed<3, 3> <= kRoom ? 3 : 2;
+  static constexpr int kXSlots = kStreamed<4, kStreamDepth> <= kRoom ? 4 : 3;
+  static_assert(kStreamed<kXSlots, kStreamDepth> <= kRoom);
 
-  static_assert(NT > 1 || Layout<W, E::kM, NT, kStreamDepth, true>::kFixed <= kQuantisedMemory);
-
-  static bool fits_whole(int rows, int cols) {
-    return shared_bytes<W, E, NT, kDepth, false>(rows, cols) <= shared_memory_limit();
+  static int whole_bytes(int rows, int cols) {
+    return PackedLayout<T, NT, kDepth, 0>::kFixed + NT * packed_room(rows) * packed_units(cols) * kPackedUnit;
   }
-  static bool streams() { return Layout<W, E::kM, NT, kStreamDepth, true>::kFixed <= shared_memory_limit(); }
+  static bool fits_whole(int rows, int cols) { return whole_bytes(rows, cols) <= shared_memory_limit(); }
+  static bool streams() { return kStreamed<kXSlots, kStreamDepth> <= shared_memory_limit(); }
 
   static void launch(typename E::Params params, cudaStream_t stream) {
     if (!params.in.packed) params.in.packed = launch_pack(params.in, params.rows, params.cols, stream);
     const bool once = params.rows > 8 && E::tiles(params) <= multiprocessors() && streams();
     if (fits_whole(params.rows, params.cols) && !once) {
-      launch_variant<W, E, NT, kDepth, false>(params, stream);
+      launch_packed<T, E, NT, kDepth, 0>(params, whole_bytes(params.rows, params.cols), stream);
     } else {
-      launch_variant<W, E, NT, kStreamDepth, true>(params, stream);
+      launch_packed<T, E, NT, kStreamDepth, kXSlots>(params, kStreamed<kXSlots, kStreamDepth>, stream);
     }
   }
 };

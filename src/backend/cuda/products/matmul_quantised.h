@@ -12,7 +12,7 @@ void launch_quantised(ggml_type type, const SkinnyQkv& params, cudaStream_t stre
 
 namespace skinny {
 
-/// Packs rounded rows into in.scratch: [rows][units] as packed_rows.cuh says. Returns where they are.
+/// Packs rounded rows into in.scratch, as packed_rows.cuh says. Returns where they are.
 const std::byte* launch_pack(const SkinnyInput& in, int rows, int cols, cudaStream_t stream);
 
 /// For the tiles T of one type: matmul_q*.cu, as these take the compiler long.

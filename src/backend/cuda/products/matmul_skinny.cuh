@@ -185,8 +185,7 @@ __global__ void __launch_bounds__(W::kGroups* kRowThreads, NT == 1 && !kStream ?
         const int64_t row = token < rows ? token : 0;
         char* to = x_ring + slot * L::kXSlot + n * (L::kXSlot / NT);
         if constexpr (W::kPacked) {
-          const auto* from = reinterpret_cast<const char*>(p.in.packed) + row * units * kPackedUnit;
-          W::copy_x(to, from, unit, g, t, token < rows);
+          W::copy_x(to, reinterpret_cast<const char*>(p.in.packed), token, unit, units, g, t, token < rows);
         } else {
           W::copy_x(reinterpret_cast<uint4*>(to) + lane, p.in.rounded + row * cols, unit * kUnit, t, cols,
                     token < rows);

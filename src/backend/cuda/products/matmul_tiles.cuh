@@ -154,11 +154,39 @@ struct ScalesOf {
     if constexpr (T::kScales == tiles::Scales::Power) return half_power(inner[0] >> run * 8 & 255);
     return byte<true>(2 * run + half);
   }
-  __device__ float minimum(int run) const {
-    if constexpr (T::kScales == tiles::Scales::Minimum) return half_of(inner[run], 1);
-    return byte<false>(2 * run + 1);
-  }
 };
+
+/// The minimum of a run of row g, without the outer one: twice, of float16.
+template <class T>
+__device__ inline uint32_t minimum_twice(const char* tile, int g, int run) {
+  const char* scales = tile + T::kCodes + g * T::kScaleRow;
+  if constexpr (T::kScales == tiles::Scales::Minimum) {
+    const uint32_t minimum = *reinterpret_cast<const uint16_t*>(scales + 4 * run + 2);
+    return __byte_perm(minimum, 0, 0x1010);
+  } else {
+    // A byte behind 1024, less that.
+    const uint32_t byte = *reinterpret_cast<const uint8_t*>(scales + 2 * run + 1);
+    const uint32_t behind = __byte_perm(byte, 0x64u, 0x4040), offset = 0x64006400u;
+    const __half2 minimum =
+        __hsub2(*reinterpret_cast<const __half2*>(&behind), *reinterpret_cast<const __half2*>(&offset));
+    return *reinterpret_cast<const uint32_t*>(&minimum);
+  }
+}
+
+/// Minimums times sums of x over the four runs, a 1024th of it: lane 4 g + t has run t of rows g and g + 8, and of
+/// token g. Products are exact, the tensor core adds them up.
+__device__ inline float4 multiply_minimums(uint32_t low, uint32_t high, uint32_t sums) {
+  float4 sum;
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+               : "=f"(sum.x), "=f"(sum.y), "=f"(sum.z), "=f"(sum.w)
+               : "r"(low), "r"(high), "r"(sums), "f"(0.0f));
+  return sum;
+}
+
+/// Whether the two bytes of x are multiplied apart and then put together, not one after the other: no wait between
+/// them, but more registers. As measured.
+template <class T, int NT>
+inline constexpr bool kApart = NT == 1 || T::kMinimum;
 
 /// sum += of rows g and g + 8 scale * products.
 __device__ inline void add_scaled(float4& sum, float low, float high, const int4& products) {
@@ -166,6 +194,92 @@ __device__ inline void add_scaled(float4& sum, float low, float high, const int4
   sum.y = __fmaf_rn(low, static_cast<float>(products.y), sum.y);
   sum.z = __fmaf_rn(high, static_cast<float>(products.z), sum.z);
   sum.w = __fmaf_rn(high, static_cast<float>(products.w), sum.w);
+}
+
+/// A unit of x whose rows lie one behind the other. What the tensor core has in the place of rows behind the last one
+/// is of no account; they are that one. `kOne`: there is one row.
+template <bool kOne>
+struct UnitOfRows {
+  const char* first;
+  int row_bytes, last, lane;
+
+  __device__ const char* row(int token) const { return first + (kOne ? 0 : min(token, last) * row_bytes); }
+  /// A lane's numbers of a run: of token n * 8 + lane / 4.
+  __device__ uint4 numbers(int n, int run) const {
+    return *reinterpret_cast<const uint4*>(row(n * 8 + lane / 4) + run * 64 + lane % 4 * 16);
+  }
+  /// The sum of run lane % 4, of token n * 8 + lane / 4.
+  __device__ uint32_t sums(int n) const {
+    return *reinterpret_cast<const uint32_t*>(row(n * 8 + lane / 4) + kPackedSums + lane % 4 * 4);
+  }
+  /// The scale of token n * 8 + lane % 4 * 2 + i.
+  __device__ float scale(int n, int i) const {
+    return *reinterpret_cast<const float*>(row(n * 8 + lane % 4 * 2 + i) + kPackedScale);
+  }
+};
+
+/// sums += two tiles, as TileUnits has them in a slot of the ring, times a unit X of x.
+template <class T, bool kOne, int NT, class X>
+__device__ inline void multiply_tiles(float4 (&sums)[NT], const char* slot, int lane, const X& x) {
+  const int g = lane / 4;
+  const Codes<T> low(slot, lane), high(slot + T::kBytes, lane);
+  const ScalesOf<T> low_scales(slot, g), high_scales(slot + T::kBytes, g);
+  // Of one row nothing is kept of every second place, so that the compiler leaves out what would be made there.
+  float4 part[NT] = {}, minimums[NT] = {};
+  if constexpr (T::kMinimum) {
+    const uint32_t low_minimums = minimum_twice<T>(slot, g, lane % 4);
+    const uint32_t high_minimums = minimum_twice<T>(slot + T::kBytes, g, lane % 4);
+#pragma unroll
+    for (int n = 0; n < NT; ++n) minimums[n] = multiply_minimums(low_minimums, high_minimums, x.sums(n));
+  }
+#pragma unroll
+  for (int run = 0; run < 4; ++run) {
+    const uint32_t a[4] = {low.four(run, 0), high.four(run, 0), low.four(run, 1), high.four(run, 1)};
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const uint4 v = x.numbers(n, run);
+      constexpr int4 kNothing{};
+      constexpr bool kSigned = !T::kMinimum;
+      if constexpr (T::kHalves) {
+        const int4 one = times_256<!kOne>(multiply_half<Bytes::Upper>(kNothing, a[0], a[1], v.x));
+        const int4 two = times_256<!kOne>(multiply_half<Bytes::Upper>(kNothing, a[2], a[3], v.y));
+        add_scaled(part[n], low_scales.scale(run, 0), high_scales.scale(run, 0),
+                   multiply_half<Bytes::Lower>(one, a[0], a[1], v.z));
+        add_scaled(part[n], low_scales.scale(run, 1), high_scales.scale(run, 1),
+                   multiply_half<Bytes::Lower>(two, a[2], a[3], v.w));
+      } else {
+        const int4 upper = multiply_run<kSigned, Bytes::Upper>(kNothing, a, v.x, v.y);
+        int4 both;
+        if constexpr (kApart<T, NT>) {
+          const int4 lower = multiply_run<kSigned, Bytes::Lower>(kNothing, a, v.z, v.w);
+          both = make_int4(upper.x * 256 + lower.x, upper.y * 256 + lower.y, upper.z * 256 + lower.z,
+                           upper.w * 256 + lower.w);
+        } else {
+          both = multiply_run<kSigned, Bytes::Lower>(times_256<!kOne>(upper), a, v.z, v.w);
+        }
+        add_scaled(part[n], low_scales.scale(run, 0), high_scales.scale(run, 0), both);
+      }
+    }
+  }
+  constexpr float kShare = T::kLooksUp ? 1.0f : 1.0f / (1 << (8 - T::kBits));  // a byte is so much more than the code
+  // A power of 2 as the scale of x is: either takes it, to the same bits.
+  constexpr bool kWithScale = !T::kNested && !T::kMinimum;
+  const auto whole = [&](float sum, float minimum, const ScalesOf<T>& scales) {
+    if constexpr (kWithScale) return sum;
+    sum = __fmul_rn(sum, kShare * scales.outer);
+    return T::kMinimum ? __fmaf_rn(minimum, 1024 * scales.outer_minimum, sum) : sum;
+  };
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+    float scale[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) scale[i] = x.scale(n, i) * (kWithScale ? kShare : 1.0f);
+    sums[n].x = __fmaf_rn(scale[0], whole(part[n].x, minimums[n].x, low_scales), sums[n].x);
+    sums[n].z = __fmaf_rn(scale[0], whole(part[n].z, minimums[n].z, high_scales), sums[n].z);
+    if constexpr (kOne) continue;
+    sums[n].y = __fmaf_rn(scale[1], whole(part[n].y, minimums[n].y, low_scales), sums[n].y);
+    sums[n].w = __fmaf_rn(scale[1], whole(part[n].w, minimums[n].w, high_scales), sums[n].w);
+  }
 }
 
 /// Matrices whose tiles are T's. A slot has those of rows g (the first) and g + 8, as they lie in memory. `kOne`: of x
@@ -226,110 +340,39 @@ struct TileUnits {
     if (i / 32 >= units) return;
     float x[4];
     round_four(v, x);
-    pack_unit(row + i / 32 * kPackedUnit, x, threadIdx.x % 32);
+    pack_unit<T::kMinimum>(PackedPlace(row + i / 32 * kPackedUnit), x, threadIdx.x % 32);
   }
-  /// Has one row that was rounded before in shared memory, or any that were packed.
-  __device__ static void load_rows(const SkinnyInput& in, int rows, int cols, int units, char* xs) {
-    if constexpr (kOne) {
-      constexpr int kAhead = 4;
-      const int lane = threadIdx.x % 32;
-      for (int first = threadIdx.x / 32; first < units; first += kAhead * kPackers) {
-        float x[kAhead][4];
+  /// Has a row that was rounded before in shared memory.
+  __device__ static void load_rows(const SkinnyInput& in, int, int cols, int units, char* xs) {
+    static_assert(kOne);
+    constexpr int kAhead = 4;
+    const int lane = threadIdx.x % 32;
+    for (int first = threadIdx.x / 32; first < units; first += kAhead * kPackers) {
+      float x[kAhead][4];
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) read_four(in.rounded, (first + k * kPackers) * kUnit + 4 * lane, cols, x[k]);
+      for (int k = 0; k < kAhead; ++k) read_four(in.rounded, (first + k * kPackers) * kUnit + 4 * lane, cols, x[k]);
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-          const int unit = first + k * kPackers;
-          if (unit < units) pack_unit(xs + unit * kPackedUnit, x[k], lane);
-        }
-      }
-    } else {
-      const int pieces = units * (kPackedUnit / 16);
-      const auto* from = reinterpret_cast<const uint4*>(in.packed);
-      for (int row = 0; row < rows; ++row, from += pieces) {
-        auto* to = reinterpret_cast<uint4*>(xs + row * x_row(units));
-        for (int i = threadIdx.x; i < pieces; i += kGroups * kRowThreads) copy_16(to + i, from + i, true);
+      for (int k = 0; k < kAhead; ++k) {
+        const int unit = first + k * kPackers;
+        if (unit < units) pack_unit<T::kMinimum>(PackedPlace(xs + unit * kPackedUnit), x[k], lane);
       }
     }
   }
-  /// A lane's part of what the ring of x has of a unit: token n * 8 + g, `from` its row.
-  __device__ static void copy_x(char* slot, const char* from, int unit, int g, int t, bool live) {
-    const char* source = live ? from + static_cast<int64_t>(unit) * kPackedUnit : from;
+  /// A lane's part of what the ring of x has of a unit of row `row`, or of zeros.
+  __device__ static void copy_x(char* slot, const char* packed, int row, int unit, int units, int g, int t, bool live) {
+    const PackedPlace from(const_cast<char*>(packed), live ? row : 0, unit, units);
     char* to = slot + g * kXRow;
 #pragma unroll
-    for (int run = 0; run < 4; ++run) copy_16(to + run * 64 + t * 16, source + run * 64 + t * 16, live);
-    if (t < 2) copy_16(to + kPackedSums + t * 16, source + kPackedSums + t * 16, live);
+    for (int run = 0; run < 4; ++run) {
+      copy_16(to + run * 64 + t * 16, from.numbers + ((run * 4 + t) ^ from.exchange) * 16, live);
+    }
+    if (t < 2) copy_16(to + kPackedSums + t * 16, t == 0 ? from.sums : from.scale, live);
   }
 
   /// x: this unit of row 0, `x_row` bytes before row 1's.
   template <int NT>
   __device__ static void multiply(float4 (&sums)[NT], const char* slot, int lane, const char* x, int x_row, int rows) {
-    const int g = lane / 4, t = lane % 4;
-    const Codes<T> low(slot, lane), high(slot + T::kBytes, lane);
-    const ScalesOf<T> low_scales(slot, g), high_scales(slot + T::kBytes, g);
-    // What the tensor core has in the place of rows behind the last one is of no account. Of one row nothing is kept of
-    // every second place, so that the compiler leaves out what would be made there.
-    const auto row_of = [&](int token) { return kOne ? 0 : min(token, rows - 1) * x_row; };
-    float4 part[NT] = {}, minimums[NT] = {};
-    float4 run_sums[NT][2];
-    if constexpr (T::kMinimum) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          run_sums[n][i] = *reinterpret_cast<const float4*>(x + row_of(n * 8 + 2 * t + i) + kPackedSums);
-        }
-      }
-    }
-#pragma unroll
-    for (int run = 0; run < 4; ++run) {
-      const uint32_t a[4] = {low.four(run, 0), high.four(run, 0), low.four(run, 1), high.four(run, 1)};
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        const uint4 v = *reinterpret_cast<const uint4*>(x + row_of(n * 8 + g) + run * 64 + t * 16);
-        constexpr int4 kNothing{};
-        constexpr bool kSigned = !T::kMinimum;
-        if constexpr (T::kHalves) {
-          const int4 one = times_256<!kOne>(multiply_half<Bytes::Upper>(kNothing, a[0], a[1], v.x));
-          const int4 two = times_256<!kOne>(multiply_half<Bytes::Upper>(kNothing, a[2], a[3], v.y));
-          add_scaled(part[n], low_scales.scale(run, 0), high_scales.scale(run, 0),
-                     multiply_half<Bytes::Lower>(one, a[0], a[1], v.z));
-          add_scaled(part[n], low_scales.scale(run, 1), high_scales.scale(run, 1),
-                     multiply_half<Bytes::Lower>(two, a[2], a[3], v.w));
-        } else {
-          const int4 upper = times_256<!kOne>(multiply_run<kSigned, Bytes::Upper>(kNothing, a, v.x, v.y));
-          add_scaled(part[n], low_scales.scale(run, 0), high_scales.scale(run, 0),
-                     multiply_run<kSigned, Bytes::Lower>(upper, a, v.z, v.w));
-        }
-        if constexpr (T::kMinimum) {
-          const auto of_run = [&](const float4& v) { return run == 0 ? v.x : run == 1 ? v.y : run == 2 ? v.z : v.w; };
-          const float first_sum = of_run(run_sums[n][0]), second_sum = of_run(run_sums[n][1]);
-          const float low_minimum = low_scales.minimum(run), high_minimum = high_scales.minimum(run);
-          minimums[n].x = __fmaf_rn(low_minimum, first_sum, minimums[n].x);
-          minimums[n].y = __fmaf_rn(low_minimum, second_sum, minimums[n].y);
-          minimums[n].z = __fmaf_rn(high_minimum, first_sum, minimums[n].z);
-          minimums[n].w = __fmaf_rn(high_minimum, second_sum, minimums[n].w);
-        }
-      }
-    }
-    constexpr float kShare = T::kLooksUp ? 1.0f : 1.0f / (1 << (8 - T::kBits));  // a byte is so much more than the code
-    const auto whole = [&](float sum, float minimum, const ScalesOf<T>& scales) {
-      sum = __fmul_rn(sum, kShare * scales.outer);
-      return T::kMinimum ? __fmaf_rn(minimum, scales.outer_minimum, sum) : sum;
-    };
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      float scale[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        scale[i] = *reinterpret_cast<const float*>(x + row_of(n * 8 + 2 * t + i) + kPackedScale);
-      }
-      sums[n].x = __fmaf_rn(scale[0], whole(part[n].x, minimums[n].x, low_scales), sums[n].x);
-      sums[n].z = __fmaf_rn(scale[0], whole(part[n].z, minimums[n].z, high_scales), sums[n].z);
-      if constexpr (kOne) continue;
-      sums[n].y = __fmaf_rn(scale[1], whole(part[n].y, minimums[n].y, low_scales), sums[n].y);
-      sums[n].w = __fmaf_rn(scale[1], whole(part[n].w, minimums[n].w, high_scales), sums[n].w);
-    }
+    multiply_tiles<T, kOne>(sums, slot, lane, UnitOfRows<kOne>{x, x_row, rows - 1, lane});
   }
 };
 

@@ -133,15 +133,20 @@ struct Matrices::State {
                   .rows = rows,
                   .cols = cols,
                   .rounded = rounded,
+                  .factors = factors,
                   .packed = packs ? packed : nullptr,
-                  .factors = factors},
+                  .squares = squares},
                  stream);
     if (packs) {
       in.packed = packed;
+      if (!norm) return in;
+      normed_x = {};  // its squares are no more
+      in.squares = squares;
+      in.epsilon = hp.rms_epsilon;
     } else {
       in.rounded = rounded;
+      in.factors = norm ? factors : nullptr;
     }
-    in.factors = norm ? factors : nullptr;
     return in;
   }
   /// The same of rows of x that the product before has left normed, where it has.

@@ -8,18 +8,16 @@ namespace tidal::cuda {
 namespace skinny {
 namespace {
 
-constexpr int kWarpsOfBlock = 8;
-
-/// A warp packs a unit; the grid is (units in groups of 8, rows).
-__global__ void __launch_bounds__(kWarpsOfBlock * 32)
+/// A warp packs a unit; the grid is (units in groups of kPackingWarps, rows).
+__global__ void __launch_bounds__(kPackingWarps * 32)
     pack_kernel(const __nv_bfloat16* from, int cols, int units, char* to) {
   let_next_start();
   wait_for_previous();
-  const int lane = threadIdx.x % 32, unit = blockIdx.x * kWarpsOfBlock + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, unit = blockIdx.x * kPackingWarps + threadIdx.x / 32;
   if (unit >= units) return;
   float x[4];
   read_four(from + static_cast<int64_t>(blockIdx.y) * cols, unit * 128 + 4 * lane, cols, x);
-  pack_unit(to + (static_cast<int64_t>(blockIdx.y) * units + unit) * kPackedUnit, x, lane);
+  pack_unit(PackedPlace(to, static_cast<int>(blockIdx.y), unit, units), x, lane);
 }
 
 }  // namespace
@@ -27,8 +25,8 @@ __global__ void __launch_bounds__(kWarpsOfBlock * 32)
 const std::byte* launch_pack(const SkinnyInput& in, int rows, int cols, cudaStream_t stream) {
   if (!in.scratch) fail_with("cuda backend: rows are to be packed without room for it");
   const int units = packed_units(cols);
-  launch("packing rows", Start::Early, pack_kernel, dim3((units + kWarpsOfBlock - 1) / kWarpsOfBlock, rows),
-         dim3(kWarpsOfBlock * 32), 0, stream, in.rounded, cols, units, reinterpret_cast<char*>(in.scratch));
+  launch("packing rows", Start::Early, pack_kernel, dim3((units + kPackingWarps - 1) / kPackingWarps, rows),
+         dim3(kPackingWarps * 32), 0, stream, in.rounded, cols, units, reinterpret_cast<char*>(in.scratch));
   return in.scratch;
 }
 
@@ -40,7 +38,8 @@ bool small_takes_floats(int cols) {
 }  // namespace skinny
 
 int64_t skinny_packed_bytes(int rows, int cols) {
-  return static_cast<int64_t>(rows) * skinny::packed_units(cols) * skinny::kPackedUnit;
+  const int64_t blocks = (rows + skinny::kPackedRows - 1) / skinny::kPackedRows;
+  return blocks * skinny::packed_units(cols) * skinny::kPackedBlock;
 }
 
 }  // namespace tidal::cuda

@@ -56,9 +56,10 @@ __device__ inline float block_norm_factor(float squares, float* warps, int cols,
 }
 
 /// 1 / rms of rows `first`, `first` + kStep, ... (R of them, those below `rows` are stored) from the sums of 16 columns
-/// each, sums [rows, (cols + 15) / 16]. By one warp.
-template <int R, int kStep>
-__device__ inline void norm_factors(const float* sums, int first, int rows, int cols, float epsilon, float* factors) {
+/// each, sums [rows, (cols + 15) / 16]. By one warp, which does something else while it waits for them.
+template <int R, int kStep, class Meanwhile>
+__device__ inline void norm_factors(const float* sums, int first, int rows, int cols, float epsilon, float* factors,
+                                    Meanwhile&& meanwhile) {
   const int count = (cols + kSquareColumns - 1) / kSquareColumns, lane = threadIdx.x % 32;
   float low[R] = {}, high[R] = {};  // of warps 0 to 3, of warps 4 to 7
   constexpr int kAhead = 8;
@@ -70,6 +71,7 @@ __device__ inline void norm_factors(const float* sums, int first, int rows, int 
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) v[r][k] = begin + k * 32 < count ? __ldcg(from + begin + k * 32) : 0.0f;
     }
+    if (begin == lane) meanwhile();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
 #pragma unroll
@@ -92,6 +94,10 @@ __device__ inline void norm_factors(const float* sums, int first, int rows, int 
     const float factor = norm_factor(warps, cols, epsilon);
     if (lane == 0 && first + r * kStep < rows) factors[first + r * kStep] = factor;
   }
+}
+template <int R, int kStep>
+__device__ inline void norm_factors(const float* sums, int first, int rows, int cols, float epsilon, float* factors) {
+  norm_factors<R, kStep>(sums, first, rows, cols, epsilon, factors, [] {});
 }
 
 }  // namespace tidal::cuda
