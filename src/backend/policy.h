@@ -45,8 +45,8 @@ struct Completion {
 };
 inline constexpr int kMostBudgets = 64;  ///< of a Completion
 /// By what the softmax weights of positions are multiplied whose values are means: scores from sketches are about as
-/// often too high as too low, their exponentials on average too high, and a mean stands for them (docs/accuracy.md).
-inline constexpr float kShareOfMeans = 0.5f;
+/// often too high as too low, their exponentials on average too high, and a mean stands for them (docs/completion.md).
+inline constexpr float kShareOfMeans = 0.25f;
 
 /// The selection policy. The token being decoded always counts as selected, so `recent` acts as at least 1.
 struct Policy {
