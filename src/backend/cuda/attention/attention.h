@@ -36,7 +36,8 @@ struct AttendParams {
   /// wait_for_previous(), and that it writes neither `selection` nor the keys and values of positions before the rows'
   /// chunks, nor sketches of the blocks before theirs. Then these are read while it still runs.
   bool early = false;
-  /// Of a Scan layer: the kernel before this one in the stream writes `tables`, so that none starts before it has ended.
+  /// Of a Scan layer: the kernel before this one in the stream writes `tables`, so that none starts before it has
+  /// ended.
   bool fresh_tables = false;
 };
 
