@@ -231,7 +231,7 @@ TEST(CudaTidalAttentionRows, AreAsManyAsTheHeaderSays) {
 }
 
 /// By which the interface tells memory from other errors of a device.
-TEST(CudaErrors, AreOfAKind) {
+TEST(CudaErrorKinds, AreTold) {
   EXPECT_THROW(cuda::check(cudaErrorLaunchFailure, "a test"), DeviceError);
   EXPECT_THROW(cuda::check(cudaErrorInvalidConfiguration, "a test"), DeviceError);
   EXPECT_THROW(cuda::check(cudaErrorMemoryAllocation, "a test"), MemoryError);
