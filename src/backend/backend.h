@@ -85,7 +85,8 @@ class Backend {
   /// Has [to, to + bytes) of its memory hold what is in the file from `offset` on, read when it is first used, where it
   /// can; false, and it holds anything, where not. What is written there later does not get into the file.
   virtual bool map(std::byte* /*to*/, int /*descriptor*/, int64_t /*offset*/, size_t /*bytes*/) { return false; }
-  /// Writes the sketches that `kv` keeps, of keys and of values, of whole blocks, outside of a pass. `blocks` are slots.
+  /// Writes the sketches that `kv` keeps, of keys and of values, of whole blocks, outside of a pass. `blocks` are
+  /// slots.
   virtual void sketch(KvLayer kv, std::span<const BlockId> blocks) = 0;
   /// Makes room for passes of up to `max_rows` rows over up to `max_context` positions, so that later passes allocate
   /// nothing.

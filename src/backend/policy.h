@@ -32,9 +32,9 @@ enum class Pooling {
   Sum,  ///< sum of the softmax probabilities
 };
 
-/// What a Scan layer makes of the positions that it does not select: nothing, or an estimate of what they would add. Then
-/// it goes through them in three tiers, each the best by sketch of the one around it: those ranked again by their keys,
-/// of which the selection is made; those whose values are estimated one by one; all others, of which the means of
+/// What a Scan layer makes of the positions that it does not select: nothing, or an estimate of what they would add.
+/// Then it goes through them in three tiers, each the best by sketch of the one around it: those ranked again by their
+/// keys, of which the selection is made; those whose values are estimated one by one; all others, of which the means of
 /// their blocks' values stand (backend/value_sketch.h).
 struct Completion {
   int ranked = 0;     ///< budgets of positions that are ranked again; 0: nothing is estimated

@@ -12,11 +12,12 @@ namespace tidal {
 /// Where things are in the sketch of the values of one block and KV head. The value of position p is about
 ///   V^[d] = mean[d] + scale[p] * (code[p, d] - 1.5).
 /// Memory: [head_dim] bf16 mean, [64] bf16 scale, the codes row by row, so that single rows are read in one piece. 16
-/// bytes hold 64 channels: the bits from 2 i on of byte j are the code of channel 16 i + j. Codes behind head_dim are 0.
+/// bytes hold 64 channels: the bits from 2 i on of byte j are the code of channel 16 i + j. Codes behind head_dim are
+/// 0.
 struct ValueSketchLayout {
-  static constexpr int kPlane = 16;              ///< channels whose codes begin at the same bit
-  static constexpr int kRowsOfBlock = 64;        ///< kBlockTokens
-  static constexpr int kGroup = 4 * kPlane;      ///< channels of 16 bytes
+  static constexpr int kPlane = 16;          ///< channels whose codes begin at the same bit
+  static constexpr int kRowsOfBlock = 64;    ///< kBlockTokens
+  static constexpr int kGroup = 4 * kPlane;  ///< channels of 16 bytes
 
   int head_dim = 0;  ///< multiple of 16
 
@@ -26,9 +27,7 @@ struct ValueSketchLayout {
   constexpr int64_t bytes() const { return codes_offset() + int64_t{kRowsOfBlock} * row_bytes(); }
 
   /// The byte of position p, channel d, and where in it the code begins.
-  constexpr int byte(int p, int d) const {
-    return codes_offset() + p * row_bytes() + d / kGroup * kPlane + d % kPlane;
-  }
+  constexpr int byte(int p, int d) const { return codes_offset() + p * row_bytes() + d / kGroup * kPlane + d % kPlane; }
   constexpr int shift(int d) const { return d % kGroup / kPlane * 2; }
 };
 

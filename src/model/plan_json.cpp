@@ -113,10 +113,9 @@ Plan parse(const Json& json, const std::string& name, const Hyperparameters& hp)
   for (int l = 0; l < layers; ++l) {
     if (!listed[static_cast<size_t>(l)] && !hp.reads_all(l)) plan.roles[l] = Role::Dense;
   }
-  const Object policy(
-      top.at("policy"), name + ": policy",
-      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p", "sketch", "ranked",
-       "estimated"});
+  const Object policy(top.at("policy"), name + ": policy",
+                      {"scope", "pooling", "budget", "sinks", "recent", "budget_share", "recent_share", "top_p",
+                       "sketch", "ranked", "estimated"});
   plan.policy = {.scope = scope_from(policy.text("scope")),
                  .pooling = pooling_from(policy.text("pooling")),
                  .budget = policy.integer("budget"),

@@ -205,7 +205,8 @@ void Attention::scan(const Chunk& chunk, Rows q, KvLayer kv, const Selection& se
   const float* const queries = q.row(chunk.first_row);
   bool completed = false;
   if (chunk.policy.completion) {
-    completed = scan_.complete(chunk, queries, kv, scores_.as<float>(), score_stride_, requests_, completer_, selection);
+    completed =
+        scan_.complete(chunk, queries, kv, scores_.as<float>(), score_stride_, requests_, completer_, selection);
   } else {
     scan_.select(chunk, queries, kv, options_.cap, scores_.as<float>(), score_stride_, selection);
   }

@@ -29,7 +29,8 @@ struct LayerOptions {
 /// are left out: they go through prefill_attention().
 class Attention {
  public:
-  explicit Attention(int threads) : threads_(threads), selector_(threads), scan_(threads, selector_), completer_(threads, selector_) {}
+  explicit Attention(int threads)
+      : threads_(threads), selector_(threads), scan_(threads, selector_), completer_(threads, selector_) {}
 
   void reserve(const Hyperparameters& hp, int max_context);
 

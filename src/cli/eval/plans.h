@@ -12,8 +12,8 @@ namespace tidal {
 /// The lists as they were given: a flag may be repeated, and hold several values with commas between.
 struct EvalPlanFlags {
   std::vector<std::string> attentions = {}, budgets = {}, policies = {}, scopes = {}, poolings = {}, sinks = {},
-                           recents = {}, top_ps = {}, reselects = {}, sketches = {}, completions = {}, dense_layers = {},
-                           corrections = {}, files = {};
+                           recents = {}, top_ps = {}, reselects = {}, sketches = {}, completions = {},
+                           dense_layers = {}, corrections = {}, files = {};
 };
 
 /// The flags of add_plan_options() and --attention, as lists. `flags` must outlive the parsing.

@@ -86,9 +86,10 @@ Completion completion_from(const std::string& word) {
   char behind = 0;
   if (std::sscanf(word.c_str(), "%d:%d%c", &completion.ranked, &completion.estimated, &behind) != 2 ||
       completion.ranked < 1 || completion.estimated < completion.ranked || completion.estimated > kMostBudgets) {
-    fail("--complete: '{}' given, expected off, or budgets of positions that are ranked again and whose values are "
-         "estimated, up to {}, like 4:8",
-         word, kMostBudgets);
+    fail(
+        "--complete: '{}' given, expected off, or budgets of positions that are ranked again and whose values are "
+        "estimated, up to {}, like 4:8",
+        word, kMostBudgets);
   }
   return completion;
 }

@@ -21,15 +21,15 @@ struct PlanOptions {
   std::optional<std::string> scope = {};      ///< head, kv or shared
   std::optional<std::string> pooling = {};    ///< max or sum
   std::optional<int> sinks = {};
-  std::optional<std::string> recent = {};  ///< "64", or "25%" of the budget
-  std::optional<double> top_p = {};        ///< share of the attention mass
-  std::optional<int> reselect = {};        ///< the middle Select layer; of tidal attention
-  std::optional<int> sketch = {};          ///< bits of the sketch; of sketch attention
+  std::optional<std::string> recent = {};    ///< "64", or "25%" of the budget
+  std::optional<double> top_p = {};          ///< share of the attention mass
+  std::optional<int> reselect = {};          ///< the middle Select layer; of tidal attention
+  std::optional<int> sketch = {};            ///< bits of the sketch; of sketch attention
   std::optional<std::string> complete = {};  ///< "4:8", or "off"; of sketch attention
-  std::optional<int> dense_layers = {};    ///< first layers that stay Dense; of sketch attention
-  std::optional<int> correct = {};         ///< tokens between cache corrections
-  std::string file = {};                   ///< JSON plan; "" for none
-  bool found = false;                      ///< the file was found beside the model, not asked for
+  std::optional<int> dense_layers = {};      ///< first layers that stay Dense; of sketch attention
+  std::optional<int> correct = {};           ///< tokens between cache corrections
+  std::string file = {};                     ///< JSON plan; "" for none
+  bool found = false;                        ///< the file was found beside the model, not asked for
 };
 
 /// --budget, --policy, --scope, --pooling, --sinks, --recent, --select-top-p, --reselect, --sketch, --complete,
