@@ -63,7 +63,7 @@ Policy page_policy(Policy policy, const PageRule& rule, int context, int pages);
 /// selects, and a Sparse one reads, are the pages with the highest scores, by the plan's scope and pooling, as many as
 /// pages_for_bytes() says. The first page and the last one are always among them, and more where the policy has sinks
 /// or recent positions: a mean hides the one position that most of a page's mass is on, and at the start of a text that
-/// is what loses most (docs/accuracy.md). Attention to them is the backend's. For plans without Select layers, on
+/// is what loses most (docs/tasks.md). Attention to them is the backend's. For plans without Select layers, on
 /// backends whose memory is the host's.
 class PageAttention final : public ForwardObserver {
  public:

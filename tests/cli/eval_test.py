@@ -7,69 +7,11 @@ import signal
 import subprocess
 import time
 import unittest
-import xml.etree.ElementTree
 
-from program import MODEL, MODELS, PROGRAM, SOURCE, ModelTest, Terminal, environment
+from evaluating import EvalTest
+from program import MODEL, PROGRAM, SOURCE, Terminal, environment
 
-KJV = os.path.join(MODELS, "kjv.txt")
 LONGBENCH = os.path.join(SOURCE, "tests", "data", "longbench")
-
-
-class EvalTest(ModelTest):
-    def setUp(self):
-        super().setUp()
-        if not os.path.exists(KJV):
-            self.skipTest(KJV + " is missing; run tools/kjv.sh")
-        with open(KJV, encoding="utf-8") as file:
-            self.words = file.read(60000)
-        self.text_file = self.file("text.txt", self.words)
-        self.rows_file = os.path.join(self.folder, "rows.jsonl")
-
-    def eval(self, task, *arguments, **options):
-        result = self.tidal("eval", task, "-m", MODEL, *arguments, **options)
-        result.stdout = result.stdout.decode()
-        return result
-
-    def with_defaults(self, arguments, **defaults):
-        for name, value in defaults.items():
-            if "--" + name not in arguments:
-                arguments = ("--" + name, value, *arguments)
-        return arguments
-
-    def ppl(self, *arguments, **options):
-        return self.eval("ppl", "-f", self.text_file, *self.with_defaults(arguments, prefix="200", steps="6"), **options)
-
-    def needle(self, *arguments, **options):
-        arguments = self.with_defaults(arguments, lengths="180", depths="2", keys="1")
-        return self.eval("needle", "-f", self.text_file, *arguments, **options)
-
-    def succeeded(self, result):
-        self.assertEqual(result.returncode, 0, result.stderr)
-        return result.stdout
-
-    def rows(self, path=None):
-        """The header and the rows of a result file."""
-        with open(path or self.rows_file, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        return lines[0], lines[1:]
-
-    def content(self):
-        with open(self.rows_file, "rb") as file:
-            return file.read()
-
-    def refused(self, result, *words):
-        self.assertEqual(result.returncode, 1, result.stderr)
-        errors = [line for line in result.stderr.splitlines() if line.startswith("tidal: ") and "warning" not in line]
-        self.assertEqual(len(errors), 1, result.stderr)
-        for word in words:
-            self.assertIn(word, errors[0])
-        return errors[0]
-
-    def picture(self, path):
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        xml.etree.ElementTree.fromstring(text)
-        return text
 
 
 class Perplexity(EvalTest):
@@ -125,25 +67,6 @@ class Perplexity(EvalTest):
         picture = self.picture(os.path.join(self.folder, "rows.svg"))
         for words in ("select 2+9", "sketch 2 bits", "sketch 4 bits, dense 0-1"):
             self.assertIn(words, picture)
-
-    def test_pages_for_the_bytes_of_sketches(self):
-        run = lambda pages: self.ppl("--attention", "tidal,sketch", "--budget", "32", "--pages", pages, "-o", self.rows_file)
-        self.succeeded(run("unique:16"))
-        table = self.succeeded(run("unique:16,quest:64"))
-        rows = {row["plan"]: row for row in self.rows()[1]}
-        sketch = "K=32, sketch 2 bits"
-        pages = [f"{sketch}, unique 16", f"{sketch}, quest 64"]
-        self.assertEqual(list(rows), ["full", "K=32, select 2+17", sketch, *pages])
-        for name in pages:
-            self.assertIn("| " + name, table)
-            self.assertGreater(rows[name]["kl"], 0)
-            self.assertNotEqual(rows[name]["kl"], rows[sketch]["kl"])
-        self.assertLessEqual(rows[pages[0]]["bytes_per_token"], rows[sketch]["bytes_per_token"])
-        for flags, words in ((("--pages", "leaf"), ("--pages: 'leaf'", "quest, unique")),
-                             (("--pages", "quest:7"), ("quest:7", "64 positions")),
-                             (("--pages", "quest", "--attention", "tidal"), ("--pages", "none of the plans"))):
-            with self.subTest(flags=flags):
-                self.refused(self.ppl(*flags), *words)
 
     def test_lists_that_no_plan_takes(self):
         self.refused(self.ppl("--attention", "tidal", "--sketch", "2"), "--sketch", "none of the plans")
@@ -268,45 +191,6 @@ class Needle(EvalTest):
         self.succeeded(result)
         self.assertIn("rows are not kept", result.stderr)
         self.assertEqual(os.listdir(self.folder), ["text.txt"])
-
-
-class Ruler(EvalTest):
-    def ruler(self, *arguments, **options):
-        arguments = self.with_defaults(arguments, lengths="600", prompts="1", budget="64", attention="sketch")
-        return self.eval("ruler", "-f", self.text_file, *arguments, **options)
-
-    def test_tasks_and_resuming(self):
-        run = lambda: self.ruler("--prompts", "2", "--tasks", "niah_multikey,vt", "-o", self.rows_file)
-        table = self.succeeded(run())
-        header, rows = self.rows()
-        self.assertEqual((header["tidal"], header["needles"], header["hops"]), ("eval ruler", 4, 4))
-        self.assertEqual({(row["task"], row["prompt"], row["plan"]) for row in rows},
-                         {(task, prompt, plan) for task in ("niah_multikey", "vt") for prompt in (0, 1)
-                          for plan in ("full", "K=64, sketch 2 bits")})
-        for row in rows:
-            self.assertEqual(len(row["wanted"]), {"niah_multikey": 1, "vt": 5}[row["task"]])
-            said = row["answer"].lower()
-            self.assertAlmostEqual(row["score"], sum(one.lower() in said for one in row["wanted"]) / len(row["wanted"]))
-        mean = sum(row["score"] for row in rows if row["task"] == "vt" and row["plan"] == "full") / 2
-        self.assertRegex(table, rf"\| vt +\| +600 \| +{100 * mean:.1f} \+- \d")
-        self.assertIn("vt, 600", self.picture(os.path.join(self.folder, "rows.svg")))
-        with open(self.rows_file, "rb") as file:
-            lines = file.read().splitlines(keepends=True)
-        with open(self.rows_file, "wb") as file:
-            file.write(b"".join(lines[:4]))
-        self.assertEqual(self.succeeded(run()), table)
-        self.assertEqual(sorted(self.rows()[1], key=json.dumps), sorted(rows, key=json.dumps))
-
-    def test_refused(self):
-        for flags, words in ((("--tasks", "vt,qa"), ("--tasks: 'qa'", "niah_multikey")),
-                             (("--prompts", "0"), ("--prompts: 0",)), (("--lengths", "x"), ("--lengths", "'x'")),
-                             (("--haystack", "hay"), ("'hay'", "text or noise")),
-                             (("--question", "both"), ("'both'", "sparse or dense")), (("--seed", "-1"), ("--seed",)),
-                             (("--needles", "41"), ("41 needles", "1 to 40")), (("--hops", "0"), ("0 hops",)),
-                             (("--tasks", "vt", "--lengths", "50"), ("vt: what it hides", "prompt of 50")),
-                             (("--tasks", "cwe", "--lengths", "200"), ("cwe: what it hides",))):
-            with self.subTest(flags=flags):
-                self.refused(self.ruler(*flags), *words)
 
 
 class Recall(EvalTest):
