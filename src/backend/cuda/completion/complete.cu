@@ -6,6 +6,7 @@
 #include "backend/cuda/completion/completion.h"
 #include "backend/cuda/runtime/device.h"
 #include "backend/cuda/runtime/error.h"
+#include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/scan/scan_scores.h"
 #include "backend/cuda/selection/select.h"
 
