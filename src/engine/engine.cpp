@@ -79,7 +79,7 @@ void Engine::reserve_selection(const Plan& plan) {
   if (plan.scans()) pool_->keep_sketches(plan.policy.sketch_bits);
   if (plan.completes()) {
     if (!backend_.completes()) {
-      fail("plan: the {} backend cannot estimate what is not selected, only cpu and reference can", backend_.name());
+      fail("plan: the {} backend cannot estimate what is not selected", backend_.name());
     }
     pool_->keep_value_sketches();
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/completion/completion.h"
 #include "backend/cuda/full_below.h"
 #include "backend/cuda/models.h"
 #include "backend/cuda/pass/graphs.h"
@@ -34,7 +35,8 @@ class CudaBackend final : public Backend {
       : use_graphs_(options.graphs),
         stream_(make_stream()),
         weights_(options.quantised),
-        attention_(options.clusters) {}
+        attention_(options.clusters),
+        completed_(options.clusters) {}
   ~CudaBackend() override { cudaStreamSynchronize(stream_); }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
@@ -66,6 +68,7 @@ class CudaBackend final : public Backend {
   bool keeps(KvType type, int head_dim) const override {
     return type == KvType::Bf16 || (type == KvType::Q8 && head_dim <= 256);
   }
+  bool completes() const override { return true; }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;
@@ -100,6 +103,8 @@ class CudaBackend final : public Backend {
   /// rows is in host memory.
   template <typename Take>
   void end_pass(const LogitsOp& op, const Batch& batch, Take&& take);
+  /// Makes room for what the batch's chunks estimate in a layer.
+  void make_completion_room(const Batch& batch, int layer);
   /// Launches what is written down. `whole`: it is a whole pass, which may come again.
   void flush(bool whole = false);
   void launch() { launcher_.launch(list_, hp_, long_chunks_, stream_); }
@@ -110,11 +115,12 @@ class CudaBackend final : public Backend {
   DeviceWeights weights_;
   Matrices matrices_;
   DecodeAttention attention_;
+  CompletedAttention completed_;
   RowCache row_cache_;
   StepUpload upload_;
   Graphs graphs_;
   Results results_;
-  PassLauncher launcher_{matrices_, attention_, upload_, results_};
+  PassLauncher launcher_{matrices_, attention_, completed_, upload_, results_};
   Buffer listed_blocks_;  // of sketch()
 
   Hyperparameters hp_;  // of reserve()
@@ -173,6 +179,7 @@ void CudaBackend::reserve(const Hyperparameters& hp, int max_rows, int max_conte
   row_cache_ = RowCache();
   matrices_.reserve(hp, max_rows);
   attention_.reserve(hp, max_rows, max_context);
+  completed_.reserve(hp, max_rows, max_context);
   upload_.reserve(max_rows, max_context, !hp.windows.empty());
   launcher_.reserve(max_context);
   results_.reserve(hp.vocab, max_rows);
@@ -229,12 +236,24 @@ void CudaBackend::qkv(const Layer& layer, const Batch&, Rows x, Rows q, KvLayer 
   list_.ops.emplace_back(QkvOp{list_.add(layer), x.data, q.data, kv});
 }
 
+void CudaBackend::make_completion_room(const Batch& batch, int layer) {
+  for (int c = 0; c < list_.shape.decode_chunks; ++c) {
+    const Chunk& chunk = batch.chunks[c];
+    if (chunk.role(layer) != Role::Scan || !chunk.policy.completion || completed_.has_room(chunk.policy)) continue;
+    flush();
+    synchronise("making room for completed attention");
+    graphs_.clear();
+    completed_.make_room(chunk.policy);
+  }
+}
+
 void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, const Selection& selection, Rows out,
                          const Weight& sink_logits) {
   if (!upload_.has_policies(batch)) {
     flush();
     upload_.set_policies(batch, stream_);
   }
+  make_completion_room(batch, layer);
   // Neighbours that do the same go together.
   AttendOp run;
   const auto joins = [&](AttendOp op) {
@@ -262,7 +281,10 @@ void CudaBackend::attend(const Batch& batch, int layer, Rows q, KvLayer kv, cons
       if (list_.shape.on_host && reads_selected(op.role)) op.row_cache = row_cache_.layer(layer, kv, chunk);
     }
     if (selects(op.role)) op.pooling = chunk.policy.pooling;
-    if (op.role == Role::Scan) op.sketch_bits = chunk.policy.sketch_bits;
+    if (op.role == Role::Scan) {
+      op.sketch_bits = chunk.policy.sketch_bits;
+      op.completion = chunk.policy.completion;
+    }
     if (run.rows > 0 && joins(op)) {
       run.rows += op.rows;
       continue;

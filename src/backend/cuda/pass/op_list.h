@@ -53,6 +53,7 @@ struct AttendOp {
   Scope scope = Scope::Shared;
   Pooling pooling = Pooling::Sum;
   int sketch_bits = 0;
+  Completion completion;
   Rows q;
   KvLayer kv;
   Selection selection;

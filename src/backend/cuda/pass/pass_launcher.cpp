@@ -61,6 +61,20 @@ void PassLauncher::launch(const QkvOp& op) {
 }
 
 void PassLauncher::launch(const AttendOp& op) {
+  if (op.completion) {
+    completed_.complete({.tables = list_->shape.tables_of(op.kv),
+                         .first_row = op.first_row,
+                         .rows = op.rows,
+                         .completion = op.completion,
+                         .sketch_bits = op.sketch_bits,
+                         .sink_logits = op.sink_logits,
+                         .q = op.q,
+                         .kv = op.kv,
+                         .selection = op.selection,
+                         .out = op.out},
+                        stream_);
+    return;
+  }
   attention_.attend({.tables = list_->shape.tables_of(op.kv),
                      .first_row = op.first_row,
                      .rows = op.rows,

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/completion/completion.h"
 #include "backend/cuda/pass/kv_staging.h"
 #include "backend/cuda/pass/op_list.h"
 #include "backend/cuda/pass/results.h"
@@ -17,8 +18,9 @@ namespace tidal::cuda {
 /// Launches the operations of passes through those that compute them, which must outlive it.
 class PassLauncher {
  public:
-  PassLauncher(Matrices& matrices, DecodeAttention& attention, const StepUpload& upload, const Results& results)
-      : matrices_(matrices), attention_(attention), upload_(upload), results_(results) {}
+  PassLauncher(Matrices& matrices, DecodeAttention& attention, CompletedAttention& completed, const StepUpload& upload,
+               const Results& results)
+      : matrices_(matrices), attention_(attention), completed_(completed), upload_(upload), results_(results) {}
 
   /// Contexts have up to so many positions.
   void reserve(int max_context) { staging_.reserve(max_context); }
@@ -47,6 +49,7 @@ class PassLauncher {
 
   Matrices& matrices_;
   DecodeAttention& attention_;
+  CompletedAttention& completed_;
   const StepUpload& upload_;
   const Results& results_;
   KvStaging staging_;

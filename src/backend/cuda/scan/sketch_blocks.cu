@@ -9,6 +9,7 @@
 #include <array>
 
 #include "backend/cuda/runtime/device_functions.cuh"
+#include "backend/cuda/scan/sketch_values.h"
 
 namespace tidal::cuda {
 namespace {
@@ -23,27 +24,6 @@ struct Widths {
   int64_t stride[kWidths];
 };
 
-/// Which blocks: listed ones, those that are full with the row of a slot, or those that chunks of a batch fill.
-struct Blocks {
-  const BlockId* listed = nullptr;
-  const int64_t* slots = nullptr;
-  StepTables tables = {};
-  int first_chunk = 0;
-};
-
-/// The block of this CTA, or -1.
-__device__ int64_t own_block(const Blocks& blocks) {
-  if (blocks.listed) return blocks.listed[blockIdx.x];
-  if (blocks.slots) {
-    const int64_t slot = blocks.slots[blockIdx.x];
-    return slot >= 0 && slot % kBlockTokens == kBlockTokens - 1 ? slot / kBlockTokens : -1;
-  }
-  const DeviceChunk& chunk = blocks.tables.chunks[blocks.first_chunk + blockIdx.z];
-  const int end = min((chunk.position + chunk.rows + kBlockTokens - 1) / kBlockTokens, chunk.cached / kBlockTokens);
-  const int block = chunk.position / kBlockTokens + static_cast<int>(blockIdx.x);
-  return block < end ? blocks.tables.blocks[chunk.table + block] : -1;
-}
-
 /// As to_bf16() of core/bf16.h.
 __device__ uint16_t rounded(float value) {
   const uint32_t bits = __float_as_uint(value);
@@ -55,10 +35,10 @@ __device__ uint16_t rounded(float value) {
 template <int kMostDim>
 __global__ void __launch_bounds__(kMostDim)
     sketch_kernel(const std::byte* kv, KvRowLayout rows, int64_t row_bytes, int64_t tile_stride,
-                  const __grid_constant__ Blocks blocks, const __grid_constant__ Widths widths) {
+                  const __grid_constant__ SketchedBlocks blocks, const __grid_constant__ Widths widths) {
   __shared__ __align__(4) uint8_t codes[kBlockTokens][kMostDim];
   wait_for_kernels_before();
-  const int64_t block = own_block(blocks);
+  const int64_t block = blocks.own_block();
   if (block < 0) return;
   const int64_t index = block * gridDim.y + blockIdx.y;
   const int d = threadIdx.x, dim = rows.head_dim;
@@ -130,7 +110,8 @@ __global__ void __launch_bounds__(kMostDim)
   }
 }
 
-void launch_sketches(const KvLayer& kv, const Blocks& blocks, dim3 grid, cudaStream_t stream) {
+void launch_sketches(const KvLayer& kv, const SketchedBlocks& blocks, dim3 grid, cudaStream_t stream) {
+  launch_value_sketches(kv, blocks, grid, stream);
   Widths widths = {};
   bool any = false;
   for (int w = 0; w < kWidths; ++w) {
@@ -149,20 +130,20 @@ void launch_sketches(const KvLayer& kv, const Blocks& blocks, dim3 grid, cudaStr
 }  // namespace
 
 void launch_sketch_blocks(const KvLayer& kv, const BlockId* blocks, int count, cudaStream_t stream) {
-  Blocks list;
+  SketchedBlocks list;
   list.listed = blocks;
   launch_sketches(kv, list, dim3(count, kv.kv_heads, 1), stream);
 }
 
 void launch_sketch_slots(const KvLayer& kv, const int64_t* slots, int count, cudaStream_t stream) {
-  Blocks filled;
+  SketchedBlocks filled;
   filled.slots = slots;
   launch_sketches(kv, filled, dim3(count, kv.kv_heads, 1), stream);
 }
 
 void launch_sketch_filled(const KvLayer& kv, const StepTables& tables, int first_chunk, int chunks, int most_rows,
                           cudaStream_t stream) {
-  Blocks filled;
+  SketchedBlocks filled;
   filled.tables = tables;
   filled.first_chunk = first_chunk;
   // A chunk of n rows ends in at most so many blocks.

@@ -26,6 +26,7 @@ struct SelectArgs {
   int units = 0;
   Pooling pooling = {};
   bool scan = false;              ///< by scan_policy()
+  int budgets = 1;                ///< of so many budgets, as tier_policy() has them
   float scale = 0;                ///< log2(e) / sqrt(head_dim)
   const float* scores = nullptr;  ///< [run, heads, score_stride]
   int64_t score_stride = 0;       ///< multiple of 4

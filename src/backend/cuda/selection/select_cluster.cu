@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads, kMostSelectThreads / kThreads)
   extern __shared__ __align__(16) char bytes[];
   const int unit = blockIdx.y, row = args.first_row + static_cast<int>(blockIdx.z);
   const SelectMemory memory = select_memory(bytes, slice_room, args.heads / args.units);
-  const RowPolicy policy = row_policy(args.tables, row, args.scan);
+  const RowPolicy policy = row_policy(args.tables, row, args.scan, args.budgets);
   const SetSlice slice = begin_set<kThreads>(args, policy, row, memory);
   __syncthreads();
   meet_cluster();

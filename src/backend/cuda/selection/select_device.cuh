@@ -22,11 +22,13 @@ struct RowPolicy {
   float top_p;
 };
 
-__device__ inline RowPolicy row_policy(const StepTables& tables, int row, bool scan) {
+/// Of `budgets` budgets (tier_policy()).
+__device__ inline RowPolicy row_policy(const StepTables& tables, int row, bool scan, int budgets = 1) {
   const DeviceChunk& chunk = tables.chunks[tables.row_chunk[row]];
   RowPolicy policy;
   policy.context = tables.positions[row] + 1;
   int budget = chunk.budget, recent = chunk.recent;
+  if (budgets > 1) budget = static_cast<int>(min(int64_t{budget} * budgets, int64_t{policy.context}));
   policy.stride = budget + kBlockTokens - 1;  // most_selected()
   if (scan) {                                 // scan_policy()
     const int filling = policy.context % kBlockTokens;

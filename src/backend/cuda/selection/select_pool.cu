@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
   __shared__ uint32_t bins[kBins];
   __shared__ float sums[kShareThreads / 32];
   const int unit = blockIdx.y, run_row = blockIdx.z, heads = args.heads / args.units;
-  const RowPolicy policy = row_policy(args.tables, args.first_row + run_row, args.scan);
+  const RowPolicy policy = row_policy(args.tables, args.first_row + run_row, args.scan, args.budgets);
   wait_for_kernels_before();
   if (policy.wanted <= 0 || static_cast<int>(blockIdx.x) * kPiece >= policy.context) return;
   for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;

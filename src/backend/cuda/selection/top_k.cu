@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   auto* const bitmap = reinterpret_cast<uint32_t*>(memory + sizeof(Shared));
   const int unit = blockIdx.x, run_row = blockIdx.y, row = args.first_row + run_row;
-  const RowPolicy policy = row_policy(args.tables, row, args.scan);
+  const RowPolicy policy = row_policy(args.tables, row, args.scan, args.budgets);
   for (int i = threadIdx.x; i < (policy.context + 31) / 32; i += kThreads) bitmap[i] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < policy.first; i += kThreads) mark(bitmap, i);
