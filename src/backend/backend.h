@@ -77,6 +77,11 @@ class Backend {
   virtual int64_t free_bytes() const { return std::numeric_limits<int64_t>::max(); }
   /// Bytes of them that reserve() takes at most.
   virtual int64_t reserved_bytes(const Hyperparameters&, int /*max_rows*/, int /*max_context*/) const { return 0; }
+  /// Bytes that it takes beside, with the first pass of a plan with a Completion; `policy` in numbers at `max_context`.
+  virtual int64_t completion_bytes(const Hyperparameters&, const Policy& /*policy*/, int /*max_rows*/,
+                                   int /*max_context*/) const {
+    return 0;
+  }
   /// Copies between two runs of the backend's memory that do not overlap.
   virtual void copy(std::byte* to, const std::byte* from, size_t bytes) = 0;
   /// Host memory to the backend's, and back.

@@ -199,6 +199,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
     memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
                         scope_units(policy.scope, hp.heads, hp.kv_heads) *
                         (std::min(policy.budget, options.context) + kBlockTokens);
+    if (plan.completes()) memory.workspace += backend.completion_bytes(hp, policy, sizes.rows, options.context);
     memory.workspace += backend.row_cache_bytes(row_cache_room(hp, plan, options, sizes.blocks - sizes.device_blocks));
   }
   return memory;

@@ -69,6 +69,9 @@ class CudaBackend final : public Backend {
     return type == KvType::Bf16 || (type == KvType::Q8 && head_dim <= 256);
   }
   bool completes() const override { return true; }
+  int64_t completion_bytes(const Hyperparameters& hp, const Policy& policy, int rows, int context) const override {
+    return completed_.workspace_bytes(hp, policy, rows, context);
+  }
   int64_t free_bytes() const override { return static_cast<int64_t>(free_device_memory()); }
   int64_t reserved_bytes(const Hyperparameters& hp, int max_rows, int max_context) const override;
   void copy(std::byte* to, const std::byte* from, size_t bytes) override;

@@ -39,10 +39,16 @@ struct CompletionSizes {
     const int64_t most = int64_t{policy.budget} * policy.completion.estimated;
     return static_cast<int>(std::min(most, int64_t{max_context})) + kBlockTokens;
   }
+  /// Room that is made for a policy. Budgets that are shares grow with the context: not by a little each time.
+  int room_for(const Policy& policy) const {
+    const int wanted = tier(policy);
+    return std::min(wanted + wanted / 2, max_context + kBlockTokens);
+  }
   /// Of a row: scores and what they are pooled to, lists [kv_heads, room] of 4 bytes, and [heads, room].
   int64_t row_bytes(int room) const {
     return int64_t{4} * (score_stride * heads * (in_clusters ? 1 : 2) + int64_t{room} * (4 * kv_heads + 2 * heads) +
-                         int64_t{heads} * (2 * scan_splits + splits * (head_dim + 1) + 2));
+                         int64_t{heads} * (2 * scan_splits + splits * (head_dim + 1) + 2) +
+                         int64_t{in_clusters ? 0 : kv_heads} * (kBins + 2));
   }
   int wave(int room) const {
     const auto rows = static_cast<int>(std::min<int64_t>(kCompletionBytes / row_bytes(room), kMostRows));
@@ -215,11 +221,13 @@ bool CompletedAttention::has_room(const Policy& policy) const {
   return workspace_->sizes.tier(policy) <= workspace_->room;
 }
 
-void CompletedAttention::make_room(const Policy& policy) {
-  const CompletionSizes& sizes = workspace_->sizes;
-  // Budgets that are shares grow with the context: not by a little each time.
-  const int wanted = sizes.tier(policy);
-  workspace_->make_room(std::min(wanted + wanted / 2, sizes.max_context + kBlockTokens));
+void CompletedAttention::make_room(const Policy& policy) { workspace_->make_room(workspace_->sizes.room_for(policy)); }
+
+int64_t CompletedAttention::workspace_bytes(const Hyperparameters& hp, const Policy& policy, int max_rows,
+                                            int max_context) const {
+  const CompletionSizes sizes(hp, max_rows, max_context, clusters_);
+  const int room = sizes.room_for(policy);
+  return sizes.row_bytes(room) * sizes.wave(room);
 }
 
 void CompletedAttention::complete(const CompleteParams& params, cudaStream_t stream) {

@@ -36,6 +36,8 @@ class CompletedAttention {
 
   /// What complete() goes by from now on. The workspace itself comes with make_room().
   void reserve(const Hyperparameters& hp, int max_rows, int max_context);
+  /// Bytes that make_room() takes for such a policy, in numbers.
+  int64_t workspace_bytes(const Hyperparameters& hp, const Policy& policy, int max_rows, int max_context) const;
   /// Whether there is room for rows with such a policy, in numbers.
   bool has_room(const Policy& policy) const;
   /// Makes it; what was captured before is void, and nothing may still be running. Throws Error where the memory is not
