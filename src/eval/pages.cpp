@@ -148,8 +148,10 @@ int64_t page_decode_bytes(const Engine& engine, const Plan& plan, const PageRule
 
 Policy page_policy(Policy policy, const PageRule& rule, int context, int pages) {
   policy.budget = pages;
-  policy.recent = 1 + page_count(rule, std::max(policy.recent - last_page(rule, context), 0));
-  policy.sinks = std::max(page_count(rule, policy.sinks), 1);
+  const int recent = 1 + page_count(rule, std::max(policy.recent - last_page(rule, context), 0));
+  // Where the pages are few, the first one before what else is recent.
+  policy.recent = std::clamp(recent, 1, std::max(pages - 1, 1));
+  policy.sinks = std::min(std::max(page_count(rule, policy.sinks), 1), pages - policy.recent);
   policy.top_p = 1;
   return policy;
 }

@@ -112,7 +112,10 @@ TextTokens noise_text(const Tokenizer& tokenizer, int64_t tokens) {
   std::string text;
   const auto once = static_cast<int64_t>(encode(tokenizer, std::string(kNoise)).size());
   for (int64_t have = 0; have < tokens + once; have += once) text += kNoise;
-  return {tokenizer, text, "noise"};
+  TextTokens noise{tokenizer, text, "noise"};
+  // A tokenizer may merge what ends one copy with what begins the next.
+  if (noise.size() < tokens) fail("noise: {} tokens of it became {}", tokens, noise.size());
+  return noise;
 }
 
 RulerPrompt ruler_prompt(const Tokenizer& tokenizer, const RulerTexts& texts, int64_t first, RulerTask task,

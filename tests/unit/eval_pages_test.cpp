@@ -69,6 +69,10 @@ TEST(Pages, FirstAndLastAreAlwaysRead) {
     EXPECT_EQ(policy.budget, 5);
     EXPECT_EQ(policy.top_p, 1);
   }
+  // Two pages are these, whatever else is reserved.
+  const Policy two = page_policy({.budget = 32, .sinks = 40, .recent = 32}, rule, 200, 2);
+  EXPECT_EQ(two.recent, 1);
+  EXPECT_EQ(two.sinks, 1);
   EXPECT_EQ(page_policy({.sinks = 16}, rule, 100, 5).sinks, 1);
   EXPECT_EQ(page_policy({.sinks = 17}, rule, 100, 5).sinks, 2);
 }

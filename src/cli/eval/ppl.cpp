@@ -35,17 +35,23 @@ struct PplPlan {
 };
 
 /// The session's plans, full attention first, and those that scan once more for every rule.
-std::vector<PplPlan> ppl_plans(const EvalSession& session, const PplFlags& flags) {
+std::vector<PplPlan> ppl_plans(EvalSession& session, const PplFlags& flags) {
   std::vector<PplPlan> plans;
+  if (const std::string device = session.backend().device(); !flags.pages.empty() && !device.empty()) {
+    fail("--pages: pages are compared on the host's processor, not on {}", device);
+  }
   for (const EvalPlan& plan : session.plans()) plans.push_back({plan, {}});
   for (const std::string& word : flags.pages) {
     const PageRule rule = page_rule_from(word);
     bool any = false;
     for (const EvalPlan& plan : session.plans()) {
       if (!plan.plan.scans() || plan.plan.count(Role::Select) > 0) continue;
-      plans.push_back({plan, rule});
-      plans.back().plan.name += ", " + to_string(rule);
       any = true;
+      const std::string name = plan.name + ", " + to_string(rule);
+      const auto same = [&](const PplPlan& other) { return other.plan.name == name; };
+      if (std::any_of(plans.begin(), plans.end(), same)) continue;  // the rule stands there twice
+      plans.push_back({plan, rule});
+      plans.back().plan.name = name;
     }
     if (!any) fail("--pages: they take the place of sketches, which none of the plans has");
   }

@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from tidal_attention.errors import Refused
+
 FAR = 1 << 30  # where no prompt ends
 
 
@@ -20,10 +22,19 @@ def ask_the_model_runner(builder_class):
     _keep_prompts_out_of_graphs(getattr(module, "GPUModelRunner", None))
 
 
+def _method(runner, name):
+    """A method that must be there where there is such a runner: without it texts would change, silently."""
+    if runner is None:
+        return None
+    if not hasattr(runner, name):
+        raise Refused(f"vLLM: its model runner has no {name}, expected that of 0.32 or 0.33")
+    return getattr(runner, name)
+
+
 def _extend(module, name, then):
     """Has `then` called behind the runner's method."""
     runner = getattr(module, "GPUModelRunner", None)
-    original = getattr(runner, name, None)
+    original = _method(runner, name)
     if original is None or getattr(original, "of_tidal", False):
         return
 
@@ -59,7 +70,7 @@ def _lengths_of_v2(runner, common):
 def _keep_prompts_out_of_graphs(runner):
     """The second runner takes a prompt of which one token is left for a row that decodes, and its graphs hold nothing
     dense."""
-    original = getattr(runner, "gather_batch_req_state", None)
+    original = _method(runner, "gather_batch_req_state")
     if original is None or getattr(original, "of_tidal", False):
         return
 

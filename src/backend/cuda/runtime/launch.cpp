@@ -5,7 +5,7 @@
 #include <atomic>
 
 #include "backend/cuda/runtime/device.h"
-#include "core/error.h"
+#include "core/error_kinds.h"
 
 namespace tidal::cuda {
 namespace {
@@ -52,7 +52,8 @@ void limit_shared_memory(int bytes) {
 }
 
 void fail_without_shared_memory(size_t bytes, const char* what) {
-  fail("cuda: {}: needs {} bytes of shared memory a block, this device has {}", what, bytes, shared_memory_limit());
+  fail_as<DeviceError>("cuda: {}: needs {} bytes of shared memory a block, this device has {}", what, bytes,
+                       shared_memory_limit());
 }
 
 }  // namespace tidal::cuda
