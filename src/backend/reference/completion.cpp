@@ -82,7 +82,7 @@ std::vector<int32_t> complete(const CompletedRow& row, std::vector<Scores> score
   for (size_t h = 0; h < scores.size(); ++h) {
     for (const int32_t p : ranked) scores[h][p] = static_cast<float>(key_score(row, static_cast<int>(h), p));
   }
-  const std::vector<int32_t> selected = select_among(ranked, scores, scan_policy(policy, context), scale);
+  std::vector<int32_t> selected = select_among(ranked, scores, scan_policy(policy, context), scale);
 
   std::vector<Value> values(static_cast<size_t>(context), Value::Mean);
   for (const int32_t p : estimated) values[p] = Value::Estimate;
