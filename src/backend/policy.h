@@ -64,7 +64,8 @@ struct Policy {
   double top_p = 1;
   /// Bits of a key's element in the sketch that Scan layers read: 1, 2 or 4.
   int sketch_bits = 2;
-  /// With scope kv, pooling sum and a top-p of 1 alone.
+  /// With scope kv, pooling sum and a top-p of 1 alone. A set of one head may be ranked by its terms then: scores that
+  /// float32 makes the same term of are equal.
   Completion completion = {};
 
   /// The same policy in numbers for a context: budget_share and recent_share are 0. This is what backends get.

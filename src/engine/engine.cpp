@@ -340,8 +340,8 @@ int64_t Engine::decode_bytes(int context, const Plan& plan) const {
     const ValueSketchLayout values{hp.head_dim};
     const auto tier = [&](int budgets) { return tier_policy(policy, context, budgets).budget - selected; };
     read += row / 2 * tier(policy.completion.ranked);
-    sketches += hp.kv_heads * (int64_t{values.codes_offset()} * (filled / kBlockTokens) +
-                               int64_t{values.row_bytes()} * tier(policy.completion.estimated));
+    sketches += hp.kv_heads * (int64_t{values.scales_offset()} * (filled / kBlockTokens) +
+                               int64_t{values.row_bytes() + 2} * tier(policy.completion.estimated));
   }
   return model_.decode_weight_bytes() + read + sketches + hp.state_bytes();
 }

@@ -68,9 +68,15 @@ std::vector<Plan> all_plans(const Plan& plan, const EngineOptions& options) {
   return plans;
 }
 
-/// Of the sketches that other plans have left when one has its turn: those of all widths are kept.
-int64_t other_sketches(const Hyperparameters& hp, std::span<const Plan> plans, const Plan& one,
-                       const EngineSizes& sizes) {
+/// What a plan's completion takes of the backend.
+int64_t completion_bytes(const Backend& backend, const Hyperparameters& hp, const Plan& plan, int rows, int context) {
+  return plan.completes() ? backend.completion_bytes(hp, plan.policy.at(context), rows, context) : 0;
+}
+
+/// What other plans have left when one has its turn: sketches of all widths are kept, and the largest completion's work
+/// space.
+int64_t left_by_others(const Backend& backend, const Hyperparameters& hp, std::span<const Plan> plans, const Plan& one,
+                       const EngineSizes& sizes, int context) {
   int64_t others = 0;
   for (const int bits : kSketchBits) {
     const bool kept = std::any_of(plans.begin(), plans.end(),
@@ -80,7 +86,10 @@ int64_t other_sketches(const Hyperparameters& hp, std::span<const Plan> plans, c
   }
   const bool values = std::any_of(plans.begin(), plans.end(), [](const Plan& other) { return other.completes(); });
   if (values && !one.completes()) others += value_sketch_bytes(hp, sizes);
-  return others;
+  const int64_t own = completion_bytes(backend, hp, one, sizes.rows, context);
+  int64_t most = own;
+  for (const Plan& other : plans) most = std::max(most, completion_bytes(backend, hp, other, sizes.rows, context));
+  return others + most - own;
 }
 
 /// fitting_blocks() of all plans.
@@ -90,7 +99,7 @@ int fitting_all(const Backend& backend, const Hyperparameters& hp, const Plan& p
   const int64_t free = backend.free_bytes();
   int blocks = sizes.blocks;
   for (const Plan& one : plans) {
-    const int64_t others = other_sketches(hp, plans, one, sizes);
+    const int64_t others = left_by_others(backend, hp, plans, one, sizes, options.context);
     blocks = std::min(blocks, fitting_blocks(backend, hp, one, options, free - others));
   }
   return blocks;
@@ -114,7 +123,9 @@ EngineOptions with_cached_rows(const Backend& backend, const Hyperparameters& hp
   const int64_t free = backend.free_bytes();
   const auto fits = [&](const EngineOptions& own) {
     return std::all_of(plans.begin(), plans.end(), [&](const Plan& one) {
-      return engine_memory(backend, hp, one, own).total() + other_sketches(hp, plans, one, sizes) <= free;
+      return engine_memory(backend, hp, one, own).total() +
+                 left_by_others(backend, hp, plans, one, sizes, options.context) <=
+             free;
     });
   };
   if (fits(options)) return options;
@@ -199,7 +210,7 @@ EngineMemory engine_memory(const Backend& backend, const Hyperparameters& hp, co
     memory.workspace += static_cast<int64_t>(sizeof(int32_t)) * options.sequences *
                         scope_units(policy.scope, hp.heads, hp.kv_heads) *
                         (std::min(policy.budget, options.context) + kBlockTokens);
-    if (plan.completes()) memory.workspace += backend.completion_bytes(hp, policy, sizes.rows, options.context);
+    memory.workspace += completion_bytes(backend, hp, plan, sizes.rows, options.context);
     memory.workspace += backend.row_cache_bytes(row_cache_room(hp, plan, options, sizes.blocks - sizes.device_blocks));
   }
   return memory;

@@ -197,7 +197,7 @@ void KvPool::write_sketches(size_t layer, std::span<const BlockId> blocks, const
       from += bytes;
     });
   }
-  if (!(sketch_widths() & ~widths) && !layers_[layer].value_sketches) return;
+  if (shares(layer) || (!(sketch_widths() & ~widths) && !layers_[layer].value_sketches)) return;
   std::vector<BlockId> made;
   for (const BlockId block : blocks.first(full)) made.push_back(slot(block));
   backend_.sketch(layers_[layer], made);

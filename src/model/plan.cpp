@@ -182,6 +182,7 @@ void Plan::check(const Hyperparameters& hp) const {
     fail("plan: layer {} is Sparse, but no layer before it is Select or Scan", first_sparse - roles.begin());
   }
   check_policy(policy);
+  if (policy.completion && !scans()) fail("plan: what is not selected is estimated by Scan layers, and it has none");
   if (policy.completion && hp.score_cap > 0) {
     fail("plan: what is not selected cannot be estimated in a model that caps its scores");
   }

@@ -220,7 +220,7 @@ class Plans(Refusal, ModelTest):
         for bits in ("0", "3", "8", "-2"):
             self.refused(self.run_model("-p", "x", "--sketch", bits), f"--sketch: {bits} bits", "1, 2 or 4")
         self.refused(self.run_model("-p", "x", "--sketch", "two"), "--sketch", "two")
-        for tiers in ("4", "8:4", "4:8:9", "0:8", "4:65", "on"):
+        for tiers in ("4", "8:4", "4:8:9", "0:8", "4:65", "on", "4294967300:8", " 4:8", "4:"):
             self.refused(self.run_model("-p", "x", "--complete", tiers), f"--complete: '{tiers}' given, expected off, or "
                          "budgets", "up to 64, like 4:8")
         self.refused(self.run_model("-p", "x", "--complete", "4:8", "--scope", "head"), "not selected", "scope kv")

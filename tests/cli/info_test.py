@@ -122,8 +122,8 @@ class Info(ModelTest):
         self.assertEqual(info["sketch_bytes_per_token"], 30 * 3 * (1280 + 2 * 64 + 64 * (2 + 16)) // 64)
         for read in info["decode_bytes"]:
             kv = 128 * per_layer + (256 - 128) * per_layer // 2  # of the others that are ranked, keys
-            blocks = read["depth"] // 64 * (1280 + 2 * 64 + 64 * 2)  # means and all scales
-            self.assertEqual(read["sketch"], info["weight_bytes_per_token"] + 30 * kv + 30 * 3 * (blocks + (512 - 128) * 16))
+            blocks = read["depth"] // 64 * (1280 + 2 * 64)  # and means
+            self.assertEqual(read["sketch"], info["weight_bytes_per_token"] + 30 * kv + 30 * 3 * (blocks + (512 - 128) * (16 + 2)))
         text = self.info("--attention", "sketch")
         self.assertIn("2 bits: 1.80 kB per token, 14.7 MB at the trained context", text)
         self.assertIn("sketch attention: Scan all 30 by 2 bits (default)", text)

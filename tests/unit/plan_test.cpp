@@ -156,6 +156,10 @@ TEST(Plan, CheckRefusesEstimatesThatCannotBe) {
                           "estimated",
                           ranked, estimated));
   }
+  Policy of_scans = sketch_policy(64);
+  of_scans.completion = {4, 8};
+  EXPECT_EQ(check_error(of("DDS.", of_scans), 4),
+            "plan: what is not selected is estimated by Scan layers, and it has none");
   const char* const policies =
       "plan: what is not selected can be estimated with scope kv, pooling sum and without "
       "top-p only";

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "backend/cpu/top_k.h"
 #include "backend/cpu/value_sums.h"
@@ -142,20 +144,30 @@ void Completer::weigh(const ScanRow& row, int head, Set& set) {
   const float maximum = std::max(maximum_[head], row.references[head]);
   const float of_scan = std::exp2(row.references[head] - maximum), of_keys = std::exp2(maximum_[head] - maximum);
   const float of_means = of_scan * kShareOfMeans;
-  const float* const terms = row.terms + head * row.stride;
+  float* const terms = row.terms + head * row.stride;
   const float* const exact = set.scores.data() + h * std::ssize(set.ranked);
   float* const blocks = block_weights(head);
   float* const weights = set.weights.data() + h * count;
-  scale_by(of_means, blocks_, blocks);
+  std::vector<float>&taken = set.taken, &added = set.added;
+  taken.assign(static_cast<size_t>(blocks_), 0.0f);
+  added.assign(static_cast<size_t>(blocks_), 0.0f);
   for (ptrdiff_t i = 0; i < std::ssize(set.codes); ++i) {
     const int32_t p = set.estimated[i], source = set.sources[i];
     weights[i] = source >= 0 ? exact[source] * of_keys : source == kScan ? terms[p] * of_scan : 0.0f;
-    blocks[p / kBlockTokens] += weights[i] - terms[p] * of_means;
+    added[p / kBlockTokens] += weights[i];
+    taken[p / kBlockTokens] += std::exchange(terms[p], 0.0f);
   }
+  // Of a block whose terms are nearly all taken out a difference would say little.
+  constexpr float kLittle = 0x1p-6f;
   float sum = 0;
-  for (int b = 0; b < blocks_; ++b) sum += blocks[b];
+  for (int b = 0; b < blocks_; ++b) {
+    float left = blocks[b] - taken[b];
+    if (left < blocks[b] * kLittle) block_sums(terms + static_cast<ptrdiff_t>(b) * kBlockTokens, 1, &left);
+    sum += blocks[b] = left * of_means + added[b];
+  }
   sums_[head] = sum;
-  maximum_[head] = maximum * kLn2;
+  // With nothing left its reference must not count in the merge.
+  maximum_[head] = sum > 0 ? maximum * kLn2 : -std::numeric_limits<float>::infinity();
 }
 
 void Completer::add_means(const ScanRow& row, int kv_head, int piece) {

@@ -46,6 +46,7 @@ class Completer {
     std::vector<const Bf16*> scales;      // and their scales
     std::vector<float> scores;            // [group, ranked], by keys; then their terms
     std::vector<int32_t> sources;         // of the estimated ones' weights: which of `ranked`, kScan or kSelected
+    std::vector<float> taken, added;      // of the blocks of one head: terms of estimated positions, their weights
     std::vector<float> weights;           // [group, estimated], of those not selected
   };
 

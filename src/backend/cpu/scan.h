@@ -19,7 +19,8 @@ class Scan {
   void select(const Chunk& chunk, const float* q, const KvLayer& kv, float cap, float* scores, int64_t stride,
               const Selection& selection);
   /// The same of a chunk with a Completion, by `completer`, which then has the part of what is not selected. Returns
-  /// false where scores are not finite: then the selection is as without one, and there is no part.
+  /// false where scores are not finite, or so far above the first block's that their terms are not: then the selection
+  /// is as without one, and there is no part.
   bool complete(const Chunk& chunk, const float* q, const KvLayer& kv, float* scores, int64_t stride,
                 const KvRequests& requests, Completer& completer, const Selection& selection);
 

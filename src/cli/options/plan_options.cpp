@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <filesystem>
 
 #include "backend/sketch.h"
@@ -83,9 +82,12 @@ Policy policy_from(const std::string& word, const Budget& budget, Policy (*usual
 Completion completion_from(const std::string& word) {
   if (word == "off") return {};
   Completion completion;
-  char behind = 0;
-  if (std::sscanf(word.c_str(), "%d:%d%c", &completion.ranked, &completion.estimated, &behind) != 2 ||
-      completion.ranked < 1 || completion.estimated < completion.ranked || completion.estimated > kMostBudgets) {
+  const char* const end = word.data() + word.size();
+  const auto first = std::from_chars(word.data(), end, completion.ranked);
+  const bool goes_on = first.ec == std::errc() && first.ptr != end && *first.ptr == ':';
+  const auto second = std::from_chars(goes_on ? first.ptr + 1 : end, end, completion.estimated);
+  if (second.ec != std::errc() || second.ptr != end || completion.ranked < 1 ||
+      completion.estimated < completion.ranked || completion.estimated > kMostBudgets) {
     fail(
         "--complete: '{}' given, expected off, or budgets of positions that are ranked again and whose values are "
         "estimated, up to {}, like 4:8",
@@ -135,9 +137,11 @@ const char* tidal_flag(const PlanOptions& options) {
   return options.reselect ? "--reselect" : options.policy == "paper" ? "--policy paper" : "";
 }
 
+bool completes(const PlanOptions& options) { return options.complete && *options.complete != "off"; }
+
 /// A flag that only sketch attention takes, "" for none.
 const char* sketch_flag(const PlanOptions& options) {
-  return options.dense_layers ? "--dense-layers" : options.sketch ? "--sketch" : options.complete ? "--complete" : "";
+  return options.dense_layers ? "--dense-layers" : options.sketch ? "--sketch" : completes(options) ? "--complete" : "";
 }
 
 /// The kind of attention that the flags ask for, "" where they leave it open.
