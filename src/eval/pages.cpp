@@ -149,9 +149,10 @@ int64_t page_decode_bytes(const Engine& engine, const Plan& plan, const PageRule
 Policy page_policy(Policy policy, const PageRule& rule, int context, int pages) {
   policy.budget = pages;
   const int recent = 1 + page_count(rule, std::max(policy.recent - last_page(rule, context), 0));
-  // Where the pages are few, the first one before what else is recent.
-  policy.recent = std::clamp(recent, 1, std::max(pages - 1, 1));
-  policy.sinks = std::min(std::max(page_count(rule, policy.sinks), 1), pages - policy.recent);
+  const int sinks = std::max(page_count(rule, policy.sinks), 1);
+  // Where the pages are few, the first ones before what else is recent, but for the last.
+  policy.recent = std::clamp(recent, 1, std::max(pages - sinks, 1));
+  policy.sinks = std::min(sinks, pages - policy.recent);
   policy.top_p = 1;
   return policy;
 }
