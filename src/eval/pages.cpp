@@ -157,11 +157,15 @@ Policy page_policy(Policy policy, const PageRule& rule, int context, int pages) 
   return policy;
 }
 
+void check_pages(const Backend& backend) {
+  if (const std::string device = backend.device(); !device.empty()) {
+    fail("--pages: pages are compared on the host's processor, not on {}", device);
+  }
+}
+
 PageAttention::PageAttention(Engine& engine, const PageRule& rule)
     : engine_(engine), rule_(rule), hp_(engine.model().hp) {
-  if (!engine.pool().backend().device().empty()) {
-    fail("--pages: pages are compared on the host's processor, not on {}", engine.pool().backend().device());
-  }
+  check_pages(engine.pool().backend());
   engine.set_observer(this);
 }
 

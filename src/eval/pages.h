@@ -38,6 +38,9 @@ std::string to_string(const PageRule& rule);
 /// Throws Error for any other.
 PageRule page_rule_from(const std::string& word);
 
+/// Throws Error where pages cannot be compared: on a device.
+void check_pages(const Backend& backend);
+
 /// A page's scores by what is kept of it: keys [positions][head_dim] as the cache has them, queries [heads][head_dim].
 /// scores: [heads].
 void page_scores(PageScore score, int head_dim, std::span<const float> keys, std::span<const float> queries,

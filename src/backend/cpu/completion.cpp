@@ -5,7 +5,6 @@
 #include <limits>
 #include <utility>
 
-#include "backend/cpu/top_k.h"
 #include "backend/cpu/value_sums.h"
 #include "backend/cpu/vector_ops.h"
 #include "core/bf16.h"
@@ -44,7 +43,7 @@ void Completer::complete(const ScanRow& row, const KvRequests& requests, const S
 #pragma omp for schedule(static)
     for (int task = 0; task < kv_heads * selector_.ranges(); ++task) {
       const int kv_head = task / selector_.ranges();
-      const auto [begin, end] = selector_.pool(terms, kv_head, task % selector_.ranges());
+      const auto [begin, end] = selector_.pool(terms, kv_head, group_, task % selector_.ranges());
       const int blocks = (std::min(end, full) - begin) / kBlockTokens;
       for (int h = kv_head * group_; blocks > 0 && h < (kv_head + 1) * group_; ++h) {
         block_sums(row.terms + h * row.stride + begin, blocks, block_weights(h) + begin / kBlockTokens);

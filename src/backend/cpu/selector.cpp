@@ -109,11 +109,10 @@ void Selector::take(const float* ranking, const Chunk& chunk, const Policy& poli
 
 int Selector::ranges() const { return (context_ + kPoolPiece - 1) / kPoolPiece; }
 
-std::pair<int, int> Selector::pool(const RowTerms& terms, int kv_head, int range) {
-  const int heads = heads_ / kv_heads_, begin = range * kPoolPiece, end = std::min(context_, begin + kPoolPiece);
-  const int first_head = kv_head * heads;
+std::pair<int, int> Selector::pool(const RowTerms& terms, int unit, int heads, int range) {
+  const int begin = range * kPoolPiece, end = std::min(context_, begin + kPoolPiece), first_head = unit * heads;
   weighted_sum(terms.terms + first_head * terms.stride + begin, terms.stride, terms.factors + first_head, heads,
-               end - begin, pooled(kv_head) + begin);
+               end - begin, pooled(unit) + begin);
   return {begin, end};
 }
 
@@ -125,7 +124,7 @@ void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy&
 
   if ((!own_scores || policy.top_p < 1) && policy.budget > reserved.sinks + reserved.recent) {
     const Pooling pooling = own_scores ? Pooling::Sum : policy.pooling;
-    const int ranges = (context + kPoolPiece - 1) / kPoolPiece;
+    const int ranges = this->ranges();
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
     for (int task = 0; task < ranges * units; ++task) {
       const int unit = task / ranges;
@@ -140,18 +139,13 @@ void Selector::select(const RowScores& scores, const Chunk& chunk, const Policy&
 }
 
 void Selector::select(const RowTerms& terms, const Chunk& chunk, const Policy& policy, const Selection& selection) {
-  const int context = context_ = chunk.context();
-  const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units;
-  const int ranges = (context + kPoolPiece - 1) / kPoolPiece;
+  begin(chunk);
+  const int units = scope_units(policy.scope, heads_, kv_heads_), heads = heads_ / units, ranges = this->ranges();
 #pragma omp parallel num_threads(threads_)
   {
     // Static: threads find the terms of the KV heads that they scored in their own cache.
 #pragma omp for schedule(static)
-    for (int task = 0; task < units * ranges; ++task) {
-      const int unit = task / ranges, begin = task % ranges * kPoolPiece, first_head = unit * heads;
-      weighted_sum(terms.terms + first_head * terms.stride + begin, terms.stride, terms.factors + first_head, heads,
-                   std::min(kPoolPiece, context - begin), pooled(unit) + begin);
-    }
+    for (int task = 0; task < units * ranges; ++task) pool(terms, task / ranges, heads, task % ranges);
 #pragma omp for schedule(static)
     for (int unit = 0; unit < units; ++unit) take(pooled(unit), chunk, policy, unit, selection);
   }

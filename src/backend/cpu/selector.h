@@ -42,13 +42,13 @@ class Selector {
     return policy.pooling == Pooling::Sum && pools(policy.scope, heads_, kv_heads_);
   }
 
-  // The steps of it, for who goes on from what is pooled; scope kv.
+  // The steps of it, for who goes on from what is pooled.
 
   int heads() const { return heads_; }
   void begin(const Chunk& chunk) { context_ = chunk.context(); }
   int ranges() const;  ///< that pool() takes one of
-  /// Pools the terms of one KV head's query heads in a range, and returns its positions, [begin, end).
-  std::pair<int, int> pool(const RowTerms& terms, int kv_head, int range);
+  /// Pools the terms of a set's `heads` heads in a range, and returns its positions, [begin, end).
+  std::pair<int, int> pool(const RowTerms& terms, int unit, int heads, int range);
   /// What the positions of a set are ranked by, [context].
   const float* ranking(int unit) const { return pooled_.as<float>() + static_cast<int64_t>(unit) * max_context_; }
 

@@ -82,8 +82,7 @@ CandidatePolicies candidate_policies(const CalibrateFlags& flags, const Hyperpar
   tidal.file.clear();
   PlanOptions sketch = tidal;
   tidal.attention = to_string(PlanKind::Tidal);
-  tidal.sketch = tidal.dense_layers = {};
-  tidal.complete = {};
+  drop_sketch_flags(tidal);
   sketch.attention = to_string(PlanKind::Sketch);
   if (sketch.policy == "paper") sketch.policy = {};
   const Policy scan = make_plan(sketch, hp).policy;

@@ -37,9 +37,7 @@ struct PplPlan {
 /// The session's plans, full attention first, and those that scan once more for every rule.
 std::vector<PplPlan> ppl_plans(EvalSession& session, const PplFlags& flags) {
   std::vector<PplPlan> plans;
-  if (const std::string device = session.backend().device(); !flags.pages.empty() && !device.empty()) {
-    fail("--pages: pages are compared on the host's processor, not on {}", device);
-  }
+  if (!flags.pages.empty()) check_pages(session.backend());  // before anything is computed
   for (const EvalPlan& plan : session.plans()) plans.push_back({plan, {}});
   for (const std::string& word : flags.pages) {
     const PageRule rule = page_rule_from(word);

@@ -306,6 +306,11 @@ ChosenPlan choose_plan(const PlanOptions& options, const Hyperparameters& hp, co
   return chosen;
 }
 
+void drop_sketch_flags(PlanOptions& options) {
+  options.sketch = options.dense_layers = {};
+  options.complete = {};
+}
+
 std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vector<std::string>& kinds,
                                      const Hyperparameters& hp, const FullBelow& full_below) {
   const auto listed = [&](const char* kind) { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); };
@@ -323,10 +328,7 @@ std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const std::vect
   for (const std::string& kind : kinds) {
     PlanOptions own = options;
     if (!kind.empty()) own.attention = kind;
-    if (kind == "tidal") {
-      own.sketch = own.dense_layers = {};
-      own.complete = {};
-    }
+    if (kind == "tidal") drop_sketch_flags(own);
     if (kind == "sketch") {
       own.reselect = {};
       if (own.policy == "paper") own.policy = {};

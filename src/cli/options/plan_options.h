@@ -45,6 +45,9 @@ std::string calibrated_plan_file(const std::string& model);
 /// --reselect or --dense-layers say otherwise or another kind of attention is asked for.
 void find_plan_file(PlanOptions& options, const std::string& model);
 
+/// Takes away what is only for plans that scan.
+void drop_sketch_flags(PlanOptions& options);
+
 /// Throws Error for flags that contradict each other, as far as that can be known without a model and its plan file.
 void check_kind(const PlanOptions& options);
 

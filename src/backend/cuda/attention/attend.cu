@@ -16,8 +16,6 @@ namespace {
 
 constexpr int kWave = 64;                          // most rows of a launch
 constexpr size_t kScoreBytes = size_t{256} << 20;  // for the scores of a launch, at most, but for one row's
-/// Of scan_scores.cu on a multiprocessor.
-constexpr int scan_ctas(int head_dim) { return head_dim > 128 ? 1 : 2; }
 
 template <KvType kType>
 void dispatch(int head_dim, const AttendRowsArgs& args, cudaStream_t stream, int* ctas) {
@@ -49,7 +47,7 @@ struct Geometry {
       : kv(kv),
         dense(heads, kv.heads, heads / kv.heads),
         single(heads, kv.heads, 1),
-        scan_splits(std::clamp(scan_ctas(kv.head_dim) * processors / dense.tiles(), 1, kMaxSplits)) {
+        scan_splits(cuda::scan_splits(dense, kv.head_dim, processors)) {
     const int ctas = std::max(1, attend_rows_ctas(kv.head_dim)) * processors;
     // At least two, so that 128 positions are cut the same way whoever reads them.
     dense_splits = std::clamp(ctas / dense.tiles(), 2, kMaxSplits);

@@ -12,9 +12,6 @@
 
 namespace tidal::cuda {
 
-/// Most splits of one row and head: bounds the memory for their weights in the merge.
-inline constexpr int kMaxSplits = 128;
-
 /// Attention over whole contexts, or over selected positions where `positions` is not null.
 struct AttendRowsArgs {
   StepTables tables = {};

@@ -29,7 +29,7 @@ struct CompletionSizes {
         clusters(hp.heads, context),
         in_clusters(may_cluster && clusters.choose(1, hp.group()).blocks > 0),
         shared_memory(may_cluster ? shared_memory_limit() : std::min(shared_memory_limit(), kLeastSharedMemory)),
-        scan_splits(std::clamp((hp.head_dim > 128 ? 1 : 2) * multiprocessors() / tiles.tiles(), 1, 128)),
+        scan_splits(cuda::scan_splits(tiles, hp.head_dim, multiprocessors())),
         splits(std::clamp(2 * multiprocessors() / hp.kv_heads, 1, kMostParts)),
         score_stride((int64_t{context} + 63) / 64 * 64 + 64) {}
 

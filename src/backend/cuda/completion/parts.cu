@@ -13,12 +13,6 @@ constexpr int kPartWarps = kPartThreads / 32;
 constexpr int kPartBlocks = 32;  // whose coefficients are in shared memory
 constexpr int kPartHeads = 4;    // of a thread
 
-__device__ float sum_lanes(float value) {
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, apart));
-  return value;
-}
-
 /// The first place in an ascending list whose position is not below `position`.
 __device__ int place_of(const int32_t* list, int count, int position) {
   int begin = 0, end = count;
@@ -57,7 +51,7 @@ __device__ float coefficient(const CompleteArgs& args, const Part& part, int blo
   for (int i = begin + lane; i < part.entries && part.list[i] < (block + 1) * kBlockTokens; i += 32) {
     if (part.sources[i] != Source::Selected) estimated = __fadd_rn(estimated, weights[i]);
   }
-  return sum_lanes(__fmaf_rn(kShareOfMeans, sum, estimated));
+  return sum_over_warp(__fmaf_rn(kShareOfMeans, sum, estimated));
 }
 
 /// Adds to the sums of a thread's heads what an entry of the estimated tier does, beside its block's mean.
@@ -151,7 +145,7 @@ __global__ void __launch_bounds__(kPartThreads) parts_kernel(const __grid_consta
       if (part.sources[i] == Source::Selected)
         sum = __fadd_rn(sum, args.weights[(part.first_head + h) * args.room + i]);
     }
-    sum = sum_lanes(sum);
+    sum = sum_over_warp(sum);
     if (lane == 0) sums[h] = sum;
   }
   bool first = true;

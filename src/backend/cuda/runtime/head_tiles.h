@@ -5,6 +5,8 @@ namespace tidal::cuda {
 
 /// Query heads that one CTA takes: the columns of an mma tile.
 inline constexpr int kTileHeads = 8;
+/// Most splits of one row and head: bounds the memory for their weights in the merge.
+inline constexpr int kMaxSplits = 128;
 /// log2(e), for powers of two in place of e.
 inline constexpr float kLog2e = 1.44269504f;
 

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -39,6 +40,10 @@ struct ScanScoresArgs {
   int shared_memory = 0;                   ///< that a CTA may have, in bytes
   SoftmaxPart* part_statistics = nullptr;  ///< [run, heads, splits]
 };
+/// Splits of a context: by the model and the device alone. A multiprocessor holds two CTAs, one of large heads.
+inline int scan_splits(const HeadTiles& tiles, int head_dim, int processors) {
+  return std::clamp((head_dim > 128 ? 1 : 2) * processors / tiles.tiles(), 1, kMaxSplits);
+}
 void launch_scan_scores(const ScanScoresArgs& args, cudaStream_t stream);
 
 }  // namespace tidal::cuda

@@ -10,6 +10,7 @@
 
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/scan/sketch_values.h"
+#include "backend/cuda/weights/round_bits.cuh"
 
 namespace tidal::cuda {
 namespace {
@@ -23,13 +24,6 @@ struct Widths {
   int vectors[kWidths];
   int64_t stride[kWidths];
 };
-
-/// As to_bf16() of core/bf16.h.
-__device__ uint16_t rounded(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 /// Grid (blocks, KV heads, chunks), head_dim threads, at most kMostDim.
 template <int kMostDim>
@@ -88,11 +82,11 @@ __global__ void __launch_bounds__(kMostDim)
     const float spread = __fsub_rn(__fmul_rn(kCount, square_sum), __fmul_rn(code_sum, code_sum));
     const float slope =
         spread > 0 ? __fdiv_rn(__fsub_rn(__fmul_rn(kCount, product_sum), __fmul_rn(code_sum, key_sum)), spread) : 0.0f;
-    const uint16_t scale = rounded(slope);
+    const auto scale = static_cast<uint16_t>(to_bf16_bits(slope));
     const float real_scale = __uint_as_float(static_cast<uint32_t>(scale) << 16);
     const float minimum = __fdiv_rn(__fsub_rn(key_sum, __fmul_rn(real_scale, code_sum)), kCount);
     auto* const own = reinterpret_cast<uint16_t*>(sketch + index * widths.stride[w]);
-    own[d] = rounded(minimum);
+    own[d] = static_cast<uint16_t>(to_bf16_bits(minimum));
     own[dim + d] = scale;
     __syncthreads();
     // A word: 4 channels of one position, the planes on top of each other.

@@ -4,6 +4,7 @@
 #include "backend/cuda/runtime/device_functions.cuh"
 #include "backend/cuda/runtime/kv_values.cuh"
 #include "backend/cuda/scan/sketch_values.h"
+#include "backend/cuda/weights/round_bits.cuh"
 #include "backend/hyperparameters.h"
 
 namespace tidal::cuda {
@@ -12,13 +13,6 @@ namespace {
 constexpr int kValueThreads = 256;
 constexpr int kValueLanes = 16;  // of a row
 constexpr int kLaneValues = kMostHeadDim / kValueLanes;
-
-/// As to_bf16() of core/bf16.h.
-__device__ uint16_t value_rounded(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 /// The sum of 16 lanes, by halves.
 __device__ float add_halves(float sum) {
@@ -64,7 +58,7 @@ __device__ void sketch_row(const KvRowLayout& rows, const ValueSketchPlaces& lay
     }
   }
   const float scale = __fdiv_rn(add_halves(products), add_halves(code_squares));
-  if (lane == 0) reinterpret_cast<uint16_t*>(sketch + layout.scales)[p] = value_rounded(scale);
+  if (lane == 0) reinterpret_cast<uint16_t*>(sketch + layout.scales)[p] = static_cast<uint16_t>(to_bf16_bits(scale));
 }
 
 /// Grid (blocks, KV heads, chunks).
@@ -82,7 +76,7 @@ __global__ void __launch_bounds__(kValueThreads)
     float sum = 0;
 #pragma unroll 16
     for (int p = 0; p < kBlockTokens; ++p) sum = __fadd_rn(sum, value_at(rows, tile + p * row_bytes, d));
-    const uint16_t rounded = value_rounded(__fdiv_rn(sum, static_cast<float>(kBlockTokens)));
+    const auto rounded = static_cast<uint16_t>(to_bf16_bits(__fdiv_rn(sum, static_cast<float>(kBlockTokens))));
     reinterpret_cast<uint16_t*>(sketch)[d] = rounded;
     mean[d] = __uint_as_float(static_cast<uint32_t>(rounded) << 16);
   }

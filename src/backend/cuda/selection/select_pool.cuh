@@ -21,12 +21,6 @@ __device__ inline SoftmaxPart statistics_of(const SelectArgs& args, int64_t head
   return whole_of(args.statistics + head * args.statistic_parts, args.statistic_parts, args.scale);
 }
 
-__device__ inline float sum_over_warp(float value) {
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, apart));
-  return value;
-}
-
 /// The head's maximum and 1 / sum. Where that sum is no number, all scores are gone through once more by the first
 /// kShareThreads threads: attention must spread a NaN, pooling must not. All threads of the block call it; `sums`:
 /// [kShareThreads / 32], shared memory.

@@ -1,4 +1,4 @@
-// Sums of integers over a warp, which come out the same in any order.
+// Sums over a warp: of integers, which come out the same in any order, and of floats in one order.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,13 @@ namespace tidal::cuda {
 __device__ inline unsigned long long sum_over_warp(unsigned long long value) {
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(0xffffffffu, value, apart);
+  return value;
+}
+
+/// The same of floats: every lane gets the same bits.
+__device__ inline float sum_over_warp(float value) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, apart));
   return value;
 }
 
